@@ -1,0 +1,210 @@
+"""Every reason for which the service refuses a request.
+
+    ServiceError
+    ├── InvalidInput
+    │   ├── CursorMalformed
+    │   ├── EmailMalformed
+    │   ├── ExpiryOutOfRange
+    │   ├── IdempotencyKeyReused
+    │   ├── PasswordUnacceptable
+    │   └── ReferralCodeUnusable
+    ├── NotAuthenticated
+    │   ├── InvalidCredentials
+    │   ├── InvalidToken
+    │   └── TokenMissing
+    ├── NotAllowed
+    │   └── AccountDisabled
+    ├── NotFound
+    │   ├── ReferralCodeNotFound
+    │   ├── SessionNotFound
+    │   └── UserNotFound
+    ├── Conflict
+    │   ├── EmailTaken
+    │   ├── LiveReferralCodeExists
+    │   └── ReferralCodeTaken
+    ├── TooMany
+    └── Unavailable
+        ├── DatabaseUnavailable
+        └── HashingQueueFull
+
+The middle row are the *kinds*: service/api/problems.py gives each kind one HTTP status.
+The leaves name the rule that was broken, and are what the domain and the repositories raise.
+"""
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """A request that the service cannot accept.
+
+    `detail` says what is wrong with this request. `pointer` is the JSON pointer (RFC 6901)
+    of the member at fault, `retry_after` the seconds after which another try may succeed.
+    """
+
+    code: ClassVar[str]
+    """Stable and machine-readable: part of the public API, as /problems/<code>."""
+    title: ClassVar[str]
+    """The same sentence for every occurrence."""
+    remedy: ClassVar[str]
+    """What the caller can do about it, for the page that explains the code."""
+    default_pointer: ClassVar[str | None] = None
+    default_retry_after: ClassVar[int | None] = None
+
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        pointer: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        self.detail = detail or self.title
+        self.pointer = pointer or self.default_pointer
+        self.retry_after = retry_after or self.default_retry_after
+        super().__init__(self.detail)
+
+
+class InvalidInput(ServiceError):
+    code = "validation-failed"
+    title = "A member of the request breaks a rule."
+    remedy = "Correct the members that `errors` points at, and send the request again."
+
+
+class NotAuthenticated(ServiceError):
+    code = "not-authenticated"
+    title = "The request carries no valid credentials."
+    remedy = "Sign in, and send the access token as `Authorization: Bearer <token>`."
+
+
+class NotAllowed(ServiceError):
+    code = "not-allowed"
+    title = "The caller may not do this."
+    remedy = "Use an account that owns the resource or has the role that the call needs."
+
+
+class NotFound(ServiceError):
+    code = "not-found"
+    title = "There is nothing at this address."
+    remedy = "Check the address against /docs."
+
+
+class Conflict(ServiceError):
+    code = "conflict"
+    title = "The present state forbids this."
+    remedy = "Read the present state, and decide anew."
+
+
+class TooMany(ServiceError):
+    code = "too-many-requests"
+    title = "Too many requests in a short time."
+    remedy = "Wait for the seconds that `Retry-After` gives."
+    default_retry_after = 1
+
+
+class Unavailable(ServiceError):
+    code = "unavailable"
+    title = "The service cannot answer at the moment."
+    remedy = "Send the request again after the seconds that `Retry-After` gives."
+    default_retry_after = 1
+
+
+class CursorMalformed(InvalidInput):
+    title = "The cursor was not made by this service."
+    default_pointer = "#/cursor"
+
+
+class EmailMalformed(InvalidInput):
+    title = "This is not an e-mail address."
+    default_pointer = "#/email"
+
+
+class ExpiryOutOfRange(InvalidInput):
+    title = "The expiry must lie after now and within 366 days."
+    default_pointer = "#/expires_at"
+
+
+class PasswordUnacceptable(InvalidInput):
+    title = "The password is too easy to guess."
+    default_pointer = "#/password"
+
+
+class IdempotencyKeyReused(InvalidInput):
+    code = "idempotency-key-reused"
+    title = "This Idempotency-Key was used with another request."
+    remedy = "Use a new key (a random UUID, say) for each request that is not a repetition."
+
+
+class ReferralCodeUnusable(InvalidInput):
+    code = "referral-code-unusable"
+    title = "The referral code cannot be used."
+    remedy = "Register with another referral code, or with none."
+    default_pointer = "#/referral_code"
+
+
+class InvalidCredentials(NotAuthenticated):
+    code = "invalid-credentials"
+    title = "The e-mail or the password is wrong."
+    remedy = "Check both, and try again."
+
+
+class InvalidToken(NotAuthenticated):
+    code = "invalid-token"
+    title = "The token is expired, revoked or not one of this service."
+    remedy = "Refresh the access token, or sign in again."
+
+
+class TokenMissing(NotAuthenticated):
+    title = "The request carries no access token."
+
+
+class AccountDisabled(NotAllowed):
+    code = "account-disabled"
+    title = "This account is disabled."
+    remedy = "Ask the operators of the service."
+
+
+class ReferralCodeNotFound(NotFound):
+    code = "referral-code-not-found"
+    title = "There is no live referral code."
+    remedy = "Ask the referrer for a new one, or create one with `POST /api/v1/referral-code`."
+
+
+class SessionNotFound(NotFound):
+    code = "session-not-found"
+    title = "The caller has no such session."
+    remedy = "List the sessions with `GET /api/v1/auth/sessions`."
+
+
+class UserNotFound(NotFound):
+    code = "user-not-found"
+    title = "There is no such user."
+    remedy = "Search the users with `GET /api/v1/admin/users?email=`."
+
+
+class EmailTaken(Conflict):
+    code = "email-taken"
+    title = "An account with this e-mail exists."
+    remedy = "Sign in with it, or register with another e-mail."
+    default_pointer = "#/email"
+
+
+class LiveReferralCodeExists(Conflict):
+    code = "referral-code-exists"
+    title = "A user can hold only one live referral code."
+    remedy = "Delete the live code first, or replace it with `PUT /api/v1/referral-code`."
+
+
+class ReferralCodeTaken(Conflict):
+    code = "referral-code-taken"
+    title = "Another user holds this referral code."
+    remedy = "Choose another code, or leave `code` out to get a generated one."
+    default_pointer = "#/code"
+
+
+class DatabaseUnavailable(Unavailable):
+    code = "database-unavailable"
+    title = "The database does not answer."
+
+
+class HashingQueueFull(Unavailable):
+    code = "hashing-queue-full"
+    title = "Too many passwords are being hashed at the moment."

@@ -1,0 +1,53 @@
+"""Keyset pagination: a page ends at a row, and the next one begins behind it."""
+
+import base64
+import binascii
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final, Generic, Self, TypeVar
+from uuid import UUID
+
+from service.domain.errors import CursorMalformed
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """The place of a row in a list that is ordered by time, then id, newest first."""
+
+    at: datetime
+    row_id: UUID
+
+    def encode(self) -> str:
+        """Return the cursor as clients see it: opaque, and safe in a URL."""
+        microseconds = (self.at - _EPOCH) // timedelta(microseconds=1)
+        raw = microseconds.to_bytes(8, "big") + self.row_id.bytes
+        return base64.urlsafe_b64encode(raw).decode()
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        """Return the cursor that `text` encodes; raise CursorMalformed."""
+        try:
+            raw = base64.b64decode(text.encode("ascii"), b"-_", validate=True)
+            at = _EPOCH + timedelta(microseconds=int.from_bytes(raw[:8], "big"))
+            return cls(at, UUID(bytes=raw[8:]))
+        except (binascii.Error, ValueError, OverflowError) as error:
+            raise CursorMalformed from error
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """Some rows of a list, and where the next ones begin: None at the end."""
+
+    items: list[T]
+    next_cursor: Cursor | None
+
+    @classmethod
+    def of(cls, rows: list[T], limit: int, place: Callable[[T], Cursor]) -> "Page[T]":
+        """Return the page of `limit` rows, given one row more wherever there is one."""
+        more = len(rows) > limit
+        items = rows[:limit]
+        return cls(items, place(items[-1]) if more else None)

@@ -1,0 +1,103 @@
+"""What a referral code is, and the rules for issuing one."""
+
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from uuid6 import uuid7
+
+from service.domain.errors import ExpiryOutOfRange, InvalidInput
+
+ALPHABET: Final = "ABCDEFGHJKMNPQRSTUVWXYZ23456789"  # no 0 O 1 I L: people read codes aloud
+CODE_LENGTH: Final = 10
+LONGEST_LIFE_DAYS: Final = 366
+LARGEST_MAX_USES: Final = 1_000_000_000
+_CHOSEN_CODE: Final = re.compile(r"[0-9A-Z-]{4,32}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferralCode:
+    """A code as its owner sees it. `max_uses` None means that any number may register with it."""
+
+    referral_code_id: UUID
+    owner_id: UUID
+    code: str
+    created_at: datetime
+    expires_at: datetime
+    max_uses: int | None = None
+    uses: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicReferralCode:
+    """What anyone may learn about a live code."""
+
+    code: str
+    expires_at: datetime
+    referrer_id: UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakenReferralCode:
+    """A code that somebody has just registered with."""
+
+    referral_code_id: UUID
+    owner_id: UUID
+    owner_email_key: str
+    code: str
+    max_uses: int | None
+    used_up: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferralCodeWish:
+    """What the owner asks for: exactly one of `expires_at` and `expires_in_days`."""
+
+    expires_at: datetime | None = None
+    expires_in_days: int | None = None
+    code: str | None = None
+    max_uses: int | None = None
+
+
+def issue_referral_code(owner_id: UUID, wish: ReferralCodeWish, now: datetime) -> ReferralCode:
+    """Return a new code of `owner_id` as wished; raise InvalidInput or ExpiryOutOfRange."""
+    return ReferralCode(
+        referral_code_id=uuid7(),
+        owner_id=owner_id,
+        code=generate_code() if wish.code is None else normalise_code(wish.code),
+        created_at=now,
+        expires_at=_expiry(wish, now),
+        max_uses=wish.max_uses,
+    )
+
+
+def generate_code() -> str:
+    """Return a random code of 49 bits: found by guessing only with a list of the live ones."""
+    return "".join(secrets.choice(ALPHABET) for _ in range(CODE_LENGTH))
+
+
+def normalise_code(text: str) -> str:
+    """Return the form in which codes are stored and compared; raise InvalidInput if none."""
+    code = text.upper()
+    # `text` is looked at too: upper() makes ASCII of some letters that are not.
+    if not text.isascii() or not _CHOSEN_CODE.fullmatch(code):
+        raise InvalidInput("A code has 4 to 32 of A-Z, 0-9 and -.", pointer="#/code")
+    return code
+
+
+def _expiry(wish: ReferralCodeWish, now: datetime) -> datetime:
+    if (wish.expires_at is None) == (wish.expires_in_days is None):
+        raise ExpiryOutOfRange("Give exactly one of expires_at and expires_in_days.")
+    if wish.expires_in_days is not None:
+        if not 1 <= wish.expires_in_days <= LONGEST_LIFE_DAYS:
+            raise ExpiryOutOfRange(
+                f"A code lives 1 to {LONGEST_LIFE_DAYS} days.", pointer="#/expires_in_days"
+            )
+        return now + timedelta(days=wish.expires_in_days)
+    assert wish.expires_at is not None
+    if not now < wish.expires_at <= now + timedelta(days=LONGEST_LIFE_DAYS):
+        raise ExpiryOutOfRange
+    return wish.expires_at
