@@ -1,0 +1,24 @@
+"""From the name of a violated constraint to the error that the domain has for it."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from asyncpg import IntegrityConstraintViolationError
+
+from service.domain.errors import ServiceError
+
+
+@contextmanager
+def on_violation(errors: Mapping[str, type[ServiceError]]) -> Iterator[None]:
+    """Raise the error that `errors` holds for the constraint violated inside the block.
+
+    Any other violation passes through unchanged: a constraint that nobody expected is a bug of
+    ours, and must end as a 500, not as a polite answer.
+    """
+    try:
+        yield
+    except IntegrityConstraintViolationError as violation:
+        error = errors.get(violation.constraint_name or "")
+        if error is None:
+            raise
+        raise error from violation

@@ -1,0 +1,79 @@
+"""The SQL of idempotency keys."""
+
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from service.domain.idempotency import Answer, IdempotencyKey
+from service.repositories.connection import Connection
+
+# Waits for another request with the same key to commit or roll back. A key that has had its time
+# is taken over.
+CLAIM: Final = """
+    INSERT INTO idempotency_keys AS k (scope, idempotency_key, fingerprint, created_at)
+    VALUES ($1, $2, $3, $4)
+    ON CONFLICT (scope, idempotency_key) DO UPDATE
+       SET fingerprint = excluded.fingerprint, created_at = excluded.created_at,
+           status = NULL, body = NULL, user_id = NULL
+     WHERE k.created_at <= $5
+    RETURNING k.scope
+"""
+
+FIND: Final = """
+    SELECT fingerprint, status, body
+      FROM idempotency_keys
+     WHERE scope = $1
+       AND idempotency_key = $2
+"""
+
+KEEP: Final = """
+    UPDATE idempotency_keys
+       SET status = $3, body = $4, user_id = $5
+     WHERE scope = $1
+       AND idempotency_key = $2
+"""
+
+DELETE_OF_USER: Final = """
+    DELETE FROM idempotency_keys
+     WHERE user_id = $1
+"""
+
+DELETE_OLD: Final = """
+    DELETE FROM idempotency_keys
+     WHERE (scope, idempotency_key) IN (
+        SELECT scope, idempotency_key FROM idempotency_keys
+         WHERE created_at <= $1 ORDER BY created_at LIMIT 1000
+     )
+"""
+
+
+class IdempotencyKeyRepository:
+    """Idempotency keys, one statement a method."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def claim(self, key: IdempotencyKey, now: datetime, forgotten_before: datetime) -> bool:
+        """Store the key; return False where an earlier request has stored it."""
+        claimed = await self._connection.fetchval(
+            CLAIM, key.scope, key.key, key.fingerprint, now, forgotten_before
+        )
+        return claimed is not None
+
+    async def find(self, key: IdempotencyKey) -> tuple[bytes, Answer] | None:
+        """Return the fingerprint of the first request with the key, and its answer."""
+        row = await self._connection.fetchrow(FIND, key.scope, key.key)
+        return None if row is None else (row["fingerprint"], Answer(row["status"], row["body"]))
+
+    async def keep(self, key: IdempotencyKey, answer: Answer, user_id: UUID | None) -> None:
+        """Store the answer to give again; `user_id` is whose data it holds."""
+        await self._connection.execute(
+            KEEP, key.scope, key.key, answer.status, answer.body, user_id
+        )
+
+    async def delete_of_user(self, user_id: UUID) -> None:
+        await self._connection.execute(DELETE_OF_USER, user_id)
+
+    async def delete_old(self, forgotten_before: datetime) -> None:
+        """Delete up to 1 000 keys that have had their time."""
+        await self._connection.execute(DELETE_OLD, forgotten_before)

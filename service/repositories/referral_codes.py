@@ -1,0 +1,164 @@
+"""The SQL of referral codes."""
+
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from service.domain.errors import LiveReferralCodeExists, ReferralCodeTaken
+from service.domain.referral_codes import PublicReferralCode, ReferralCode, TakenReferralCode
+from service.repositories.connection import Connection
+from service.repositories.constraints import on_violation
+
+END_EXPIRED: Final = """
+    UPDATE referral_codes
+       SET ended_at = expires_at
+     WHERE (owner_id = $1 OR code = $2)
+       AND ended_at IS NULL
+       AND expires_at <= $3
+"""
+
+INSERT: Final = """
+    INSERT INTO referral_codes (referral_code_id, owner_id, code, created_at, expires_at, max_uses)
+    VALUES ($1, $2, $3, $4, $5, $6)
+"""
+
+FIND_LIVE: Final = """
+    SELECT c.referral_code_id, c.owner_id, c.code, c.created_at, c.expires_at, c.max_uses,
+           c.uses + COALESCE((SELECT sum(u.uses) FROM referral_code_uses u
+                               WHERE u.referral_code_id = c.referral_code_id), 0)::bigint AS uses
+      FROM referral_codes c
+     WHERE c.owner_id = $1
+       AND c.ended_at IS NULL
+       AND c.expires_at > $2
+"""
+
+FIND_LIVE_BY_EMAIL: Final = """
+    SELECT c.code, c.expires_at, c.owner_id AS referrer_id
+      FROM users u
+      JOIN referral_codes c ON c.owner_id = u.user_id
+     WHERE u.email_key = $1
+       AND u.disabled_at IS NULL
+       AND c.ended_at IS NULL
+       AND c.expires_at > $2
+"""
+
+LOCK_OWNER: Final = """
+    SELECT user_id
+      FROM users
+     WHERE user_id = $1
+       FOR NO KEY UPDATE
+"""
+
+END_OF_OWNER: Final = """
+    UPDATE referral_codes
+       SET ended_at = $2
+     WHERE owner_id = $1
+       AND ended_at IS NULL
+    RETURNING expires_at
+"""
+
+# Two ways to take a code. With `max_uses` the row is updated, so that registrations queue and the
+# limit is exact. Without, they share the row: they wait for nobody, only a deletion waits for them.
+TAKE: Final = """
+    WITH counted AS (
+        UPDATE referral_codes
+           SET uses = uses + 1,
+               ended_at = CASE WHEN uses + 1 >= max_uses THEN $2::timestamptz END
+         WHERE code = $1
+           AND ended_at IS NULL
+           AND expires_at > $2
+           AND max_uses IS NOT NULL
+        RETURNING referral_code_id, owner_id, code, max_uses, ended_at
+    ), shared AS (
+        SELECT referral_code_id, owner_id, code, max_uses, ended_at
+          FROM referral_codes
+         WHERE code = $1
+           AND ended_at IS NULL
+           AND expires_at > $2
+           AND max_uses IS NULL
+           FOR SHARE
+    ), taken AS (
+        SELECT * FROM counted UNION ALL SELECT * FROM shared
+    )
+    SELECT t.referral_code_id, t.owner_id, u.email_key, t.code, t.max_uses, t.ended_at
+      FROM taken t
+      JOIN users u ON u.user_id = t.owner_id
+     WHERE u.disabled_at IS NULL
+       AND u.erased_at IS NULL
+"""
+
+COUNT_USE: Final = """
+    INSERT INTO referral_code_uses (referral_code_id, slot, uses)
+    VALUES ($1, $2, 1)
+    ON CONFLICT (referral_code_id, slot)
+    DO UPDATE SET uses = referral_code_uses.uses + 1
+"""
+
+
+class ReferralCodeRepository:
+    """Referral codes, one statement a method."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def end_expired(self, owner_id: UUID, code: str, now: datetime) -> None:
+        """Make room for a new code: what has expired holds neither its owner nor its name."""
+        await self._connection.execute(END_EXPIRED, owner_id, code, now)
+
+    async def add(self, code: ReferralCode) -> None:
+        """Store a live code.
+
+        Raises LiveReferralCodeExists while its owner holds another, ReferralCodeTaken while
+        another owner holds this one.
+        """
+        errors = {
+            "referral_codes_one_live_per_owner": LiveReferralCodeExists,
+            "referral_codes_live_code_unique": ReferralCodeTaken,
+        }
+        with on_violation(errors):
+            await self._connection.execute(
+                INSERT,
+                code.referral_code_id,
+                code.owner_id,
+                code.code,
+                code.created_at,
+                code.expires_at,
+                code.max_uses,
+            )
+
+    async def find_live(self, owner_id: UUID, now: datetime) -> ReferralCode | None:
+        row = await self._connection.fetchrow(FIND_LIVE, owner_id, now)
+        return None if row is None else ReferralCode(**row)
+
+    async def find_live_by_email(self, email_key: str, now: datetime) -> PublicReferralCode | None:
+        row = await self._connection.fetchrow(FIND_LIVE_BY_EMAIL, email_key, now)
+        return None if row is None else PublicReferralCode(**row)
+
+    async def lock_owner(self, owner_id: UUID) -> None:
+        """Let one replacement of an owner's code at a time go on until it commits."""
+        await self._connection.fetchval(LOCK_OWNER, owner_id)
+
+    async def end_of_owner(self, owner_id: UUID, now: datetime) -> bool:
+        """End the owner's code; return whether it was live until now."""
+        expires_at: Any = await self._connection.fetchval(END_OF_OWNER, owner_id, now)
+        return expires_at is not None and expires_at > now
+
+    async def take(self, code: str, now: datetime) -> TakenReferralCode | None:
+        """Count one use of a live code towards `max_uses`; return it, or None if none lives."""
+        row = await self._connection.fetchrow(TAKE, code, now)
+        return (
+            None
+            if row is None
+            else TakenReferralCode(
+                referral_code_id=row["referral_code_id"],
+                owner_id=row["owner_id"],
+                owner_email_key=row["email_key"],
+                code=row["code"],
+                max_uses=row["max_uses"],
+                used_up=row["ended_at"] is not None,
+            )
+        )
+
+    async def count_use(self, referral_code_id: UUID, slot: int) -> None:
+        """Count one use of a code that has no `max_uses`."""
+        await self._connection.execute(COUNT_USE, referral_code_id, slot)

@@ -1,0 +1,193 @@
+"""The SQL of accounts."""
+
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from service.domain.errors import EmailTaken
+from service.domain.pages import Cursor
+from service.domain.sessions import Credentials
+from service.domain.users import Email, Role, User
+from service.repositories.connection import Connection
+from service.repositories.constraints import on_violation
+
+INSERT: Final = """
+    INSERT INTO users (user_id, email, email_key, password_hash, role, created_at)
+    VALUES ($1, $2, $3, $4, $5, $6)
+"""
+
+FIND: Final = """
+    SELECT u.user_id, u.email, u.role, u.created_at, u.email_confirmed_at, u.disabled_at,
+           r.referrer_id
+      FROM users u
+      LEFT JOIN referrals r ON r.user_id = u.user_id
+     WHERE u.user_id = $1
+       AND u.erased_at IS NULL
+"""
+
+FIND_BY_EMAIL: Final = """
+    SELECT u.user_id, u.email, u.role, u.created_at, u.email_confirmed_at, u.disabled_at,
+           r.referrer_id
+      FROM users u
+      LEFT JOIN referrals r ON r.user_id = u.user_id
+     WHERE u.email_key = $1
+"""
+
+NEWEST: Final = """
+    SELECT u.user_id, u.email, u.role, u.created_at, u.email_confirmed_at, u.disabled_at,
+           r.referrer_id
+      FROM users u
+      LEFT JOIN referrals r ON r.user_id = u.user_id
+     WHERE u.erased_at IS NULL
+     ORDER BY u.created_at DESC, u.user_id DESC
+     LIMIT $1
+"""
+
+NEWEST_BEHIND: Final = """
+    SELECT u.user_id, u.email, u.role, u.created_at, u.email_confirmed_at, u.disabled_at,
+           r.referrer_id
+      FROM users u
+      LEFT JOIN referrals r ON r.user_id = u.user_id
+     WHERE u.erased_at IS NULL
+       AND (u.created_at, u.user_id) < ($2, $3)
+     ORDER BY u.created_at DESC, u.user_id DESC
+     LIMIT $1
+"""
+
+FIND_CREDENTIALS_BY_EMAIL: Final = """
+    SELECT user_id, role, password_hash, disabled_at
+      FROM users
+     WHERE email_key = $1
+       AND password_hash IS NOT NULL
+"""
+
+FIND_CREDENTIALS: Final = """
+    SELECT user_id, role, password_hash, disabled_at
+      FROM users
+     WHERE user_id = $1
+       AND password_hash IS NOT NULL
+"""
+
+FIND_EMAIL_KEY: Final = """
+    SELECT email_key
+      FROM users
+     WHERE user_id = $1
+"""
+
+REPLACE_HASH: Final = """
+    UPDATE users
+       SET password_hash = $3
+     WHERE user_id = $1
+       AND password_hash = $2
+    RETURNING user_id
+"""
+
+SET_DISABLED: Final = """
+    UPDATE users
+       SET disabled_at = $2
+     WHERE user_id = $1
+       AND erased_at IS NULL
+    RETURNING email_key
+"""
+
+ERASE: Final = """
+    UPDATE users
+       SET email = NULL, email_key = NULL, password_hash = NULL, email_confirmed_at = NULL,
+           erased_at = $3
+     WHERE user_id = $1
+       AND password_hash = $2
+    RETURNING user_id
+"""
+
+SET_ROLE: Final = """
+    UPDATE users
+       SET role = $2
+     WHERE email_key = $1
+    RETURNING user_id
+"""
+
+
+class UserRepository:
+    """Accounts, one statement a method."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def add(
+        self, user_id: UUID, email: Email, password_hash: str, role: Role, now: datetime
+    ) -> None:
+        """Store a new account; raise EmailTaken where one has the e-mail already."""
+        with on_violation({"users_email_unique": EmailTaken}):
+            await self._connection.execute(
+                INSERT, user_id, email.shown, email.key, password_hash, role, now
+            )
+
+    async def find(self, user_id: UUID) -> User | None:
+        row = await self._connection.fetchrow(FIND, user_id)
+        return None if row is None else _user(row)
+
+    async def find_by_email(self, email_key: str) -> User | None:
+        row = await self._connection.fetchrow(FIND_BY_EMAIL, email_key)
+        return None if row is None else _user(row)
+
+    async def newest(self, limit: int, behind: Cursor | None) -> list[User]:
+        """Return up to `limit` accounts, newest first, those behind the cursor if there is one."""
+        if behind is None:
+            rows = await self._connection.fetch(NEWEST, limit)
+        else:
+            rows = await self._connection.fetch(NEWEST_BEHIND, limit, behind.at, behind.row_id)
+        return [_user(row) for row in rows]
+
+    async def find_credentials_by_email(self, email_key: str) -> Credentials | None:
+        row = await self._connection.fetchrow(FIND_CREDENTIALS_BY_EMAIL, email_key)
+        return None if row is None else _credentials(row)
+
+    async def find_credentials(self, user_id: UUID) -> Credentials | None:
+        row = await self._connection.fetchrow(FIND_CREDENTIALS, user_id)
+        return None if row is None else _credentials(row)
+
+    async def find_email_key(self, user_id: UUID) -> str | None:
+        """Return the e-mail key of an account that is not erased."""
+        key: str | None = await self._connection.fetchval(FIND_EMAIL_KEY, user_id)
+        return key
+
+    async def replace_password_hash(self, user_id: UUID, old: str, new: str) -> bool:
+        """Store `new` where the hash is still `old`; return whether it was."""
+        return await self._found(REPLACE_HASH, user_id, old, new)
+
+    async def set_disabled(self, user_id: UUID, at: datetime | None) -> str | None:
+        """Disable the account from `at`, or enable it; return its e-mail key if it exists."""
+        key: str | None = await self._connection.fetchval(SET_DISABLED, user_id, at)
+        return key
+
+    async def erase(self, user_id: UUID, password_hash: str, now: datetime) -> bool:
+        """Remove all personal data where the hash is still the one given; return whether it was."""
+        return await self._found(ERASE, user_id, password_hash, now)
+
+    async def set_role(self, email_key: str, role: Role) -> bool:
+        """Give the account another role; return whether there is one."""
+        return await self._found(SET_ROLE, email_key, role)
+
+    async def _found(self, statement: str, *arguments: Any) -> bool:
+        return await self._connection.fetchval(statement, *arguments) is not None
+
+
+def _user(row: Any) -> User:
+    return User(
+        user_id=row["user_id"],
+        email=row["email"],
+        email_confirmed=row["email_confirmed_at"] is not None,
+        role=Role(row["role"]),
+        created_at=row["created_at"],
+        disabled=row["disabled_at"] is not None,
+        referrer_id=row["referrer_id"],
+    )
+
+
+def _credentials(row: Any) -> Credentials:
+    return Credentials(
+        user_id=row["user_id"],
+        role=Role(row["role"]),
+        password_hash=row["password_hash"],
+        disabled=row["disabled_at"] is not None,
+    )

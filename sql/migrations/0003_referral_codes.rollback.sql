@@ -1,0 +1,2 @@
+DROP TABLE IF EXISTS referral_code_uses;
+DROP TABLE IF EXISTS referral_codes;
