@@ -1,0 +1,55 @@
+"""What the service counts for Prometheus. The names are part of what operators rely on."""
+
+import os
+from typing import Final
+
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+REQUEST_SECONDS: Final = Histogram(
+    "http_request_duration_seconds",
+    "Time to answer, by route and status.",
+    ["method", "route", "status"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)
+CACHE_READS: Final = Counter(
+    "cache_reads", "Reads through the cache, by what was read and how it went.", ["kind", "result"]
+)
+CIRCUIT_BREAKER_OPEN: Final = Gauge(
+    "redis_circuit_breaker_open",
+    "1 in a worker that does without Redis; the sum over the workers.",
+    multiprocess_mode="livesum",
+)
+DATABASE_CONNECTIONS: Final = Gauge(
+    "database_connections",
+    "Connections to PostgreSQL, by state.",
+    ["state"],
+    multiprocess_mode="livesum",
+)
+HASHES_PENDING: Final = Gauge(
+    "password_hashes_pending",
+    "Password hashes that wait or run.",
+    multiprocess_mode="livesum",
+)
+RATE_LIMITED: Final = Counter(
+    "rate_limited", "Requests refused because there were too many, by limit.", ["limit"]
+)
+JOBS_DONE: Final = Counter("jobs_done", "Jobs done, by kind.", ["kind"])
+
+
+def exposition() -> bytes:
+    """Return all metrics in Prometheus' text format, summed over the workers."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library has no types here
+    return generate_latest(registry)

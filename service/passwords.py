@@ -1,0 +1,81 @@
+"""Hashing passwords: argon2id on threads of their own, and not more at once than can be done.
+
+One hash takes about 20 ms of a core and 19 MiB. On the event loop, or on more threads than
+cores, every other request would wait for it.
+"""
+
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Final, TypeVar
+
+from passlib.context import CryptContext
+
+from service.domain.errors import HashingQueueFull
+from service.domain.passwords import LONGEST_PASSWORD
+from service.settings import Argon2
+
+T = TypeVar("T")
+_LOWEST_PRIORITY: Final = 19
+
+
+class PasswordHasher:
+    """Hashes and verifies; raises HashingQueueFull where `queue` hashes wait or run already."""
+
+    def __init__(self, cost: Argon2, threads: int, queue: int) -> None:
+        self._context = CryptContext(
+            schemes=["argon2"],
+            argon2__type="ID",
+            argon2__memory_cost=cost.memory_kib,
+            argon2__time_cost=cost.passes,
+            argon2__parallelism=cost.lanes,
+        )
+        self._executor = ThreadPoolExecutor(threads, "hashing", initializer=_yield_to_others)
+        self._queue = queue
+        self.pending = 0
+        """How many hashes wait or run."""
+
+    async def warm_up(self) -> None:
+        """Make the dummy hash, so that the first unknown e-mail takes no longer than the next."""
+        await self._run(self._context.dummy_verify)
+
+    async def hash(self, password: str) -> str:
+        return await self._run(lambda: self._context.hash(password))
+
+    async def verify(self, password: str, password_hash: str | None) -> tuple[bool, str | None]:
+        """Return whether the password is right, and a new hash if the cost has changed since.
+
+        Without a hash, one is computed for nothing: an unknown e-mail takes the same time.
+        """
+        return await self._run(lambda: self._verify(password, password_hash))
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _verify(self, password: str, password_hash: str | None) -> tuple[bool, str | None]:
+        # No account has a longer password, and passlib raises on one of 4097 bytes.
+        if password_hash is None or len(password) > LONGEST_PASSWORD:
+            self._context.dummy_verify()
+            return False, None
+        verified, new_hash = self._context.verify_and_update(password, password_hash)
+        return bool(verified), new_hash
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        if self.pending >= self._queue:
+            raise HashingQueueFull
+        self.pending += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        finally:
+            self.pending -= 1
+
+
+def _yield_to_others() -> None:
+    """Let hashing run when nothing else wants the core: requests stay quick beside it."""
+    if sys.platform == "linux":  # elsewhere a thread has no priority of its own
+        with suppress(OSError):  # not allowed: then at equal priority
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)

@@ -1,0 +1,280 @@
+"""The settings: read once at start, from the process environment and from an env file.
+
+`.env.template` names every variable with its meaning; this schema is what reads them. All
+faults are told together, because an operator who mends them one by one restarts once for each.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from jwt.exceptions import PyJWTError
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
+
+from service.tokens import SigningKey, SigningKeys
+
+LogFormat = Literal["json", "text", "auto"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+SECONDS_OF = {"second": 1, "minute": 60, "hour": 3600}
+
+
+class SettingsError(Exception):
+    """Settings that the service cannot start with: one line for each faulty variable."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """At most `requests` in each window of `seconds`."""
+
+    requests: int
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Argon2:
+    """The cost of one password hash (RFC 9106)."""
+
+    memory_kib: int
+    passes: int
+    lanes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What an operator decides. Durations are timedeltas, `None` stands for "not set"."""
+
+    host: str
+    port: int
+    workers: int
+    public_url: str
+    service_name: str
+    database_url: str
+    database_pool_size: int
+    redis_url: str
+    log_level: LogLevel
+    log_format: LogFormat
+    access_token_ttl: timedelta
+    refresh_token_ttl: timedelta
+    password_min_length: int
+    argon2: Argon2
+    hashing_threads: int
+    hashing_queue: int
+    cors_origins: frozenset[str]
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
+    rate_limit_register: RateLimit | None
+    rate_limit_login: RateLimit | None
+    rate_limit_lookup: RateLimit | None
+    signing_keys: SigningKeys
+    refresh_token_keys: tuple[bytes, ...]
+    hash_key: bytes
+
+
+class _RateLimit(fields.Field[RateLimit | None]):
+    """`N/second`, `N/minute`, `N/hour` or `off`."""
+
+    _FORM = re.compile(r"([1-9]\d{0,8})/(second|minute|hour)")
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> RateLimit | None:
+        if value == "off":
+            return None
+        if not (parts := self._FORM.fullmatch(value)):
+            raise ValidationError("must be N/second, N/minute, N/hour or off.")
+        return RateLimit(int(parts[1]), SECONDS_OF[parts[2]])
+
+
+class _Words(fields.Field[list[str]]):
+    """Words between commas."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> list[str]:
+        return [word.strip() for word in value.split(",") if word.strip()]
+
+
+class _Origins(_Words):
+    """Web origins (RFC 6454) between commas, or `*`."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> Any:
+        words = super()._deserialize(value, attr, data)
+        for word in words:
+            parts = urlsplit(word)
+            if word != "*" and (
+                parts.scheme not in {"http", "https"}
+                or word != f"{parts.scheme}://{parts.netloc}"
+                or not parts.netloc
+            ):
+                raise ValidationError(f"{word!r} is not an origin such as https://app.example.com.")
+        return frozenset(words)
+
+
+class _Networks(_Words):
+    """IP addresses or networks between commas."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> Any:
+        try:
+            return tuple(ip_network(word) for word in super()._deserialize(value, attr, data))
+        except ValueError as error:
+            raise ValidationError(f"{error}.") from error
+
+
+class _Secrets(_Words):
+    """Secrets between commas, of 32 characters or more; the first one is used for new things."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> Any:
+        words = super()._deserialize(value, attr, data)
+        if not words or min(map(len, words)) < 32:
+            raise ValidationError("must be 32 characters or more.")
+        return tuple(word.encode() for word in words)
+
+
+class _SigningKeys(fields.Field[SigningKeys]):
+    """A JWK set (RFC 7517) of private P-256 keys; the first one signs, all verify."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> SigningKeys:
+        try:
+            jwks = json.loads(value)["keys"]
+            return SigningKeys(tuple(SigningKey.from_jwk(jwk) for jwk in jwks))
+        except (ValueError, KeyError, TypeError, PyJWTError) as error:
+            raise ValidationError(
+                "must be a JWK set with a private P-256 key; "
+                "`python -m service keys generate` makes one."
+            ) from error
+
+
+class _Url(fields.String):
+    """A URL of one of the given schemes. The value is never repeated: it may hold a password."""
+
+    def __init__(self, *schemes: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._schemes = schemes
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> str:
+        try:
+            scheme = urlsplit(value).scheme
+        except ValueError:
+            scheme = ""
+        if scheme not in self._schemes:
+            raise ValidationError(f"must be a URL that begins with {self._schemes[0]}://.")
+        return str(value)
+
+
+def _number(default: int | None, low: int, high: int, name: str) -> fields.Integer:
+    return fields.Integer(
+        data_key=name,
+        load_default=default,
+        validate=validate.Range(low, high, error="must lie between {min} and {max}."),
+        error_messages={"invalid": "must be a whole number."},
+    )
+
+
+def _required(name: str) -> dict[str, Any]:
+    return {"data_key": name, "required": True, "error_messages": {"required": "is not set."}}
+
+
+def _one_of(kind: Any, default: str, name: str) -> fields.String:
+    return fields.String(
+        data_key=name,
+        load_default=default,
+        validate=validate.OneOf(get_args(kind), error="must be one of {choices}."),
+    )
+
+
+class SettingsSchema(Schema):
+    """One field a variable."""
+
+    class Meta:
+        unknown = EXCLUDE  # the environment holds much that is not ours
+
+    host = fields.String(data_key="HOST", load_default="127.0.0.1")
+    port = _number(8080, 1, 65535, "PORT")
+    workers = _number(None, 1, 256, "WORKERS")
+    public_url = _Url("http", "https", data_key="PUBLIC_URL", load_default=None)
+    service_name = fields.String(data_key="SERVICE_NAME", load_default="referrals")
+    database_url = _Url("postgresql", "postgres", **_required("DATABASE_URL"))
+    database_pool_size = _number(10, 1, 1000, "DATABASE_POOL_SIZE")
+    redis_url = _Url("redis", "rediss", "unix", **_required("REDIS_URL"))
+    log_level = _one_of(LogLevel, "info", "LOG_LEVEL")
+    log_format = _one_of(LogFormat, "auto", "LOG_FORMAT")
+    access_token_ttl = _number(600, 10, 86_400, "ACCESS_TOKEN_TTL_SECONDS")
+    refresh_token_ttl = _number(2_592_000, 60, 31_536_000, "REFRESH_TOKEN_TTL_SECONDS")
+    password_min_length = _number(8, 8, 64, "PASSWORD_MIN_LENGTH")
+    argon2_memory_kib = _number(19_456, 8, 4_194_304, "ARGON2_MEMORY_KIB")
+    argon2_passes = _number(2, 1, 100, "ARGON2_PASSES")
+    argon2_lanes = _number(1, 1, 16, "ARGON2_LANES")
+    hashing_threads = _number(None, 1, 64, "HASHING_THREADS")
+    hashing_queue = _number(64, 1, 10_000, "HASHING_QUEUE")
+    cors_origins = _Origins(data_key="CORS_ORIGINS", load_default=frozenset())
+    trusted_proxies = _Networks(data_key="TRUSTED_PROXIES", load_default=())
+    rate_limit_register = _RateLimit(data_key="RATE_LIMIT_REGISTER", load_default=RateLimit(20, 60))
+    rate_limit_login = _RateLimit(data_key="RATE_LIMIT_LOGIN", load_default=RateLimit(10, 60))
+    rate_limit_lookup = _RateLimit(data_key="RATE_LIMIT_LOOKUP", load_default=RateLimit(120, 60))
+    signing_keys = _SigningKeys(**_required("SIGNING_KEYS"))
+    refresh_token_keys = _Secrets(**_required("REFRESH_TOKEN_KEYS"))
+    hash_key = _Secrets(**_required("HASH_KEY"))
+
+
+def read_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of the env file (`ENV_FILE`, by default `.env`) under `environ`'s.
+
+    A variable that is set to nothing counts as not set.
+    """
+    file = dotenv_values(environ.get("ENV_FILE", ".env"), interpolate=False)
+    merged = {**file, **environ}
+    return {name: value for name, value in merged.items() if value}
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """Return the settings that `environ` gives; raise SettingsError naming every bad variable."""
+    try:
+        values = SettingsSchema().load(environ)
+    except ValidationError as error:
+        raise _told(error) from error
+    workers = values.pop("workers") or available_cores()
+    public_url = values.pop("public_url") or f"http://localhost:{values['port']}"
+    return Settings(
+        workers=workers,
+        public_url=public_url.rstrip("/"),
+        hashing_threads=values.pop("hashing_threads") or max(1, available_cores() // workers),
+        hash_key=values.pop("hash_key")[0],
+        access_token_ttl=timedelta(seconds=values.pop("access_token_ttl")),
+        refresh_token_ttl=timedelta(seconds=values.pop("refresh_token_ttl")),
+        argon2=Argon2(
+            memory_kib=values.pop("argon2_memory_kib"),
+            passes=values.pop("argon2_passes"),
+            lanes=values.pop("argon2_lanes"),
+        ),
+        **values,
+    )
+
+
+def read_database_url(environ: Mapping[str, str]) -> str:
+    """Return DATABASE_URL, which is all that a migration needs; raise SettingsError."""
+    try:
+        url: str = SettingsSchema(only=["database_url"]).load(environ)["database_url"]
+    except ValidationError as error:
+        raise _told(error) from error
+    return url
+
+
+def _told(error: ValidationError) -> SettingsError:
+    messages: dict[str, list[str]] = error.normalized_messages()  # type: ignore[no-untyped-call]
+    return SettingsError(
+        "\n".join(f"{name} {' '.join(messages[name])}" for name in sorted(messages))
+    )
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use: its cgroup's quota, then its affinity."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        limit = int(quota) // int(period)
+    except (OSError, ValueError):  # no cgroup, or no quota ("max")
+        limit = affinity or 1
+    return max(1, min(affinity or 1, limit))
