@@ -1,0 +1,90 @@
+"""Removing from the cache what a write has made old: at once, and again as a job.
+
+The writer removes the keys after its commit. The job, a row of the same transaction, does it
+once more from any worker within POLL_SECONDS: so a writer that is killed between the two, or
+cannot reach Redis, leaves nothing old behind.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from service.cache import Cache, RedisAway, RedisServer
+from service.database import Database, Repositories
+from service.domain.errors import DatabaseUnavailable
+from service.metrics import JOBS_DONE
+
+POLL_SECONDS: Final = 0.5
+BATCH: Final = 1000
+_KIND: Final = "forget"
+log = logging.getLogger(__name__)
+
+
+def code_key(email_key: str) -> str:
+    """Return the cache key of the public code of an e-mail."""
+    return f"code:{email_key}"
+
+
+def session_key(session_id: UUID) -> str:
+    """Return the cache key of whether a session is open."""
+    return f"session:{session_id}"
+
+
+class Forgetting:
+    """Removes cache keys now, later and when Redis is back."""
+
+    def __init__(self, database: Database, cache: Cache, server: RedisServer) -> None:
+        self._database = database
+        self._cache = cache
+        self._server = server
+
+    async def plan(self, repositories: Repositories, keys: Sequence[str], now: datetime) -> None:
+        """Write the job, in the transaction that makes the values of `keys` old."""
+        if keys:
+            await repositories.jobs.add(_KIND, keys, now)
+
+    async def forget(self, keys: Sequence[str]) -> None:
+        """Remove `keys` after the commit; while Redis is away the job does it."""
+        if keys:
+            with suppress(RedisAway):
+                await self._cache.forget(keys)
+
+    async def work_off(self) -> None:
+        """Do all jobs, and let Redis be trusted again when none is left.
+
+        No worker claims a job: doing one twice costs little, and one that a hanging worker had
+        claimed would be late. Raises RedisAway or DatabaseUnavailable.
+        """
+        while True:
+            async with self._database.reading() as repositories:
+                jobs = await repositories.jobs.oldest(_KIND, BATCH)
+            if not jobs and not self._server.away:
+                return
+            await self._cache.forget_anyway([key for job in jobs for key in job.payload])
+            if jobs:
+                async with self._database.reading() as repositories:
+                    await repositories.jobs.delete([job.job_id for job in jobs])
+                JOBS_DONE.labels(_KIND).inc(len(jobs))
+            if len(jobs) < BATCH:
+                self._server.resume()
+                return
+
+    async def run(self) -> None:
+        """Work off the jobs for ever, and log when Redis or PostgreSQL goes and comes."""
+        hindrance: str | None = None
+        while True:
+            try:
+                await self.work_off()
+                found = None
+            except (RedisAway, DatabaseUnavailable) as error:
+                found = f"{type(error).__name__}: {error.__cause__ or error}"
+            if found and not hindrance:
+                log.warning("The cache is not used until this is over: %s", found)
+            if hindrance and not found:
+                log.warning("The cache is used again.")
+            hindrance = found
+            await asyncio.sleep(POLL_SECONDS)

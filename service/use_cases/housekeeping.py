@@ -1,0 +1,36 @@
+"""Deleting what has had its time."""
+
+import asyncio
+import logging
+from typing import Final
+
+from service.database import Database
+from service.domain.clock import Clock
+from service.domain.errors import DatabaseUnavailable
+from service.domain.idempotency import KEPT_FOR
+
+PERIOD_SECONDS: Final = 60.0
+log = logging.getLogger(__name__)
+
+
+class Housekeeping:
+    """Deletes expired sessions and idempotency keys, a thousand at a time."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def tidy_up(self) -> None:
+        now = self._clock()
+        async with self._database.reading() as repositories:
+            await repositories.sessions.delete_expired(now)
+            await repositories.idempotency_keys.delete_old(now - KEPT_FOR)
+
+    async def run(self) -> None:
+        """Tidy up for ever, once a minute."""
+        while True:
+            await asyncio.sleep(PERIOD_SECONDS)
+            try:
+                await self.tidy_up()
+            except DatabaseUnavailable as error:
+                log.warning("housekeeping put off: %s", error.__cause__ or error)

@@ -1,0 +1,64 @@
+"""Giving a repeated request its first answer, kept in the transaction of the first one."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Generic, TypeVar
+from uuid import UUID
+
+from service.database import Database, Repositories
+from service.domain.clock import Clock
+from service.domain.errors import IdempotencyKeyReused
+from service.domain.idempotency import KEPT_FOR, AlreadyAnswered, Answer, IdempotencyKey
+
+T = TypeVar("T")
+
+
+class AnswerOnce(Generic[T]):
+    """One request's key, and how its result becomes an answer. Without a key it does nothing."""
+
+    def __init__(self, key: IdempotencyKey | None, render: Callable[[T], Answer]) -> None:
+        self._key = key
+        self._render = render
+
+    async def claim(self, repositories: Repositories, now: datetime) -> None:
+        """Make the key this request's, first thing in its transaction.
+
+        Raises AlreadyAnswered if the request is a repetition, IdempotencyKeyReused if it only
+        has the key of another one.
+        """
+        if self._key is not None:
+            await _claim(repositories, self._key, now)
+
+    async def keep(self, repositories: Repositories, result: T, user_id: UUID) -> None:
+        """Keep the answer, last thing in the transaction; `user_id` is whose data it holds."""
+        if self._key is not None:
+            await repositories.idempotency_keys.keep(self._key, self._render(result), user_id)
+
+
+class Refusals:
+    """Keeps the refusal of a request whose own transaction was rolled back."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def keep(self, key: IdempotencyKey, answer: Answer) -> None:
+        """Keep `answer`, unless another request has taken the key meanwhile."""
+        try:
+            async with self._database.transaction() as repositories:
+                await _claim(repositories, key, self._clock())
+                await repositories.idempotency_keys.keep(key, answer, None)
+        except (AlreadyAnswered, IdempotencyKeyReused):
+            pass
+
+
+async def _claim(repositories: Repositories, key: IdempotencyKey, now: datetime) -> None:
+    if await repositories.idempotency_keys.claim(key, now, now - KEPT_FOR):
+        return
+    first = await repositories.idempotency_keys.find(key)
+    if first is None:  # deleted between the two statements: its time was over
+        return
+    fingerprint, answer = first
+    if fingerprint != key.fingerprint:
+        raise IdempotencyKeyReused
+    raise AlreadyAnswered(answer)

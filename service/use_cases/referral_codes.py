@@ -1,0 +1,142 @@
+"""What can be done with referral codes."""
+
+import json
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from service.cache import Cache, Entry
+from service.database import Database, Repositories, TransactionConflict, retried
+from service.domain.clock import Clock
+from service.domain.errors import (
+    EmailMalformed,
+    LiveReferralCodeExists,
+    ReferralCodeNotFound,
+)
+from service.domain.referral_codes import (
+    PublicReferralCode,
+    ReferralCode,
+    ReferralCodeWish,
+    issue_referral_code,
+)
+from service.domain.users import parse_email
+from service.use_cases.forgetting import Forgetting, code_key
+from service.use_cases.idempotency import AnswerOnce
+
+TRIES: Final = 3
+"""How often a generated code may turn out to be taken: one in 10^14 for each live one."""
+
+
+class ReferralCodes:
+    """A user's live code: making, replacing, ending, finding."""
+
+    def __init__(
+        self, database: Database, cache: Cache, forgetting: Forgetting, clock: Clock
+    ) -> None:
+        self._database = database
+        self._cache = cache
+        self._forgetting = forgetting
+        self._clock = clock
+
+    @retried
+    async def create(
+        self, owner_id: UUID, wish: ReferralCodeWish, once: AnswerOnce[ReferralCode]
+    ) -> ReferralCode:
+        """Issue a code.
+
+        Raises LiveReferralCodeExists, ReferralCodeTaken, or what the wish breaks.
+        """
+        now = self._clock()
+        code = issue_referral_code(owner_id, wish, now)
+        async with self._database.transaction() as repositories:
+            await once.claim(repositories, now)
+            keys = await self._store(repositories, code, now)
+            await once.keep(repositories, code, owner_id)
+        await self._forgetting.forget(keys)
+        return code
+
+    @retried
+    async def replace(self, owner_id: UUID, wish: ReferralCodeWish) -> tuple[ReferralCode, bool]:
+        """Issue a code in place of the live one; return it, and whether there was one.
+
+        Raises ReferralCodeTaken, or what the wish breaks; then the live one lives on.
+        """
+        now = self._clock()
+        code = issue_referral_code(owner_id, wish, now)
+        async with self._database.transaction() as repositories:
+            await repositories.referral_codes.lock_owner(owner_id)
+            replaced = await repositories.referral_codes.end_of_owner(owner_id, now)
+            try:
+                keys = await self._store(repositories, code, now)
+            except LiveReferralCodeExists as error:
+                # Created since the old one was ended: then that one is to be replaced.
+                raise TransactionConflict from error
+        await self._forgetting.forget(keys)
+        return code, replaced
+
+    async def find(self, owner_id: UUID) -> ReferralCode:
+        """Return the owner's live code; raise ReferralCodeNotFound."""
+        async with self._database.reading() as repositories:
+            code = await repositories.referral_codes.find_live(owner_id, self._clock())
+        if code is None:
+            raise ReferralCodeNotFound
+        return code
+
+    @retried
+    async def delete(self, owner_id: UUID) -> None:
+        """End the owner's live code; raise ReferralCodeNotFound."""
+        now = self._clock()
+        async with self._database.transaction() as repositories:
+            deleted = await repositories.referral_codes.end_of_owner(owner_id, now)
+            keys = await self._keys(repositories, owner_id)
+            await self._forgetting.plan(repositories, keys, now)
+        await self._forgetting.forget(keys)
+        if not deleted:
+            raise ReferralCodeNotFound
+
+    async def find_by_email(self, email: str) -> PublicReferralCode:
+        """Return the live code of the account with the e-mail; raise ReferralCodeNotFound.
+
+        The same for an e-mail that nobody has: a stranger learns nothing from it.
+        """
+        try:
+            email_key = parse_email(email).key
+        except EmailMalformed as error:
+            raise ReferralCodeNotFound from error
+
+        async def load() -> Entry | None:
+            async with self._database.reading() as repositories:
+                code = await repositories.referral_codes.find_live_by_email(
+                    email_key, self._clock()
+                )
+            return None if code is None else Entry(_dump(code), code.expires_at)
+
+        kept = await self._cache.read_through(code_key(email_key), load)
+        if kept is None:
+            raise ReferralCodeNotFound
+        return _load(kept)
+
+    async def _store(
+        self, repositories: Repositories, code: ReferralCode, now: datetime
+    ) -> list[str]:
+        """Store the code, and the job that forgets what the cache says; return the keys."""
+        await repositories.referral_codes.end_expired(code.owner_id, code.code, now)
+        await repositories.referral_codes.add(code)
+        keys = await self._keys(repositories, code.owner_id)
+        await self._forgetting.plan(repositories, keys, now)
+        return keys
+
+    async def _keys(self, repositories: Repositories, owner_id: UUID) -> list[str]:
+        email_key = await repositories.users.find_email_key(owner_id)
+        return [code_key(email_key)] if email_key else []
+
+
+def _dump(code: PublicReferralCode) -> str:
+    return json.dumps([code.code, code.expires_at.isoformat(), str(code.referrer_id)])
+
+
+def _load(text: str) -> PublicReferralCode:
+    code, expires_at, referrer_id = json.loads(text)
+    return PublicReferralCode(
+        code=code, expires_at=datetime.fromisoformat(expires_at), referrer_id=UUID(referrer_id)
+    )
