@@ -1,0 +1,84 @@
+"""What admins may do with other people's accounts."""
+
+from dataclasses import dataclass
+
+from aiohttp import web
+from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
+from marshmallow import fields
+
+from service.api.answers import PageSchema, respond
+from service.api.authentication import current_admin
+from service.api.keys import USERS
+from service.api.openapi import SIGNED_IN, refuses
+from service.api.requests import PageQuery, RequestSchema, read_body, read_id, read_page
+from service.api.users import UserSchema
+from service.domain.errors import NotAllowed, UserNotFound
+
+
+class AdminUserSchema(UserSchema):
+    disabled = fields.Boolean()
+
+
+class AdminUsersSchema(PageSchema):
+    items = fields.List(fields.Nested(AdminUserSchema))
+
+
+class UserSearch(PageQuery):
+    email = fields.String(metadata={"description": "Find the one account with this e-mail."})
+
+
+class UserChangeSchema(RequestSchema):
+    disabled = fields.Boolean(required=True, truthy={True}, falsy={False})
+
+
+@dataclass(frozen=True, slots=True)
+class UserChange:
+    disabled: bool
+
+
+ADMIN_USER_SCHEMA = AdminUserSchema()
+ADMIN_USERS_SCHEMA = AdminUsersSchema()
+USER_CHANGE_SCHEMA = UserChangeSchema()
+
+
+@docs(tags=["Admin"], summary="List the accounts", security=SIGNED_IN)
+@querystring_schema(UserSearch)
+@response_schema(AdminUsersSchema, 200, description="A page of accounts, newest first.")
+@refuses(NotAllowed)
+async def list_users(request: web.Request) -> web.Response:
+    await current_admin(request)
+    limit, behind = read_page(request)
+    email = request.query.get("email")
+    users = request.app[USERS]
+    page = await (users.page(limit, behind) if email is None else users.find_by_email(email))
+    return respond(ADMIN_USERS_SCHEMA, page)
+
+
+@docs(tags=["Admin"], summary="Show an account", security=SIGNED_IN)
+@response_schema(AdminUserSchema, 200, description="The account.")
+@refuses(NotAllowed, UserNotFound)
+async def show_user(request: web.Request) -> web.Response:
+    await current_admin(request)
+    user_id = read_id(request, "user_id")
+    if user_id is None:
+        raise UserNotFound
+    return respond(ADMIN_USER_SCHEMA, await request.app[USERS].find(user_id))
+
+
+@docs(
+    tags=["Admin"],
+    summary="Disable or enable an account",
+    description="Disabling ends the sessions at once, and the code is no longer live.",
+    security=SIGNED_IN,
+)
+@request_schema(UserChangeSchema, example={"disabled": True})
+@response_schema(AdminUserSchema, 200, description="The account as it is now.")
+@refuses(NotAllowed, UserNotFound)
+async def change_user(request: web.Request) -> web.Response:
+    await current_admin(request)
+    change = await read_body(request, USER_CHANGE_SCHEMA, into=UserChange)
+    user_id = read_id(request, "user_id")
+    if user_id is None:
+        raise UserNotFound
+    user = await request.app[USERS].set_disabled(user_id, change.disabled)
+    return respond(ADMIN_USER_SCHEMA, user)

@@ -1,0 +1,37 @@
+"""What handlers find on the application and on the request, by typed key."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from aiohttp import web
+
+from service.cache import RedisServer
+from service.database import Database
+from service.passwords import PasswordHasher
+from service.rate_limits import RateLimiter, Window
+from service.settings import RateLimit, Settings
+from service.use_cases.idempotency import Refusals
+from service.use_cases.referral_codes import ReferralCodes
+from service.use_cases.referrals import Referrals
+from service.use_cases.sessions import Sessions
+from service.use_cases.users import Users
+
+SETTINGS: Final = web.AppKey("SETTINGS", Settings)
+DATABASE: Final = web.AppKey("DATABASE", Database)
+REDIS: Final = web.AppKey("REDIS", RedisServer)
+HASHER: Final = web.AppKey("HASHER", PasswordHasher)
+RATE_LIMITER: Final = web.AppKey("RATE_LIMITER", RateLimiter)
+RATE_LIMITS: Final = web.AppKey("RATE_LIMITS", Mapping[str, RateLimit | None])
+REFUSALS: Final = web.AppKey("REFUSALS", Refusals)
+USERS: Final = web.AppKey("USERS", Users)
+SESSIONS: Final = web.AppKey("SESSIONS", Sessions)
+REFERRAL_CODES: Final = web.AppKey("REFERRAL_CODES", ReferralCodes)
+REFERRALS: Final = web.AppKey("REFERRALS", Referrals)
+
+REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
+USER_ID: Final = web.RequestKey("USER_ID", str)
+"""Who the caller is, for the log."""
+WINDOWS: Final = web.RequestKey("WINDOWS", list[Window])
+"""The rate limits that the request was counted in."""
+DOCUMENT: Final = web.RequestKey("DOCUMENT", Any)
+"""The parsed JSON body."""

@@ -1,0 +1,425 @@
+"""The OpenAPI 3.1 document, made from the decorators and the schemas of the handlers.
+
+aiohttp-apispec collects what its decorators say, and writes Swagger 2.0. `OpenApi` extends it to
+write 3.1, and adds to each route what follows from the code alone: the problems that it can
+answer with, and the headers.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Final, TypeVar
+
+from aiohttp import web
+from aiohttp_apispec import AiohttpApiSpec, docs
+from aiohttp_apispec.aiohttp_apispec import resolver
+from apispec import APISpec
+from apispec.ext.marshmallow import MarshmallowPlugin
+from apispec.ext.marshmallow.openapi import OpenAPIConverter
+from marshmallow import Schema, fields
+
+from service.api.answers import to_json
+from service.api.middleware import API
+from service.api.problems import (
+    BAD_REQUEST,
+    CONTENT_TYPE,
+    INTERNAL_ERROR,
+    PROBLEM_TYPES,
+    ProblemType,
+    problem,
+    problem_type_of,
+)
+from service.api.requests import RequestSchema
+from service.api.static_files import StaticFile
+from service.domain.errors import (
+    DatabaseUnavailable,
+    IdempotencyKeyReused,
+    InvalidInput,
+    InvalidToken,
+    NotFound,
+    ServiceError,
+    TokenMissing,
+)
+from service.settings import Settings
+
+OPENAPI: Final = web.AppKey("OPENAPI", StaticFile)
+
+VERSION: Final = "1.0.0"
+DESCRIPTION: Final = f"""
+Users register, create a referral code, and see who registered with it.
+
+**To try it, open [/docs](/docs), and:**
+
+1. *Register* an account.
+2. *Sign in*, and copy the `access_token` of the answer.
+3. Paste it into **Authorize**, at the top of the page.
+4. *Create my referral code*.
+5. *Find a referrer's code by e-mail*: anyone may, without a token.
+6. Register a second account with the code, and *List a referrer's referrals* of `me`.
+
+Every error is a problem document (RFC 9457, `{CONTENT_TYPE}`) whose `type` leads to a page that
+explains it. Unknown members of a body are refused. Times are in UTC (RFC 3339). Lists are read
+page by page: send the `next_cursor` of a page as `cursor` to get the next one.
+""".strip()
+TAGS: Final = {
+    "Accounts": "Registering, with a referral code or without, and one's own account.",
+    "Sessions": "Signing in, staying signed in, signing out, and the password.",
+    "Referral codes": "One live code a user; anyone finds it by the owner's e-mail.",
+    "Referrals": "Who registered with one's code.",
+    "Admin": "For users with the role `admin`.",
+    "Operating": "For operators and their tools.",
+    "Reference": "What the answers mean, and this document.",
+}
+
+SIGNED_IN: Final[list[dict[str, list[str]]]] = [{"bearerAuth": []}]
+"""The security requirement of a call that needs an access token."""
+SECURITY_SCHEMES: Final = {
+    "bearerAuth": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": "The `access_token` of *Sign in*.",
+    }
+}
+
+IDEMPOTENCY_KEY: Final = {
+    "in": "header",
+    "name": "Idempotency-Key",
+    "description": "Any text that is new for each request, a random UUID say. "
+    "The same key with the same body gets the first answer again, for 24 hours.",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+}
+PATH_PARAMETERS: Final = {
+    "email": ("The referrer's e-mail.", {"type": "string"}, "anna@example.com"),
+    "referrer_id": ("The referrer's id, or `me`.", {"type": "string"}, "me"),
+    "session_id": (
+        "The session's id.",
+        {"type": "string", "format": "uuid"},
+        "01980c2e-7a10-7c3b-9d6f-3f0a5b1c2d3e",
+    ),
+    "user_id": (
+        "The user's id.",
+        {"type": "string", "format": "uuid"},
+        "01980c2e-6f52-7b1a-8e4d-5a9b0c1d2e3f",
+    ),
+    "code": ("The `code` of a problem.", {"type": "string"}, "validation-failed"),
+}
+EXAMPLE_OF_FORMAT: Final = {
+    "uuid": "01980c2e-6f52-7b1a-8e4d-5a9b0c1d2e3f",
+    "date-time": "2026-11-21T09:30:00Z",
+}
+EXAMPLE_REQUEST_ID: Final = "5f2b8f0a1c9d4e7f8a6b3c2d1e0f9a8b"
+
+PROBLEM_SCHEMA: Final = {
+    "type": "object",
+    "description": "Why the request was refused (RFC 9457).",
+    "required": ["type", "title", "status", "code", "detail", "request_id"],
+    "properties": {
+        "type": {
+            "type": "string",
+            "format": "uri-reference",
+            "description": "A page that explains the problem.",
+        },
+        "title": {"type": "string", "description": "The same for every problem of this code."},
+        "status": {"type": "integer", "description": "The status of the response."},
+        "code": {"type": "string", "enum": sorted(PROBLEM_TYPES)},
+        "detail": {"type": "string", "description": "What is wrong with this request."},
+        "request_id": {"type": "string", "description": "What the log has the request under."},
+        "errors": {
+            "type": "array",
+            "description": "The members at fault, where there are any.",
+            "items": {
+                "type": "object",
+                "required": ["pointer", "detail"],
+                "properties": {
+                    "pointer": {"type": "string", "description": "A JSON pointer (RFC 6901)."},
+                    "detail": {"type": "string"},
+                },
+            },
+        },
+    },
+}
+
+HEADERS: Final = {
+    "X-Request-Id": "The id of the request: the client's, if it sent a valid one.",
+    "Idempotency-Replayed": "`true` where this is the first answer to the key, sent again.",
+    "RateLimit": "What is left of the limits (draft-ietf-httpapi-ratelimit-headers).",
+    "RateLimit-Policy": "The limits that the request was counted in.",
+    "Retry-After": "The seconds after which another try may succeed.",
+    "WWW-Authenticate": "`Bearer`, with `error` where a token was sent (RFC 6750).",
+}
+RATE_LIMIT_HEADERS: Final = ("RateLimit", "RateLimit-Policy")
+HEADERS_OF_STATUS: Final = {
+    401: ("WWW-Authenticate",),
+    429: ("Retry-After", *RATE_LIMIT_HEADERS),
+    503: ("Retry-After",),
+}
+
+_ADD_TO_REFS: Final = "add_to_refs"
+"""What aiohttp-apispec puts among the members of an example."""
+
+H = TypeVar("H", bound=Callable[[web.Request], Awaitable[web.StreamResponse]])
+
+_refusals: Final[dict[Callable[..., Any], tuple[type[ServiceError], ...]]] = {}
+
+
+def refuses(*errors: type[ServiceError]) -> Callable[[H], H]:
+    """Document the errors that the decorated handler raises, besides those of every handler."""
+
+    def remember(handler: H) -> H:
+        _refusals[handler] = errors
+        return handler
+
+    return remember
+
+
+class _JsonSchemas(OpenAPIConverter):
+    """Writes marshmallow schemas as JSON Schema 2020-12."""
+
+    def schema2jsonschema(self, schema: Schema) -> dict[str, Any]:
+        written: dict[str, Any] = super().schema2jsonschema(schema)  # type: ignore[no-untyped-call]
+        if not isinstance(schema, RequestSchema):
+            # An answer has all its members always, and may get more of them one day.
+            written.pop("additionalProperties", None)
+            written["required"] = list(written["properties"])
+            for member in written["properties"].values():
+                member.pop("readOnly", None)
+        return written
+
+    def field2property(self, field: fields.Field[Any]) -> dict[str, Any]:
+        written: dict[str, Any] = super().field2property(field)
+        if isinstance(field, fields.Constant):
+            del written["default"]
+            written["const"] = field.constant
+        if isinstance(field, fields.Enum):
+            written["type"] = "string"
+        if written.get("default", ...) is None:
+            del written["default"]
+        example = written.pop("example", EXAMPLE_OF_FORMAT.get(written.get("format", "")))
+        if example is not None:
+            written["examples"] = [example]
+        return written
+
+
+class _MarshmallowPlugin(MarshmallowPlugin):
+    Converter = _JsonSchemas
+
+
+class OpenApi(AiohttpApiSpec):  # type: ignore[misc]
+    """aiohttp-apispec, but writing OpenAPI 3.1, and leaving application and handlers as they are.
+
+    The original's `register` puts a route and string keys into the application; this one is only
+    asked for the document.
+    """
+
+    def __init__(self, **about: Any) -> None:
+        super().__init__(url=None, title=about["title"], version=about["version"])
+        plugin = _MarshmallowPlugin(schema_name_resolver=resolver)
+        self.spec = APISpec(plugins=(plugin,), openapi_version="3.1.0", **about)
+        assert plugin.converter is not None
+        self.converter = plugin.converter
+        self.spec.components.schema("Problem", PROBLEM_SCHEMA)
+        for name, scheme in SECURITY_SCHEMES.items():
+            self.spec.components.security_scheme(name, scheme)
+        for name, description in HEADERS.items():
+            kind = "integer" if name == "Retry-After" else "string"
+            self.spec.components.header(
+                name, {"description": description, "schema": {"type": kind}}
+            )
+
+    def document(self, app: web.Application) -> dict[str, Any]:
+        """Return the document of all routes of `app` whose handlers are decorated."""
+        for route in app.router.routes():
+            # HEAD goes without saying where there is GET.
+            if route.method != "HEAD":
+                self._register_route(route, route.method.lower(), route.handler)
+        written: dict[str, Any] = self.swagger_dict()
+        return written
+
+    def _register_route(
+        self, route: web.AbstractRoute, method: str, view: Callable[..., Any]
+    ) -> None:
+        said = getattr(view, "__apispec__", None)
+        if said is None or route.resource is None:
+            return
+        path = route.resource.canonical
+        operation = {
+            **{name: said[name] for name in ("tags", "summary", "description") if name in said},
+            "operationId": view.__name__,
+            "parameters": [*_path_parameters(path), *said["parameters"]],
+            "responses": {},
+        }
+        if "security" in said:
+            operation["security"] = said["security"]
+        validated: list[Schema] = []
+        for request in said["schemas"]:
+            validated.append(request["schema"])
+            if request["location"] == "json":
+                operation["requestBody"] = self._request_body(request)
+            else:
+                operation["parameters"] += self._parameters(request)
+        problems = _problems(path, operation, _refusals.get(view, ()), validated)
+        for status, response in said["responses"].items():
+            operation["responses"][str(status)] = self._response(
+                response, _headers_of_success(operation, problems)
+            )
+        for status, examples in sorted(problems.items()):
+            operation["responses"][str(status)] = self._problem_response(status, examples)
+        self.spec.path(path=path, operations={method: operation})
+
+    def _refer_to(self, schema: Schema) -> Any:
+        return self.converter.resolve_nested_schema(schema)  # type: ignore[no-untyped-call]
+
+    def _parameters(self, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+        written: list[dict[str, Any]] = self.converter.schema2parameters(
+            request["schema"], location=request["location"]
+        )
+        for parameter in written:
+            # marshmallow allows None where it is the default, but nobody can write it in a query.
+            if isinstance(kinds := parameter["schema"]["type"], list):
+                parameter["schema"]["type"] = kinds[0]
+        return written
+
+    def _request_body(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        content = {"schema": self._refer_to(request["schema"])}
+        example = {name: value for name, value in request["example"].items() if name != _ADD_TO_REFS}
+        if example:
+            content["example"] = example
+        return {"required": True, "content": {"application/json": content}}
+
+    def _response(self, said: Mapping[str, Any], headers: Iterable[str]) -> dict[str, Any]:
+        written = {"description": said["description"], "headers": _refer(headers)}
+        if "schema" in said:
+            written["content"] = {"application/json": {"schema": self._refer_to(said["schema"])}}
+        elif "content" in said:
+            written["content"] = said["content"]
+        return written
+
+    def _problem_response(self, status: int, examples: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the response, or a reference to it where several routes share it."""
+        written = {
+            "description": " ".join(dict.fromkeys(value["title"] for value in examples.values())),
+            "headers": _refer(["X-Request-Id", *HEADERS_OF_STATUS.get(status, ())]),
+            "content": {
+                CONTENT_TYPE: {
+                    "schema": {"$ref": "#/components/schemas/Problem"},
+                    "examples": {
+                        code: {"summary": value["title"], "value": value}
+                        for code, value in examples.items()
+                    },
+                }
+            },
+        }
+        if any("errors" in value for value in examples.values()):
+            return written  # it points at the members of this route
+        name = ".".join(examples)
+        if name not in self.spec.components.responses:
+            self.spec.components.response(name, written)
+        return {"$ref": f"#/components/responses/{name}"}
+
+
+def _path_parameters(path: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "in": "path",
+            "name": name,
+            "required": True,
+            "description": description,
+            "schema": schema,
+            "example": example,
+        }
+        for name, (description, schema, example) in PATH_PARAMETERS.items()
+        if f"{{{name}}}" in path
+    ]
+
+
+def _problems(
+    path: str,
+    operation: Mapping[str, Any],
+    refusals: Iterable[type[ServiceError]],
+    validated: list[Schema],
+) -> dict[int, dict[str, Any]]:
+    """Return the problems that a route can answer with: by status, then by code."""
+    found: dict[int, dict[str, Any]] = {}
+
+    def add(problem_type: ProblemType, pointer: str | None = None, detail: str = "") -> None:
+        of_status = found.setdefault(int(problem_type.status), {})
+        of_status.setdefault(problem_type.code, _example(problem_type, pointer, detail))
+
+    if "security" in operation:
+        add(problem_type_of(TokenMissing))
+        add(problem_type_of(InvalidToken))
+    for error in refusals:
+        add(problem_type_of(error), error.default_pointer, error.title)
+    if IDEMPOTENCY_KEY in operation["parameters"]:
+        add(BAD_REQUEST)
+        add(problem_type_of(IdempotencyKeyReused))
+    if "requestBody" in operation:
+        add(BAD_REQUEST)
+        add(PROBLEM_TYPES["body-too-large"])
+        add(PROBLEM_TYPES["unsupported-media-type"])
+    for schema in validated:
+        add(problem_type_of(InvalidInput), *_a_fault(schema))
+    if "{" in path and 404 not in found:
+        add(problem_type_of(NotFound))
+    if path.startswith(API):
+        add(PROBLEM_TYPES["not-acceptable"])
+        add(problem_type_of(DatabaseUnavailable))
+    add(INTERNAL_ERROR)
+    return found
+
+
+def _example(problem_type: ProblemType, pointer: str | None, detail: str) -> dict[str, Any]:
+    """Return a problem just as it is sent."""
+    errors = [(pointer, detail)] if pointer else []
+    sent = problem(problem_type, problem_type.title, EXAMPLE_REQUEST_ID, errors=errors)
+    assert isinstance(sent.body, bytes)
+    document: dict[str, Any] = json.loads(sent.body)
+    return document
+
+
+def _a_fault(schema: Schema) -> tuple[str, str]:
+    """Return a pointer and a message: a required member is missing, or else the first is wrong."""
+    name, field = max(schema.fields.items(), key=lambda member: member[1].required)
+    error = field.make_error("required" if field.required else "invalid", obj_type="value")
+    return f"#/{name}", str(error.messages[0])
+
+
+def _headers_of_success(operation: Mapping[str, Any], problems: Mapping[int, Any]) -> Iterable[str]:
+    yield "X-Request-Id"
+    if IDEMPOTENCY_KEY in operation["parameters"]:
+        yield "Idempotency-Replayed"
+    if 429 in problems:
+        yield from RATE_LIMIT_HEADERS
+
+
+def _refer(headers: Iterable[str]) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
+
+
+def build_openapi(app: web.Application, settings: Settings) -> dict[str, Any]:
+    """Return the document of all routes of `app`, which from now on has it to show."""
+    openapi = OpenApi(
+        title=settings.service_name,
+        version=VERSION,
+        info={"description": DESCRIPTION},
+        # Relative, so that trying a call works behind whatever address the page was loaded from.
+        servers=[{"url": "/"}],
+        tags=[{"name": name, "description": text} for name, text in TAGS.items()],
+    )
+    document = openapi.document(app)
+    app[OPENAPI] = StaticFile.of(to_json(document), "application/json")
+    return document
+
+
+@docs(
+    tags=["Reference"],
+    summary="This document",
+    responses={
+        200: {
+            "description": "OpenAPI 3.1.",
+            "content": {"application/json": {"schema": {"type": "object"}}},
+        }
+    },
+)
+async def show_openapi(request: web.Request) -> web.Response:
+    return request.app[OPENAPI].respond(request)

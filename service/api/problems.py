@@ -1,0 +1,249 @@
+"""Every error answer: one table from kinds to statuses, and one shape (RFC 9457)."""
+
+import html
+import json
+import logging
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+from marshmallow import ValidationError
+
+from service.api.keys import REQUEST_ID
+from service.domain.errors import (
+    Conflict,
+    InvalidInput,
+    InvalidToken,
+    NotAllowed,
+    NotAuthenticated,
+    NotFound,
+    ServiceError,
+    TooMany,
+    Unavailable,
+)
+
+log = logging.getLogger(__name__)
+
+CONTENT_TYPE: Final = "application/problem+json"
+
+STATUS_OF_KIND: Final[Mapping[type[ServiceError], HTTPStatus]] = {
+    InvalidInput: HTTPStatus.UNPROCESSABLE_ENTITY,
+    NotAuthenticated: HTTPStatus.UNAUTHORIZED,
+    NotAllowed: HTTPStatus.FORBIDDEN,
+    NotFound: HTTPStatus.NOT_FOUND,
+    Conflict: HTTPStatus.CONFLICT,
+    TooMany: HTTPStatus.TOO_MANY_REQUESTS,
+    Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemType:
+    """What every problem of one code has in common."""
+
+    status: HTTPStatus
+    code: str
+    title: str
+    remedy: str
+
+
+INTERNAL_ERROR: Final = ProblemType(
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    "internal-error",
+    "The service failed. The failure is logged.",
+    "Tell the operators the `request_id`.",
+)
+BAD_REQUEST: Final = ProblemType(
+    HTTPStatus.BAD_REQUEST,
+    "bad-request",
+    "The request cannot be read.",
+    "Send a JSON document in UTF-8.",
+)
+
+_OF_HTTP: Final = (
+    INTERNAL_ERROR,
+    BAD_REQUEST,
+    ProblemType(
+        HTTPStatus.METHOD_NOT_ALLOWED,
+        "method-not-allowed",
+        "This address does not know the method.",
+        "Use one of the methods that `Allow` lists.",
+    ),
+    ProblemType(
+        HTTPStatus.NOT_ACCEPTABLE,
+        "not-acceptable",
+        "The answer would be JSON, which `Accept` excludes.",
+        "Send `Accept: application/json`, or none.",
+    ),
+    ProblemType(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        "body-too-large",
+        "The body is larger than 16 KiB.",
+        "Send a smaller one.",
+    ),
+    ProblemType(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "unsupported-media-type",
+        "The body is not application/json in UTF-8.",
+        "Send `Content-Type: application/json`.",
+    ),
+)
+
+
+def status_of(error: type[ServiceError]) -> HTTPStatus:
+    """Return the status of the nearest kind that `error` descends from."""
+    for ancestor in error.__mro__:
+        if ancestor in STATUS_OF_KIND:
+            return STATUS_OF_KIND[ancestor]
+    raise LookupError(f"{error.__name__} is of no kind listed in STATUS_OF_KIND")
+
+
+def problem_type_of(error: type[ServiceError]) -> ProblemType:
+    """Return what all problems of this error have in common."""
+    return ProblemType(status_of(error), error.code, error.title, error.remedy)
+
+
+def _descendants(error: type[ServiceError]) -> Iterator[type[ServiceError]]:
+    for child in error.__subclasses__():
+        yield child
+        yield from _descendants(child)
+
+
+# A leaf without a code of its own shares its kind's, which comes first and explains it.
+PROBLEM_TYPES: Final[Mapping[str, ProblemType]] = {
+    problem_type.code: problem_type
+    for problem_type in reversed([*map(problem_type_of, _descendants(ServiceError)), *_OF_HTTP])
+}
+_BY_STATUS: Final[Mapping[int, ProblemType]] = {
+    problem_type.status: problem_type for problem_type in (*_OF_HTTP, problem_type_of(NotFound))
+}
+
+
+def problem(
+    problem_type: ProblemType,
+    detail: str,
+    request_id: str,
+    *,
+    errors: Iterable[tuple[str, str]] = (),
+    headers: Mapping[str, str] | None = None,
+    **extensions: Any,
+) -> web.Response:
+    """Return the answer; `errors` are JSON pointers with what is wrong there."""
+    document = {
+        "type": f"/problems/{problem_type.code}",
+        "title": problem_type.title,
+        "status": problem_type.status,
+        "code": problem_type.code,
+        "detail": detail,
+        "request_id": request_id,
+        **extensions,
+    }
+    if members := [{"pointer": pointer, "detail": text} for pointer, text in errors]:
+        document["errors"] = members
+    return web.Response(
+        status=problem_type.status,
+        body=json.dumps(document).encode(),
+        content_type=CONTENT_TYPE,
+        headers=headers,
+    )
+
+
+def problem_of(error: Exception, request: web.Request) -> web.Response:
+    """Return the answer to a request that ended with `error`."""
+    request_id = request[REQUEST_ID]
+    match error:
+        case ServiceError():
+            return _of_service_error(error, request_id)
+        case ValidationError():
+            return problem(
+                problem_type_of(InvalidInput),
+                InvalidInput.title,
+                request_id,
+                errors=_flatten(error.normalized_messages()),  # type: ignore[no-untyped-call]
+            )
+        case web.HTTPException():
+            problem_type = _BY_STATUS.get(error.status, BAD_REQUEST)
+            headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+            # The reason is ours where a handler gave one, else HTTP's phrase, which says nothing.
+            ours = error.reason != HTTPStatus(error.status).phrase
+            return problem(
+                problem_type,
+                error.reason if ours else problem_type.title,
+                request_id,
+                headers=headers,
+            )
+        case _:
+            return problem(INTERNAL_ERROR, INTERNAL_ERROR.title, request_id)
+
+
+def _of_service_error(error: ServiceError, request_id: str) -> web.Response:
+    headers = {}
+    if isinstance(error, NotAuthenticated):
+        sent = isinstance(error, InvalidToken)
+        headers["WWW-Authenticate"] = 'Bearer error="invalid_token"' if sent else "Bearer"
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    return problem(
+        problem_type_of(type(error)),
+        error.detail,
+        request_id,
+        errors=[(error.pointer, error.detail)] if error.pointer else (),
+        headers=headers,
+    )
+
+
+def _flatten(messages: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield JSON pointers (RFC 6901) with each message that marshmallow has."""
+    for member, found in messages.items():
+        escaped = member.replace("~", "~0").replace("/", "~1")
+        pointer = "#" if member == "_schema" else f"#/{escaped}"
+        for message in found if isinstance(found, list) else [str(found)]:
+            yield pointer, message
+
+
+def answer_unreadable(
+    connection: RequestHandler,
+    request: web.BaseRequest,
+    status: int = 500,
+    exc: BaseException | None = None,
+    message: str | None = None,
+) -> web.StreamResponse:
+    """Answer what is not HTTP, or fails outside the middleware, and close the connection.
+
+    Takes the place of RequestHandler.handle_error, which answers in plain text.
+    """
+    request_id = secrets.token_hex(16)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("unhandled error", exc_info=exc, extra={"request_id": request_id})
+        problem_type = INTERNAL_ERROR
+    else:
+        log.info("unreadable request: %s", type(exc).__name__, extra={"request_id": request_id})
+        problem_type = BAD_REQUEST
+    response = problem(problem_type, problem_type.title, request_id)
+    response.headers["X-Request-Id"] = request_id
+    response.headers["Server"] = "referrals"
+    response.force_close()
+    return response
+
+
+# aiohttp lets nobody say how it answers what it cannot parse.
+RequestHandler.handle_error = answer_unreadable  # type: ignore[assignment,method-assign]
+
+
+async def explain_problem(request: web.Request) -> web.Response:
+    """GET /problems/{code}: what a problem's `type` leads to, for people."""
+    problem_type = PROBLEM_TYPES.get(request.match_info["code"])
+    if problem_type is None:
+        raise web.HTTPNotFound(reason="There is no problem of this code.")
+    code, title, remedy = map(
+        html.escape, (problem_type.code, problem_type.title, problem_type.remedy)
+    )
+    return web.Response(
+        text=f"<!doctype html><html lang=en><meta charset=utf-8><title>{code}</title>"
+        f"<h1>{code}</h1><p>Status {problem_type.status:d}. {title}</p><p>{remedy}</p></html>\n",
+        content_type="text/html",
+    )

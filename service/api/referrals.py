@@ -1,0 +1,45 @@
+"""Referrals: who registered with a referrer's code."""
+
+from aiohttp import web
+from aiohttp_apispec import docs, querystring_schema, response_schema
+from marshmallow import Schema, fields
+
+from service.api.answers import PageSchema, respond
+from service.api.authentication import current_user
+from service.api.keys import REFERRALS
+from service.api.openapi import SIGNED_IN, refuses
+from service.api.requests import Moment, PageQuery, read_id, read_page
+from service.domain.errors import NotAllowed, UserNotFound
+
+
+class ReferralSchema(Schema):
+    id = fields.UUID(attribute="user_id")
+    email = fields.Email(
+        allow_none=True, metadata={"description": "Null once the account is erased."}
+    )
+    registered_at = Moment()
+    code = fields.String(metadata={"example": "ANNA-2026"})
+
+
+class ReferralsSchema(PageSchema):
+    items = fields.List(fields.Nested(ReferralSchema))
+
+
+REFERRALS_SCHEMA = ReferralsSchema()
+
+
+@docs(
+    tags=["Referrals"],
+    summary="List a referrer's referrals",
+    description="Newest first. For the referrer, also as `me`, and for admins.",
+    security=SIGNED_IN,
+)
+@querystring_schema(PageQuery)
+@response_schema(ReferralsSchema, 200, description="A page of referrals.")
+@refuses(NotAllowed, UserNotFound)
+async def list_referrals(request: web.Request) -> web.Response:
+    caller = await current_user(request)
+    me = request.match_info["referrer_id"] == "me"
+    referrer_id = caller.user_id if me else read_id(request, "referrer_id")
+    page = await request.app[REFERRALS].page(caller.user_id, referrer_id, *read_page(request))
+    return respond(REFERRALS_SCHEMA, page)

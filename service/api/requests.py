@@ -1,0 +1,179 @@
+"""Reading a request: its JSON body, its query, its client's address."""
+
+import json
+import re
+from datetime import UTC, datetime
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import Any, Final, Never, TypeVar
+from uuid import UUID
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
+
+from service.api.keys import DOCUMENT, SETTINGS
+from service.domain.pages import Cursor
+
+LARGEST_BODY: Final = 16 * 1024
+LARGEST_PAGE: Final = 100
+T = TypeVar("T")
+
+
+class RequestSchema(Schema):
+    """A body of which every member is known."""
+
+    error_messages = {  # noqa: RUF012  # as marshmallow has it
+        "unknown": "There is no such member.",
+        "type": "This is not an object.",
+    }
+
+
+class Text(fields.String):
+    """A string that can be encoded: JSON can spell half of a surrogate pair, UTF-8 cannot."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        text = super()._deserialize(value, attr, data, **kwargs)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise self.make_error("invalid_utf8") from error
+        return text
+
+
+class WholeNumber(fields.Integer):
+    """A JSON number without a fraction: no string, and no `true`, which Python takes for 1."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if type(value) is not int:
+            raise self.make_error("invalid")
+        return value
+
+
+class Moment(fields.AwareDateTime):
+    """A time with its zone (RFC 3339), in UTC inside the service and in answers."""
+
+    _RFC_3339 = re.compile(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE
+    )
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if not isinstance(value, str) or not self._RFC_3339.fullmatch(value):
+            raise ValidationError("This is not a time with its zone (RFC 3339).")
+        moment = super()._deserialize(value, attr, data, **kwargs)
+        try:
+            return moment.astimezone(UTC)
+        except OverflowError as error:
+            raise self.make_error("invalid", input=value, obj_type=self.OBJ_TYPE) from error
+
+    def _serialize(self, value: datetime | None, attr: Any, obj: Any, **kwargs: Any) -> Any:
+        return value and value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+class PageQuery(Schema):
+    """Which page of a list is asked for."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    limit = fields.Integer(
+        load_default=20,
+        validate=validate.Range(1, LARGEST_PAGE),
+        metadata={"description": "How many items, at most."},
+    )
+    cursor = fields.String(
+        load_default=None,
+        metadata={"description": "`next_cursor` of the page before; leave out for the first page."},
+    )
+
+
+_PAGE_QUERY: Final = PageQuery()
+
+
+async def answer_expectation(request: web.Request) -> None:
+    """Answer `Expect: 100-continue`; other expectations are ignored (RFC 9110, 10.1.1)."""
+    if request.headers["Expect"].lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer itself has not begun
+
+
+async def read_body(request: web.Request, schema: Schema, into: type[T]) -> T:
+    """Return the body as an `into`; raise what the problem middleware knows how to tell."""
+    return into(**schema.load(await _read_json(request)))
+
+
+def read_query(request: web.Request, schema: Schema) -> dict[str, Any]:
+    """Return the query's parameters that `schema` knows."""
+    loaded: dict[str, Any] = schema.load(request.query)
+    return loaded
+
+
+def read_page(request: web.Request) -> tuple[int, Cursor | None]:
+    """Return the size of the page asked for, and the place it begins behind."""
+    query = read_query(request, _PAGE_QUERY)
+    cursor = query["cursor"]
+    return query["limit"], None if cursor is None else Cursor.decode(cursor)
+
+
+def read_id(request: web.Request, name: str) -> UUID | None:
+    """Return the id in the path, or None where the text there is none."""
+    try:
+        return UUID(request.match_info[name])
+    except ValueError:
+        return None
+
+
+def client_address(request: web.Request) -> str:
+    """Return the client's IP address; for IPv6 its /64, which is what one client has.
+
+    `X-Forwarded-For` counts only as far as trusted proxies have written it: from the right, up
+    to the first address that is not one of theirs.
+    """
+    address = _parse_address(request.remote or "")
+    trusted = request.app[SETTINGS].trusted_proxies
+    forwarded = [
+        part
+        for header in request.headers.getall("X-Forwarded-For", ())
+        for part in header.split(",")
+    ]
+    while forwarded and address and any(address in network for network in trusted):
+        address = _parse_address(forwarded.pop()) or address
+    if isinstance(address, IPv6Address):
+        return str(ip_network((address, 64), strict=False))
+    return str(address)
+
+
+def _parse_address(text: str) -> Any:
+    try:
+        address = ip_address(text.strip())
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+async def _read_json(request: web.Request) -> Any:
+    try:
+        raw = await request.read()
+    except (web.RequestPayloadError, HttpProcessingError, ConnectionError) as error:
+        raise web.HTTPBadRequest(reason="The body cannot be read.") from error
+    if not raw:
+        raise web.HTTPBadRequest(reason="The body is empty; send JSON.")
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise web.HTTPUnsupportedMediaType(reason="Send the body without Content-Encoding.")
+    if request.content_type != "application/json" or not _is_utf_8(request.charset):
+        raise web.HTTPUnsupportedMediaType(reason="Send the body as application/json in UTF-8.")
+    try:
+        document = json.loads(raw.decode(), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise web.HTTPBadRequest(reason="The body is not UTF-8.") from error
+    except (ValueError, RecursionError) as error:
+        raise web.HTTPBadRequest(reason="The body is not JSON.") from error
+    request[DOCUMENT] = document
+    return document
+
+
+def _is_utf_8(charset: str | None) -> bool:
+    return charset is None or charset.lower() in {"utf-8", "utf8"}
+
+
+def _refuse_constant(name: str) -> Never:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,41 @@
+"""Every address of the service, and who answers there.
+
+The hot look-up comes first: the router tries the routes in this order.
+"""
+
+from typing import Final
+
+from aiohttp import web
+
+from service.api import admin, docs, health, referral_codes, referrals, sessions, users
+from service.api.middleware import API
+from service.api.openapi import show_openapi
+from service.api.problems import explain_problem
+
+ROUTES: Final = [
+    web.get(f"{API}/referral-code/{{email}}", referral_codes.find_referral_code),
+    web.post(f"{API}/referral-code", referral_codes.create_referral_code),
+    web.put(f"{API}/referral-code", referral_codes.replace_referral_code),
+    web.get(f"{API}/referral-code", referral_codes.show_referral_code),
+    web.delete(f"{API}/referral-code", referral_codes.delete_referral_code),
+    web.get(f"{API}/referrals/{{referrer_id}}", referrals.list_referrals),
+    web.post(f"{API}/auth/register", users.register),
+    web.get(f"{API}/users/me", users.show_me),
+    web.delete(f"{API}/users/me", users.erase_me),
+    web.post(f"{API}/auth/login", sessions.log_in),
+    web.post(f"{API}/auth/refresh", sessions.refresh),
+    web.post(f"{API}/auth/logout", sessions.log_out),
+    web.post(f"{API}/auth/password/change", sessions.change_password),
+    web.get(f"{API}/auth/sessions", sessions.list_sessions),
+    web.delete(f"{API}/auth/sessions", sessions.end_other_sessions),
+    web.delete(f"{API}/auth/sessions/{{session_id}}", sessions.end_session),
+    web.get(f"{API}/admin/users", admin.list_users),
+    web.get(f"{API}/admin/users/{{user_id}}", admin.show_user),
+    web.patch(f"{API}/admin/users/{{user_id}}", admin.change_user),
+    web.get("/health/live", health.live),
+    web.get("/health/ready", health.ready),
+    web.get("/metrics", health.metrics),
+    web.get("/problems/{code}", explain_problem),
+    web.get("/openapi.json", show_openapi),
+    *docs.DOCS_ROUTES,
+]

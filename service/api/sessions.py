@@ -1,0 +1,214 @@
+"""Sessions: signing in, staying signed in, signing out."""
+
+from dataclasses import asdict, dataclass
+
+from aiohttp import web
+from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
+from marshmallow import Schema, fields
+
+from service.api.answers import PageSchema, no_content, respond
+from service.api.authentication import current_user
+from service.api.keys import SESSIONS
+from service.api.openapi import SIGNED_IN, refuses
+from service.api.rate_limits import LOGIN, count_request
+from service.api.requests import (
+    Moment,
+    PageQuery,
+    RequestSchema,
+    Text,
+    read_body,
+    read_id,
+    read_page,
+)
+from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD
+from service.domain.errors import (
+    AccountDisabled,
+    EmailMalformed,
+    HashingQueueFull,
+    InvalidCredentials,
+    InvalidToken,
+    SessionNotFound,
+    TooMany,
+)
+from service.domain.pages import Page
+from service.domain.users import parse_email
+
+
+class LoginSchema(RequestSchema):
+    email = Text(required=True)
+    password = Text(required=True)
+
+
+class RefreshSchema(RequestSchema):
+    refresh_token = Text(required=True)
+
+
+class PasswordChangeSchema(RequestSchema):
+    current_password = Text(required=True)
+    new_password = Text(required=True)
+
+
+class TokensSchema(Schema):
+    access_token = fields.String(metadata={"description": "A JWT (RFC 9068): send it as Bearer."})
+    token_type = fields.Constant("Bearer")
+    expires_in = fields.Integer(
+        metadata={"description": "Life of the access token, in seconds.", "example": 600}
+    )
+    refresh_token = fields.String(metadata={"description": "Good for one refresh."})
+    user_id = fields.UUID()
+
+
+class SessionSchema(Schema):
+    id = fields.UUID(attribute="session_id")
+    user_agent = fields.String(allow_none=True)
+    created_at = Moment()
+    refreshed_at = Moment()
+    expires_at = Moment()
+    current = fields.Boolean(metadata={"description": "Whether this request belongs to it."})
+
+
+class SessionsSchema(PageSchema):
+    items = fields.List(fields.Nested(SessionSchema))
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    email: str
+    password: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    refresh_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class PasswordChange:
+    current_password: str
+    new_password: str
+
+
+LOGIN_SCHEMA = LoginSchema()
+REFRESH_SCHEMA = RefreshSchema()
+PASSWORD_CHANGE_SCHEMA = PasswordChangeSchema()
+TOKENS_SCHEMA = TokensSchema()
+SESSIONS_SCHEMA = SessionsSchema()
+
+
+@docs(
+    tags=["Sessions"],
+    summary="Sign in",
+    description="A wrong e-mail and a wrong password get the same answer, in the same time.",
+)
+@request_schema(LoginSchema, example={"email": EXAMPLE_EMAIL, "password": EXAMPLE_PASSWORD})
+@response_schema(TokensSchema, 200, description="The tokens of a new session.")
+@refuses(InvalidCredentials, AccountDisabled, TooMany, HashingQueueFull)
+async def log_in(request: web.Request) -> web.Response:
+    login = await read_body(request, LOGIN_SCHEMA, into=Login)
+    # Counted before the password is hashed, known account or not.
+    await count_request(request, LOGIN, account=_account(login.email))
+    tokens = await request.app[SESSIONS].log_in(
+        login.email, login.password, request.headers.get("User-Agent")
+    )
+    return respond(TOKENS_SCHEMA, tokens)
+
+
+@docs(
+    tags=["Sessions"],
+    summary="Refresh the tokens",
+    description="Gives new tokens for a refresh token, once. Sending an old one ends the session.",
+)
+@request_schema(RefreshSchema, example={"refresh_token": "AZ8r…"})
+@response_schema(TokensSchema, 200, description="The session's new tokens.")
+@refuses(InvalidToken)
+async def refresh(request: web.Request) -> web.Response:
+    body = await read_body(request, REFRESH_SCHEMA, into=Refresh)
+    return respond(TOKENS_SCHEMA, await request.app[SESSIONS].refresh(body.refresh_token))
+
+
+@docs(
+    tags=["Sessions"],
+    summary="Sign out",
+    description="The session's tokens stop working at once.",
+    security=SIGNED_IN,
+    responses={204: {"description": "The session has ended."}},
+)
+async def log_out(request: web.Request) -> web.Response:
+    caller = await current_user(request)
+    await request.app[SESSIONS].end(caller.session_id, caller.user_id)
+    return no_content()
+
+
+@docs(
+    tags=["Sessions"],
+    summary="List my sessions",
+    description="Newest first.",
+    security=SIGNED_IN,
+)
+@querystring_schema(PageQuery)
+@response_schema(SessionsSchema, 200, description="The open sessions, newest first.")
+async def list_sessions(request: web.Request) -> web.Response:
+    caller = await current_user(request)
+    page = await request.app[SESSIONS].page(caller.user_id, *read_page(request))
+    shown = [
+        {**asdict(session), "current": session.session_id == caller.session_id}
+        for session in page.items
+    ]
+    return respond(SESSIONS_SCHEMA, Page(shown, page.next_cursor))
+
+
+@docs(
+    tags=["Sessions"],
+    summary="End one of my sessions",
+    security=SIGNED_IN,
+    responses={204: {"description": "The session has ended."}},
+)
+@refuses(SessionNotFound)
+async def end_session(request: web.Request) -> web.Response:
+    caller = await current_user(request)
+    session_id = read_id(request, "session_id")
+    if session_id is None:
+        raise SessionNotFound
+    await request.app[SESSIONS].end(session_id, caller.user_id)
+    return no_content()
+
+
+@docs(
+    tags=["Sessions"],
+    summary="End my other sessions",
+    security=SIGNED_IN,
+    responses={204: {"description": "Only the present session is left."}},
+)
+async def end_other_sessions(request: web.Request) -> web.Response:
+    await request.app[SESSIONS].end_others(await current_user(request))
+    return no_content()
+
+
+@docs(
+    tags=["Sessions"],
+    summary="Change my password",
+    description="Ends the other sessions.",
+    security=SIGNED_IN,
+    responses={204: {"description": "The new password holds."}},
+)
+@request_schema(
+    PasswordChangeSchema,
+    example={"current_password": EXAMPLE_PASSWORD, "new_password": "a longer walk by the sea"},
+)
+@refuses(InvalidCredentials, TooMany, HashingQueueFull)
+async def change_password(request: web.Request) -> web.Response:
+    caller = await current_user(request)
+    change = await read_body(request, PASSWORD_CHANGE_SCHEMA, into=PasswordChange)
+    await count_request(request, LOGIN, account=str(caller.user_id))
+    await request.app[SESSIONS].change_password(
+        caller, change.current_password, change.new_password
+    )
+    return no_content()
+
+
+def _account(email: str) -> str:
+    """Return what attempts to sign in with `email` are counted under."""
+    try:
+        return parse_email(email).key
+    except EmailMalformed:
+        return "malformed"  # nobody's: all of them together

@@ -1,0 +1,108 @@
+"""Accounts: registering, reading and erasing one's own."""
+
+from dataclasses import dataclass
+
+from aiohttp import web
+from aiohttp_apispec import docs, request_schema, response_schema
+from marshmallow import Schema, fields
+
+from service.api.answers import answer, no_content, respond
+from service.api.authentication import current_user
+from service.api.idempotency import answer_once
+from service.api.keys import USERS
+from service.api.openapi import IDEMPOTENCY_KEY, SIGNED_IN, refuses
+from service.api.rate_limits import LOGIN, REGISTER, count_request
+from service.api.requests import Moment, RequestSchema, Text, read_body
+from service.domain.errors import (
+    EmailTaken,
+    HashingQueueFull,
+    InvalidCredentials,
+    ReferralCodeUnusable,
+    TooMany,
+)
+from service.domain.users import Role
+from service.use_cases.users import Registration
+
+EXAMPLE_EMAIL = "anna@example.com"
+EXAMPLE_PASSWORD = "a long walk by the river"  # noqa: S105  # an example
+
+
+class RegisterSchema(RequestSchema):
+    email = Text(required=True)
+    password = Text(
+        required=True,
+        metadata={"description": "8 to 128 characters of any kind, and not a common password."},
+    )
+    referral_code = Text(
+        allow_none=True, metadata={"description": "The code of whoever referred the user."}
+    )
+
+
+class ErasureSchema(RequestSchema):
+    password = Text(required=True)
+
+
+class UserSchema(Schema):
+    id = fields.UUID(attribute="user_id")
+    email = fields.Email(metadata={"example": EXAMPLE_EMAIL})
+    email_confirmed = fields.Boolean()
+    role = fields.Enum(Role, by_value=True)
+    created_at = Moment()
+    referrer_id = fields.UUID(
+        allow_none=True, metadata={"description": "Null unless registered with a code."}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    password: str
+
+
+REGISTER_SCHEMA = RegisterSchema()
+ERASURE_SCHEMA = ErasureSchema()
+USER_SCHEMA = UserSchema()
+
+
+@docs(
+    tags=["Accounts"],
+    summary="Register",
+    description="Makes an account, and a referral if there is a code. An unusable code makes none.",
+    parameters=[IDEMPOTENCY_KEY],
+)
+@request_schema(RegisterSchema, example={"email": EXAMPLE_EMAIL, "password": EXAMPLE_PASSWORD})
+@response_schema(UserSchema, 201, description="The new account.")
+@refuses(EmailTaken, ReferralCodeUnusable, TooMany, HashingQueueFull)
+async def register(request: web.Request) -> web.Response:
+    await count_request(request, REGISTER)
+    registration = await read_body(request, REGISTER_SCHEMA, into=Registration)
+    return await answer_once(
+        request,
+        "register",
+        lambda once: request.app[USERS].register(registration, once),
+        lambda user: answer(USER_SCHEMA, user, 201),
+    )
+
+
+@docs(tags=["Accounts"], summary="Show my account", security=SIGNED_IN)
+@response_schema(UserSchema, 200, description="The caller's account.")
+async def show_me(request: web.Request) -> web.Response:
+    caller = await current_user(request)
+    return respond(USER_SCHEMA, await request.app[USERS].find(caller.user_id))
+
+
+@docs(
+    tags=["Accounts"],
+    summary="Erase my account",
+    description="Erases the personal data, ends the sessions and deletes the referral code. "
+    "The referrer's count stays.",
+    security=SIGNED_IN,
+    responses={204: {"description": "The account is erased."}},
+)
+@request_schema(ErasureSchema, example={"password": EXAMPLE_PASSWORD})
+@refuses(InvalidCredentials, TooMany, HashingQueueFull)
+async def erase_me(request: web.Request) -> web.Response:
+    caller = await current_user(request)
+    erasure = await read_body(request, ERASURE_SCHEMA, into=Erasure)
+    await count_request(request, LOGIN, account=str(caller.user_id))
+    await request.app[USERS].erase(caller.user_id, erasure.password)
+    return no_content()
