@@ -1,0 +1,95 @@
+"""The servers and the service that the tests share.
+
+PostgreSQL and Valkey are real: those of TEST_DATABASE_URL and TEST_REDIS_URL, else embedded ones.
+They are started and migrated once a run; after each test its rows and keys are removed.
+"""
+
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+import pytest
+from redis.asyncio import Redis
+
+from service import embedded
+from service.migrations import apply_migrations
+from service.settings import Settings, read_settings
+from tests.factories import Api, new_secrets, running
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Where PostgreSQL and Valkey listen."""
+
+    database_url: str
+    redis_url: str
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """Start what the environment does not name, and migrate."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tests-")))
+        database_url = os.environ.get("DATABASE_URL") or stack.enter_context(
+            embedded.postgresql(folder, durable=False)
+        )
+        redis_url = os.environ.get("REDIS_URL") or stack.enter_context(embedded.valkey(folder))
+        apply_migrations(database_url)
+        yield Servers(database_url, redis_url)
+
+
+@pytest.fixture(scope="session")
+def environment(servers: Servers) -> dict[str, str]:
+    """The environment of a service under test: cheap hashes, no rate limits."""
+    return {
+        **new_secrets(),
+        "DATABASE_URL": servers.database_url,
+        "REDIS_URL": servers.redis_url,
+        "ARGON2_MEMORY_KIB": "64",
+        "ARGON2_PASSES": "1",
+        "RATE_LIMIT_REGISTER": "off",
+        "RATE_LIMIT_LOGIN": "off",
+        "RATE_LIMIT_LOOKUP": "off",
+    }
+
+
+@pytest.fixture
+def settings(environment: dict[str, str]) -> Settings:
+    return read_settings(environment)
+
+
+@pytest.fixture
+async def database(servers: Servers) -> AsyncIterator[asyncpg.Connection]:
+    """A connection for looking and for preparing; afterwards the tables are emptied."""
+    connection = await asyncpg.connect(servers.database_url)
+    try:
+        yield connection
+    finally:
+        tables = await connection.fetchval(
+            "SELECT string_agg(quote_ident(tablename), ', ') FROM pg_tables"
+            " WHERE schemaname = 'public' AND tablename NOT LIKE '%yoyo%'"
+        )
+        await connection.execute(f"TRUNCATE {tables}")
+        await connection.close()
+
+
+@pytest.fixture
+async def redis(servers: Servers) -> AsyncIterator[Redis]:
+    """A client for looking and for meddling; afterwards the keys are removed."""
+    client = Redis.from_url(servers.redis_url, decode_responses=True)
+    try:
+        yield client
+    finally:
+        await client.flushdb()
+        await client.aclose()
+
+
+@pytest.fixture
+async def api(settings: Settings, database: asyncpg.Connection, redis: Redis) -> AsyncIterator[Api]:
+    """A running service and its client."""
+    async with running(settings) as client:
+        yield client
