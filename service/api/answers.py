@@ -12,6 +12,7 @@ from service.domain.idempotency import Answer
 class PageSchema(Schema):
     """A page of a list. Subclasses say what the items are."""
 
+    items: fields.Field[Any] = fields.List(fields.Raw())
     next_cursor = fields.Function(
         lambda page: page.next_cursor and page.next_cursor.encode(),
         metadata={

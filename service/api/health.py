@@ -1,5 +1,7 @@
 """What operators and their tools ask: is it alive, is it ready, what has it done."""
 
+from typing import Final
+
 from aiohttp import web
 from aiohttp_apispec import docs
 
@@ -10,12 +12,14 @@ from service.api.problems import problem, problem_type_of
 from service.domain.errors import DatabaseUnavailable
 from service.metrics import CONTENT_TYPE, DATABASE_CONNECTIONS, HASHES_PENDING, exposition
 
+_JSON: Final = {"application/json": {"schema": {"type": "object"}}}
+
 
 @docs(
     tags=["Operating"],
     summary="Is the process alive?",
     description="Touches no dependency: a failure means that the process is to be restarted.",
-    responses={200: {"description": "It is."}},
+    responses={200: {"description": "It is.", "content": _JSON}},
 )
 async def live(request: web.Request) -> web.Response:
     return _status({"status": "ok"})
@@ -25,7 +29,7 @@ async def live(request: web.Request) -> web.Response:
     tags=["Operating"],
     summary="Can the process answer?",
     description="Without PostgreSQL it cannot; without Redis it can, from PostgreSQL.",
-    responses={200: {"description": "It can; `checks` says with what."}},
+    responses={200: {"description": "It can; `checks` says with what.", "content": _JSON}},
 )
 @refuses(DatabaseUnavailable)
 async def ready(request: web.Request) -> web.Response:
@@ -47,7 +51,12 @@ async def ready(request: web.Request) -> web.Response:
 @docs(
     tags=["Operating"],
     summary="Metrics for Prometheus",
-    responses={200: {"description": "Prometheus' text format, summed over the workers."}},
+    responses={
+        200: {
+            "description": "Prometheus' text format, summed over the workers.",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        }
+    },
 )
 async def metrics(request: web.Request) -> web.Response:
     for state, count in request.app[DATABASE].connections.items():

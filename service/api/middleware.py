@@ -128,7 +128,7 @@ def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     if request.app[SETTINGS].public_url.startswith("https:"):
         headers["Strict-Transport-Security"] = "max-age=63072000"
     if request.app[SETTINGS].cors_origins:
-        headers["Vary"] = "Origin"
+        headers.add("Vary", "Origin")
     if origin := _allowed_origin(request):
         headers["Access-Control-Allow-Origin"] = origin
         headers["Access-Control-Expose-Headers"] = _EXPOSED

@@ -244,7 +244,7 @@ class OpenApi(AiohttpApiSpec):  # type: ignore[misc]
         path = route.resource.canonical
         operation = {
             **{name: said[name] for name in ("tags", "summary", "description") if name in said},
-            "operationId": view.__name__,
+            "operationId": _in_camel_case(view.__name__),
             "parameters": [*_path_parameters(path), *said["parameters"]],
             "responses": {},
         }
@@ -281,9 +281,10 @@ class OpenApi(AiohttpApiSpec):  # type: ignore[misc]
 
     def _request_body(self, request: Mapping[str, Any]) -> dict[str, Any]:
         content = {"schema": self._refer_to(request["schema"])}
-        example = {name: value for name, value in request["example"].items() if name != _ADD_TO_REFS}
-        if example:
-            content["example"] = example
+        if example := request["example"]:
+            content["example"] = {
+                name: value for name, value in example.items() if name != _ADD_TO_REFS
+            }
         return {"required": True, "content": {"application/json": content}}
 
     def _response(self, said: Mapping[str, Any], headers: Iterable[str]) -> dict[str, Any]:
@@ -315,6 +316,12 @@ class OpenApi(AiohttpApiSpec):  # type: ignore[misc]
         if name not in self.spec.components.responses:
             self.spec.components.response(name, written)
         return {"$ref": f"#/components/responses/{name}"}
+
+
+def _in_camel_case(name: str) -> str:
+    """Return `name` as clients call it; Swagger UI takes an underscore in an address for a space."""
+    first, *others = name.split("_")
+    return first + "".join(other.capitalize() for other in others)
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
+from aiohttp_apispec import docs
 from marshmallow import ValidationError
 
 from service.api.keys import REQUEST_ID
@@ -234,6 +235,16 @@ def answer_unreadable(
 RequestHandler.handle_error = answer_unreadable  # type: ignore[assignment,method-assign]
 
 
+@docs(
+    tags=["Reference"],
+    summary="What a problem means",
+    responses={
+        200: {
+            "description": "A page for people, with what to do about it.",
+            "content": {"text/html": {"schema": {"type": "string"}}},
+        }
+    },
+)
 async def explain_problem(request: web.Request) -> web.Response:
     """GET /problems/{code}: what a problem's `type` leads to, for people."""
     problem_type = PROBLEM_TYPES.get(request.match_info["code"])
