@@ -96,6 +96,8 @@ class _Supervisor:
         status = 1
         try:
             os.close(self._kept_open)
+            for other in set(self._sockets) - {self._sockets[index]}:
+                other.close()  # or it would take connections that nobody here accepts
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, who tells
             _run(_work(self._settings, self._sockets[index], self._parent_lives, lambda: None))
@@ -111,6 +113,8 @@ class _Supervisor:
         self._stopping = True
 
     def _end(self) -> None:
+        for listener in self._sockets:
+            listener.close()
         for pid in self._workers:
             os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + DRAIN_SECONDS + 1

