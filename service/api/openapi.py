@@ -280,11 +280,12 @@ class OpenApi(AiohttpApiSpec):  # type: ignore[misc]
         return written
 
     def _request_body(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        content = {"schema": self._refer_to(request["schema"])}
-        if example := request["example"]:
-            content["example"] = {
-                name: value for name, value in example.items() if name != _ADD_TO_REFS
-            }
+        content = {
+            "schema": self._refer_to(request["schema"]),
+            "example": {
+                name: value for name, value in request["example"].items() if name != _ADD_TO_REFS
+            },
+        }
         return {"required": True, "content": {"application/json": content}}
 
     def _response(self, said: Mapping[str, Any], headers: Iterable[str]) -> dict[str, Any]:
@@ -319,7 +320,7 @@ class OpenApi(AiohttpApiSpec):  # type: ignore[misc]
 
 
 def _in_camel_case(name: str) -> str:
-    """Return `name` as clients call it; Swagger UI takes an underscore in an address for a space."""
+    """Return `name` as clients call it; Swagger UI takes `_` in an address for a space."""
     first, *others = name.split("_")
     return first + "".join(other.capitalize() for other in others)
 

@@ -75,7 +75,8 @@ PUBLIC_REFERRAL_CODE_SCHEMA = PublicReferralCodeSchema()
 @docs(
     tags=["Referral codes"],
     summary="Create my referral code",
-    description="One code can be live at a time. Its expiry is mandatory.",
+    description="One code can be live at a time. Its expiry is mandatory: give either "
+    "`expires_at` or `expires_in_days`.",
     security=SIGNED_IN,
     parameters=[IDEMPOTENCY_KEY],
 )

@@ -48,8 +48,8 @@ class StaticFile:
 
 def _accepts_gzip(accept_encoding: str) -> bool:
     """Whether the Accept-Encoding header names gzip without refusing it (RFC 9110, 12.5.3)."""
-    for coding in accept_encoding.split(","):
-        name, _, weight = coding.partition(";")
-        if name.strip().lower() == "gzip":
-            return weight.replace(" ", "").rstrip("0.") != "q="
-    return False
+    codings = (coding.partition(";") for coding in accept_encoding.split(","))
+    return any(
+        name.strip().lower() == "gzip" and weight.replace(" ", "").rstrip("0.") != "q="
+        for name, _, weight in codings
+    )

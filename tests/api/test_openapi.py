@@ -1,0 +1,218 @@
+"""The OpenAPI document tells the truth about the routes, and nothing else."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+from jsonschema import Draft202012Validator, FormatChecker  # type: ignore[import-untyped]
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
+
+from service.api.docs import DOCS_ROUTES
+from service.api.openapi import TAGS, build_openapi
+from service.api.problems import CONTENT_TYPE, PROBLEM_TYPES
+from service.api.routes import ROUTES
+from service.settings import Settings
+from tests.factories import Api
+
+Document = dict[str, Any]
+
+
+@pytest.fixture
+async def document(api: Api) -> Document:
+    answer = await api.get("//openapi.json")
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "application/json"
+    written: Document = answer.json()
+    return written
+
+
+def operations_of(document: Document) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield method, path and operation."""
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield method.upper(), path, operation
+
+
+def resolved(document: Document, thing: Any) -> Any:
+    """Return what `thing` refers to, or `thing` if it is no reference."""
+    while "$ref" in thing:
+        found = document
+        for part in thing["$ref"].removeprefix("#/").split("/"):
+            found = found[part]
+        thing = found
+    return thing
+
+
+def responses_of(document: Document, operation: dict[str, Any]) -> dict[int, Any]:
+    return {
+        int(status): resolved(document, response)
+        for status, response in operation["responses"].items()
+    }
+
+
+def problems_of(document: Document, operation: dict[str, Any]) -> Iterator[tuple[int, str, Any]]:
+    """Yield status, code and example of each problem."""
+    for status, response in responses_of(document, operation).items():
+        if status >= 400:
+            for code, example in response["content"][CONTENT_TYPE]["examples"].items():
+                yield status, code, example["value"]
+
+
+def validator_of(document: Document, schema: dict[str, Any]) -> Draft202012Validator:
+    """Return a validator of `schema`, which may refer to the document's components."""
+    resource = Resource.from_contents(document, default_specification=DRAFT202012)
+    registry: Any = Registry().with_resource("document", resource)
+    absolute = {"$ref": "document" + schema["$ref"]} if "$ref" in schema else schema
+    return Draft202012Validator(absolute, registry=registry, format_checker=FormatChecker())
+
+
+def test_it_is_valid_openapi_3_1(document: Document) -> None:
+    assert document["openapi"] == "3.1.0"
+    assert [error.message for error in OpenAPIV31SpecValidator(document).iter_errors()] == []
+
+
+def test_it_documents_every_route_and_no_other(api: Api, document: Document) -> None:
+    pages = {route.handler for route in DOCS_ROUTES}
+    routes = {
+        (route.method, route.resource.canonical)
+        for route in api.app.router.routes()
+        if route.method != "HEAD" and route.handler not in pages and route.resource
+    }
+    assert {(method, path) for method, path, _ in operations_of(document)} == routes
+
+
+def test_every_operation_says_what_it_does(document: Document) -> None:
+    for method, path, operation in operations_of(document):
+        told = f"{method} {path}"
+        assert operation["summary"], told
+        assert len(operation["tags"]) == 1, told
+        assert set(operation["tags"]) <= set(TAGS), told
+        assert any(200 <= status < 300 for status in responses_of(document, operation)), told
+
+
+def test_every_operation_id_is_unique(document: Document) -> None:
+    ids = [operation["operationId"] for _, _, operation in operations_of(document)]
+    assert sorted(ids) == sorted(set(ids))
+
+
+def test_every_tag_is_used(document: Document) -> None:
+    used = {tag for _, _, operation in operations_of(document) for tag in operation["tags"]}
+    assert used == set(TAGS)
+
+
+def test_every_path_parameter_is_explained(document: Document) -> None:
+    for method, path, operation in operations_of(document):
+        named = {part.strip("{}") for part in path.split("/") if part.startswith("{")}
+        explained = [part for part in operation["parameters"] if part["in"] == "path"]
+        assert {part["name"] for part in explained} == named, f"{method} {path}"
+        assert all(part["description"] and part["example"] for part in explained)
+
+
+def test_every_problem_is_one_that_the_service_knows(document: Document) -> None:
+    for method, path, operation in operations_of(document):
+        for status, code, problem in problems_of(document, operation):
+            told = f"{method} {path}: {code}"
+            assert PROBLEM_TYPES[code].status == problem["status"] == status, told
+            assert problem["code"] == code, told
+            assert problem["type"] == f"/problems/{code}", told
+            errors = validator_of(document, {"$ref": "#/components/schemas/Problem"})
+            assert not list(errors.iter_errors(problem)), told
+
+
+def test_every_example_of_a_body_passes_its_schema(document: Document) -> None:
+    with_body = 0
+    for method, path, operation in operations_of(document):
+        if "requestBody" in operation:
+            content = operation["requestBody"]["content"]["application/json"]
+            errors = validator_of(document, content["schema"]).iter_errors(content["example"])
+            assert [error.message for error in errors] == [], f"{method} {path}"
+            with_body += 1
+    assert with_body
+
+
+def test_every_example_of_a_member_passes_its_schema(document: Document) -> None:
+    for name, schema in document["components"]["schemas"].items():
+        for member, about in schema["properties"].items():
+            for example in about.get("examples", ()):
+                errors = validator_of(document, about).iter_errors(example)
+                assert [error.message for error in errors] == [], f"{name}.{member}"
+
+
+def test_what_needs_a_token_says_so(document: Document) -> None:
+    for method, path, operation in operations_of(document):
+        codes = {code for _, code, _ in problems_of(document, operation)}
+        secured = operation.get("security") == [{"bearerAuth": []}]
+        assert secured == ("not-authenticated" in codes), f"{method} {path}"
+    assert document["components"]["securitySchemes"]["bearerAuth"]["scheme"] == "bearer"
+
+
+def test_unknown_members_are_refused_in_bodies_and_possible_in_answers(document: Document) -> None:
+    schemas = document["components"]["schemas"]
+    assert schemas["Register"]["additionalProperties"] is False
+    assert schemas["Register"]["required"] == ["email", "password"]
+    assert "additionalProperties" not in schemas["User"]
+    assert schemas["User"]["required"] == list(schemas["User"]["properties"])
+
+
+def test_marshmallow_fields_are_written_as_json_schema(document: Document) -> None:
+    schemas = document["components"]["schemas"]
+    assert schemas["User"]["properties"]["referrer_id"]["type"] == ["string", "null"]
+    assert schemas["User"]["properties"]["role"]["enum"] == ["user", "admin"]
+    assert schemas["Tokens"]["properties"]["token_type"] == {"const": "Bearer"}
+    wish = schemas["ReferralCodeWish"]["properties"]
+    assert wish["expires_in_days"] == {"type": "integer", "minimum": 1, "maximum": 366}
+    assert wish["expires_at"]["format"] == "date-time"
+    query = document["paths"]["/api/v1/referrals/{referrer_id}"]["get"]["parameters"]
+    cursor, limit = sorted(
+        (part for part in query if part["in"] == "query"), key=lambda part: str(part["name"])
+    )
+    assert cursor["schema"] == {"type": "string"}
+    assert limit["schema"] == {"type": "integer", "default": 20, "minimum": 1, "maximum": 100}
+
+
+def test_headers_are_told_where_they_are_sent(document: Document) -> None:
+    login = responses_of(document, document["paths"]["/api/v1/auth/login"]["post"])
+    assert {"RateLimit", "RateLimit-Policy", "X-Request-Id"} == set(login[200]["headers"])
+    assert "WWW-Authenticate" in login[401]["headers"]
+    assert {"Retry-After", "RateLimit"} <= set(login[429]["headers"])
+    assert "Retry-After" in login[503]["headers"]
+    create = responses_of(document, document["paths"]["/api/v1/referral-code"]["post"])
+    assert "Idempotency-Replayed" in create[201]["headers"]
+
+
+def test_building_it_again_gives_the_same(document: Document, settings: Settings) -> None:
+    app = web.Application()
+    app.add_routes(ROUTES)
+    assert build_openapi(app, settings) == document
+
+
+async def test_a_client_that_has_it_is_not_sent_it_again(api: Api) -> None:
+    first = await api.get("//openapi.json")
+    again = await api.get("//openapi.json", headers={"If-None-Match": first.headers["ETag"]})
+    assert (again.status, again.body) == (304, b"")
+
+
+async def test_the_answers_of_the_story_pass_their_schemas(api: Api, document: Document) -> None:
+    def conforms(path: str, method: str, status: int, answer: Any) -> bool:
+        response = responses_of(document, document["paths"][f"/api/v1{path}"][method])[status]
+        schema = response["content"]["application/json"]["schema"]
+        return not list(validator_of(document, schema).iter_errors(answer))
+
+    registered = await api.register("anna@example.com")
+    assert conforms("/auth/register", "post", 201, registered.json())
+    signed_in = await api.log_in("anna@example.com")
+    assert conforms("/auth/login", "post", 200, signed_in.json())
+    token = signed_in.json()["access_token"]
+    created = await api.post("/referral-code", {"expires_in_days": 30}, by=token)
+    assert conforms("/referral-code", "post", 201, created.json())
+    found = await api.get("/referral-code/anna@example.com")
+    assert conforms("/referral-code/{email}", "get", 200, found.json())
+    await api.register("ben@example.com", referral_code=found.json()["code"])
+    referrals = await api.get("/referrals/me", by=token)
+    assert referrals.json()["items"]
+    assert conforms("/referrals/{referrer_id}", "get", 200, referrals.json())
+    sessions = await api.get("/auth/sessions", by=token)
+    assert conforms("/auth/sessions", "get", 200, sessions.json())
