@@ -11,9 +11,11 @@ from typing import Final, ParamSpec, Self, TypeVar
 import asyncpg
 
 from service.domain.errors import DatabaseUnavailable
+from service.repositories.authorization_codes import AuthorizationCodeRepository
 from service.repositories.connection import Connection
 from service.repositories.idempotency_keys import IdempotencyKeyRepository
 from service.repositories.jobs import JobRepository
+from service.repositories.oauth_clients import OAuthClientRepository
 from service.repositories.referral_codes import ReferralCodeRepository
 from service.repositories.referrals import ReferralRepository
 from service.repositories.sessions import SessionRepository
@@ -31,8 +33,10 @@ T = TypeVar("T")
 class Repositories:
     """All repositories, bound to one connection."""
 
+    authorization_codes: AuthorizationCodeRepository
     idempotency_keys: IdempotencyKeyRepository
     jobs: JobRepository
+    oauth_clients: OAuthClientRepository
     referral_codes: ReferralCodeRepository
     referrals: ReferralRepository
     sessions: SessionRepository
@@ -41,8 +45,10 @@ class Repositories:
     @classmethod
     def on(cls, connection: Connection) -> Self:
         return cls(
+            AuthorizationCodeRepository(connection),
             IdempotencyKeyRepository(connection),
             JobRepository(connection),
+            OAuthClientRepository(connection),
             ReferralCodeRepository(connection),
             ReferralRepository(connection),
             SessionRepository(connection),

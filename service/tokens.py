@@ -10,7 +10,7 @@ import binascii
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
@@ -22,26 +22,36 @@ from jwt.algorithms import ECAlgorithm
 from uuid6 import uuid7
 
 from service.domain.errors import InvalidToken
-from service.domain.users import Role
+from service.domain.scopes import Scope, parse_scopes, to_text
 
-FIRST_PARTY_CLIENT: Final = "first-party"
-"""`client_id` of the tokens that /auth/login gives."""
 LEEWAY: Final = timedelta(seconds=5)
 """How far the clocks of two machines may differ."""
 _ALGORITHM: Final = "ES256"
 _TYPE: Final = "at+jwt"
 _CLAIMS: Final = ["iss", "aud", "sub", "client_id", "scope", "iat", "exp", "jti", "sid"]
+JWKS_MAX_AGE: Final = timedelta(minutes=10)
+"""How long others may keep the public keys: a new key is shown so long before it signs."""
 _MAC_BYTES: Final = 24
+_SIGNS_FROM: Final = "signs_from"
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AccessToken:
-    """What a verified access token says."""
+    """What a verified access token says. `subject` is a user's id, or the client's own."""
 
-    user_id: UUID
+    token_id: str
+    subject: str
+    client_id: str
     session_id: UUID
-    scope: frozenset[str]
+    scopes: frozenset[Scope]
+    issued_at: datetime
     expires_at: datetime
+
+    @property
+    def user_id(self) -> UUID | None:
+        """Whose token it is; None where a client speaks for itself."""
+        return None if self.subject == self.client_id else UUID(self.subject)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +64,19 @@ class RefreshToken:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SigningKey:
-    """A private P-256 key. `key_id` is its thumbprint (RFC 7638)."""
+    """A private P-256 key. `key_id` is its thumbprint (RFC 7638).
+
+    It signs from `signs_from` until the next key does; before it is *next*, then *active*, then
+    *retired*, and it is shown and verifies in all three states.
+    """
 
     key_id: str
     private: ec.EllipticCurvePrivateKey
+    signs_from: datetime
 
     @classmethod
-    def generate(cls) -> Self:
-        return cls._of(ec.generate_private_key(ec.SECP256R1()))
+    def generate(cls, signs_from: datetime = EPOCH) -> Self:
+        return cls._of(ec.generate_private_key(ec.SECP256R1()), signs_from)
 
     @classmethod
     def from_jwk(cls, jwk: Mapping[str, Any]) -> Self:
@@ -69,33 +84,65 @@ class SigningKey:
         key = ECAlgorithm.from_jwk(dict(jwk))
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
             raise ValueError("not a private P-256 key")
-        return cls._of(key)
+        return cls._of(key, datetime.fromtimestamp(jwk.get(_SIGNS_FROM, 0), UTC))
 
     @classmethod
-    def _of(cls, private: ec.EllipticCurvePrivateKey) -> Self:
-        members = ECAlgorithm.to_jwk(private.public_key(), as_dict=True)
+    def _of(cls, private: ec.EllipticCurvePrivateKey, signs_from: datetime) -> Self:
+        members = _public_members(private)
         canonical = json.dumps(
             {name: members[name] for name in ("crv", "kty", "x", "y")}, separators=(",", ":")
         )
-        return cls(_encode(hashlib.sha256(canonical.encode()).digest()), private)
+        return cls(_encode(hashlib.sha256(canonical.encode()).digest()), private, signs_from)
 
     def to_jwk(self) -> dict[str, Any]:
         """Return the private key as a JWK (RFC 7517): a secret."""
-        return {**ECAlgorithm.to_jwk(self.private, as_dict=True), "kid": self.key_id}
+        members = ECAlgorithm.to_jwk(self.private, as_dict=True)
+        return {**members, "kid": self.key_id, _SIGNS_FROM: int(self.signs_from.timestamp())}
+
+    def to_public_jwk(self) -> dict[str, Any]:
+        """Return what anyone needs to verify the key's signatures."""
+        members = _public_members(self.private)
+        return {**members, "kid": self.key_id, "use": "sig", "alg": _ALGORITHM}
 
 
 class SigningKeys:
-    """The keys that verify access tokens; the first one also signs."""
+    """The keys of the service, in the order in which they sign."""
 
     def __init__(self, keys: Sequence[SigningKey]) -> None:
         if not keys:
             raise ValueError("no signing key")
-        self.active = keys[0]
+        self.keys = sorted(keys, key=lambda key: key.signs_from)
         self._public = {key.key_id: key.private.public_key() for key in keys}
+
+    def active(self, now: datetime) -> SigningKey:
+        """Return the key that signs now."""
+        begun = [key for key in self.keys if key.signs_from <= now]
+        return begun[-1] if begun else self.keys[0]
 
     def find(self, key_id: object) -> ec.EllipticCurvePublicKey | None:
         """Return the public key of that id: a look-up in memory, whatever the token says."""
         return self._public.get(key_id) if isinstance(key_id, str) else None
+
+    def rotated(self, now: datetime, lifetime: timedelta) -> "SigningKeys":
+        """Return the keys with a new one, and without those whose last tokens have expired.
+
+        The new one signs after twice JWKS_MAX_AGE: once for the operator to restart all
+        processes with it, once for others to see it. `lifetime` is an access token's.
+        """
+        kept = [
+            key
+            for key, successor in zip(self.keys, [*self.keys[1:], None], strict=True)
+            if successor is None or now < successor.signs_from + lifetime + LEEWAY + JWKS_MAX_AGE
+        ]
+        return SigningKeys([*kept, SigningKey.generate(now + 2 * JWKS_MAX_AGE)])
+
+    def to_jwks(self) -> dict[str, Any]:
+        """Return the private keys as a JWK set (RFC 7517): a secret."""
+        return {"keys": [key.to_jwk() for key in self.keys]}
+
+    def to_public_jwks(self) -> dict[str, Any]:
+        """Return the JWK set that anyone may see."""
+        return {"keys": [key.to_public_jwk() for key in self.keys]}
 
 
 class AccessTokens:
@@ -103,26 +150,32 @@ class AccessTokens:
 
     def __init__(self, keys: SigningKeys, issuer: str, lifetime: timedelta) -> None:
         self._keys = keys
-        self._issuer = issuer
+        self.issuer = issuer
         self.lifetime = lifetime
 
-    def issue(self, user_id: UUID, role: Role, session_id: UUID, now: datetime) -> str:
-        """Return an access token with all scopes that `role` has."""
+    def issue(
+        self,
+        *,
+        subject: str,
+        client_id: str,
+        session_id: UUID,
+        scopes: Iterable[Scope],
+        now: datetime,
+    ) -> str:
         claims = {
-            "iss": self._issuer,
-            "aud": self._issuer,
-            "sub": str(user_id),
-            "client_id": FIRST_PARTY_CLIENT,
-            "scope": " ".join(role.scope),
+            "iss": self.issuer,
+            "aud": self.issuer,
+            "sub": subject,
+            "client_id": client_id,
+            "scope": to_text(scopes),
             "iat": int(now.timestamp()),
             "exp": int((now + self.lifetime).timestamp()),
             "jti": str(uuid7()),
             "sid": str(session_id),
         }
-        key = self._keys.active
-        return jwt.encode(
-            claims, key.private, _ALGORITHM, headers={"typ": _TYPE, "kid": key.key_id}
-        )
+        key = self._keys.active(now)
+        headers = {"typ": _TYPE, "kid": key.key_id}
+        return jwt.encode(claims, key.private, _ALGORITHM, headers=headers)
 
     def verify(self, token: str, now: datetime) -> AccessToken:
         """Return what `token` says; raise InvalidToken unless it is ours, whole and unexpired."""
@@ -135,8 +188,8 @@ class AccessTokens:
                 token,
                 key,
                 [_ALGORITHM],
-                audience=self._issuer,
-                issuer=self._issuer,
+                audience=self.issuer,
+                issuer=self.issuer,
                 # Expiry is compared below, with the service's own clock.
                 options={
                     "require": _CLAIMS,
@@ -145,17 +198,20 @@ class AccessTokens:
                     "verify_iat": False,
                 },
             )
-            expires_at = datetime.fromtimestamp(claims["exp"], UTC)
             verified = AccessToken(
-                UUID(claims["sub"]),
-                UUID(claims["sid"]),
-                frozenset(claims["scope"].split()),
-                expires_at,
+                token_id=claims["jti"],
+                subject=claims["sub"],
+                client_id=claims["client_id"],
+                session_id=UUID(claims["sid"]),
+                scopes=parse_scopes(claims["scope"]),
+                issued_at=datetime.fromtimestamp(claims["iat"], UTC),
+                expires_at=datetime.fromtimestamp(claims["exp"], UTC),
             )
+            verified.user_id  # noqa: B018  # raises unless it is one, or the client's own
         # ValueError holds UnicodeError: a header of hostile bytes; the others, claims of odd types.
         except (jwt.PyJWTError, ValueError, TypeError, AttributeError, OverflowError) as error:
             raise InvalidToken from error
-        if expires_at + LEEWAY <= now:
+        if verified.expires_at + LEEWAY <= now:
             raise InvalidToken("The access token has expired.")
         return verified
 
@@ -180,6 +236,11 @@ class RefreshTokens:
         if not any(hmac.compare_digest(_mac(key, message), mac) for key in self._keys):
             raise InvalidToken
         return RefreshToken(UUID(bytes=message[:16]), int.from_bytes(message[16:], "big"))
+
+
+def _public_members(private: ec.EllipticCurvePrivateKey) -> dict[str, Any]:
+    members: dict[str, Any] = ECAlgorithm.to_jwk(private.public_key(), as_dict=True)
+    return members
 
 
 def _mac(key: bytes, message: bytes) -> bytes:

@@ -1,27 +1,51 @@
-"""Who makes the request."""
+"""Who makes the request, and what the access token allows."""
 
 from aiohttp import web
 
 from service.api.keys import SESSIONS, USER_ID, USERS
-from service.domain.errors import NotAllowed, TokenMissing
+from service.api.scopes import SCOPE_OF
+from service.domain.errors import InsufficientScope, NotAllowed, TokenMissing
 from service.domain.sessions import Caller
 from service.domain.users import Role
+from service.tokens import AccessToken
+
+
+async def current_token(request: web.Request) -> AccessToken:
+    """Return the access token, a user's or a client's, that allows this call (RFC 6750).
+
+    Raises TokenMissing, InvalidToken or InsufficientScope.
+    """
+    scheme, _, text = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        raise TokenMissing
+    token = await request.app[SESSIONS].authenticate(text.strip())
+    request[USER_ID] = token.subject
+    resource = request.match_info.route.resource
+    assert resource is not None
+    # HEAD is GET without the body.
+    method = "GET" if request.method == "HEAD" else request.method
+    needed = SCOPE_OF[method, resource.canonical]
+    if needed not in token.scopes:
+        raise InsufficientScope(needed)
+    return token
 
 
 async def current_user(request: web.Request) -> Caller:
-    """Return who sends the access token; raise TokenMissing or InvalidToken (RFC 6750)."""
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        raise TokenMissing
-    caller = await request.app[SESSIONS].authenticate(token.strip())
-    request[USER_ID] = str(caller.user_id)
-    return caller
+    """Return the user whose access token allows this call; raise NotAllowed if it is no user's."""
+    token = await current_token(request)
+    if token.user_id is None:
+        raise NotAllowed("This call is for users, not for clients of their own.")
+    return Caller(user_id=token.user_id, session_id=token.session_id)
 
 
-async def current_admin(request: web.Request) -> Caller:
-    """Return the caller if the database says that it is an admin now; else raise NotAllowed."""
-    caller = await current_user(request)
-    user = await request.app[USERS].find(caller.user_id)
-    if user.role is not Role.ADMIN:
-        raise NotAllowed("This call is for admins.")
-    return caller
+async def current_admin(request: web.Request) -> AccessToken:
+    """Return the token of a client, or of a user who is an admin now; else raise NotAllowed.
+
+    A client has the scope because an operator gave it, a user's role is asked of the database.
+    """
+    token = await current_token(request)
+    if token.user_id is not None:
+        user = await request.app[USERS].find(token.user_id)
+        if user.role is not Role.ADMIN:
+            raise NotAllowed("This call is for admins.")
+    return token

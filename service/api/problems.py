@@ -17,6 +17,7 @@ from marshmallow import ValidationError
 from service.api.keys import REQUEST_ID
 from service.domain.errors import (
     Conflict,
+    InsufficientScope,
     InvalidInput,
     InvalidToken,
     NotAllowed,
@@ -183,6 +184,8 @@ def problem_of(error: Exception, request: web.Request) -> web.Response:
 
 def _of_service_error(error: ServiceError, request_id: str) -> web.Response:
     headers = {}
+    if isinstance(error, InsufficientScope):
+        headers["WWW-Authenticate"] = f'Bearer error="insufficient_scope", scope="{error.scope}"'
     if isinstance(error, NotAuthenticated):
         sent = isinstance(error, InvalidToken)
         headers["WWW-Authenticate"] = 'Bearer error="invalid_token"' if sent else "Bearer"

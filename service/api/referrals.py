@@ -5,7 +5,7 @@ from aiohttp_apispec import docs, querystring_schema, response_schema
 from marshmallow import Schema, fields
 
 from service.api.answers import PageSchema, respond
-from service.api.authentication import current_user
+from service.api.authentication import current_token
 from service.api.keys import REFERRALS
 from service.api.openapi import SIGNED_IN, refuses
 from service.api.requests import Moment, PageQuery, read_id, read_page
@@ -38,8 +38,8 @@ REFERRALS_SCHEMA = ReferralsSchema()
 @response_schema(ReferralsSchema, 200, description="A page of referrals.")
 @refuses(NotAllowed, UserNotFound)
 async def list_referrals(request: web.Request) -> web.Response:
-    caller = await current_user(request)
+    token = await current_token(request)
     me = request.match_info["referrer_id"] == "me"
-    referrer_id = caller.user_id if me else read_id(request, "referrer_id")
-    page = await request.app[REFERRALS].page(caller.user_id, referrer_id, *read_page(request))
+    referrer_id = token.user_id if me else read_id(request, "referrer_id")
+    page = await request.app[REFERRALS].page(token.user_id, referrer_id, *read_page(request))
     return respond(REFERRALS_SCHEMA, page)

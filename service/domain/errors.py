@@ -13,7 +13,8 @@
     │   ├── InvalidToken
     │   └── TokenMissing
     ├── NotAllowed
-    │   └── AccountDisabled
+    │   ├── AccountDisabled
+    │   └── InsufficientScope
     ├── NotFound
     │   ├── ReferralCodeNotFound
     │   ├── SessionNotFound
@@ -160,6 +161,16 @@ class AccountDisabled(NotAllowed):
     code = "account-disabled"
     title = "This account is disabled."
     remedy = "Ask the operators of the service."
+
+
+class InsufficientScope(NotAllowed):
+    code = "insufficient-scope"
+    title = "The access token does not allow this call."
+    remedy = "Ask the user for a token with the scope that `WWW-Authenticate` names."
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"The access token lacks the scope {scope}.")
+        self.scope = scope
 
 
 class ReferralCodeNotFound(NotFound):

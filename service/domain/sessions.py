@@ -2,19 +2,31 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
+from service.domain.scopes import Scope
 from service.domain.users import Role
+
+FIRST_PARTY: Final = "first-party"
+"""`client_id` of what signs in at /auth/login."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """One sign-in of a user. `counter` is how often its refresh token was rotated."""
+    """One sign-in of a user to a client, or a client's own, without a user.
+
+    `counter` is how often its refresh token was rotated, `origin` how it began. `scopes` are what
+    the user granted; None stands for all that the user may do, now and later.
+    """
 
     session_id: UUID
-    user_id: UUID
-    counter: int
-    user_agent: str | None
+    user_id: UUID | None
+    client_id: str = FIRST_PARTY
+    origin: str = "password"
+    scopes: frozenset[Scope] | None = None
+    counter: int = 0
+    user_agent: str | None = None
     created_at: datetime
     refreshed_at: datetime
     expires_at: datetime
@@ -22,21 +34,25 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who makes the request: what a valid access token of an open session proves."""
+    """The user who makes the request, and in which session."""
 
     user_id: UUID
     session_id: UUID
-    scope: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """What signing in or refreshing gives. `expires_in` is the access token's life in seconds."""
+    """What signing in or refreshing gives.
+
+    `expires_in` is the access token's life in seconds. A client that speaks for itself gets no
+    refresh token: it can always sign in again.
+    """
 
     access_token: str
     expires_in: int
-    refresh_token: str
-    user_id: UUID
+    refresh_token: str | None
+    scopes: frozenset[Scope]
+    user_id: UUID | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,15 +11,10 @@ from service.domain.errors import EmailMalformed
 
 
 class Role(StrEnum):
-    """What a user may do; `scope` is what an access token of the role carries."""
+    """What a user may do; domain/scopes.py says what that is."""
 
     USER = "user"
     ADMIN = "admin"
-
-    @property
-    def scope(self) -> tuple[str, ...]:
-        own = ("profile", "codes:read", "codes:write", "referrals:read")
-        return (*own, "admin") if self is Role.ADMIN else own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

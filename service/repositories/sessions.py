@@ -1,10 +1,11 @@
 """The SQL of sessions."""
 
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from service.domain.pages import Cursor
+from service.domain.scopes import Scope
 from service.domain.sessions import Session
 from service.domain.users import Role
 from service.repositories.connection import Connection
@@ -12,21 +13,28 @@ from service.repositories.connection import Connection
 # The share lock makes a change of password or a disabling wait, or this statement see it: a
 # sign-in with the old password leaves no session behind the change.
 INSERT: Final = """
-    INSERT INTO sessions (session_id, user_id, counter, user_agent,
+    INSERT INTO sessions (session_id, user_id, client_id, origin, scopes, counter, user_agent,
                           created_at, refreshed_at, expires_at)
-    SELECT $1, user_id, $3, $4, $5, $6, $7
+    SELECT $1, user_id, $3, $4, $5, $6, $7, $8, $9, $10
       FROM users
      WHERE user_id = $2
-       AND password_hash = $8
+       AND ($11::text IS NULL OR password_hash = $11)
        AND disabled_at IS NULL
+       AND erased_at IS NULL
        FOR SHARE
     RETURNING session_id
+"""
+
+INSERT_OF_CLIENT: Final = """
+    INSERT INTO sessions (session_id, client_id, origin, scopes,
+                          created_at, refreshed_at, expires_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)
 """
 
 IS_OPEN: Final = """
     SELECT EXISTS (
         SELECT FROM sessions s
-          JOIN users u ON u.user_id = s.user_id
+          LEFT JOIN users u ON u.user_id = s.user_id
          WHERE s.session_id = $1
            AND s.ended_at IS NULL
            AND s.expires_at > $2
@@ -41,16 +49,31 @@ ROTATE: Final = """
       FROM users u
      WHERE s.session_id = $1
        AND s.counter = $2
+       AND s.client_id = $4
        AND s.ended_at IS NULL
        AND s.expires_at > $3
        AND u.user_id = s.user_id
        AND u.disabled_at IS NULL
        AND u.erased_at IS NULL
-    RETURNING u.user_id, u.role
+    RETURNING s.session_id, s.user_id, s.client_id, s.origin, s.scopes, s.counter, s.user_agent,
+              s.created_at, s.refreshed_at, s.expires_at, u.role
+"""
+
+FIND_OPEN: Final = """
+    SELECT s.session_id, s.user_id, s.client_id, s.origin, s.scopes, s.counter, s.user_agent,
+           s.created_at, s.refreshed_at, s.expires_at, u.role
+      FROM sessions s
+      JOIN users u ON u.user_id = s.user_id
+     WHERE s.session_id = $1
+       AND s.ended_at IS NULL
+       AND s.expires_at > $2
+       AND u.disabled_at IS NULL
+       AND u.erased_at IS NULL
 """
 
 NEWEST_OPEN: Final = """
-    SELECT session_id, user_id, counter, user_agent, created_at, refreshed_at, expires_at
+    SELECT session_id, user_id, client_id, origin, scopes, counter, user_agent,
+           created_at, refreshed_at, expires_at
       FROM sessions
      WHERE user_id = $1
        AND ended_at IS NULL
@@ -60,7 +83,8 @@ NEWEST_OPEN: Final = """
 """
 
 NEWEST_OPEN_BEHIND: Final = """
-    SELECT session_id, user_id, counter, user_agent, created_at, refreshed_at, expires_at
+    SELECT session_id, user_id, client_id, origin, scopes, counter, user_agent,
+           created_at, refreshed_at, expires_at
       FROM sessions
      WHERE user_id = $1
        AND ended_at IS NULL
@@ -111,12 +135,18 @@ class SessionRepository:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def add(self, session: Session, password_hash: str) -> bool:
-        """Store the session if the user may sign in and the hash is still the one given."""
+    async def add(self, session: Session, password_hash: str | None) -> bool:
+        """Store a user's session; return False, and do not, if the user may not sign in.
+
+        Nor if the password's hash is no longer the one given.
+        """
         session_id = await self._connection.fetchval(
             INSERT,
             session.session_id,
             session.user_id,
+            session.client_id,
+            session.origin,
+            session.scopes,
             session.counter,
             session.user_agent,
             session.created_at,
@@ -126,17 +156,35 @@ class SessionRepository:
         )
         return session_id is not None
 
+    async def add_of_client(self, session: Session) -> None:
+        """Store the session of a client that speaks for itself."""
+        await self._connection.execute(
+            INSERT_OF_CLIENT,
+            session.session_id,
+            session.client_id,
+            session.origin,
+            session.scopes,
+            session.created_at,
+            session.refreshed_at,
+            session.expires_at,
+        )
+
     async def is_open(self, session_id: UUID, now: datetime) -> bool:
         """Return whether the session lives and its user may act."""
         is_open: bool = await self._connection.fetchval(IS_OPEN, session_id, now)
         return is_open
 
     async def rotate(
-        self, session_id: UUID, counter: int, now: datetime
-    ) -> tuple[UUID, Role] | None:
-        """Count one rotation if `counter` is the present one; return the user, else None."""
-        row = await self._connection.fetchrow(ROTATE, session_id, counter, now)
-        return None if row is None else (row["user_id"], Role(row["role"]))
+        self, session_id: UUID, counter: int, client_id: str, now: datetime
+    ) -> tuple[Session, Role] | None:
+        """Count one rotation if `counter` is the present one; return what it is then, else None."""
+        row = await self._connection.fetchrow(ROTATE, session_id, counter, now, client_id)
+        return None if row is None else _with_role(row)
+
+    async def find_open(self, session_id: UUID, now: datetime) -> tuple[Session, Role] | None:
+        """Return an open session of a user who may act, and the user's role."""
+        row = await self._connection.fetchrow(FIND_OPEN, session_id, now)
+        return None if row is None else _with_role(row)
 
     async def newest_open(
         self, user_id: UUID, now: datetime, limit: int, behind: Cursor | None
@@ -148,7 +196,7 @@ class SessionRepository:
             rows = await self._connection.fetch(
                 NEWEST_OPEN_BEHIND, user_id, now, limit, behind.at, behind.row_id
             )
-        return [Session(**row) for row in rows]
+        return [_session(row) for row in rows]
 
     async def end(self, session_id: UUID, now: datetime) -> bool:
         """End the session; return whether it was open."""
@@ -168,3 +216,23 @@ class SessionRepository:
     async def delete_expired(self, now: datetime) -> None:
         """Delete up to 1 000 sessions that have expired."""
         await self._connection.execute(DELETE_EXPIRED, now)
+
+
+def _with_role(row: Any) -> tuple[Session, Role]:
+    return _session(row), Role(row["role"])
+
+
+def _session(row: Any) -> Session:
+    scopes = row["scopes"]
+    return Session(
+        session_id=row["session_id"],
+        user_id=row["user_id"],
+        client_id=row["client_id"],
+        origin=row["origin"],
+        scopes=None if scopes is None else frozenset(map(Scope, scopes)),
+        counter=row["counter"],
+        user_agent=row["user_agent"],
+        created_at=row["created_at"],
+        refreshed_at=row["refreshed_at"],
+        expires_at=row["expires_at"],
+    )

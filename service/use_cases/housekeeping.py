@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Housekeeping:
-    """Deletes expired sessions and idempotency keys, a thousand at a time."""
+    """Deletes expired sessions, authorization codes and idempotency keys, a thousand at a time."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -23,6 +23,7 @@ class Housekeeping:
     async def tidy_up(self) -> None:
         now = self._clock()
         async with self._database.reading() as repositories:
+            await repositories.authorization_codes.delete_expired(now)
             await repositories.sessions.delete_expired(now)
             await repositories.idempotency_keys.delete_old(now - KEPT_FOR)
 

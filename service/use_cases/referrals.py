@@ -16,18 +16,22 @@ class Referrals:
         self._database = database
 
     async def page(
-        self, caller_id: UUID, referrer_id: UUID | None, limit: int, behind: Cursor | None
+        self,
+        caller_id: UUID | None,
+        referrer_id: UUID | None,
+        limit: int,
+        behind: Cursor | None,
     ) -> Page[Referral]:
         """Return a page of the referrer's referrals, newest first.
 
-        For the referrer and for admins; anyone else gets NotAllowed, whether there is such a
-        referrer or not. `referrer_id` None is an id that nobody can have. Admins get
-        UserNotFound.
+        For the referrer, for admins, and for clients that speak for themselves (`caller_id` is
+        None); anyone else gets NotAllowed, whether there is such a referrer or not.
+        `referrer_id` None is an id that nobody can have. Who may see all gets UserNotFound.
         """
         async with self._database.reading() as repositories:
-            if referrer_id != caller_id:
-                caller = await repositories.users.find(caller_id)
-                if caller is None or caller.role is not Role.ADMIN:
+            if caller_id is None or referrer_id != caller_id:
+                caller = caller_id and await repositories.users.find(caller_id)
+                if caller_id and (not caller or caller.role is not Role.ADMIN):
                     raise NotAllowed("Referrals are shown to their referrer alone.")
                 if referrer_id is None or await repositories.users.find(referrer_id) is None:
                     raise UserNotFound

@@ -1,6 +1,7 @@
 """What can be done with sessions: signing in, staying signed in, signing out."""
 
 import logging
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 from uuid import UUID
@@ -8,7 +9,7 @@ from uuid import UUID
 from uuid6 import uuid7
 
 from service.cache import Cache, Entry
-from service.database import Database, retried
+from service.database import Database, Repositories, retried
 from service.domain.clock import Clock
 from service.domain.errors import (
     AccountDisabled,
@@ -19,13 +20,15 @@ from service.domain.errors import (
 )
 from service.domain.pages import Cursor, Page
 from service.domain.passwords import check_password
-from service.domain.sessions import Caller, Session, Tokens
+from service.domain.scopes import Scope, scopes_of
+from service.domain.sessions import FIRST_PARTY, Caller, Credentials, Session, Tokens
 from service.domain.users import Role, parse_email
 from service.passwords import PasswordHasher
-from service.tokens import AccessTokens, RefreshTokens
+from service.tokens import LEEWAY, AccessToken, AccessTokens, RefreshTokens
 from service.use_cases.forgetting import Forgetting, session_key
 
 LONGEST_USER_AGENT: Final = 200
+GRACE: Final = timedelta(seconds=10)
 log = logging.getLogger(__name__)
 
 
@@ -57,9 +60,23 @@ class Sessions:
 
     @retried
     async def log_in(self, email: str, password: str, user_agent: str | None) -> Tokens:
-        """Begin a session; raise InvalidCredentials, or AccountDisabled if they are right.
+        """Begin a session; raise InvalidCredentials, or AccountDisabled if they are right."""
+        credentials = await self.check_password(email, password)
+        async with self._database.transaction() as repositories:
+            return await self.open(
+                repositories,
+                credentials.user_id,
+                credentials.role,
+                origin="password",
+                user_agent=user_agent,
+                password_hash=credentials.password_hash,
+            )
 
-        An unknown e-mail costs a hash too, and is refused with the same words.
+    async def check_password(self, email: str, password: str) -> Credentials:
+        """Return whose they are; raise InvalidCredentials, or AccountDisabled if they are right.
+
+        An unknown e-mail costs a hash too, and is refused with the same words. A hash that was
+        made at another cost is made anew.
         """
         try:
             email_key = parse_email(email).key
@@ -69,54 +86,99 @@ class Sessions:
             credentials = await repositories.users.find_credentials_by_email(email_key)
         password_hash = credentials.password_hash if credentials else None
         verified, new_hash = await self._hasher.verify(password, password_hash)
-        if not verified or credentials is None or password_hash is None:
+        if not verified or credentials is None:
             raise InvalidCredentials
         if credentials.disabled:
             raise AccountDisabled
+        if new_hash is not None:
+            async with self._database.transaction() as repositories:
+                if await repositories.users.replace_password_hash(
+                    credentials.user_id, credentials.password_hash, new_hash
+                ):
+                    return replace(credentials, password_hash=new_hash)
+        return credentials
+
+    async def open(
+        self,
+        repositories: Repositories,
+        user_id: UUID,
+        role: Role,
+        *,
+        origin: str,
+        client_id: str = FIRST_PARTY,
+        scopes: frozenset[Scope] | None = None,
+        user_agent: str | None = None,
+        password_hash: str | None = None,
+    ) -> Tokens:
+        """Begin a user's session in the caller's transaction, and return its tokens.
+
+        Raises InvalidCredentials if the user may not sign in, or has another password than the
+        one that was checked.
+        """
         now = self._clock()
         session = Session(
             session_id=uuid7(),
-            user_id=credentials.user_id,
-            counter=0,
+            user_id=user_id,
+            client_id=client_id,
+            origin=origin,
+            scopes=scopes,
             user_agent=user_agent and user_agent[:LONGEST_USER_AGENT],
             created_at=now,
             refreshed_at=now,
             expires_at=now + self._lifetime,
         )
+        if not await repositories.sessions.add(session, password_hash):
+            raise InvalidCredentials
+        return self._tokens(session, role)
+
+    async def open_of_client(self, client_id: str, scopes: frozenset[Scope]) -> Tokens:
+        """Begin the session of a client that speaks for itself, as long as its access token."""
+        now = self._clock()
+        session = Session(
+            session_id=uuid7(),
+            user_id=None,
+            client_id=client_id,
+            origin="client_credentials",
+            scopes=scopes,
+            created_at=now,
+            refreshed_at=now,
+            expires_at=now + self._access_tokens.lifetime + LEEWAY,
+        )
         async with self._database.transaction() as repositories:
-            if new_hash is not None and await repositories.users.replace_password_hash(
-                credentials.user_id, password_hash, new_hash
-            ):
-                password_hash = new_hash
-            if not await repositories.sessions.add(session, password_hash):
-                raise InvalidCredentials  # changed or disabled since it was read
-        return self._tokens(session.session_id, 0, credentials.user_id, credentials.role)
+            await repositories.sessions.add_of_client(session)
+        return self._access_token(session, scopes, client_id)
 
     @retried
-    async def refresh(self, refresh_token: str) -> Tokens:
-        """Return new tokens for the session's newest refresh token.
+    async def refresh(self, refresh_token: str, client_id: str = FIRST_PARTY) -> Tokens:
+        """Return new tokens for the newest refresh token of one of the client's sessions.
 
-        Raises InvalidToken. An older token was stolen, or what it was rotated to is: it ends the
-        session (RFC 9700, 4.14.2).
+        Raises InvalidToken. The token before the newest is good for GRACE, and gives the newest
+        again: the client may not have got it, or asked twice at once. Any other old token was
+        stolen, or what it was rotated to is: it ends the session (RFC 9700, 4.14.2).
         """
         token = self._refresh_tokens.verify(refresh_token)
+        refused = InvalidToken("The refresh token is expired, revoked or was used before.")
         now = self._clock()
-        ended = False
         async with self._database.transaction() as repositories:
-            rotated = await repositories.sessions.rotate(token.session_id, token.counter, now)
-            if rotated is None:
-                ended = await repositories.sessions.end(token.session_id, now)
-                if ended:
-                    await self._forgetting.plan(repositories, [session_key(token.session_id)], now)
-        if rotated is None:
-            await self._forgetting.forget([session_key(token.session_id)])
-            if ended:
-                log.warning("refresh token used again, session ended: %s", token.session_id)
-            raise InvalidToken("The refresh token is expired, revoked or was used before.")
-        return self._tokens(token.session_id, token.counter + 1, *rotated)
+            found = await repositories.sessions.rotate(
+                token.session_id, token.counter, client_id, now
+            )
+            if found is not None:
+                return self._tokens(*found)
+            found = await repositories.sessions.find_open(token.session_id, now)
+            if found is None or found[0].client_id != client_id:
+                raise refused
+            session = found[0]
+            if session.counter == token.counter + 1 and now <= session.refreshed_at + GRACE:
+                return self._tokens(*found)
+            await repositories.sessions.end(token.session_id, now)
+            await self._forgetting.plan(repositories, [session_key(token.session_id)], now)
+        await self._forgetting.forget([session_key(token.session_id)])
+        log.warning("an old refresh token was used, session ended: %s", token.session_id)
+        raise refused
 
-    async def authenticate(self, access_token: str) -> Caller:
-        """Return who sends the token; raise InvalidToken if it or its session has ended."""
+    async def authenticate(self, access_token: str) -> AccessToken:
+        """Return what the token says; raise InvalidToken if it or its session has ended."""
         now = self._clock()
         token = self._access_tokens.verify(access_token, now)
 
@@ -127,7 +189,16 @@ class Sessions:
 
         if await self._cache.read_through(session_key(token.session_id), load) is None:
             raise InvalidToken
-        return Caller(user_id=token.user_id, session_id=token.session_id, scope=token.scope)
+        return token
+
+    async def find_by_refresh_token(self, refresh_token: str) -> Session:
+        """Return the open session of which this is the newest refresh token; raise InvalidToken."""
+        token = self._refresh_tokens.verify(refresh_token)
+        async with self._database.reading() as repositories:
+            found = await repositories.sessions.find_open(token.session_id, self._clock())
+        if found is None or found[0].counter != token.counter:
+            raise InvalidToken
+        return found[0]
 
     async def page(self, user_id: UUID, limit: int, behind: Cursor | None) -> Page[Session]:
         """Return a page of the user's open sessions, newest first."""
@@ -148,6 +219,16 @@ class Sessions:
             if not await repositories.sessions.end_own(session_id, user_id, now):
                 raise SessionNotFound
             await self._forgetting.plan(repositories, keys, now)
+        await self._forgetting.forget(keys)
+
+    @retried
+    async def revoke(self, session_id: UUID) -> None:
+        """End any session: its refresh and its access tokens are of no more use."""
+        now = self._clock()
+        keys = [session_key(session_id)]
+        async with self._database.transaction() as repositories:
+            if await repositories.sessions.end(session_id, now):
+                await self._forgetting.plan(repositories, keys, now)
         await self._forgetting.forget(keys)
 
     @retried
@@ -185,14 +266,31 @@ class Sessions:
             ):
                 raise wrong
             ended = await repositories.sessions.end_all_but(caller.user_id, caller.session_id, now)
+            await repositories.authorization_codes.delete_of_user(caller.user_id)
             keys = [session_key(session_id) for session_id in ended]
             await self._forgetting.plan(repositories, keys, now)
         await self._forgetting.forget(keys)
 
-    def _tokens(self, session_id: UUID, counter: int, user_id: UUID, role: Role) -> Tokens:
+    def _tokens(self, session: Session, role: Role) -> Tokens:
+        scopes = scopes_of(role)
+        if session.scopes is not None:
+            scopes &= session.scopes
+        tokens = self._access_token(session, scopes, str(session.user_id))
+        refresh_token = self._refresh_tokens.issue(session.session_id, session.counter)
+        return replace(tokens, refresh_token=refresh_token)
+
+    def _access_token(self, session: Session, scopes: frozenset[Scope], subject: str) -> Tokens:
+        access_token = self._access_tokens.issue(
+            subject=subject,
+            client_id=session.client_id,
+            session_id=session.session_id,
+            scopes=scopes,
+            now=self._clock(),
+        )
         return Tokens(
-            access_token=self._access_tokens.issue(user_id, role, session_id, self._clock()),
+            access_token=access_token,
             expires_in=int(self._access_tokens.lifetime.total_seconds()),
-            refresh_token=self._refresh_tokens.issue(session_id, counter),
-            user_id=user_id,
+            refresh_token=None,
+            scopes=scopes,
+            user_id=session.user_id,
         )

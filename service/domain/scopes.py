@@ -1,0 +1,48 @@
+"""What an access token allows (RFC 6749, 3.3)."""
+
+from collections.abc import Collection, Iterable
+from enum import StrEnum
+from typing import Final
+
+from service.domain.users import Role
+
+
+class Scope(StrEnum):
+    """One permission. A token never allows more than its user, or its client, may do."""
+
+    PROFILE = "profile"
+    CODES_READ = "codes:read"
+    CODES_WRITE = "codes:write"
+    REFERRALS_READ = "referrals:read"
+    ADMIN = "admin"
+
+    @property
+    def meaning(self) -> str:
+        """What a person is asked to allow."""
+        return _MEANINGS[self]
+
+
+_MEANINGS: Final = {
+    Scope.PROFILE: "See your account and your sessions, and sign you out",
+    Scope.CODES_READ: "See your referral code",
+    Scope.CODES_WRITE: "Create, replace and delete your referral code",
+    Scope.REFERRALS_READ: "See who registered with your code",
+    Scope.ADMIN: "Manage the accounts of all users, if you are an admin",
+}
+_OF_USERS: Final = frozenset(Scope) - {Scope.ADMIN}
+
+
+def scopes_of(role: Role) -> frozenset[Scope]:
+    """Return all that a user of the role may do."""
+    return frozenset(Scope) if role is Role.ADMIN else _OF_USERS
+
+
+def parse_scopes(text: str) -> frozenset[Scope]:
+    """Return the scopes in a list between spaces; raise ValueError at one that does not exist."""
+    return frozenset(map(Scope, text.split()))
+
+
+def to_text(scopes: Iterable[Scope]) -> str:
+    """Return the scopes as tokens and answers list them."""
+    wanted: Collection[Scope] = set(scopes)
+    return " ".join(scope for scope in Scope if scope in wanted)

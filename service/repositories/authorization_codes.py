@@ -1,0 +1,84 @@
+"""The SQL of authorization codes."""
+
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from service.domain.oauth import AuthorizationCode
+from service.domain.scopes import Scope
+from service.repositories.connection import Connection
+
+INSERT: Final = """
+    INSERT INTO authorization_codes (code_hash, client_id, user_id, redirect_uri, scopes,
+                                     code_challenge, created_at, expires_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+"""
+
+# The lock makes parallel redemptions of one code queue, so that the second sees the first.
+LOCK: Final = """
+    SELECT code_hash, client_id, user_id, redirect_uri, scopes, code_challenge,
+           created_at, expires_at, session_id, redeemed_at IS NOT NULL AS redeemed
+      FROM authorization_codes
+     WHERE code_hash = $1
+       FOR UPDATE
+"""
+
+REDEEM: Final = """
+    UPDATE authorization_codes
+       SET redeemed_at = $2, session_id = $3
+     WHERE code_hash = $1
+"""
+
+DELETE_OF_USER: Final = """
+    DELETE FROM authorization_codes
+     WHERE user_id = $1
+       AND redeemed_at IS NULL
+"""
+
+# A day longer than they can be redeemed, so that a replay still ends what the code gave.
+DELETE_EXPIRED: Final = """
+    DELETE FROM authorization_codes
+     WHERE code_hash IN (
+        SELECT code_hash FROM authorization_codes
+         WHERE expires_at <= $1::timestamptz - interval '1 day' ORDER BY expires_at LIMIT 1000
+     )
+"""
+
+
+class AuthorizationCodeRepository:
+    """Authorization codes, one statement a method."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def add(self, code: AuthorizationCode) -> None:
+        await self._connection.execute(
+            INSERT,
+            code.code_hash,
+            code.client_id,
+            code.user_id,
+            code.redirect_uri,
+            code.scopes,
+            code.code_challenge,
+            code.created_at,
+            code.expires_at,
+        )
+
+    async def lock(self, code_hash: bytes) -> AuthorizationCode | None:
+        """Return the code, for this transaction alone until it ends."""
+        row = await self._connection.fetchrow(LOCK, code_hash)
+        if row is None:
+            return None
+        return AuthorizationCode(**{**row, "scopes": frozenset(map(Scope, row["scopes"]))})
+
+    async def redeem(self, code_hash: bytes, session_id: UUID, now: datetime) -> None:
+        """Note what the code has given."""
+        await self._connection.execute(REDEEM, code_hash, now, session_id)
+
+    async def delete_of_user(self, user_id: UUID) -> None:
+        """Delete what the user has granted and no client has redeemed."""
+        await self._connection.execute(DELETE_OF_USER, user_id)
+
+    async def delete_expired(self, now: datetime) -> None:
+        """Delete up to 1 000 codes that expired a day ago."""
+        await self._connection.execute(DELETE_EXPIRED, now)

@@ -1,0 +1,7 @@
+DROP TABLE IF EXISTS authorization_codes;
+DELETE FROM sessions WHERE user_id IS NULL;
+ALTER TABLE sessions ALTER COLUMN user_id SET NOT NULL;
+ALTER TABLE sessions DROP COLUMN IF EXISTS scopes;
+ALTER TABLE sessions DROP COLUMN IF EXISTS origin;
+ALTER TABLE sessions DROP COLUMN IF EXISTS client_id;
+DROP TABLE IF EXISTS oauth_clients;
