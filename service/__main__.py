@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Final
 
 from dotenv import dotenv_values
 
+from service.domain.clock import utc_now
 from service.domain.errors import ServiceError
+from service.domain.scopes import Scope, parse_scopes, scopes_of, to_text
+from service.domain.users import Role
 from service.logs import set_up_logging
 from service.migrations import MigrationError, apply_migrations
 from service.settings import (
@@ -27,9 +30,10 @@ from service.settings import (
     read_environment,
     read_settings,
 )
-from service.tokens import SigningKey
+from service.tokens import JWKS_MAX_AGE, SigningKey, SigningKeys
 
 if TYPE_CHECKING:
+    from service.use_cases.oauth import OAuthClients
     from service.use_cases.users import Users
 
 DATA: Final = Path(".data")
@@ -76,10 +80,34 @@ def _parser() -> argparse.ArgumentParser:
     promote.add_argument("email")
     promote.set_defaults(run=_promote)
 
+    clients = commands.add_parser("clients", help="manage the OAuth clients")
+    clients_commands = clients.add_subparsers(required=True)
+    create_client = clients_commands.add_parser(
+        "create", help="make a client, and print its id and secret"
+    )
+    create_client.add_argument("name", help="what users are shown")
+    create_client.add_argument("--redirect-uri", action="append", default=[], metavar="URI")
+    create_client.add_argument(
+        "--scope",
+        default=to_text(scopes_of(Role.USER)),
+        help="between spaces (default: %(default)s)",
+    )
+    create_client.add_argument(
+        "--confidential", action="store_true", help="it runs on a server, and can keep a secret"
+    )
+    create_client.set_defaults(run=_create_client)
+    clients_commands.add_parser("list", help="list them").set_defaults(run=_list_clients)
+    delete_client = clients_commands.add_parser("delete", help="give a client no more tokens")
+    delete_client.add_argument("client_id")
+    delete_client.set_defaults(run=_delete_client)
+
     keys = commands.add_parser("keys", help="manage the secrets").add_subparsers(required=True)
     generate = keys.add_parser("generate", help="print new secrets, as lines of an env file")
     generate.add_argument("--file", type=Path, help="write them there, unless the file exists")
     generate.set_defaults(run=_generate_keys)
+    rotate = keys.add_parser("rotate", help="add the next signing key, drop those of no more use")
+    rotate.add_argument("--file", type=Path, help="the env file to change; else print the line")
+    rotate.set_defaults(run=_rotate_keys)
     return parser
 
 
@@ -160,6 +188,77 @@ def _generate_keys(parsed: argparse.Namespace, _: Environment) -> None:
         print(f"{parsed.file} exists and is left as it is.")
 
 
+def _rotate_keys(parsed: argparse.Namespace, environ: Environment) -> None:
+    """Write SIGNING_KEYS with a new key, which signs when all processes and others know it."""
+    settings = read_settings({**environ, **(_read_file(parsed.file) if parsed.file else {})})
+    keys = settings.signing_keys.rotated(utc_now(), settings.access_token_ttl)
+    line = _signing_keys_line(keys)
+    if parsed.file is None:
+        print(line)
+    else:
+        lines = parsed.file.read_text().splitlines()
+        kept = [old for old in lines if not old.startswith("SIGNING_KEYS=")]
+        _write_private(parsed.file, "\n".join([*kept, line, ""]))
+    print(
+        f"Restart every process within {JWKS_MAX_AGE}; the new key signs from "
+        f"{keys.keys[-1].signs_from.isoformat(timespec='seconds')}.",
+        file=sys.stderr,
+    )
+
+
+def _create_client(parsed: argparse.Namespace, environ: Environment) -> None:
+    try:
+        scopes = parse_scopes(parsed.scope)
+    except ValueError as error:
+        raise CommandError(f"The scopes are {to_text(Scope)}; {error}.") from error
+    if not parsed.redirect_uri and not parsed.confidential:
+        raise CommandError("A public client needs a --redirect-uri.")
+
+    async def create(clients: "OAuthClients") -> None:
+        client, secret = await clients.create(
+            parsed.name, parsed.redirect_uri, scopes, public=not parsed.confidential
+        )
+        print(f"client_id={client.client_id}")
+        if secret is not None:
+            print(f"client_secret={secret}  # shown this once")
+
+    try:
+        asyncio.run(_with_clients(environ, create))
+    except ValueError as error:
+        raise CommandError(error) from error
+
+
+def _list_clients(_: argparse.Namespace, environ: Environment) -> None:
+    async def show(clients: "OAuthClients") -> None:
+        for client in await clients.list_all():
+            kind = "confidential" if client.is_confidential else "public"
+            print(
+                client.client_id, kind, repr(client.name), to_text(client.scopes), sep="\t", end=""
+            )
+            print("", *client.redirect_uris, sep="\t")
+
+    asyncio.run(_with_clients(environ, show))
+
+
+def _delete_client(parsed: argparse.Namespace, environ: Environment) -> None:
+    async def delete(clients: "OAuthClients") -> None:
+        if not await clients.delete(parsed.client_id):
+            raise CommandError(f"There is no client {parsed.client_id}.")
+        print(f"{parsed.client_id} gets no more tokens.")
+
+    asyncio.run(_with_clients(environ, delete))
+
+
+async def _with_clients(
+    environ: Environment, work: Callable[["OAuthClients"], Awaitable[None]]
+) -> None:
+    """Run `work` with the OAuth clients of the database that the settings name."""
+    from service.app import clients_alone  # see _with_users
+
+    async with clients_alone(read_database_url({**_of_dev(), **environ})) as clients:
+        await work(clients)
+
+
 async def _with_users(environ: Environment, work: Callable[["Users"], Awaitable[None]]) -> None:
     """Run `work` with the accounts of the database that the settings name."""
     from service.app import users_alone  # slow, and needless for the other commands
@@ -219,12 +318,15 @@ def _write_private(file: Path, text: str) -> None:
 
 
 def _new_secrets() -> str:
-    signing_keys = json.dumps({"keys": [SigningKey.generate().to_jwk()]}, separators=(",", ":"))
     return (
-        f"SIGNING_KEYS='{signing_keys}'\n"
+        f"{_signing_keys_line(SigningKeys([SigningKey.generate()]))}\n"
         f"REFRESH_TOKEN_KEYS={secrets.token_urlsafe(32)}\n"
         f"HASH_KEY={secrets.token_urlsafe(32)}\n"
     )
+
+
+def _signing_keys_line(keys: SigningKeys) -> str:
+    return f"SIGNING_KEYS='{json.dumps(keys.to_jwks(), separators=(',', ':'))}'"
 
 
 if __name__ == "__main__":

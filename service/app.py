@@ -18,6 +18,8 @@ from service.cache import Cache, RedisAway, RedisServer
 from service.database import Database
 from service.domain.clock import Clock, utc_now
 from service.domain.errors import DatabaseUnavailable
+from service.domain.oauth import Client
+from service.domain.scopes import Scope
 from service.passwords import PasswordHasher
 from service.rate_limits import RateLimiter
 from service.settings import Settings
@@ -25,6 +27,7 @@ from service.tokens import AccessTokens, RefreshTokens
 from service.use_cases.forgetting import Forgetting
 from service.use_cases.housekeeping import Housekeeping
 from service.use_cases.idempotency import Refusals
+from service.use_cases.oauth import OAuth, OAuthClients
 from service.use_cases.referral_codes import ReferralCodes
 from service.use_cases.referrals import Referrals
 from service.use_cases.sessions import Sessions
@@ -67,6 +70,13 @@ async def users_alone(settings: Settings) -> AsyncIterator[Users]:
         stack.callback(hasher.close)
         forgetting = Forgetting(postgresql, Cache(redis, utc_now), redis)
         yield _users(postgresql, forgetting, hasher, utc_now, settings)
+
+
+@asynccontextmanager
+async def clients_alone(database_url: str) -> AsyncIterator[OAuthClients]:
+    """Yield the OAuth clients for a command beside the service."""
+    async with database.connect(database_url, 1) as postgresql:
+        yield OAuthClients(postgresql, utc_now)
 
 
 def _users(
@@ -118,6 +128,9 @@ async def _open(
         lifetime=settings.refresh_token_ttl,
         password_min_length=settings.password_min_length,
     )
+    app[keys.OAUTH] = OAuth(
+        postgresql, forgetting, app[keys.SESSIONS], clock, _built_in_clients(settings)
+    )
     app[keys.REFERRAL_CODES] = ReferralCodes(postgresql, cache, forgetting, clock)
     app[keys.REFERRALS] = Referrals(postgresql)
 
@@ -127,6 +140,18 @@ async def _open(
     for run in (forgetting.run, Housekeeping(postgresql, clock).run):
         task = asyncio.create_task(_for_ever(run))
         stack.push_async_callback(_cancel, task)
+
+
+def _built_in_clients(settings: Settings) -> dict[str, Client]:
+    """Return the clients that are part of the service: the page at /docs."""
+    swagger_ui = Client(
+        client_id="swagger-ui",
+        name="the API's documentation",
+        secret_hash=None,
+        redirect_uris=(f"{settings.public_url}/docs/oauth2-redirect.html",),
+        scopes=frozenset(Scope),
+    )
+    return {swagger_ui.client_id: swagger_ui}
 
 
 async def _for_ever(run: Callable[[], Awaitable[None]]) -> None:

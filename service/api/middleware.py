@@ -17,8 +17,9 @@ from aiohttp.hdrs import METH_ALL
 from marshmallow import ValidationError
 
 from service.api.keys import REQUEST_ID, SETTINGS, USER_ID, WINDOWS
-from service.api.problems import problem_of
+from service.api.problems import oauth_error_of, problem_of
 from service.domain.errors import ServiceError
+from service.domain.oauth import OAuthError
 from service.metrics import REQUEST_SECONDS
 from service.rate_limits import Window
 
@@ -69,11 +70,11 @@ async def around_every_request(request: web.Request, handler: Handler) -> web.St
     response: web.StreamResponse
     try:
         response = _preflight(request) or await _answer(request, handler)
-    except (ServiceError, ValidationError, web.HTTPException) as error:
-        response = problem_of(error, request)
+    except (ServiceError, OAuthError, ValidationError, web.HTTPException) as error:
+        response = _told(error, request)
     except Exception as error:
         log.exception("unhandled error", extra=about)
-        response = problem_of(error, request)
+        response = _told(error, request)
     _add_headers(request, response)
     seconds = perf_counter() - started
     REQUEST_SECONDS.labels(about["method"], about["route"], response.status).observe(seconds)
@@ -87,6 +88,11 @@ async def around_every_request(request: web.Request, handler: Handler) -> web.St
         },
     )
     return response
+
+
+def _told(error: Exception, request: web.Request) -> web.Response:
+    of_oauth = request.path.startswith("/oauth/")
+    return oauth_error_of(error, request) if of_oauth else problem_of(error, request)
 
 
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -106,6 +112,8 @@ def _accepts_json(accept: str) -> bool:
 
 
 def _allowed_origin(request: web.Request) -> str | None:
+    if request.path == "/oauth/authorize":
+        return None  # for browsers to open, not for scripts to read (RFC 9700, 2.6)
     origin = request.headers.get("Origin")
     allowed = request.app[SETTINGS].cors_origins
     return origin if origin is not None and (origin in allowed or "*" in allowed) else None

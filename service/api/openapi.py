@@ -29,16 +29,19 @@ from service.api.problems import (
     problem_type_of,
 )
 from service.api.requests import RequestSchema
+from service.api.scopes import SCOPE_OF
 from service.api.static_files import StaticFile
 from service.domain.errors import (
     DatabaseUnavailable,
     IdempotencyKeyReused,
+    InsufficientScope,
     InvalidInput,
     InvalidToken,
     NotFound,
     ServiceError,
     TokenMissing,
 )
+from service.domain.scopes import Scope
 from service.settings import Settings
 
 OPENAPI: Final = web.AppKey("OPENAPI", StaticFile)
@@ -65,20 +68,31 @@ TAGS: Final = {
     "Sessions": "Signing in, staying signed in, signing out, and the password.",
     "Referral codes": "One live code a user; anyone finds it by the owner's e-mail.",
     "Referrals": "Who registered with one's code.",
+    "OAuth 2.0": "Access for other applications, with the user's leave. Errors are RFC 6749's.",
     "Admin": "For users with the role `admin`.",
     "Operating": "For operators and their tools.",
     "Reference": "What the answers mean, and this document.",
 }
 
-SIGNED_IN: Final[list[dict[str, list[str]]]] = [{"bearerAuth": []}]
-"""The security requirement of a call that needs an access token."""
-SECURITY_SCHEMES: Final = {
+SECURITY_SCHEMES: Final[dict[str, dict[str, Any]]] = {
     "bearerAuth": {
         "type": "http",
         "scheme": "bearer",
         "bearerFormat": "JWT",
         "description": "The `access_token` of *Sign in*.",
-    }
+    },
+    "oauth2": {
+        "type": "oauth2",
+        "description": "Authorization code with PKCE. On this page, `client_id` is `swagger-ui`.",
+        "flows": {
+            "authorizationCode": {
+                "authorizationUrl": "/oauth/authorize",
+                "tokenUrl": "/oauth/token",
+                "refreshUrl": "/oauth/token",
+                "scopes": {scope.value: scope.meaning for scope in Scope},
+            }
+        },
+    },
 }
 
 IDEMPOTENCY_KEY: Final = {
@@ -248,8 +262,8 @@ class OpenApi(AiohttpApiSpec):  # type: ignore[misc]
             "parameters": [*_path_parameters(path), *said["parameters"]],
             "responses": {},
         }
-        if "security" in said:
-            operation["security"] = said["security"]
+        if scope := SCOPE_OF.get((method.upper(), path)):
+            operation["security"] = [{scheme: [scope.value]} for scheme in SECURITY_SCHEMES]
         validated: list[Schema] = []
         for request in said["schemas"]:
             validated.append(request["schema"])
@@ -356,6 +370,7 @@ def _problems(
     if "security" in operation:
         add(problem_type_of(TokenMissing))
         add(problem_type_of(InvalidToken))
+        add(problem_type_of(InsufficientScope))
     for error in refusals:
         add(problem_type_of(error), error.default_pointer, error.title)
     if IDEMPOTENCY_KEY in operation["parameters"]:

@@ -27,6 +27,7 @@ from service.domain.errors import (
     TooMany,
     Unavailable,
 )
+from service.domain.oauth import OAuthError
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +121,11 @@ PROBLEM_TYPES: Final[Mapping[str, ProblemType]] = {
     problem_type.code: problem_type
     for problem_type in reversed([*map(problem_type_of, _descendants(ServiceError)), *_OF_HTTP])
 }
+_OAUTH_CODE_OF_STATUS: Final = {
+    HTTPStatus.INTERNAL_SERVER_ERROR: "server_error",
+    HTTPStatus.SERVICE_UNAVAILABLE: "temporarily_unavailable",
+    HTTPStatus.TOO_MANY_REQUESTS: "temporarily_unavailable",
+}
 _BY_STATUS: Final[Mapping[int, ProblemType]] = {
     problem_type.status: problem_type for problem_type in (*_OF_HTTP, problem_type_of(NotFound))
 }
@@ -180,6 +186,28 @@ def problem_of(error: Exception, request: web.Request) -> web.Response:
             )
         case _:
             return problem(INTERNAL_ERROR, INTERNAL_ERROR.title, request_id)
+
+
+def oauth_error_of(error: Exception, request: web.Request) -> web.Response:
+    """Return the answer to a failed request under /oauth, in the words of RFC 6749, 5.2."""
+    if isinstance(error, OAuthError):
+        unauthorized = error.code == "invalid_client"
+        status = HTTPStatus.UNAUTHORIZED if unauthorized else HTTPStatus.BAD_REQUEST
+        headers = {"WWW-Authenticate": "Basic"} if unauthorized else {}
+        code, description = error.code, error.description
+    else:
+        told = problem_of(error, request)
+        status = HTTPStatus(told.status)
+        kept = ("Allow", "Retry-After")
+        headers = {name: told.headers[name] for name in kept if name in told.headers}
+        description = json.loads(told.text or "")["detail"]
+        code = _OAUTH_CODE_OF_STATUS.get(status, "invalid_request")
+    return web.Response(
+        status=status,
+        body=json.dumps({"error": code, "error_description": description}).encode(),
+        content_type="application/json",
+        headers={**headers, "Cache-Control": "no-store", "Pragma": "no-cache"},
+    )
 
 
 def _of_service_error(error: ServiceError, request_id: str) -> web.Response:

@@ -10,7 +10,7 @@ from service.api.answers import answer, no_content, respond
 from service.api.authentication import current_user
 from service.api.idempotency import answer_once
 from service.api.keys import REFERRAL_CODES
-from service.api.openapi import IDEMPOTENCY_KEY, SIGNED_IN, refuses
+from service.api.openapi import IDEMPOTENCY_KEY, refuses
 from service.api.rate_limits import LOOKUP, count_request
 from service.api.requests import Moment, RequestSchema, Text, WholeNumber, read_body
 from service.domain.errors import (
@@ -77,7 +77,6 @@ PUBLIC_REFERRAL_CODE_SCHEMA = PublicReferralCodeSchema()
     summary="Create my referral code",
     description="One code can be live at a time. Its expiry is mandatory: give either "
     "`expires_at` or `expires_in_days`.",
-    security=SIGNED_IN,
     parameters=[IDEMPOTENCY_KEY],
 )
 @request_schema(ReferralCodeWishSchema, example={"expires_in_days": 30})
@@ -98,7 +97,6 @@ async def create_referral_code(request: web.Request) -> web.Response:
     tags=["Referral codes"],
     summary="Create or replace my referral code",
     description="A live code dies at once.",
-    security=SIGNED_IN,
 )
 @request_schema(ReferralCodeWishSchema, example={"expires_in_days": 90, "code": "ANNA-2026"})
 @response_schema(ReferralCodeSchema, 200, description="The code that replaced a live one.")
@@ -111,7 +109,7 @@ async def replace_referral_code(request: web.Request) -> web.Response:
     return respond(REFERRAL_CODE_SCHEMA, code, 200 if replaced else 201)
 
 
-@docs(tags=["Referral codes"], summary="Show my referral code", security=SIGNED_IN)
+@docs(tags=["Referral codes"], summary="Show my referral code")
 @response_schema(ReferralCodeSchema, 200, description="The caller's live code.")
 @refuses(ReferralCodeNotFound)
 async def show_referral_code(request: web.Request) -> web.Response:
@@ -122,7 +120,6 @@ async def show_referral_code(request: web.Request) -> web.Response:
 @docs(
     tags=["Referral codes"],
     summary="Delete my referral code",
-    security=SIGNED_IN,
     responses={204: {"description": "The code is no longer live."}},
 )
 @refuses(ReferralCodeNotFound)

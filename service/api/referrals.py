@@ -7,7 +7,7 @@ from marshmallow import Schema, fields
 from service.api.answers import PageSchema, respond
 from service.api.authentication import current_token
 from service.api.keys import REFERRALS
-from service.api.openapi import SIGNED_IN, refuses
+from service.api.openapi import refuses
 from service.api.requests import Moment, PageQuery, read_id, read_page
 from service.domain.errors import NotAllowed, UserNotFound
 
@@ -32,7 +32,6 @@ REFERRALS_SCHEMA = ReferralsSchema()
     tags=["Referrals"],
     summary="List a referrer's referrals",
     description="Newest first. For the referrer, also as `me`, and for admins.",
-    security=SIGNED_IN,
 )
 @querystring_schema(PageQuery)
 @response_schema(ReferralsSchema, 200, description="A page of referrals.")

@@ -7,7 +7,7 @@ from typing import Final
 
 from aiohttp import web
 
-from service.api import admin, docs, health, referral_codes, referrals, sessions, users
+from service.api import admin, docs, health, oauth, referral_codes, referrals, sessions, users
 from service.api.middleware import API
 from service.api.openapi import show_openapi
 from service.api.problems import explain_problem
@@ -32,6 +32,13 @@ ROUTES: Final = [
     web.get(f"{API}/admin/users", admin.list_users),
     web.get(f"{API}/admin/users/{{user_id}}", admin.show_user),
     web.patch(f"{API}/admin/users/{{user_id}}", admin.change_user),
+    web.get("/oauth/authorize", oauth.show_authorization),
+    web.post("/oauth/authorize", oauth.decide_authorization),
+    web.post("/oauth/token", oauth.issue_token),
+    web.post("/oauth/revoke", oauth.revoke_token),
+    web.post("/oauth/introspect", oauth.introspect_token),
+    web.get("/.well-known/oauth-authorization-server", oauth.show_metadata),
+    web.get("/.well-known/jwks.json", oauth.show_jwks),
     web.get("/health/live", health.live),
     web.get("/health/ready", health.ready),
     web.get("/metrics", health.metrics),

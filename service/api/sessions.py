@@ -9,7 +9,7 @@ from marshmallow import Schema, fields
 from service.api.answers import PageSchema, no_content, respond
 from service.api.authentication import current_user
 from service.api.keys import SESSIONS
-from service.api.openapi import SIGNED_IN, refuses
+from service.api.openapi import refuses
 from service.api.rate_limits import LOGIN, count_request
 from service.api.requests import (
     Moment,
@@ -108,7 +108,7 @@ SESSIONS_SCHEMA = SessionsSchema()
 async def log_in(request: web.Request) -> web.Response:
     login = await read_body(request, LOGIN_SCHEMA, into=Login)
     # Counted before the password is hashed, known account or not.
-    await count_request(request, LOGIN, account=_account(login.email))
+    await count_request(request, LOGIN, account=account_of(login.email))
     tokens = await request.app[SESSIONS].log_in(
         login.email, login.password, request.headers.get("User-Agent")
     )
@@ -132,7 +132,6 @@ async def refresh(request: web.Request) -> web.Response:
     tags=["Sessions"],
     summary="Sign out",
     description="The session's tokens stop working at once.",
-    security=SIGNED_IN,
     responses={204: {"description": "The session has ended."}},
 )
 async def log_out(request: web.Request) -> web.Response:
@@ -145,7 +144,6 @@ async def log_out(request: web.Request) -> web.Response:
     tags=["Sessions"],
     summary="List my sessions",
     description="Newest first.",
-    security=SIGNED_IN,
 )
 @querystring_schema(PageQuery)
 @response_schema(SessionsSchema, 200, description="The open sessions, newest first.")
@@ -162,7 +160,6 @@ async def list_sessions(request: web.Request) -> web.Response:
 @docs(
     tags=["Sessions"],
     summary="End one of my sessions",
-    security=SIGNED_IN,
     responses={204: {"description": "The session has ended."}},
 )
 @refuses(SessionNotFound)
@@ -178,7 +175,6 @@ async def end_session(request: web.Request) -> web.Response:
 @docs(
     tags=["Sessions"],
     summary="End my other sessions",
-    security=SIGNED_IN,
     responses={204: {"description": "Only the present session is left."}},
 )
 async def end_other_sessions(request: web.Request) -> web.Response:
@@ -190,7 +186,6 @@ async def end_other_sessions(request: web.Request) -> web.Response:
     tags=["Sessions"],
     summary="Change my password",
     description="Ends the other sessions.",
-    security=SIGNED_IN,
     responses={204: {"description": "The new password holds."}},
 )
 @request_schema(
@@ -208,7 +203,7 @@ async def change_password(request: web.Request) -> web.Response:
     return no_content()
 
 
-def _account(email: str) -> str:
+def account_of(email: str) -> str:
     """Return what attempts to sign in with `email` are counted under."""
     try:
         return parse_email(email).key

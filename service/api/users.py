@@ -10,7 +10,7 @@ from service.api.answers import answer, no_content, respond
 from service.api.authentication import current_user
 from service.api.idempotency import answer_once
 from service.api.keys import USERS
-from service.api.openapi import IDEMPOTENCY_KEY, SIGNED_IN, refuses
+from service.api.openapi import IDEMPOTENCY_KEY, refuses
 from service.api.rate_limits import LOGIN, REGISTER, count_request
 from service.api.requests import Moment, RequestSchema, Text, read_body
 from service.domain.errors import (
@@ -83,7 +83,7 @@ async def register(request: web.Request) -> web.Response:
     )
 
 
-@docs(tags=["Accounts"], summary="Show my account", security=SIGNED_IN)
+@docs(tags=["Accounts"], summary="Show my account")
 @response_schema(UserSchema, 200, description="The caller's account.")
 async def show_me(request: web.Request) -> web.Response:
     caller = await current_user(request)
@@ -95,7 +95,6 @@ async def show_me(request: web.Request) -> web.Response:
     summary="Erase my account",
     description="Erases the personal data, ends the sessions and deletes the referral code. "
     "The referrer's count stays.",
-    security=SIGNED_IN,
     responses={204: {"description": "The account is erased."}},
 )
 @request_schema(ErasureSchema, example={"password": EXAMPLE_PASSWORD})

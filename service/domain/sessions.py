@@ -52,6 +52,7 @@ class Tokens:
     expires_in: int
     refresh_token: str | None
     scopes: frozenset[Scope]
+    session_id: UUID
     user_id: UUID | None
 
 

@@ -32,6 +32,10 @@ GRACE: Final = timedelta(seconds=10)
 log = logging.getLogger(__name__)
 
 
+class ScopeExceeded(ValueError):
+    """More is wanted of an access token than the user has granted."""
+
+
 class Sessions:
     """Sessions and their tokens. The session's row decides; the cache only repeats it."""
 
@@ -149,10 +153,18 @@ class Sessions:
         return self._access_token(session, scopes, client_id)
 
     @retried
-    async def refresh(self, refresh_token: str, client_id: str = FIRST_PARTY) -> Tokens:
+    async def refresh(
+        self,
+        refresh_token: str,
+        client_id: str = FIRST_PARTY,
+        scopes: frozenset[Scope] | None = None,
+    ) -> Tokens:
         """Return new tokens for the newest refresh token of one of the client's sessions.
 
-        Raises InvalidToken. The token before the newest is good for GRACE, and gives the newest
+        `scopes` are those wanted of the access token, None for all. Raises ScopeExceeded if they
+        are more than were granted, and InvalidToken.
+
+        The token before the newest is good for GRACE, and gives the newest
         again: the client may not have got it, or asked twice at once. Any other old token was
         stolen, or what it was rotated to is: it ends the session (RFC 9700, 4.14.2).
         """
@@ -164,13 +176,13 @@ class Sessions:
                 token.session_id, token.counter, client_id, now
             )
             if found is not None:
-                return self._tokens(*found)
+                return self._tokens(*found, scopes)
             found = await repositories.sessions.find_open(token.session_id, now)
             if found is None or found[0].client_id != client_id:
                 raise refused
             session = found[0]
             if session.counter == token.counter + 1 and now <= session.refreshed_at + GRACE:
-                return self._tokens(*found)
+                return self._tokens(*found, scopes)
             await repositories.sessions.end(token.session_id, now)
             await self._forgetting.plan(repositories, [session_key(token.session_id)], now)
         await self._forgetting.forget([session_key(token.session_id)])
@@ -191,14 +203,18 @@ class Sessions:
             raise InvalidToken
         return token
 
-    async def find_by_refresh_token(self, refresh_token: str) -> Session:
-        """Return the open session of which this is the newest refresh token; raise InvalidToken."""
+    async def find_by_refresh_token(self, refresh_token: str) -> tuple[Session, bool]:
+        """Return the token's open session, and whether the token is its newest.
+
+        Raises InvalidToken.
+        """
         token = self._refresh_tokens.verify(refresh_token)
         async with self._database.reading() as repositories:
             found = await repositories.sessions.find_open(token.session_id, self._clock())
-        if found is None or found[0].counter != token.counter:
+        if found is None:
             raise InvalidToken
-        return found[0]
+        session = found[0]
+        return session, session.counter == token.counter
 
     async def page(self, user_id: UUID, limit: int, behind: Cursor | None) -> Page[Session]:
         """Return a page of the user's open sessions, newest first."""
@@ -271,11 +287,15 @@ class Sessions:
             await self._forgetting.plan(repositories, keys, now)
         await self._forgetting.forget(keys)
 
-    def _tokens(self, session: Session, role: Role) -> Tokens:
-        scopes = scopes_of(role)
+    def _tokens(
+        self, session: Session, role: Role, wanted: frozenset[Scope] | None = None
+    ) -> Tokens:
+        granted = scopes_of(role)
         if session.scopes is not None:
-            scopes &= session.scopes
-        tokens = self._access_token(session, scopes, str(session.user_id))
+            granted &= session.scopes
+        if wanted is not None and not wanted <= granted:
+            raise ScopeExceeded("The user has not granted this scope.")
+        tokens = self._access_token(session, wanted or granted, str(session.user_id))
         refresh_token = self._refresh_tokens.issue(session.session_id, session.counter)
         return replace(tokens, refresh_token=refresh_token)
 
@@ -292,5 +312,6 @@ class Sessions:
             expires_in=int(self._access_tokens.lifetime.total_seconds()),
             refresh_token=None,
             scopes=scopes,
+            session_id=session.session_id,
             user_id=session.user_id,
         )

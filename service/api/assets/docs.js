@@ -1,6 +1,6 @@
 "use strict";
 
-SwaggerUIBundle({
+const ui = SwaggerUIBundle({
   url: "/openapi.json",
   dom_id: "#swagger-ui",
   deepLinking: true,
@@ -11,3 +11,6 @@ SwaggerUIBundle({
   tryItOutEnabled: true,
   validatorUrl: null, // else the document's address is sent to validator.swagger.io
 });
+
+// A public client that is part of the service: its one redirect is this page's.
+ui.initOAuth({ clientId: "swagger-ui", usePkceWithAuthorizationCodeGrant: true });

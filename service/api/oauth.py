@@ -1,0 +1,384 @@
+"""The authorization server's endpoints. Their errors are RFC 6749's, not problem documents."""
+
+import base64
+import binascii
+import hmac
+import secrets
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import parse_qsl, unquote_plus, urlencode
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp_apispec import docs
+
+from service.api.answers import to_json
+from service.api.keys import OAUTH, SETTINGS
+from service.api.oauth_pages import show_refusal, show_sign_in
+from service.api.problems import status_of
+from service.api.rate_limits import LOGIN, count_request
+from service.api.sessions import account_of
+from service.domain.errors import (
+    AccountDisabled,
+    InvalidCredentials,
+    ServiceError,
+    TooMany,
+    Unavailable,
+)
+from service.domain.oauth import Client, OAuthError
+from service.domain.scopes import Scope, to_text
+from service.domain.sessions import Session, Tokens
+from service.tokens import JWKS_MAX_AGE
+from service.use_cases.oauth import AuthorizationRequest, RequestRefused
+
+_FORM: Final = "application/x-www-form-urlencoded"
+_NO_STORE: Final = {"Cache-Control": "no-store", "Pragma": "no-cache"}
+_REQUEST_PARAMETERS: Final = (
+    "response_type",
+    "client_id",
+    "redirect_uri",
+    "scope",
+    "state",
+    "code_challenge",
+    "code_challenge_method",
+)
+
+
+@docs(
+    tags=["OAuth 2.0"],
+    summary="Ask a user for access",
+    description="Authorization code with PKCE (S256). Opened in a browser: shows a page on which "
+    "the user signs in and allows, and sends the browser to `redirect_uri` with `code`, `state` "
+    "and `iss`.",
+    parameters=[
+        {"in": "query", "name": name, "required": required, "schema": {"type": "string"}}
+        for name, required in (
+            ("response_type", True),
+            ("client_id", True),
+            ("redirect_uri", True),
+            ("scope", False),
+            ("state", False),
+            ("code_challenge", True),
+            ("code_challenge_method", True),
+        )
+    ],
+    responses={
+        200: {"description": "The page.", "content": {"text/html": {"schema": {"type": "string"}}}},
+        303: {"description": "Back to the client, with an `error`."},
+        400: {"description": "A page: the client or its `redirect_uri` is unknown."},
+    },
+)
+async def show_authorization(request: web.Request) -> web.Response:
+    nonce = secrets.token_urlsafe(16)
+    try:
+        parameters = _unique(parse_qsl(request.rel_url.raw_query_string, keep_blank_values=True))
+        authorization = await request.app[OAUTH].read_request(parameters)
+    except OAuthError as error:
+        return show_refusal(error.description, nonce)
+    except RequestRefused as refused:
+        return _send_back_error(request, refused.redirect_uri, refused.state, refused.error)
+    csrf = request.cookies.get(_csrf_cookie(request)) or secrets.token_urlsafe(32)
+    return _sign_in_page(request, authorization, parameters, csrf, nonce)
+
+
+@docs(
+    tags=["OAuth 2.0"],
+    summary="Grant or deny access",
+    description="What the form of the page sends.",
+    responses={303: {"description": "Back to the client, with a `code` or an `error`."}},
+)
+async def decide_authorization(request: web.Request) -> web.Response:
+    nonce = secrets.token_urlsafe(16)
+    try:
+        form = await _read_form(request)
+        cookie = request.cookies.get(_csrf_cookie(request), "")
+        if not cookie or not _same(cookie, form.get("csrf", "")):
+            return show_refusal("The form was not filled in on this service's page.", nonce, 403)
+        parameters: dict[str, str] = {
+            name: form[name] for name in _REQUEST_PARAMETERS if name in form
+        }
+        authorization = await request.app[OAUTH].read_request(parameters)
+    except OAuthError as error:
+        return show_refusal(error.description, nonce)
+    except RequestRefused as refused:
+        return _send_back_error(request, refused.redirect_uri, refused.state, refused.error)
+    if form.get("decision") != "allow":
+        denied = OAuthError("access_denied", "The user denied the request.")
+        return _send_back_error(request, authorization.redirect_uri, authorization.state, denied)
+    email = form.get("email", "")
+    try:
+        await count_request(request, LOGIN, account=account_of(email))
+        code = await request.app[OAUTH].grant(authorization, email, form.get("password", ""))
+    except (InvalidCredentials, AccountDisabled, TooMany, Unavailable) as error:
+        return _sign_in_page(request, authorization, parameters, cookie, nonce, error, email)
+    return _send_back(request, authorization.redirect_uri, authorization.state, {"code": code})
+
+
+@docs(
+    tags=["OAuth 2.0"],
+    summary="Get tokens",
+    description="Grants `authorization_code`, `refresh_token` and `client_credentials` "
+    "(RFC 6749). Clients authenticate with `client_secret_basic`, `client_secret_post`, or "
+    "`none` if they are public.",
+    responses={
+        200: {
+            "description": "Tokens.",
+            "content": {"application/json": {"schema": {"type": "object"}}},
+        },
+        400: {"description": "An error of RFC 6749, 5.2."},
+        401: {"description": "`invalid_client`."},
+    },
+)
+async def issue_token(request: web.Request) -> web.Response:
+    form = await _read_form(request)
+    oauth = request.app[OAUTH]
+    client = await _authenticate(request, form)
+    match form.get("grant_type"):
+        case "authorization_code":
+            tokens = await oauth.redeem(client, form, request.headers.get("User-Agent"))
+        case "refresh_token":
+            tokens = await oauth.refresh(client, form)
+        case "client_credentials":
+            tokens = await oauth.sign_client_in(client, form)
+        case None:
+            raise OAuthError("invalid_request", "There is no grant_type.")
+        case _:
+            raise OAuthError("unsupported_grant_type", "There is no such grant.")
+    return web.Response(
+        body=to_json(_written(tokens)), content_type="application/json", headers=_NO_STORE
+    )
+
+
+@docs(
+    tags=["OAuth 2.0"],
+    summary="Revoke a token",
+    description="Ends the token's session, so that its refresh and access tokens are of no more "
+    "use (RFC 7009).",
+    responses={200: {"description": "The token is of no use, whether it ever was."}},
+)
+async def revoke_token(request: web.Request) -> web.Response:
+    form = await _read_form(request)
+    client = await _authenticate(request, form)
+    await request.app[OAUTH].revoke(client, _token_in(form))
+    return web.Response(headers=_NO_STORE)
+
+
+@docs(
+    tags=["OAuth 2.0"],
+    summary="Ask what a token is good for",
+    description="For confidential clients: resource servers (RFC 7662).",
+    responses={
+        200: {
+            "description": "`active`, and if it is true, what the token allows.",
+            "content": {"application/json": {"schema": {"type": "object"}}},
+        }
+    },
+)
+async def introspect_token(request: web.Request) -> web.Response:
+    form = await _read_form(request)
+    client = await _authenticate(request, form)
+    if not client.is_confidential:
+        raise OAuthError("invalid_client", "Only a client with a secret may ask.")
+    found = await request.app[OAUTH].introspect(_token_in(form))
+    document: dict[str, Any] = {"active": False}
+    issuer = request.app[SETTINGS].public_url
+    if isinstance(found, Session):
+        document = {
+            "active": True,
+            "token_type": "refresh_token",
+            "client_id": found.client_id,
+            "sub": str(found.user_id),
+            "iss": issuer,
+            "iat": int(found.refreshed_at.timestamp()),
+            "exp": int(found.expires_at.timestamp()),
+        }
+    elif found is not None:
+        document = {
+            "active": True,
+            "token_type": "Bearer",
+            "scope": to_text(found.scopes),
+            "client_id": found.client_id,
+            "sub": found.subject,
+            "aud": issuer,
+            "iss": issuer,
+            "iat": int(found.issued_at.timestamp()),
+            "exp": int(found.expires_at.timestamp()),
+            "jti": found.token_id,
+        }
+    return web.Response(body=to_json(document), content_type="application/json", headers=_NO_STORE)
+
+
+@docs(
+    tags=["OAuth 2.0"],
+    summary="What the authorization server can do",
+    responses={
+        200: {
+            "description": "RFC 8414.",
+            "content": {"application/json": {"schema": {"type": "object"}}},
+        }
+    },
+)
+async def show_metadata(request: web.Request) -> web.Response:
+    issuer = request.app[SETTINGS].public_url
+    methods = ["none", "client_secret_basic", "client_secret_post"]
+    document = {
+        "issuer": issuer,
+        "authorization_endpoint": f"{issuer}/oauth/authorize",
+        "token_endpoint": f"{issuer}/oauth/token",
+        "revocation_endpoint": f"{issuer}/oauth/revoke",
+        "introspection_endpoint": f"{issuer}/oauth/introspect",
+        "jwks_uri": f"{issuer}/.well-known/jwks.json",
+        "scopes_supported": list(Scope),
+        "response_types_supported": ["code"],
+        "response_modes_supported": ["query"],
+        "grant_types_supported": ["authorization_code", "refresh_token", "client_credentials"],
+        "token_endpoint_auth_methods_supported": methods,
+        "revocation_endpoint_auth_methods_supported": methods,
+        "introspection_endpoint_auth_methods_supported": methods[1:],
+        "code_challenge_methods_supported": ["S256"],
+        "authorization_response_iss_parameter_supported": True,
+        "service_documentation": f"{issuer}/docs",
+    }
+    return _cached(document)
+
+
+@docs(
+    tags=["OAuth 2.0"],
+    summary="The keys that verify access tokens",
+    responses={
+        200: {
+            "description": "A JWK set (RFC 7517).",
+            "content": {"application/json": {"schema": {"type": "object"}}},
+        }
+    },
+)
+async def show_jwks(request: web.Request) -> web.Response:
+    return _cached(request.app[SETTINGS].signing_keys.to_public_jwks())
+
+
+def _cached(document: dict[str, Any]) -> web.Response:
+    seconds = int(JWKS_MAX_AGE.total_seconds())
+    return web.Response(
+        body=to_json(document),
+        content_type="application/json",
+        headers={"Cache-Control": f"public, max-age={seconds}"},
+    )
+
+
+def _sign_in_page(
+    request: web.Request,
+    authorization: AuthorizationRequest,
+    parameters: Mapping[str, str],
+    csrf: str,
+    nonce: str,
+    fault: ServiceError | None = None,
+    email: str = "",
+) -> web.Response:
+    response = show_sign_in(
+        request.app[SETTINGS].service_name,
+        authorization,
+        {name: parameters[name] for name in _REQUEST_PARAMETERS if name in parameters},
+        csrf,
+        nonce=nonce,
+        fault=fault.detail if fault else "",
+        email=email,
+        status=status_of(type(fault)) if fault else 200,
+    )
+    if fault and fault.retry_after is not None:
+        response.headers["Retry-After"] = str(fault.retry_after)
+    response.set_cookie(
+        _csrf_cookie(request),
+        csrf,
+        path="/",
+        httponly=True,
+        samesite="Lax",
+        secure=_is_https(request),
+    )
+    return response
+
+
+def _send_back_error(
+    request: web.Request, redirect_uri: str, state: str | None, error: OAuthError
+) -> web.Response:
+    told = {"error": error.code, "error_description": error.description}
+    return _send_back(request, redirect_uri, state, told)
+
+
+def _send_back(
+    request: web.Request, redirect_uri: str, state: str | None, told: Mapping[str, str]
+) -> web.Response:
+    """Send the browser to the client; 303 so that it does not send the password along."""
+    issuer = request.app[SETTINGS].public_url
+    query = urlencode({**told, **({"state": state} if state is not None else {}), "iss": issuer})
+    separator = "&" if "?" in redirect_uri else "?"
+    location = f"{redirect_uri}{separator}{query}"
+    return web.Response(status=303, headers={"Location": location, **_NO_STORE})
+
+
+async def _read_form(request: web.Request) -> dict[str, str]:
+    """Return a form's parameters; raise OAuthError unless each is there once (RFC 6749, 3.2)."""
+    if request.content_type != _FORM:
+        raise OAuthError("invalid_request", f"The body is not {_FORM}.")
+    try:
+        text = (await request.read()).decode()
+        return _unique(
+            parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text), errors="strict")
+        )
+    except (ValueError, web.RequestPayloadError, HttpProcessingError, ConnectionError) as error:
+        raise OAuthError("invalid_request", "The body is not a form in UTF-8.") from error
+
+
+def _unique(pairs: list[tuple[str, str]]) -> dict[str, str]:
+    parameters = dict(pairs)
+    if len(parameters) != len(pairs):
+        raise OAuthError("invalid_request", "A parameter comes more than once.")
+    return parameters
+
+
+def _token_in(form: Mapping[str, str]) -> str:
+    if "token" not in form:
+        raise OAuthError("invalid_request", "There is no token.")
+    return form["token"]
+
+
+async def _authenticate(request: web.Request, form: Mapping[str, str]) -> Client:
+    """Return the client that sends the request, by one method of its kind (RFC 6749, 2.3)."""
+    scheme, _, encoded = request.headers.get("Authorization", "").partition(" ")
+    client_id, secret = form.get("client_id", ""), form.get("client_secret")
+    if scheme.lower() == "basic":
+        if secret is not None:
+            raise OAuthError("invalid_request", "The client authenticates in two ways.")
+        try:
+            raw = base64.b64decode(encoded.encode("ascii"), validate=True).decode()
+        except (binascii.Error, ValueError) as error:
+            raise OAuthError("invalid_client", "The Basic credentials are malformed.") from error
+        basic_id, _, basic_secret = raw.partition(":")
+        if client_id not in {"", unquote_plus(basic_id)}:
+            raise OAuthError("invalid_request", "The client names itself in two ways.")
+        client_id, secret = unquote_plus(basic_id), unquote_plus(basic_secret)
+    return await request.app[OAUTH].authenticate(client_id, secret)
+
+
+def _written(tokens: Tokens) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "access_token": tokens.access_token,
+        "token_type": "Bearer",
+        "expires_in": tokens.expires_in,
+        "scope": to_text(tokens.scopes),
+    }
+    if tokens.refresh_token is not None:
+        document["refresh_token"] = tokens.refresh_token
+    return document
+
+
+def _csrf_cookie(request: web.Request) -> str:
+    """The prefix makes browsers refuse a cookie that another host or path has set (RFC 6265bis)."""
+    return "__Host-csrf" if _is_https(request) else "csrf"
+
+
+def _is_https(request: web.Request) -> bool:
+    return request.app[SETTINGS].public_url.startswith("https:")
+
+
+def _same(one: str, other: str) -> bool:
+    return hmac.compare_digest(one.encode(errors="replace"), other.encode(errors="replace"))

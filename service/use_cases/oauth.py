@@ -1,0 +1,287 @@
+"""The authorization server: what users grant to clients, and what clients get for it.
+
+Its refusals are OAuthError, in the words of RFC 6749.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from uuid6 import uuid7
+
+from service.database import Database, retried
+from service.domain.clock import Clock
+from service.domain.errors import InvalidCredentials, InvalidToken
+from service.domain.oauth import (
+    CODE_LIVES,
+    AuthorizationCode,
+    Client,
+    OAuthError,
+    check_redirect_uri,
+    hash_secret,
+    is_challenge,
+    new_secret,
+)
+from service.domain.scopes import Scope, parse_scopes
+from service.domain.sessions import Session, Tokens
+from service.tokens import AccessToken
+from service.use_cases.forgetting import Forgetting, session_key
+from service.use_cases.sessions import ScopeExceeded, Sessions
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorizationRequest:
+    """What a client asks a user for. It may be trusted as far as `OAuth.read_request` checks it."""
+
+    client: Client
+    redirect_uri: str
+    scopes: frozenset[Scope]
+    state: str | None
+    code_challenge: str
+
+
+class RequestRefused(Exception):
+    """An authorization request that is refused by sending the browser back to the client."""
+
+    def __init__(self, redirect_uri: str, state: str | None, error: OAuthError) -> None:
+        super().__init__(str(error))
+        self.redirect_uri = redirect_uri
+        self.state = state
+        self.error = error
+
+
+class OAuth:
+    """Clients, authorization codes, and the tokens that they give."""
+
+    def __init__(
+        self,
+        database: Database,
+        forgetting: Forgetting,
+        sessions: Sessions,
+        clock: Clock,
+        built_in: Mapping[str, Client],
+    ) -> None:
+        self._database = database
+        self._forgetting = forgetting
+        self._sessions = sessions
+        self._clock = clock
+        self._built_in = built_in
+
+    async def read_request(self, parameters: Mapping[str, str]) -> AuthorizationRequest:
+        """Return the authorization request (RFC 6749, 4.1.1).
+
+        Raises OAuthError while it is not certain where the browser may be sent, RequestRefused
+        after.
+        """
+        client = await self.find_client(parameters.get("client_id", ""))
+        redirect_uri = parameters.get("redirect_uri", "")
+        if client is None:
+            raise OAuthError("invalid_request", "There is no such client.")
+        if redirect_uri not in client.redirect_uris:
+            raise OAuthError("invalid_request", "The redirect_uri is not one of the client's.")
+        state = parameters.get("state")
+        try:
+            challenge = _read_challenge(parameters)
+            scopes = client.allowed(_read_scopes(parameters))
+        except OAuthError as error:
+            raise RequestRefused(redirect_uri, state, error) from error
+        return AuthorizationRequest(
+            client=client,
+            redirect_uri=redirect_uri,
+            scopes=scopes,
+            state=state,
+            code_challenge=challenge,
+        )
+
+    async def grant(self, request: AuthorizationRequest, email: str, password: str) -> str:
+        """Return an authorization code of the user; raise InvalidCredentials or AccountDisabled."""
+        credentials = await self._sessions.check_password(email, password)
+        secret = new_secret()
+        now = self._clock()
+        code = AuthorizationCode(
+            code_hash=hash_secret(secret),
+            client_id=request.client.client_id,
+            user_id=credentials.user_id,
+            redirect_uri=request.redirect_uri,
+            scopes=request.scopes,
+            code_challenge=request.code_challenge,
+            created_at=now,
+            expires_at=now + CODE_LIVES,
+        )
+        async with self._database.transaction() as repositories:
+            await repositories.authorization_codes.add(code)
+        return secret
+
+    @retried
+    async def redeem(
+        self, client: Client, parameters: Mapping[str, str], user_agent: str | None
+    ) -> Tokens:
+        """Return the tokens for an authorization code (RFC 6749, 4.1.3).
+
+        A code is good once. Sent again, it has been stolen, or what it gave has: that is ended
+        too, but only if the second request proves to be from whom the code was made for.
+        Otherwise anyone who has seen a code could sign its user out.
+        """
+        refused = OAuthError(
+            "invalid_grant", "The code is unknown, expired, redeemed or not this client's."
+        )
+        code_hash = hash_secret(parameters.get("code", ""))
+        now = self._clock()
+        async with self._database.transaction() as repositories:
+            code = await repositories.authorization_codes.lock(code_hash)
+            if code is None or not code.fits(
+                client.client_id,
+                parameters.get("redirect_uri", ""),
+                parameters.get("code_verifier", ""),
+            ):
+                raise refused
+            if not code.redeemed:
+                if code.expires_at <= now:
+                    raise refused
+                user = await repositories.users.find(code.user_id)
+                if user is None:
+                    raise refused
+                try:
+                    opened = await self._sessions.open(
+                        repositories,
+                        code.user_id,
+                        user.role,
+                        origin="authorization_code",
+                        client_id=client.client_id,
+                        scopes=code.scopes,
+                        user_agent=user_agent,
+                    )
+                except InvalidCredentials as error:
+                    raise refused from error
+                await repositories.authorization_codes.redeem(code_hash, opened.session_id, now)
+                return opened
+            if code.session_id is not None:
+                await repositories.sessions.end(code.session_id, now)
+                await self._forgetting.plan(repositories, [session_key(code.session_id)], now)
+        if code.session_id is not None:
+            await self._forgetting.forget([session_key(code.session_id)])
+            log.warning("an authorization code was used again, session ended: %s", code.session_id)
+        raise refused
+
+    async def refresh(self, client: Client, parameters: Mapping[str, str]) -> Tokens:
+        """Return the next tokens for a refresh token (RFC 6749, 6)."""
+        try:
+            return await self._sessions.refresh(
+                parameters.get("refresh_token", ""), client.client_id, _read_scopes(parameters)
+            )
+        except InvalidToken as error:
+            raise OAuthError("invalid_grant", error.detail) from error
+        except ScopeExceeded as error:
+            raise OAuthError("invalid_scope", str(error)) from error
+
+    async def sign_client_in(self, client: Client, parameters: Mapping[str, str]) -> Tokens:
+        """Return an access token for a client that speaks for itself (RFC 6749, 4.4)."""
+        if not client.is_confidential:
+            raise OAuthError("unauthorized_client", "A public client cannot speak for itself.")
+        scopes = client.allowed(_read_scopes(parameters))
+        return await self._sessions.open_of_client(client.client_id, scopes)
+
+    async def revoke(self, client: Client, token: str) -> None:
+        """End the session of one of the client's tokens, of either kind (RFC 7009).
+
+        A token that is of no use already, or another client's, changes nothing.
+        """
+        try:
+            access = await self._sessions.authenticate(token)
+            session_id, client_id = access.session_id, access.client_id
+        except InvalidToken:
+            try:
+                session, _ = await self._sessions.find_by_refresh_token(token)
+            except InvalidToken:
+                return
+            session_id, client_id = session.session_id, session.client_id
+        if client_id == client.client_id:
+            await self._sessions.revoke(session_id)
+
+    async def introspect(self, token: str) -> AccessToken | Session | None:
+        """Return what a token is good for, now (RFC 7662): None for nothing."""
+        try:
+            return await self._sessions.authenticate(token)
+        except InvalidToken:
+            pass
+        try:
+            session, is_newest = await self._sessions.find_by_refresh_token(token)
+        except InvalidToken:
+            return None
+        return session if is_newest else None
+
+    async def authenticate(self, client_id: str, secret: str | None) -> Client:
+        """Return the client; raise OAuthError unless the secret is its own, or neither has one."""
+        client = await self.find_client(client_id)
+        if client is None or client.is_confidential != (secret is not None):
+            raise OAuthError("invalid_client", "The client is unknown, or its secret is wrong.")
+        if secret is not None and not client.has_secret(secret):
+            raise OAuthError("invalid_client", "The client is unknown, or its secret is wrong.")
+        return client
+
+    async def find_client(self, client_id: str) -> Client | None:
+        """Return the client of that id."""
+        if built_in := self._built_in.get(client_id):
+            return built_in
+        if not client_id.isascii() or not client_id.isprintable():
+            return None  # PostgreSQL takes neither NUL nor half a surrogate pair
+        async with self._database.reading() as repositories:
+            return await repositories.oauth_clients.find(client_id)
+
+
+class OAuthClients:
+    """Clients as operators manage them."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def create(
+        self, name: str, redirect_uris: Sequence[str], scopes: frozenset[Scope], *, public: bool
+    ) -> tuple[Client, str | None]:
+        """Make a client; return it with its secret, which is never shown again.
+
+        Raises ValueError at an address that browsers may not be sent to.
+        """
+        for uri in redirect_uris:
+            check_redirect_uri(uri)
+        secret = None if public else new_secret()
+        client = Client(
+            client_id=str(uuid7()),
+            name=name,
+            secret_hash=None if secret is None else hash_secret(secret),
+            redirect_uris=tuple(redirect_uris),
+            scopes=scopes,
+        )
+        async with self._database.transaction() as repositories:
+            await repositories.oauth_clients.add(client, self._clock())
+        return client, secret
+
+    async def list_all(self) -> list[Client]:
+        async with self._database.reading() as repositories:
+            return await repositories.oauth_clients.list_all()
+
+    async def delete(self, client_id: str) -> bool:
+        """Delete the client, so that it gets no more tokens; return whether there was one."""
+        async with self._database.transaction() as repositories:
+            return await repositories.oauth_clients.delete(client_id, self._clock())
+
+
+def _read_challenge(parameters: Mapping[str, str]) -> str:
+    """Return the PKCE challenge of a request for a code; raise OAuthError."""
+    if parameters.get("response_type") != "code":
+        raise OAuthError("unsupported_response_type", "Only `code` is supported.")
+    challenge = parameters.get("code_challenge", "")
+    if parameters.get("code_challenge_method") != "S256" or not is_challenge(challenge):
+        raise OAuthError("invalid_request", "PKCE is required: a code_challenge of method S256.")
+    return challenge
+
+
+def _read_scopes(parameters: Mapping[str, str]) -> frozenset[Scope] | None:
+    """Return the scopes asked for, None for no wish; raise OAuthError at an unknown one."""
+    try:
+        return parse_scopes(parameters.get("scope", "")) or None
+    except ValueError as error:
+        raise OAuthError("invalid_scope", "There is no such scope.") from error
