@@ -10,13 +10,15 @@ from urllib.parse import parse_qsl, unquote_plus, urlencode
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp_apispec import docs
+from aiohttp_apispec import docs, form_schema, response_schema
+from marshmallow import Schema, fields
 
 from service.api.answers import to_json
 from service.api.keys import OAUTH, SETTINGS
 from service.api.oauth_pages import show_refusal, show_sign_in
 from service.api.problems import status_of
 from service.api.rate_limits import LOGIN, count_request
+from service.api.requests import RequestSchema, Text
 from service.api.sessions import account_of
 from service.domain.errors import (
     AccountDisabled,
@@ -42,6 +44,51 @@ _REQUEST_PARAMETERS: Final = (
     "code_challenge",
     "code_challenge_method",
 )
+
+
+class ClientFormSchema(RequestSchema):
+    """How a client authenticates in the body: RFC 6749, 2.3.1."""
+
+    client_id = Text()
+    client_secret = Text(metadata={"description": "Unless the client is public, or uses Basic."})
+
+
+class TokenFormSchema(ClientFormSchema):
+    grant_type = Text(
+        required=True,
+        metadata={"enum": ["authorization_code", "refresh_token", "client_credentials"]},
+    )
+    code = Text()
+    redirect_uri = Text()
+    code_verifier = Text()
+    refresh_token = Text()
+    scope = Text()
+
+
+class TokenOnlyFormSchema(ClientFormSchema):
+    token = Text(required=True, metadata={"description": "An access or a refresh token."})
+    token_type_hint = Text()
+
+
+class DecisionFormSchema(RequestSchema):
+    decision = Text(metadata={"enum": ["allow", "deny"]})
+    email = Text()
+    password = Text()
+    csrf = Text(required=True)
+
+
+class OAuthTokensSchema(Schema):
+    access_token = fields.String()
+    token_type = fields.Constant("Bearer")
+    expires_in = fields.Integer()
+    scope = fields.String()
+    refresh_token = fields.String(
+        metadata={"description": "Not for a client that speaks for itself."}
+    )
+
+
+class IntrospectionSchema(Schema):
+    active = fields.Boolean(metadata={"description": "If false, nothing else is said."})
 
 
 @docs(
@@ -87,6 +134,7 @@ async def show_authorization(request: web.Request) -> web.Response:
     description="What the form of the page sends.",
     responses={303: {"description": "Back to the client, with a `code` or an `error`."}},
 )
+@form_schema(DecisionFormSchema)
 async def decide_authorization(request: web.Request) -> web.Response:
     nonce = secrets.token_urlsafe(16)
     try:
@@ -120,15 +168,10 @@ async def decide_authorization(request: web.Request) -> web.Response:
     description="Grants `authorization_code`, `refresh_token` and `client_credentials` "
     "(RFC 6749). Clients authenticate with `client_secret_basic`, `client_secret_post`, or "
     "`none` if they are public.",
-    responses={
-        200: {
-            "description": "Tokens.",
-            "content": {"application/json": {"schema": {"type": "object"}}},
-        },
-        400: {"description": "An error of RFC 6749, 5.2."},
-        401: {"description": "`invalid_client`."},
-    },
+    responses={401: {"description": "`invalid_client`."}},
 )
+@form_schema(TokenFormSchema)
+@response_schema(OAuthTokensSchema, 200, description="The tokens.")
 async def issue_token(request: web.Request) -> web.Response:
     form = await _read_form(request)
     oauth = request.app[OAUTH]
@@ -156,6 +199,7 @@ async def issue_token(request: web.Request) -> web.Response:
     "use (RFC 7009).",
     responses={200: {"description": "The token is of no use, whether it ever was."}},
 )
+@form_schema(TokenOnlyFormSchema)
 async def revoke_token(request: web.Request) -> web.Response:
     form = await _read_form(request)
     client = await _authenticate(request, form)
@@ -167,13 +211,10 @@ async def revoke_token(request: web.Request) -> web.Response:
     tags=["OAuth 2.0"],
     summary="Ask what a token is good for",
     description="For confidential clients: resource servers (RFC 7662).",
-    responses={
-        200: {
-            "description": "`active`, and if it is true, what the token allows.",
-            "content": {"application/json": {"schema": {"type": "object"}}},
-        }
-    },
+    responses={401: {"description": "`invalid_client`."}},
 )
+@form_schema(TokenOnlyFormSchema)
+@response_schema(IntrospectionSchema, 200, description="`active`, and what the token allows.")
 async def introspect_token(request: web.Request) -> web.Response:
     form = await _read_form(request)
     client = await _authenticate(request, form)

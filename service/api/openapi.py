@@ -168,6 +168,26 @@ HEADERS_OF_STATUS: Final = {
     503: ("Retry-After",),
 }
 
+BODY_OF_LOCATION: Final = {
+    "json": "application/json",
+    "form": "application/x-www-form-urlencoded",
+}
+OAUTH_ERROR: Final = {
+    "description": "The request was refused (RFC 6749, 5.2).",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["error", "error_description"],
+                "properties": {
+                    "error": {"type": "string", "examples": ["invalid_grant"]},
+                    "error_description": {"type": "string"},
+                },
+            }
+        }
+    },
+}
+
 _ADD_TO_REFS: Final = "add_to_refs"
 """What aiohttp-apispec puts among the members of an example."""
 
@@ -267,8 +287,8 @@ class OpenApi(AiohttpApiSpec):  # type: ignore[misc]
         validated: list[Schema] = []
         for request in said["schemas"]:
             validated.append(request["schema"])
-            if request["location"] == "json":
-                operation["requestBody"] = self._request_body(request)
+            if kind := BODY_OF_LOCATION.get(request["location"]):
+                operation["requestBody"] = self._request_body(kind, request)
             else:
                 operation["parameters"] += self._parameters(request)
         problems = _problems(path, operation, _refusals.get(view, ()), validated)
@@ -276,6 +296,9 @@ class OpenApi(AiohttpApiSpec):  # type: ignore[misc]
             operation["responses"][str(status)] = self._response(
                 response, _headers_of_success(operation, problems)
             )
+        if path.startswith("/oauth/"):
+            operation["responses"].setdefault("400", OAUTH_ERROR)
+            problems = {}
         for status, examples in sorted(problems.items()):
             operation["responses"][str(status)] = self._problem_response(status, examples)
         self.spec.path(path=path, operations={method: operation})
@@ -293,14 +316,14 @@ class OpenApi(AiohttpApiSpec):  # type: ignore[misc]
                 parameter["schema"]["type"] = kinds[0]
         return written
 
-    def _request_body(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def _request_body(self, kind: str, request: Mapping[str, Any]) -> dict[str, Any]:
         content = {
             "schema": self._refer_to(request["schema"]),
             "example": {
                 name: value for name, value in request["example"].items() if name != _ADD_TO_REFS
             },
         }
-        return {"required": True, "content": {"application/json": content}}
+        return {"required": True, "content": {kind: content}}
 
     def _response(self, said: Mapping[str, Any], headers: Iterable[str]) -> dict[str, Any]:
         written = {"description": said["description"], "headers": _refer(headers)}

@@ -54,7 +54,9 @@ def responses_of(document: Document, operation: dict[str, Any]) -> dict[int, Any
 
 
 def problems_of(document: Document, operation: dict[str, Any]) -> Iterator[tuple[int, str, Any]]:
-    """Yield status, code and example of each problem."""
+    """Yield status, code and example of each problem; none under /oauth, by RFC 6749."""
+    if operation["tags"] == ["OAuth 2.0"]:
+        return
     for status, response in responses_of(document, operation).items():
         if status >= 400:
             for code, example in response["content"][CONTENT_TYPE]["examples"].items():
@@ -125,8 +127,8 @@ def test_every_problem_is_one_that_the_service_knows(document: Document) -> None
 def test_every_example_of_a_body_passes_its_schema(document: Document) -> None:
     with_body = 0
     for method, path, operation in operations_of(document):
-        if "requestBody" in operation:
-            content = operation["requestBody"]["content"]["application/json"]
+        content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+        if content:
             errors = validator_of(document, content["schema"]).iter_errors(content["example"])
             assert [error.message for error in errors] == [], f"{method} {path}"
             with_body += 1
@@ -144,7 +146,7 @@ def test_every_example_of_a_member_passes_its_schema(document: Document) -> None
 def test_what_needs_a_token_says_so(document: Document) -> None:
     for method, path, operation in operations_of(document):
         codes = {code for _, code, _ in problems_of(document, operation)}
-        secured = operation.get("security") == [{"bearerAuth": []}]
+        secured = "security" in operation
         assert secured == ("not-authenticated" in codes), f"{method} {path}"
     assert document["components"]["securitySchemes"]["bearerAuth"]["scheme"] == "bearer"
 
