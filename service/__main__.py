@@ -29,6 +29,7 @@ from service.settings import (
     read_database_url,
     read_environment,
     read_settings,
+    read_signing_keys,
 )
 from service.tokens import JWKS_MAX_AGE, SigningKey, SigningKeys
 
@@ -190,8 +191,10 @@ def _generate_keys(parsed: argparse.Namespace, _: Environment) -> None:
 
 def _rotate_keys(parsed: argparse.Namespace, environ: Environment) -> None:
     """Write SIGNING_KEYS with a new key, which signs when all processes and others know it."""
-    settings = read_settings({**environ, **(_read_file(parsed.file) if parsed.file else {})})
-    keys = settings.signing_keys.rotated(utc_now(), settings.access_token_ttl)
+    keys, lifetime = read_signing_keys(
+        {**environ, **(_read_file(parsed.file) if parsed.file else {})}
+    )
+    keys = keys.rotated(utc_now(), lifetime)
     line = _signing_keys_line(keys)
     if parsed.file is None:
         print(line)

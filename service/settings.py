@@ -231,10 +231,7 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
     """Return the settings that `environ` gives; raise SettingsError naming every bad variable."""
-    try:
-        values = SettingsSchema().load(environ)
-    except ValidationError as error:
-        raise _told(error) from error
+    values = _load(environ)
     workers = values.pop("workers") or available_cores()
     public_url = values.pop("public_url") or f"http://localhost:{values['port']}"
     return Settings(
@@ -255,18 +252,25 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
 
 def read_database_url(environ: Mapping[str, str]) -> str:
     """Return DATABASE_URL, which is all that a migration needs; raise SettingsError."""
-    try:
-        url: str = SettingsSchema(only=["database_url"]).load(environ)["database_url"]
-    except ValidationError as error:
-        raise _told(error) from error
+    url: str = _load(environ, "database_url")["database_url"]
     return url
 
 
-def _told(error: ValidationError) -> SettingsError:
-    messages: dict[str, list[str]] = error.normalized_messages()  # type: ignore[no-untyped-call]
-    return SettingsError(
-        "\n".join(f"{name} {' '.join(messages[name])}" for name in sorted(messages))
-    )
+def read_signing_keys(environ: Mapping[str, str]) -> tuple[SigningKeys, timedelta]:
+    """Return the signing keys and the life of what they sign; raise SettingsError."""
+    values = _load(environ, "signing_keys", "access_token_ttl")
+    return values["signing_keys"], timedelta(seconds=values["access_token_ttl"])
+
+
+def _load(environ: Mapping[str, str], *only: str) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = SettingsSchema(only=only or None).load(environ)
+    except ValidationError as error:
+        messages: dict[str, list[str]] = error.normalized_messages()  # type: ignore[no-untyped-call]
+        raise SettingsError(
+            "\n".join(f"{name} {' '.join(messages[name])}" for name in sorted(messages))
+        ) from error
+    return values
 
 
 def available_cores() -> int:
