@@ -203,8 +203,8 @@ def _rotate_keys(parsed: argparse.Namespace, environ: Environment) -> None:
         kept = [old for old in lines if not old.startswith("SIGNING_KEYS=")]
         _write_private(parsed.file, "\n".join([*kept, line, ""]))
     print(
-        f"Restart every process within {JWKS_MAX_AGE.seconds // 60} minutes; the new key signs from "
-        f"{keys.keys[-1].signs_from.isoformat(timespec='seconds')}.",
+        f"Restart every process within {JWKS_MAX_AGE.seconds // 60} minutes; "
+        f"the new key signs from {keys.keys[-1].signs_from.isoformat(timespec='seconds')}.",
         file=sys.stderr,
     )
 
