@@ -153,7 +153,14 @@ class AccessTokens:
                 expires_at,
             )
         # ValueError holds UnicodeError: a header of hostile bytes; the others, claims of odd types.
-        except (jwt.PyJWTError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        except (
+            jwt.PyJWTError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            OSError,
+        ) as error:
             raise InvalidToken from error
         if expires_at + LEEWAY <= now:
             raise InvalidToken("The access token has expired.")

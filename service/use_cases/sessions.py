@@ -8,7 +8,7 @@ from uuid import UUID
 from uuid6 import uuid7
 
 from service.cache import Cache, Entry
-from service.database import Database, retried
+from service.database import Database, TransactionConflict, retried
 from service.domain.clock import Clock
 from service.domain.errors import (
     AccountDisabled,
@@ -84,9 +84,12 @@ class Sessions:
             expires_at=now + self._lifetime,
         )
         async with self._database.transaction() as repositories:
-            if new_hash is not None and await repositories.users.replace_password_hash(
-                credentials.user_id, password_hash, new_hash
-            ):
+            if new_hash is not None:
+                if not await repositories.users.replace_password_hash(
+                    credentials.user_id, password_hash, new_hash
+                ):
+                    # Hashed anew by another sign-in, or changed: to be verified again.
+                    raise TransactionConflict
                 password_hash = new_hash
             if not await repositories.sessions.add(session, password_hash):
                 raise InvalidCredentials  # changed or disabled since it was read
@@ -122,8 +125,10 @@ class Sessions:
 
         async def load() -> Entry | None:
             async with self._database.reading() as repositories:
-                is_open = await repositories.sessions.is_open(token.session_id, now)
-            return Entry("open", now + self._access_tokens.lifetime) if is_open else None
+                expires_at = await repositories.sessions.expiry_if_open(token.session_id, now)
+            if expires_at is None:
+                return None
+            return Entry("open", min(expires_at, now + self._access_tokens.lifetime))
 
         if await self._cache.read_through(session_key(token.session_id), load) is None:
             raise InvalidToken
@@ -183,7 +188,8 @@ class Sessions:
             if not await repositories.users.replace_password_hash(
                 caller.user_id, credentials.password_hash, new_hash
             ):
-                raise wrong
+                # Changed, or hashed anew by a sign-in, since it was read: to be verified again.
+                raise TransactionConflict
             ended = await repositories.sessions.end_all_but(caller.user_id, caller.session_id, now)
             keys = [session_key(session_id) for session_id in ended]
             await self._forgetting.plan(repositories, keys, now)
