@@ -209,7 +209,14 @@ class AccessTokens:
             )
             verified.user_id  # noqa: B018  # raises unless it is one, or the client's own
         # ValueError holds UnicodeError: a header of hostile bytes; the others, claims of odd types.
-        except (jwt.PyJWTError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        except (
+            jwt.PyJWTError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            OSError,
+        ) as error:
             raise InvalidToken from error
         if verified.expires_at + LEEWAY <= now:
             raise InvalidToken("The access token has expired.")

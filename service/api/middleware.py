@@ -32,7 +32,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ZERO_WEIGHT: Final = re.compile(r"q=0(\.0*)?")
-_MEDIA_RANGES: Final = {"*/*", "application/*", "application/json"}
+_MEDIA_RANGES: Final = ("application/json", "application/*", "*/*")
 _EVERY_ANSWER: Final = {
     "Server": "referrals",  # else aiohttp names itself, Python and their versions
     "X-Content-Type-Options": "nosniff",
@@ -103,12 +103,12 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def _accepts_json(accept: str) -> bool:
     """Whether the Accept header leaves JSON (RFC 9110, 12.5.1)."""
+    accepted = {}
     for media_range in accept.split(","):
         media_type, *parameters = (part.strip().lower() for part in media_range.split(";"))
-        refused = any(_ZERO_WEIGHT.fullmatch(parameter) for parameter in parameters)
-        if media_type in _MEDIA_RANGES and not refused:
-            return True
-    return False
+        accepted[media_type] = not any(map(_ZERO_WEIGHT.fullmatch, parameters))
+    # The nearest range decides.
+    return next((accepted[name] for name in _MEDIA_RANGES if name in accepted), False)
 
 
 def _allowed_origin(request: web.Request) -> str | None:
