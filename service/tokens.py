@@ -111,7 +111,8 @@ class SigningKeys:
     def __init__(self, keys: Sequence[SigningKey]) -> None:
         if not keys:
             raise ValueError("no signing key")
-        self.keys = sorted(keys, key=lambda key: key.signs_from)
+        # Of two that begin at the same moment, the one named first comes last, and signs.
+        self.keys = sorted(keys[::-1], key=lambda key: key.signs_from)
         self._public = {key.key_id: key.private.public_key() for key in keys}
 
     def active(self, now: datetime) -> SigningKey:

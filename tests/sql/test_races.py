@@ -30,7 +30,7 @@ from service.domain.referral_codes import (
     TakenReferralCode,
     issue_referral_code,
 )
-from service.domain.sessions import Session
+from service.domain.sessions import FIRST_PARTY, Session
 from service.domain.users import Role, parse_email
 from tests.factories import new_email
 
@@ -292,12 +292,14 @@ async def test_of_20_rotations_at_once_one_succeeds(transactions: Database) -> N
         session = new_session(await new_user(repositories))
         assert await repositories.sessions.add(session, HASH)
 
-    async def rotate() -> tuple[UUID, Role] | None:
+    async def rotate() -> tuple[Session, Role] | None:
         async with transactions.transaction() as repositories:
-            return await repositories.sessions.rotate(session.session_id, 0, NOW)
+            return await repositories.sessions.rotate(session.session_id, 0, FIRST_PARTY, NOW)
 
     rotated = await asyncio.gather(*(rotate() for _ in range(20)))
-    assert [one for one in rotated if one] == [(session.user_id, Role.USER)]
+    assert [one for one in rotated if one] == [
+        (replace(session, counter=1, refreshed_at=NOW), Role.USER)
+    ]
 
 
 async def test_a_sign_in_with_an_old_password_leaves_no_session_behind_the_change(

@@ -25,8 +25,10 @@ def test_every_table_has_its_statements() -> None:
     """Otherwise a module that is not found would pass without a word."""
     tested = {str(param.id).partition(".")[0] for param in STATEMENTS}
     assert tested == {
+        "authorization_codes",
         "idempotency_keys",
         "jobs",
+        "oauth_clients",
         "referral_codes",
         "referrals",
         "sessions",

@@ -12,7 +12,6 @@ from uuid import UUID
 
 import pytest
 
-from service.domain.users import Role
 from service.logs import JsonFormatter, TextFormatter
 from service.tokens import AccessTokens, SigningKey, SigningKeys
 
@@ -20,7 +19,13 @@ ROOT = Path(__file__).parents[2]
 FORMATTERS = [JsonFormatter(), TextFormatter()]
 JWT = AccessTokens(
     SigningKeys([SigningKey.generate()]), "https://example.com", timedelta(minutes=10)
-).issue(UUID(int=1), Role.USER, UUID(int=2), datetime.now(UTC))
+).issue(
+    subject=str(UUID(int=1)),
+    client_id="first-party",
+    session_id=UUID(int=2),
+    scopes=(),
+    now=datetime.now(UTC),
+)
 ARGON2 = "$argon2id$v=19$m=19456,t=2,p=1$AzXnPIeQUoqRUmotRQhhbA$xbN8LVQ0Pa3T7cJ8e1q0Dg6rJ1sYc2o"
 
 # What is logged, and the parts of it that nobody may read.

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from dotenv import dotenv_values
 
+from service.domain.clock import utc_now
 from service.settings import (
     Argon2,
     RateLimit,
@@ -346,7 +347,7 @@ def test_short_secrets_are_refused(variable: str, value: str) -> None:
 def test_the_first_signing_key_signs_and_all_verify() -> None:
     new, old = SigningKey.generate(), SigningKey.generate()
     signing_keys = read(SIGNING_KEYS=keys(new.to_jwk(), old.to_jwk())).signing_keys
-    assert signing_keys.active.key_id == new.key_id
+    assert signing_keys.active(utc_now()).key_id == new.key_id
     assert signing_keys.find(old.key_id) is not None
     assert signing_keys.find("another") is None
 
