@@ -112,7 +112,8 @@ class SigningKeys:
         if not keys:
             raise ValueError("no signing key")
         # Of two that begin at the same moment, the one named first comes last, and signs.
-        self.keys = sorted(keys[::-1], key=lambda key: key.signs_from)
+        backwards = list(reversed(keys))
+        self.keys = sorted(backwards, key=lambda key: key.signs_from)
         self._public = {key.key_id: key.private.public_key() for key in keys}
 
     def active(self, now: datetime) -> SigningKey:
