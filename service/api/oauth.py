@@ -373,7 +373,8 @@ def _unique(pairs: list[tuple[str, str]]) -> dict[str, str]:
     parameters = dict(pairs)
     if len(parameters) != len(pairs):
         raise OAuthError("invalid_request", "A parameter comes more than once.")
-    return parameters
+    # One without a value counts as left out (RFC 6749, 3.1).
+    return {name: value for name, value in parameters.items() if value}
 
 
 def _token_in(form: Mapping[str, str]) -> str:

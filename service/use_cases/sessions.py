@@ -299,8 +299,8 @@ class Sessions:
         granted = scopes_of(role)
         if session.scopes is not None:
             granted &= session.scopes
-        if wanted is not None and not wanted <= granted:
-            raise ScopeExceeded("The user has not granted this scope.")
+        if not granted or (wanted is not None and not wanted <= granted):
+            raise ScopeExceeded("The user may not do this, or has not granted it.")
         tokens = self._access_token(session, wanted or granted, str(session.user_id))
         refresh_token = self._refresh_tokens.issue(session.session_id, session.counter)
         return replace(tokens, refresh_token=refresh_token)
