@@ -168,15 +168,21 @@ def _parse_address(text: str) -> Any:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-async def _read_json(request: web.Request) -> Any:
+async def read_bytes(request: web.Request) -> bytes:
+    """Return the body as it was sent; raise an HTTP error if it is broken or compressed."""
     try:
         raw = await request.read()
     except (web.RequestPayloadError, HttpProcessingError, ConnectionError) as error:
         raise web.HTTPBadRequest(reason="The body cannot be read.") from error
-    if not raw:
-        raise web.HTTPBadRequest(reason="The body is empty; send JSON.")
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise web.HTTPUnsupportedMediaType(reason="Send the body without Content-Encoding.")
+    return raw
+
+
+async def _read_json(request: web.Request) -> Any:
+    raw = await read_bytes(request)
+    if not raw:
+        raise web.HTTPBadRequest(reason="The body is empty; send JSON.")
     if request.content_type != "application/json" or not _is_utf_8(request.charset):
         raise web.HTTPUnsupportedMediaType(reason="Send the body as application/json in UTF-8.")
     try:
