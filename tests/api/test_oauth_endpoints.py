@@ -25,6 +25,7 @@ from tests.oauth import (
     TOKEN,
     VERIFIER,
     Application,
+    Browser,
     insert_client,
     new_application,
     refusal,
@@ -201,7 +202,7 @@ async def test_a_deleted_client_gets_no_more_tokens(
     async with api.app[keys.DATABASE].transaction() as repositories:
         assert await repositories.oauth_clients.delete(application.client_id, api.clock())
     assert refusal(await application.refresh(tokens["refresh_token"])) == INVALID_CLIENT
-    assert (await api.get(f"/{AUTHORIZE}?{urlencode(application.wish())}")).status in {400, 404}
+    assert (await Browser(api).open(application.wish())).status == 400
 
 
 # What is sent
@@ -280,8 +281,14 @@ async def test_no_other_grant_is_there(
 async def test_a_grant_without_its_parameter_is_refused(
     application: Application, anna: Person, left_out: str
 ) -> None:
-    code = await application.code_of(anna)
-    status, error = refusal(await application.redeem(code, **{left_out: None}))
+    form = {
+        "grant_type": "authorization_code",
+        "code": await application.code_of(anna),
+        "redirect_uri": CALLBACK,
+        "code_verifier": VERIFIER,
+    }
+    del form[left_out]
+    status, error = refusal(await application.send(TOKEN, **form))
     assert status == 400
     assert error in {"invalid_request", "invalid_grant"}
 
