@@ -1,15 +1,13 @@
 """Other people's OAuth libraries, some of them certified, judge the authorization server."""
 
+import asyncio
 import base64
-import hashlib
 import hmac
 import html
 import json
 import os
 import pwd
 import re
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +17,9 @@ import aiohttp
 import pytest
 from authlib.integrations.base_client.errors import OAuthError
 from authlib.integrations.httpx_client import AsyncOAuth2Client
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from jwt.algorithms import ECAlgorithm
 
 from tests.e2e.peers import (
     LOOPBACK,
@@ -57,7 +58,7 @@ def resource_server(service: Service) -> RegisteredClient:
     return service.new_client(confidential=True, scope="referrals:read")
 
 
-# npm: openid-client and oauth4webapi
+# openid-client and oauth4webapi, from npm
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_a_certified_client_goes_the_whole_way(
         assert seen["tampered"] == "OAUTH_INVALID_RESPONSE"
 
 
-# PyPI: Authlib
+# Authlib, from PyPI
 
 
 async def callback_of(url: str, person: Mapping[str, str]) -> str:
@@ -178,85 +179,194 @@ async def test_authlib_goes_the_whole_way(
             await client.refresh_token(endpoint, refreshed["refresh_token"])
 
 
-# Debian: Apache with mod_oauth2
+# Apache with mod_oauth2, from Debian
 
 MODULES = Path("/usr/lib/apache2/modules")
-APACHE = shutil.which("apache2") or "/usr/sbin/apache2"
-APACHE_CONFIGURATION = """
+APACHE = Path("/usr/sbin/apache2")
+CONFIGURATION = """
 ServerName {host}
 ServerRoot {folder}
-Listen {host}:{port}
-PidFile {folder}/pid
 DefaultRuntimeDir {folder}
+DocumentRoot {folder}
+Listen {host}:{port}
+PidFile pid
 Mutex file:{folder}
-ErrorLog {folder}/error.log
+ErrorLog error.log
 LoadModule mpm_event_module {modules}/mod_mpm_event.so
 LoadModule authn_core_module {modules}/mod_authn_core.so
 LoadModule authz_core_module {modules}/mod_authz_core.so
 LoadModule authz_user_module {modules}/mod_authz_user.so
 LoadModule oauth2_module {modules}/mod_oauth2.so
-StartServers 1
-DocumentRoot {folder}/public
-<Location /by-jwks>
+
+# What one kind of verification has found must not be believed by another.
+OAuth2Cache shm name=by-jwks&max_entries=100
+OAuth2Cache shm name=by-metadata&max_entries=100
+OAuth2Cache shm name=by-introspection&max_entries=100
+OAuth2Cache shm name=by-scope&max_entries=100
+
+<Location />
     AuthType oauth2
-    OAuth2TokenVerify jwks_uri {issuer}/.well-known/jwks.json verify.iss=required&verify.exp=required
+</Location>
+<Location /by-jwks>
+    OAuth2TokenVerify jwks_uri {issuer}/.well-known/jwks.json {strict}&verify.cache=by-jwks
     Require oauth2_claim iss:{issuer}
 </Location>
 <Location /by-metadata>
-    AuthType oauth2
-    OAuth2TokenVerify metadata {issuer}/.well-known/oauth-authorization-server
+    OAuth2TokenVerify metadata {issuer}/.well-known/oauth-authorization-server \
+        {strict}&verify.cache=by-metadata
     Require valid-user
 </Location>
 <Location /by-introspection>
-    AuthType oauth2
-    OAuth2TokenVerify introspect {issuer}/oauth/introspect {introspection}
+    OAuth2TokenVerify introspect {issuer}/oauth/introspect \
+        introspect.auth=client_secret_basic&{secret}&verify.cache=by-introspection&expiry=1
     Require valid-user
 </Location>
 <Location /by-scope>
-    AuthType oauth2
-    OAuth2TokenVerify jwks_uri {issuer}/.well-known/jwks.json
-    Require oauth2_claim scope~\\badmin\\b
+    OAuth2TokenVerify jwks_uri {issuer}/.well-known/jwks.json {strict}&verify.cache=by-scope
+    Require oauth2_claim scope:codes:write
 </Location>
 """
+PLACES = ["by-jwks", "by-metadata", "by-introspection"]
 
 
 @pytest.fixture(scope="module")
 def apache(service: Service, resource_server: RegisteredClient) -> Iterator[str]:
-    """Run Apache as nobody on loopback; yield its address."""
-    if not Path(APACHE).exists() or not (MODULES / "mod_oauth2.so").exists():
+    """Run Apache, not as root, on loopback; yield its address."""
+    if not APACHE.exists() or not (MODULES / "mod_oauth2.so").exists():
         pytest.skip("no Apache with mod_oauth2 (Debian: apt-get install libapache2-mod-oauth2)")
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="apache-") as name:
         folder = Path(name)
-        for place in ("by-jwks", "by-metadata", "by-introspection", "by-scope"):
-            (folder / "public" / place).mkdir(parents=True)
-            (folder / "public" / place / "index.html").write_text("let in\n")
-        port = free_port()
-        secret = f"client_id={resource_server.client_id}&client_secret={resource_server.secret}"
-        (folder / "apache.conf").write_text(
-            APACHE_CONFIGURATION.format(
-                host=LOOPBACK,
-                port=port,
-                folder=folder,
-                modules=MODULES,
-                issuer=service.url,
-                # Not kept, so that a revoked token is refused at once.
-                introspection=f"introspect.auth=client_secret_basic&{secret}&expiry=0",
-            )
+        for place in (*PLACES, "by-scope"):
+            (folder / place).write_text("let in\n")
+        configuration = CONFIGURATION.format(
+            host=LOOPBACK,
+            port=port,
+            folder=folder,
+            modules=MODULES,
+            issuer=service.url,
+            strict="verify.exp=required&verify.iat=required",
+            secret=f"client_id={resource_server.client_id}&client_secret={resource_server.secret}",
         )
-        whom: dict[str, Any] = {}
-        if os.getuid() == 0:
-            nobody = pwd.getpwnam("nobody")
-            for path in [folder, *folder.rglob("*")]:
-                os.chown(path, nobody.pw_uid, nobody.pw_gid)
-            whom = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        command = [APACHE, "-f", str(folder / "apache.conf"), "-DFOREGROUND"]
-        with started(command, **whom) as process:
+        (folder / "apache.conf").write_text(configuration)
+        command = [str(APACHE), "-f", str(folder / "apache.conf"), "-DFOREGROUND"]
+        with started(command, **_as_nobody(folder)) as process:
             url = f"http://{LOOPBACK}:{port}"
             wait_for(url, process)
             yield url
 
 
-async def let_in(url: str, token: str | None) -> int:
+def _as_nobody(folder: Path) -> dict[str, Any]:
+    """Return the options of a process that may write into the folder and is not root's."""
+    if os.getuid() != 0:
+        return {}
+    nobody = pwd.getpwnam("nobody")
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, nobody.pw_uid, nobody.pw_gid)
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+async def status_of(url: str, token: str | None) -> int:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as answer:
         return answer.status
+
+
+async def own_token(service: Service, client: RegisteredClient, scope: str) -> str:
+    """Return an access token of a client that speaks for itself."""
+    async with AsyncOAuth2Client(client.client_id, client.secret, scope=scope) as session:
+        endpoint = f"{service.url}/oauth/token"
+        tokens = await session.fetch_token(endpoint, grant_type="client_credentials")
+    token: str = tokens["access_token"]
+    return token
+
+
+def parts(token: str) -> tuple[dict[str, Any], str, bytes]:
+    """Return the header, the claims as they are written, and the signature."""
+    header, claims, signature = token.split(".")
+    return json.loads(decoded(header)), claims, decoded(signature)
+
+
+def tampered(token: str) -> str:
+    """Return the token with one bit of its signature changed."""
+    *_, signature = parts(token)
+    return token.rpartition(".")[0] + "." + encoded(signature[:-1] + bytes([signature[-1] ^ 1]))
+
+
+def widened(token: str) -> str:
+    """Return the token with a scope more than was signed."""
+    header, claims, signature = token.split(".")
+    members = {**json.loads(decoded(claims)), "scope": "admin codes:write"}
+    return f"{header}.{encoded(json.dumps(members).encode())}.{signature}"
+
+
+def unsigned(token: str) -> str:
+    """Return the token as one without a signature."""
+    header, claims, _ = parts(token)
+    return f"{encoded(json.dumps({**header, 'alg': 'none'}).encode())}.{claims}."
+
+
+def signed_with(token: str, key: bytes) -> str:
+    """Return the token signed by HS256 with what everybody knows: the public key."""
+    header, claims, _ = parts(token)
+    signed = f"{encoded(json.dumps({**header, 'alg': 'HS256'}).encode())}.{claims}"
+    return f"{signed}.{encoded(hmac.digest(key, signed.encode(), 'sha256'))}"
+
+
+def decoded(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def encoded(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+@pytest.mark.parametrize("place", PLACES)
+async def test_apache_lets_our_tokens_in_and_no_others(
+    apache: str, service: Service, confidential: RegisteredClient, place: str
+) -> None:
+    token = await own_token(service, confidential, "codes:read")
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{service.url}/.well-known/jwks.json") as answer,
+    ):
+        jwk = (await answer.json())["keys"][0]
+    public_key = ECAlgorithm.from_jwk(jwk)
+    assert isinstance(public_key, EllipticCurvePublicKey)
+    pem = public_key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    url = f"{apache}/{place}"
+    forgeries = {
+        "tampered": tampered(token),
+        "widened": widened(token),
+        "unsigned": unsigned(token),
+        "signed with the PEM": signed_with(token, pem),
+        "signed with the JWK": signed_with(token, json.dumps(jwk).encode()),
+        "signed with the kid": signed_with(token, jwk["kid"].encode()),
+        "no JWT": "x",
+    }
+    assert {
+        name: await status_of(url, forged) for name, forged in forgeries.items()
+    } == dict.fromkeys(forgeries, 401)
+    assert await status_of(url, None) == 401
+    assert await status_of(url, token) == 200
+
+
+async def test_apache_sees_the_scope(
+    apache: str, service: Service, confidential: RegisteredClient
+) -> None:
+    for scope, status in (("codes:write", 200), ("codes:read", 401)):
+        token = await own_token(service, confidential, scope)
+        assert await status_of(f"{apache}/by-scope", token) == status
+
+
+async def test_apache_refuses_a_revoked_token_when_it_asks_again(
+    apache: str, service: Service, confidential: RegisteredClient
+) -> None:
+    url = f"{apache}/by-introspection"
+    token, kept = [await own_token(service, confidential, "profile") for _ in range(2)]
+    assert await status_of(url, token) == 200
+    async with AsyncOAuth2Client(confidential.client_id, confidential.secret) as client:
+        await client.revoke_token(f"{service.url}/oauth/revoke", token)
+    await asyncio.sleep(2)  # longer than Apache keeps the answer
+    assert await status_of(url, token) == 401
+    assert await status_of(url, kept) == 200

@@ -178,7 +178,11 @@ def _install(npm: str, files: list[Path], folder: Path) -> None:
     options = ["--ignore-scripts", "--no-package-lock", "--no-audit", "--no-fund"]
     try:
         done = subprocess.run(
-            [npm, "install", *options], cwd=fresh, capture_output=True, text=True, timeout=NPM_SECONDS
+            [npm, "install", *options],
+            cwd=fresh,
+            capture_output=True,
+            text=True,
+            timeout=NPM_SECONDS,
         )
         if done.returncode != 0:
             pytest.skip(f"npm could not install the clients: {done.stderr.strip()[-300:]}")
