@@ -165,6 +165,7 @@ async def _for_ever(run: Callable[[], Awaitable[None]]) -> None:
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+    # Again and again, because in Python 3.11 wait_for can swallow a cancellation.
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.1)

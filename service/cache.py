@@ -83,11 +83,18 @@ class RedisServer:
     async def call_anyway(self, work: Callable[[Redis], Awaitable[T]]) -> T:
         """Like `call`, whatever the breaker says: to find out whether Redis is back."""
         try:
-            return await work(self._redis)
+            if not self.run_id:
+                await self._redis.ping()  # connecting tells what the keys begin with
+            run_id = self.run_id
+            result = await work(self._redis)
         except (RedisError, OSError) as error:
-            self.away = True
-            CIRCUIT_BREAKER_OPEN.set(1)
+            self._open_breaker()
             raise RedisAway from error
+        if self.run_id != run_id:
+            # `work` was repeated on a connection to another server, with keys of the old one.
+            self._open_breaker()
+            raise RedisAway("Redis was restarted.")
+        return result
 
     def resume(self) -> None:
         """Close the breaker."""
@@ -96,6 +103,10 @@ class RedisServer:
 
     async def close(self) -> None:
         await self._redis.aclose()
+
+    def _open_breaker(self) -> None:
+        self.away = True
+        CIRCUIT_BREAKER_OPEN.set(1)
 
     async def _on_connect(self, connection: AbstractConnection) -> None:
         await connection.on_connect()

@@ -3,8 +3,8 @@
 import asyncio
 import functools
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final, ParamSpec, Self, TypeVar
 
@@ -91,27 +91,37 @@ class Database:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        try:
-            async with self._pool.acquire(timeout=WAIT_FOR_CONNECTION_SECONDS) as connection:
+        with _failures_told():
+            async with AsyncExitStack() as stack:
+                try:
+                    acquired = self._pool.acquire(timeout=WAIT_FOR_CONNECTION_SECONDS)
+                    connection = await stack.enter_async_context(acquired)
+                except asyncpg.PostgresError as error:  # whatever keeps one from connecting
+                    raise DatabaseUnavailable from error
                 yield connection
-        except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as error:
-            raise TransactionConflict from error
-        except (
-            OSError,  # refused, reset, unreachable; TimeoutError is one of them
-            asyncpg.PostgresConnectionError,
-            asyncpg.CannotConnectNowError,
-            asyncpg.AdminShutdownError,
-            asyncpg.CrashShutdownError,
-            asyncpg.TooManyConnectionsError,
-            asyncpg.QueryCanceledError,
-            asyncpg.ReadOnlySQLTransactionError,  # a standby that was the primary
-            asyncpg.InsufficientResourcesError,
-        ) as error:
-            raise DatabaseUnavailable from error
-        except asyncpg.InterfaceError as error:
-            if isinstance(error, ValueError):  # an argument of the wrong type: a bug of ours
-                raise
-            raise DatabaseUnavailable from error  # the connection was closed under us
+
+
+@contextmanager
+def _failures_told() -> Iterator[None]:
+    """Tell a transaction that may be tried again, and a database that is away, from a bug."""
+    try:
+        yield
+    except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as error:
+        raise TransactionConflict from error
+    except (
+        OSError,  # refused, reset, unreachable; TimeoutError is one of them
+        asyncpg.PostgresConnectionError,
+        asyncpg.AdminShutdownError,
+        asyncpg.CrashShutdownError,
+        asyncpg.QueryCanceledError,
+        asyncpg.ReadOnlySQLTransactionError,  # a standby that was the primary
+        asyncpg.InsufficientResourcesError,
+    ) as error:
+        raise DatabaseUnavailable from error
+    except asyncpg.InterfaceError as error:
+        if isinstance(error, ValueError):  # an argument of the wrong type: a bug of ours
+            raise
+        raise DatabaseUnavailable from error  # the connection was closed under us
 
 
 def retried(method: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:

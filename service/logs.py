@@ -12,10 +12,10 @@ from service.settings import LogFormat, LogLevel
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 # PostgreSQL and libraries quote what they were given in their messages.
 _SECRET: Final = re.compile(
-    r"[\w.+%-]+@[\w-]+(?:\.[\w-]+)+"  # an e-mail
+    r"(?<=://)[^\s/]*:[^\s/]*(?=@)"  # user and password of a URL
+    r"|[\w.!#$%&'*+/=?^`{|}~-]+(?:@|%40)[\w-]+(?:\.[\w-]+)+"  # an e-mail
     r"|eyJ[\w-]+\.[\w-]+\.[\w-]*"  # a JWT
-    r"|(?<=://)[^\s/@]*:[^\s/@]*(?=@)"  # user and password of a URL
-    r"|\$argon2\S+"
+    r"|\$argon2[\w$=,+/]+"
 )
 
 
@@ -36,12 +36,13 @@ class JsonFormatter(logging.Formatter):
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
-            **_extra(record),
+            "message": _redact(record.getMessage()),
+            **{name: _redacted(value) for name, value in _extra(record).items()},
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return _redact(json.dumps(line, default=str))
+            line["exception"] = _redact(self.formatException(record.exc_info))
+        # Redacted before: behind JSON's escapes (\\n, \\u00fc) no pattern sees a word's beginning.
+        return json.dumps(line)
 
 
 class TextFormatter(logging.Formatter):
@@ -66,6 +67,10 @@ def _extra(record: logging.LogRecord) -> dict[str, Any]:
         for name, value in vars(record).items()
         if name not in _STANDARD and value is not None
     }
+
+
+def _redacted(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float) else _redact(str(value))
 
 
 def _redact(line: str) -> str:

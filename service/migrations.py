@@ -20,18 +20,22 @@ LONGEST_WAIT: Final = timedelta(minutes=5)
 _POLL_SECONDS: Final = 0.2
 log = logging.getLogger(__name__)
 
-# yoyo keeps its connection open as long as it holds the lock. Where no connection but the
-# service's own is older than the lock, whoever took it was killed.
+_OURS: Final = "referrals-migrate"
+
+# Gone with its connection, however that ends: of the service's own migrators one is at work.
+_TRY_TO_BE_THE_ONE: Final = "SELECT pg_try_advisory_lock(hashtext('referrals-migrate'))"
+
+# Called while this process is the one: then a lock of another of ours (pid below 0) is of the
+# dead, and one of plain yoyo is as soon as nobody else is connected who could hold it.
 _BREAK_STALE_LOCK: Final = """
-    DELETE FROM yoyo_lock l
-     WHERE NOT EXISTS (
-        SELECT FROM pg_stat_activity a
-         WHERE a.datname = current_database()
-           AND a.backend_type = 'client backend'
-           AND a.application_name <> 'referrals'
-           AND a.pid <> pg_backend_pid()
-           AND a.backend_start AT TIME ZONE 'UTC' <= l.ctime + interval '1 second'
-     )
+    DELETE FROM yoyo_lock
+     WHERE pid < 0
+        OR NOT EXISTS (
+            SELECT FROM pg_stat_activity
+             WHERE datname = current_database()
+               AND COALESCE(backend_type, 'client backend') = 'client backend'
+               AND (application_name IN ('referrals', 'referrals-migrate')) IS NOT TRUE
+           )
     RETURNING pid
 """
 
@@ -54,21 +58,31 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no t
     def _insert_lock_row(self, pid: int, timeout: float, poll_interval: float = 0.0) -> None:
         deadline = time.monotonic() + timeout
         while True:
-            for (dead,) in self.execute(_BREAK_STALE_LOCK).fetchall():
-                log.warning("the migrator %s left its lock behind; broken", dead)
             try:
-                super()._insert_lock_row(pid, _POLL_SECONDS)
+                self._try_to_lock(pid)
             except LockTimeout:
                 if time.monotonic() > deadline:
                     raise
+                time.sleep(_POLL_SECONDS)
             else:
                 return
+
+    def _try_to_lock(self, pid: int) -> None:
+        if self.execute(_TRY_TO_BE_THE_ONE).fetchone() != (True,):
+            raise LockTimeout("Another migrator is at work.")
+        for (dead,) in self.execute(_BREAK_STALE_LOCK).fetchall():
+            log.warning("the migrator %s left its lock behind; broken", abs(dead))
+        super()._insert_lock_row(-pid, _POLL_SECONDS)
+
+    def _delete_lock_row(self, pid: int) -> None:
+        super()._delete_lock_row(-pid)
 
 
 def apply_migrations(database_url: str) -> list[str]:
     """Apply what is not applied yet; return the names. Raises MigrationError."""
     _, _, rest = database_url.partition("://")
     url = parse_uri(f"postgresql+psycopg://{rest}")
+    url = url._replace(args={**url.args, "application_name": _OURS})
     migrations = read_migrations(str(FOLDER))
     try:
         with _Backend(url, default_migration_table) as backend:

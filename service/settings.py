@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from jwt.exceptions import PyJWTError
-from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate, validates_schema
 
 from service.tokens import SigningKey, SigningKeys
 
@@ -56,9 +56,9 @@ class Settings:
     workers: int
     public_url: str
     service_name: str
-    database_url: str
+    database_url: str = field(repr=False)
     database_pool_size: int
-    redis_url: str
+    redis_url: str = field(repr=False)
     log_level: LogLevel
     log_format: LogFormat
     access_token_ttl: timedelta
@@ -73,8 +73,8 @@ class Settings:
     rate_limit_login: RateLimit | None
     rate_limit_lookup: RateLimit | None
     signing_keys: SigningKeys
-    refresh_token_keys: tuple[bytes, ...]
-    hash_key: bytes
+    refresh_token_keys: tuple[bytes, ...] = field(repr=False)
+    hash_key: bytes = field(repr=False)
 
 
 class _RateLimit(fields.Field[RateLimit | None]):
@@ -103,14 +103,18 @@ class _Origins(_Words):
     def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> Any:
         words = super()._deserialize(value, attr, data)
         for word in words:
-            parts = urlsplit(word)
-            if word != "*" and (
-                parts.scheme not in {"http", "https"}
-                or word != f"{parts.scheme}://{parts.netloc}"
-                or not parts.netloc
-            ):
+            if word != "*" and not _is_origin(word):
                 raise ValidationError(f"{word!r} is not an origin such as https://app.example.com.")
         return frozenset(words)
+
+
+def _is_origin(word: str) -> bool:
+    try:
+        parts = urlsplit(word)
+    except ValueError:
+        return False
+    https = parts.scheme in {"http", "https"}
+    return https and bool(parts.netloc) and word == f"{parts.scheme}://{parts.netloc}"
 
 
 class _Networks(_Words):
@@ -130,7 +134,10 @@ class _Secrets(_Words):
         words = super()._deserialize(value, attr, data)
         if not words or min(map(len, words)) < 32:
             raise ValidationError("must be 32 characters or more.")
-        return tuple(word.encode() for word in words)
+        try:
+            return tuple(word.encode() for word in words)
+        except UnicodeEncodeError as error:
+            raise ValidationError("must be UTF-8.") from error
 
 
 class _SigningKeys(fields.Field[SigningKeys]):
@@ -140,7 +147,7 @@ class _SigningKeys(fields.Field[SigningKeys]):
         try:
             jwks = json.loads(value)["keys"]
             return SigningKeys(tuple(SigningKey.from_jwk(jwk) for jwk in jwks))
-        except (ValueError, KeyError, TypeError, PyJWTError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, PyJWTError) as error:
             raise ValidationError(
                 "must be a JWK set with a private P-256 key; "
                 "`python -m service keys generate` makes one."
@@ -155,13 +162,22 @@ class _Url(fields.String):
         self._schemes = schemes
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> str:
-        try:
-            scheme = urlsplit(value).scheme
-        except ValueError:
-            scheme = ""
-        if scheme not in self._schemes:
+        if not self._is_one(value):
             raise ValidationError(f"must be a URL that begins with {self._schemes[0]}://.")
         return str(value)
+
+    def _is_one(self, value: str) -> bool:
+        try:
+            parts = urlsplit(value)
+            _ = parts.port  # raises where it is no number
+        except ValueError:
+            return False
+        has_host = bool(parts.hostname) or parts.scheme not in {"http", "https"}
+        return (
+            parts.scheme in self._schemes
+            and value[len(parts.scheme) :].startswith("://")
+            and has_host
+        )
 
 
 def _number(default: int | None, low: int, high: int, name: str) -> fields.Integer:
@@ -218,6 +234,13 @@ class SettingsSchema(Schema):
     refresh_token_keys = _Secrets(**_required("REFRESH_TOKEN_KEYS"))
     hash_key = _Secrets(**_required("HASH_KEY"))
 
+    @validates_schema
+    def _lanes_have_memory(self, data: dict[str, Any], **_: Any) -> None:
+        if "argon2_lanes" in data and data["argon2_memory_kib"] < 8 * data["argon2_lanes"]:
+            raise ValidationError(
+                "must be 8 for each of ARGON2_LANES, or more.", "ARGON2_MEMORY_KIB"
+            )
+
 
 def read_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of the env file (`ENV_FILE`, by default `.env`) under `environ`'s.
@@ -225,8 +248,7 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, str]:
     A variable that is set to nothing counts as not set.
     """
     file = dotenv_values(environ.get("ENV_FILE", ".env"), interpolate=False)
-    merged = {**file, **environ}
-    return {name: value for name, value in merged.items() if value}
+    return {name: value for source in (file, environ) for name, value in source.items() if value}
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:

@@ -111,7 +111,9 @@ class SigningKeys:
     def __init__(self, keys: Sequence[SigningKey]) -> None:
         if not keys:
             raise ValueError("no signing key")
-        self.keys = sorted(keys, key=lambda key: key.signs_from)
+        # Of two that begin at the same moment, the one named first comes last, and signs.
+        backwards = list(reversed(keys))
+        self.keys = sorted(backwards, key=lambda key: key.signs_from)
         self._public = {key.key_id: key.private.public_key() for key in keys}
 
     def active(self, now: datetime) -> SigningKey:
@@ -209,7 +211,14 @@ class AccessTokens:
             )
             verified.user_id  # noqa: B018  # raises unless it is one, or the client's own
         # ValueError holds UnicodeError: a header of hostile bytes; the others, claims of odd types.
-        except (jwt.PyJWTError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        except (
+            jwt.PyJWTError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            OSError,
+        ) as error:
             raise InvalidToken from error
         if verified.expires_at + LEEWAY <= now:
             raise InvalidToken("The access token has expired.")

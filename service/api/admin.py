@@ -10,7 +10,14 @@ from service.api.answers import PageSchema, respond
 from service.api.authentication import current_admin
 from service.api.keys import USERS
 from service.api.openapi import refuses
-from service.api.requests import PageQuery, RequestSchema, read_body, read_id, read_page
+from service.api.requests import (
+    PageQuery,
+    RequestSchema,
+    TrueOrFalse,
+    read_body,
+    read_id,
+    read_page,
+)
 from service.api.users import UserSchema
 from service.domain.errors import NotAllowed, UserNotFound
 
@@ -28,7 +35,7 @@ class UserSearch(PageQuery):
 
 
 class UserChangeSchema(RequestSchema):
-    disabled = fields.Boolean(required=True, truthy={True}, falsy={False})
+    disabled = TrueOrFalse(required=True)
 
 
 @dataclass(frozen=True, slots=True)

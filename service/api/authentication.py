@@ -26,7 +26,7 @@ async def current_token(request: web.Request) -> AccessToken:
     method = "GET" if request.method == "HEAD" else request.method
     needed = SCOPE_OF[method, resource.canonical]
     if needed not in token.scopes:
-        raise InsufficientScope(needed)
+        raise InsufficientScope(scope=needed)
     return token
 
 

@@ -16,6 +16,7 @@ from aiohttp import web
 from aiohttp.hdrs import METH_ALL
 from marshmallow import ValidationError
 
+from service.api.headers import add_headers_of_every_answer
 from service.api.keys import REQUEST_ID, SETTINGS, USER_ID, WINDOWS
 from service.api.problems import oauth_error_of, problem_of
 from service.domain.errors import ServiceError
@@ -32,17 +33,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ZERO_WEIGHT: Final = re.compile(r"q=0(\.0*)?")
-_MEDIA_RANGES: Final = {"*/*", "application/*", "application/json"}
-_EVERY_ANSWER: Final = {
-    "Server": "referrals",  # else aiohttp names itself, Python and their versions
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-}
-_UNLESS_THE_HANDLER_SETS_IT: Final = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-}
+_MEDIA_RANGES: Final = ("application/json", "application/*", "*/*")
 _PREFLIGHT: Final = {
     "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE",
     "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, X-Request-Id",
@@ -103,12 +94,12 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def _accepts_json(accept: str) -> bool:
     """Whether the Accept header leaves JSON (RFC 9110, 12.5.1)."""
+    accepted = {}
     for media_range in accept.split(","):
         media_type, *parameters = (part.strip().lower() for part in media_range.split(";"))
-        refused = any(_ZERO_WEIGHT.fullmatch(parameter) for parameter in parameters)
-        if media_type in _MEDIA_RANGES and not refused:
-            return True
-    return False
+        accepted[media_type] = not any(map(_ZERO_WEIGHT.fullmatch, parameters))
+    # The nearest range decides.
+    return next((accepted[name] for name in _MEDIA_RANGES if name in accepted), False)
 
 
 def _allowed_origin(request: web.Request) -> str | None:
@@ -129,10 +120,7 @@ def _preflight(request: web.Request) -> web.Response | None:
 
 def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     headers = response.headers
-    headers["X-Request-Id"] = request[REQUEST_ID]
-    headers.update(_EVERY_ANSWER)
-    for name, value in _UNLESS_THE_HANDLER_SETS_IT.items():
-        headers.setdefault(name, value)
+    add_headers_of_every_answer(headers, request[REQUEST_ID])
     if request.app[SETTINGS].public_url.startswith("https:"):
         headers["Strict-Transport-Security"] = "max-age=63072000"
     if request.app[SETTINGS].cors_origins:

@@ -9,7 +9,6 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, unquote_plus, urlencode
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp_apispec import docs, form_schema, response_schema
 from marshmallow import Schema, fields
 
@@ -18,7 +17,7 @@ from service.api.keys import OAUTH, SETTINGS
 from service.api.oauth_pages import show_refusal, show_sign_in
 from service.api.problems import status_of
 from service.api.rate_limits import LOGIN, count_request
-from service.api.requests import RequestSchema, Text
+from service.api.requests import RequestSchema, Text, read_bytes
 from service.api.sessions import account_of
 from service.domain.errors import (
     AccountDisabled,
@@ -361,11 +360,11 @@ async def _read_form(request: web.Request) -> dict[str, str]:
     if request.content_type != _FORM:
         raise OAuthError("invalid_request", f"The body is not {_FORM}.")
     try:
-        text = (await request.read()).decode()
+        text = (await read_bytes(request)).decode()
         return _unique(
             parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text), errors="strict")
         )
-    except (ValueError, web.RequestPayloadError, HttpProcessingError, ConnectionError) as error:
+    except ValueError as error:
         raise OAuthError("invalid_request", "The body is not a form in UTF-8.") from error
 
 
@@ -373,7 +372,8 @@ def _unique(pairs: list[tuple[str, str]]) -> dict[str, str]:
     parameters = dict(pairs)
     if len(parameters) != len(pairs):
         raise OAuthError("invalid_request", "A parameter comes more than once.")
-    return parameters
+    # One without a value counts as left out (RFC 6749, 3.1); the state is the client's own matter.
+    return {name: value for name, value in parameters.items() if value or name == "state"}
 
 
 def _token_in(form: Mapping[str, str]) -> str:

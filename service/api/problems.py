@@ -14,6 +14,7 @@ from aiohttp.web_protocol import RequestHandler
 from aiohttp_apispec import docs
 from marshmallow import ValidationError
 
+from service.api.headers import add_headers_of_every_answer
 from service.api.keys import REQUEST_ID
 from service.domain.errors import (
     Conflict,
@@ -256,8 +257,7 @@ def answer_unreadable(
         log.info("unreadable request: %s", type(exc).__name__, extra={"request_id": request_id})
         problem_type = BAD_REQUEST
     response = problem(problem_type, problem_type.title, request_id)
-    response.headers["X-Request-Id"] = request_id
-    response.headers["Server"] = "referrals"
+    add_headers_of_every_answer(response.headers, request_id)
     response.force_close()
     return response
 

@@ -49,17 +49,26 @@ class WholeNumber(fields.Integer):
         return value
 
 
+class TrueOrFalse(fields.Boolean):
+    """A JSON true or false: not 1, which Python takes for true."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if not isinstance(value, bool):
+            raise self.make_error("invalid", input=value)
+        return value
+
+
 class Moment(fields.AwareDateTime):
     """A time with its zone (RFC 3339), in UTC inside the service and in answers."""
 
     _RFC_3339 = re.compile(
-        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:[0-5]\d)", re.ASCII | re.IGNORECASE
     )
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         if not isinstance(value, str) or not self._RFC_3339.fullmatch(value):
             raise ValidationError("This is not a time with its zone (RFC 3339).")
-        moment = super()._deserialize(value, attr, data, **kwargs)
+        moment = super()._deserialize(value.upper(), attr, data, **kwargs)
         try:
             return moment.astimezone(UTC)
         except OverflowError as error:
@@ -136,10 +145,19 @@ def client_address(request: web.Request) -> str:
         for part in header.split(",")
     ]
     while forwarded and address and any(address in network for network in trusted):
-        address = _parse_address(forwarded.pop()) or address
+        named = _parse_address(forwarded.pop())
+        if named is None:  # further left stands what anybody may have invented
+            break
+        address = named
     if isinstance(address, IPv6Address):
         return str(ip_network((address, 64), strict=False))
     return str(address)
+
+
+def header_text(request: web.Request, name: str) -> str | None:
+    """Return a header as text that can be stored: bytes that are not UTF-8 are replaced."""
+    value = request.headers.get(name)
+    return value and value.encode(errors="replace").decode()
 
 
 def _parse_address(text: str) -> Any:
@@ -150,15 +168,21 @@ def _parse_address(text: str) -> Any:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-async def _read_json(request: web.Request) -> Any:
+async def read_bytes(request: web.Request) -> bytes:
+    """Return the body as it was sent; raise an HTTP error if it is broken or compressed."""
     try:
         raw = await request.read()
     except (web.RequestPayloadError, HttpProcessingError, ConnectionError) as error:
         raise web.HTTPBadRequest(reason="The body cannot be read.") from error
-    if not raw:
-        raise web.HTTPBadRequest(reason="The body is empty; send JSON.")
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise web.HTTPUnsupportedMediaType(reason="Send the body without Content-Encoding.")
+    return raw
+
+
+async def _read_json(request: web.Request) -> Any:
+    raw = await read_bytes(request)
+    if not raw:
+        raise web.HTTPBadRequest(reason="The body is empty; send JSON.")
     if request.content_type != "application/json" or not _is_utf_8(request.charset):
         raise web.HTTPUnsupportedMediaType(reason="Send the body as application/json in UTF-8.")
     try:

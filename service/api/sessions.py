@@ -16,6 +16,7 @@ from service.api.requests import (
     PageQuery,
     RequestSchema,
     Text,
+    header_text,
     read_body,
     read_id,
     read_page,
@@ -110,7 +111,7 @@ async def log_in(request: web.Request) -> web.Response:
     # Counted before the password is hashed, known account or not.
     await count_request(request, LOGIN, account=account_of(login.email))
     tokens = await request.app[SESSIONS].log_in(
-        login.email, login.password, request.headers.get("User-Agent")
+        login.email, login.password, header_text(request, "User-Agent")
     )
     return respond(TOKENS_SCHEMA, tokens)
 

@@ -168,8 +168,10 @@ class InsufficientScope(NotAllowed):
     title = "The access token does not allow this call."
     remedy = "Ask the user for a token with the scope that `WWW-Authenticate` names."
 
-    def __init__(self, scope: str) -> None:
-        super().__init__(f"The access token lacks the scope {scope}.")
+    def __init__(self, detail: str | None = None, *, scope: str = "") -> None:
+        super().__init__(
+            detail or (f"The access token lacks the scope {scope}." if scope else None)
+        )
         self.scope = scope
 
 

@@ -8,10 +8,17 @@ from service.domain.oauth import AuthorizationCode
 from service.domain.scopes import Scope
 from service.repositories.connection import Connection
 
+# The share lock, as for a session: what was allowed with an old password is worth nothing.
 INSERT: Final = """
     INSERT INTO authorization_codes (code_hash, client_id, user_id, redirect_uri, scopes,
                                      code_challenge, created_at, expires_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+    SELECT $1, $2, user_id, $4, $5, $6, $7, $8
+      FROM users
+     WHERE user_id = $3
+       AND password_hash = $9
+       AND disabled_at IS NULL
+       FOR SHARE
+    RETURNING code_hash
 """
 
 # The lock makes parallel redemptions of one code queue, so that the second sees the first.
@@ -51,8 +58,9 @@ class AuthorizationCodeRepository:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def add(self, code: AuthorizationCode) -> None:
-        await self._connection.execute(
+    async def add(self, code: AuthorizationCode, password_hash: str) -> bool:
+        """Store the code if the user may sign in and the hash is still the one given."""
+        code_hash = await self._connection.fetchval(
             INSERT,
             code.code_hash,
             code.client_id,
@@ -62,7 +70,9 @@ class AuthorizationCodeRepository:
             code.code_challenge,
             code.created_at,
             code.expires_at,
+            password_hash,
         )
+        return code_hash is not None
 
     async def lock(self, code_hash: bytes) -> AuthorizationCode | None:
         """Return the code, for this transaction alone until it ends."""

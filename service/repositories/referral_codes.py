@@ -61,14 +61,17 @@ END_OF_OWNER: Final = """
 # limit is exact. Without, they share the row: they wait for nobody, only a deletion waits for them.
 TAKE: Final = """
     WITH counted AS (
-        UPDATE referral_codes
-           SET uses = uses + 1,
-               ended_at = CASE WHEN uses + 1 >= max_uses THEN $2::timestamptz END
-         WHERE code = $1
-           AND ended_at IS NULL
-           AND expires_at > $2
-           AND max_uses IS NOT NULL
-        RETURNING referral_code_id, owner_id, code, max_uses, ended_at
+        UPDATE referral_codes c
+           SET uses = c.uses + 1,
+               ended_at = CASE WHEN c.uses + 1 >= c.max_uses THEN $2::timestamptz END
+          FROM users u
+         WHERE c.code = $1
+           AND c.ended_at IS NULL
+           AND c.expires_at > $2
+           AND c.max_uses IS NOT NULL
+           AND u.user_id = c.owner_id
+           AND u.disabled_at IS NULL
+        RETURNING c.referral_code_id, c.owner_id, c.code, c.max_uses, c.ended_at
     ), shared AS (
         SELECT referral_code_id, owner_id, code, max_uses, ended_at
           FROM referral_codes

@@ -31,16 +31,15 @@ INSERT_OF_CLIENT: Final = """
     VALUES ($1, $2, $3, $4, $5, $6, $7)
 """
 
-IS_OPEN: Final = """
-    SELECT EXISTS (
-        SELECT FROM sessions s
-          LEFT JOIN users u ON u.user_id = s.user_id
-         WHERE s.session_id = $1
-           AND s.ended_at IS NULL
-           AND s.expires_at > $2
-           AND u.disabled_at IS NULL
-           AND u.erased_at IS NULL
-    )
+EXPIRY_IF_OPEN: Final = """
+    SELECT s.expires_at
+      FROM sessions s
+      LEFT JOIN users u ON u.user_id = s.user_id
+     WHERE s.session_id = $1
+       AND s.ended_at IS NULL
+       AND s.expires_at > $2
+       AND u.disabled_at IS NULL
+       AND u.erased_at IS NULL
 """
 
 ROTATE: Final = """
@@ -121,6 +120,12 @@ END_ALL_BUT: Final = """
     RETURNING session_id
 """
 
+DELETE_OF_USER: Final = """
+    DELETE FROM sessions
+     WHERE user_id = $1
+    RETURNING session_id
+"""
+
 DELETE_EXPIRED: Final = """
     DELETE FROM sessions
      WHERE session_id IN (
@@ -169,10 +174,12 @@ class SessionRepository:
             session.expires_at,
         )
 
-    async def is_open(self, session_id: UUID, now: datetime) -> bool:
-        """Return whether the session lives and its user may act."""
-        is_open: bool = await self._connection.fetchval(IS_OPEN, session_id, now)
-        return is_open
+    async def expiry_if_open(self, session_id: UUID, now: datetime) -> datetime | None:
+        """Return when the session expires if it lives and its user may act, else None."""
+        expires_at: datetime | None = await self._connection.fetchval(
+            EXPIRY_IF_OPEN, session_id, now
+        )
+        return expires_at
 
     async def rotate(
         self, session_id: UUID, counter: int, client_id: str, now: datetime
@@ -211,6 +218,11 @@ class SessionRepository:
     ) -> list[UUID]:
         """End the user's sessions but the kept one; return those that were ended."""
         rows = await self._connection.fetch(END_ALL_BUT, user_id, kept_session_id, now)
+        return [row["session_id"] for row in rows]
+
+    async def delete_of_user(self, user_id: UUID) -> list[UUID]:
+        """Delete the user's sessions, which say what browser the user has; return them."""
+        rows = await self._connection.fetch(DELETE_OF_USER, user_id)
         return [row["session_id"] for row in rows]
 
     async def delete_expired(self, now: datetime) -> None:

@@ -111,7 +111,8 @@ class OAuth:
             expires_at=now + CODE_LIVES,
         )
         async with self._database.transaction() as repositories:
-            await repositories.authorization_codes.add(code)
+            if not await repositories.authorization_codes.add(code, credentials.password_hash):
+                raise InvalidCredentials  # changed or disabled since it was read
         return secret
 
     @retried
@@ -155,6 +156,8 @@ class OAuth:
                     )
                 except InvalidCredentials as error:
                     raise refused from error
+                except ScopeExceeded as error:
+                    raise OAuthError("invalid_scope", str(error)) from error
                 await repositories.authorization_codes.redeem(code_hash, opened.session_id, now)
                 return opened
             if code.session_id is not None:
@@ -271,7 +274,9 @@ class OAuthClients:
 
 def _read_challenge(parameters: Mapping[str, str]) -> str:
     """Return the PKCE challenge of a request for a code; raise OAuthError."""
-    if parameters.get("response_type") != "code":
+    if "response_type" not in parameters:
+        raise OAuthError("invalid_request", "There is no response_type.")
+    if parameters["response_type"] != "code":
         raise OAuthError("unsupported_response_type", "Only `code` is supported.")
     challenge = parameters.get("code_challenge", "")
     if parameters.get("code_challenge_method") != "S256" or not is_challenge(challenge):

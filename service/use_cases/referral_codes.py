@@ -47,9 +47,10 @@ class ReferralCodes:
         Raises LiveReferralCodeExists, ReferralCodeTaken, or what the wish breaks.
         """
         now = self._clock()
-        code = issue_referral_code(owner_id, wish, now)
         async with self._database.transaction() as repositories:
+            # First of all: what was allowed then may be too late now.
             await once.claim(repositories, now)
+            code = issue_referral_code(owner_id, wish, now)
             keys = await self._store(repositories, code, now)
             await once.keep(repositories, code, owner_id)
         await self._forgetting.forget(keys)

@@ -9,7 +9,7 @@ from uuid import UUID
 from uuid6 import uuid7
 
 from service.cache import Cache, Entry
-from service.database import Database, Repositories, retried
+from service.database import Database, Repositories, TransactionConflict, retried
 from service.domain.clock import Clock
 from service.domain.errors import (
     AccountDisabled,
@@ -76,6 +76,7 @@ class Sessions:
                 password_hash=credentials.password_hash,
             )
 
+    @retried
     async def check_password(self, email: str, password: str) -> Credentials:
         """Return whose they are; raise InvalidCredentials, or AccountDisabled if they are right.
 
@@ -96,10 +97,12 @@ class Sessions:
             raise AccountDisabled
         if new_hash is not None:
             async with self._database.transaction() as repositories:
-                if await repositories.users.replace_password_hash(
+                if not await repositories.users.replace_password_hash(
                     credentials.user_id, credentials.password_hash, new_hash
                 ):
-                    return replace(credentials, password_hash=new_hash)
+                    # Hashed anew by another sign-in, or changed: to be verified again.
+                    raise TransactionConflict
+            return replace(credentials, password_hash=new_hash)
         return credentials
 
     async def open(
@@ -196,8 +199,10 @@ class Sessions:
 
         async def load() -> Entry | None:
             async with self._database.reading() as repositories:
-                is_open = await repositories.sessions.is_open(token.session_id, now)
-            return Entry("open", now + self._access_tokens.lifetime) if is_open else None
+                expires_at = await repositories.sessions.expiry_if_open(token.session_id, now)
+            if expires_at is None:
+                return None
+            return Entry("open", min(expires_at, now + self._access_tokens.lifetime))
 
         if await self._cache.read_through(session_key(token.session_id), load) is None:
             raise InvalidToken
@@ -280,7 +285,8 @@ class Sessions:
             if not await repositories.users.replace_password_hash(
                 caller.user_id, credentials.password_hash, new_hash
             ):
-                raise wrong
+                # Changed, or hashed anew by a sign-in, since it was read: to be verified again.
+                raise TransactionConflict
             ended = await repositories.sessions.end_all_but(caller.user_id, caller.session_id, now)
             await repositories.authorization_codes.delete_of_user(caller.user_id)
             keys = [session_key(session_id) for session_id in ended]
@@ -293,8 +299,8 @@ class Sessions:
         granted = scopes_of(role)
         if session.scopes is not None:
             granted &= session.scopes
-        if wanted is not None and not wanted <= granted:
-            raise ScopeExceeded("The user has not granted this scope.")
+        if not granted or (wanted is not None and not wanted <= granted):
+            raise ScopeExceeded("The user may not do this, or has not granted it.")
         tokens = self._access_token(session, wanted or granted, str(session.user_id))
         refresh_token = self._refresh_tokens.issue(session.session_id, session.counter)
         return replace(tokens, refresh_token=refresh_token)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from uuid6 import uuid7
 
-from service.database import Database, Repositories, retried
+from service.database import Database, Repositories, TransactionConflict, retried
 from service.domain.clock import Clock
 from service.domain.errors import (
     InvalidCredentials,
@@ -154,8 +154,9 @@ class Users:
             # The code before its owner: registrations lock them in this order too.
             await repositories.referral_codes.end_of_owner(user_id, now)
             if not await repositories.users.erase(user_id, credentials.password_hash, now):
-                raise InvalidCredentials("The password has just been changed.")
-            ended = await repositories.sessions.end_all_but(user_id, None, now)
+                # Changed, or hashed anew by a sign-in, since it was read: to be verified again.
+                raise TransactionConflict
+            ended = await repositories.sessions.delete_of_user(user_id)
             await repositories.idempotency_keys.delete_of_user(user_id)
             old_keys = [code_key(email_key), *map(session_key, ended)]
             await self._forgetting.plan(repositories, old_keys, now)

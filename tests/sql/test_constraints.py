@@ -1,0 +1,138 @@
+"""What must never be in the database, whoever writes to it: each rule shown by breaking it."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
+LATER = NOW + timedelta(days=7)
+ANNA, BERT, CARL = UUID(int=1), UUID(int=2), UUID(int=3)
+
+NEW_USER = """
+    INSERT INTO users (user_id, email, email_key, password_hash, role, created_at)
+    VALUES ($1, $2, $2, $3, 'user', $4)
+"""
+NEW_SESSION = """
+    INSERT INTO sessions (session_id, user_id, created_at, refreshed_at, expires_at)
+    VALUES ($1, $2, $3, $3, $4)
+"""
+NEW_CODE = """
+    INSERT INTO referral_codes
+           (referral_code_id, owner_id, code, created_at, expires_at, max_uses)
+    VALUES ($1, $2, $3, $4, $5, $6)
+"""
+NEW_REFERRAL = """
+    INSERT INTO referrals (user_id, referrer_id, code, registered_at, email_hash)
+    VALUES ($1, $2, 'ANNAS', $3, $4)
+"""
+CHANGE_USER = "UPDATE users SET {} WHERE user_id = $1"
+CHANGE_CODE = "UPDATE referral_codes SET {} WHERE owner_id = $1"
+ERASE = "erased_at = now(), email = NULL, email_key = NULL"
+
+# Statements that break the constraint of this name.
+BROKEN = [
+    ("users_email_unique", NEW_USER, [uuid4(), "anna@x", None, NOW]),
+    ("users_role_known", CHANGE_USER.format("role = 'root'"), [ANNA]),
+    *(
+        ("users_have_an_email_until_erased", CHANGE_USER.format(change), [CARL])
+        for change in (
+            "email = NULL",
+            "email_key = NULL",
+            "erased_at = now()",
+            "erased_at = now(), email = NULL",
+            "erased_at = now(), email_key = NULL",
+        )
+    ),
+    ("users_erased_keep_no_password", CHANGE_USER.format(ERASE), [ANNA]),
+    ("sessions_expire_later", NEW_SESSION, [uuid4(), ANNA, NOW, NOW]),
+    ("referral_codes_expire_later", CHANGE_CODE.format("expires_at = created_at"), [ANNA]),
+    *(
+        ("referral_codes_are_normalised", CHANGE_CODE.format("code = $2"), [ANNA, code])
+        for code in ("abcd", "ABC", "A" * 33, "AB CD", "ABCD\n", "AB_CD", "\u00c4BCD", "")
+    ),
+    ("referral_codes_used_at_most_max_uses", CHANGE_CODE.format("uses = uses + 3"), [ANNA]),
+    ("referral_codes_used_at_most_max_uses", CHANGE_CODE.format("max_uses = 0, uses = 1"), [ANNA]),
+    ("referral_codes_one_live_per_owner", NEW_CODE, [uuid4(), ANNA, "OTHER", NOW, LATER, None]),
+    ("referral_codes_live_code_unique", NEW_CODE, [uuid4(), BERT, "ANNAS", NOW, LATER, None]),
+    ("referrals_email_referred_once", NEW_REFERRAL, [CARL, ANNA, NOW, b"hash of bert"]),
+    ("referrals_pkey", NEW_REFERRAL, [BERT, CARL, NOW, b"another hash"]),
+    ("referrals_of_another_user", NEW_REFERRAL, [ANNA, ANNA, NOW, b"hash of anna"]),
+]
+
+
+@pytest.fixture
+async def people(database: asyncpg.Connection) -> asyncpg.Connection:
+    """Anna has a password and a code of 2 uses, with which Bert came; Carl has neither."""
+    for user_id, email, password_hash in (
+        (ANNA, "anna@x", "a hash"),
+        (BERT, "bert@x", None),
+        (CARL, "carl@x", None),
+    ):
+        await database.execute(NEW_USER, user_id, email, password_hash, NOW)
+    await database.execute(NEW_CODE, uuid4(), ANNA, "ANNAS", NOW, LATER, 2)
+    await database.execute(NEW_REFERRAL, BERT, ANNA, NOW, b"hash of bert")
+    return database
+
+
+@pytest.mark.parametrize(("constraint", "statement", "arguments"), BROKEN)
+async def test_it_cannot_be_broken(
+    people: asyncpg.Connection, constraint: str, statement: str, arguments: Sequence[Any]
+) -> None:
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError) as caught:
+        await people.execute(statement, *arguments)
+    assert caught.value.constraint_name == constraint
+
+
+@pytest.mark.parametrize(
+    ("statement", "arguments"),
+    [
+        pytest.param(
+            f"UPDATE users SET {ERASE}, password_hash = NULL WHERE user_id = ANY ($1)",
+            [[ANNA, BERT]],
+            id="two erased accounts, both without an e-mail",
+        ),
+        pytest.param(CHANGE_CODE.format("uses = 2"), [ANNA], id="the last use"),
+        pytest.param(
+            CHANGE_CODE.format("max_uses = NULL, uses = 1000000"), [ANNA], id="uses without a limit"
+        ),
+    ],
+)
+async def test_what_breaks_no_rule_is_stored(
+    people: asyncpg.Connection, statement: str, arguments: Sequence[Any]
+) -> None:
+    assert await people.execute(statement, *arguments) in {"UPDATE 1", "UPDATE 2"}
+
+
+async def test_an_ended_code_holds_neither_its_owner_nor_its_name(
+    people: asyncpg.Connection,
+) -> None:
+    for owner in (ANNA, BERT):
+        await people.execute("UPDATE referral_codes SET ended_at = now()")
+        await people.execute(NEW_CODE, uuid4(), owner, "ANNAS", NOW, LATER, None)
+    assert await people.fetchval("SELECT count(*) FROM referral_codes WHERE code = 'ANNAS'") == 3
+
+
+async def test_every_constraint_with_a_name_of_ours_is_shown(database: asyncpg.Connection) -> None:
+    rows = await database.fetch(
+        """
+        SELECT conname AS name
+          FROM pg_constraint
+         WHERE connamespace = 'public'::regnamespace
+           AND contype IN ('c', 'u', 'x')
+           AND conrelid::regclass::text NOT LIKE '%yoyo%'
+        UNION
+        SELECT i.indexrelid::regclass::text
+          FROM pg_index i
+          JOIN pg_class c ON c.oid = i.indrelid
+         WHERE i.indisunique
+           AND NOT i.indisprimary
+           AND c.relnamespace = 'public'::regnamespace
+           AND c.relname NOT LIKE '%yoyo%'
+        """
+    )
+    shown = {constraint for constraint, _, _ in BROKEN}
+    assert {row["name"] for row in rows} - shown == set()

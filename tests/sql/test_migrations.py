@@ -1,0 +1,176 @@
+"""The migrations go up, down and up again, and start over wherever they were interrupted."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from yoyo import get_backend, read_migrations
+
+from service.migrations import FOLDER, MigrationError, apply_migrations
+
+STEPS = sorted(file for file in FOLDER.glob("*.sql") if ".rollback." not in file.name)
+NAMES = [step.stem for step in STEPS]
+
+# Everything that a migration can make or change, one row each.
+SCHEMA = """
+    SELECT 'column', table_name, column_name,
+           concat_ws(' ', data_type, is_nullable, column_default)
+      FROM information_schema.columns
+     WHERE table_schema = 'public'
+    UNION ALL
+    SELECT 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(oid)
+      FROM pg_constraint
+     WHERE connamespace = 'public'::regnamespace
+    UNION ALL
+    SELECT 'index', tablename, indexname, indexdef
+      FROM pg_indexes
+     WHERE schemaname = 'public'
+    UNION ALL
+    SELECT 'relation', relname, relkind::text, ''
+      FROM pg_class
+     WHERE relnamespace = 'public'::regnamespace
+    UNION ALL
+    SELECT 'function', proname, '', prosrc
+      FROM pg_proc
+     WHERE pronamespace = 'public'::regnamespace
+    UNION ALL
+    SELECT 'type', typname, typtype::text, ''
+      FROM pg_type
+     WHERE typnamespace = 'public'::regnamespace
+"""
+
+Schema = set[tuple[Any, ...]]
+
+
+def schema_of(url: str) -> Schema:
+    """Return what is in the database, without yoyo's own tables."""
+    with psycopg.connect(url) as connection:
+        return {row for row in connection.execute(SCHEMA) if "yoyo" not in row[1]}
+
+
+def run(url: str, statement: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url) as connection:
+        cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+def applied(url: str) -> list[str]:
+    return [name for (name,) in run(url, "SELECT migration_id FROM _yoyo_migration ORDER BY 1")]
+
+
+def move(url: str, direction: str, name: str) -> None:
+    """Apply or roll back one migration, as yoyo does it."""
+    migrations = read_migrations(str(FOLDER)).filter(lambda migration: migration.id == name)
+    with get_backend(url.replace("postgresql://", "postgresql+psycopg://")) as backend:
+        backend.init_database()
+        with backend.lock():
+            getattr(backend, f"{direction}_migrations")(migrations)
+
+
+def test_migrations_are_numbered_without_a_gap() -> None:
+    assert [name[:4] for name in NAMES] == [f"{number + 1:04}" for number in range(len(NAMES))]
+
+
+@pytest.mark.parametrize("step", STEPS, ids=NAMES)
+def test_a_migration_says_what_it_is_for_and_what_it_needs(step: Path) -> None:
+    sentence, depends, *_ = step.read_text().splitlines()
+    assert re.fullmatch(r"-- [A-Z].*[.…]", sentence)
+    found = re.fullmatch(r"-- depends:((?: [0-9a-z_]+)*)", depends)
+    assert found is not None
+    assert set(found[1].split()) <= set(NAMES[: NAMES.index(step.stem)])
+
+
+def test_every_migration_has_a_rollback_and_every_rollback_a_migration() -> None:
+    rollbacks = sorted(
+        file.name.removesuffix(".rollback.sql") for file in FOLDER.glob("*.rollback.*")
+    )
+    assert rollbacks == NAMES
+
+
+def test_each_step_leads_up_down_and_up_again(empty_database: str) -> None:
+    nothing = schema_of(empty_database)
+    assert nothing == set()
+    levels = [nothing]
+    for name in NAMES:
+        move(empty_database, "apply", name)
+        above = schema_of(empty_database)
+        assert above != levels[-1], f"{name} changes nothing"
+        move(empty_database, "rollback", name)
+        assert schema_of(empty_database) == levels[-1], f"the rollback of {name} leaves a rest"
+        move(empty_database, "apply", name)
+        assert schema_of(empty_database) == above
+        levels.append(above)
+    for name, below in zip(reversed(NAMES), reversed(levels[:-1]), strict=True):
+        move(empty_database, "rollback", name)
+        assert schema_of(empty_database) == below
+    assert applied(empty_database) == []
+
+
+def test_all_are_applied_once(empty_database: str) -> None:
+    assert apply_migrations(empty_database) == NAMES
+    assert applied(empty_database) == NAMES
+    assert apply_migrations(empty_database) == []
+    assert run(empty_database, "SELECT * FROM yoyo_lock") == []
+
+
+def test_rolled_back_to_the_ground_nothing_but_yoyos_tables_stays(empty_database: str) -> None:
+    apply_migrations(empty_database)
+    for name in reversed(NAMES):
+        move(empty_database, "rollback", name)
+    assert schema_of(empty_database) == set()
+    assert apply_migrations(empty_database) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_that_was_applied_and_not_marked_is_applied_again(
+    empty_database: str, name: str
+) -> None:
+    """A kill between the two, which yoyo does in two transactions."""
+    apply_migrations(empty_database)
+    whole = schema_of(empty_database)
+    run(empty_database, f"DELETE FROM _yoyo_migration WHERE migration_id = '{name}'")
+    assert apply_migrations(empty_database) == [name]
+    assert schema_of(empty_database) == whole
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_that_was_rolled_back_and_is_still_marked_is_rolled_back_again(
+    empty_database: str, name: str
+) -> None:
+    for step in NAMES[: NAMES.index(name) + 1]:
+        move(empty_database, "apply", step)
+    marks = run(empty_database, "SELECT * FROM _yoyo_migration ORDER BY migration_id")
+    move(empty_database, "rollback", name)
+    below = schema_of(empty_database)
+    with psycopg.connect(empty_database) as connection:
+        places = ", ".join(["%s"] * len(marks[-1]))
+        connection.execute(f"INSERT INTO _yoyo_migration VALUES ({places})", marks[-1])
+    move(empty_database, "rollback", name)
+    assert schema_of(empty_database) == below
+    assert applied(empty_database) == NAMES[: NAMES.index(name)]
+
+
+def test_a_step_that_fails_leaves_nothing_and_does_not_keep_the_lock(empty_database: str) -> None:
+    run(empty_database, "CREATE VIEW sessions AS SELECT 1 AS in_the_way")
+    with pytest.raises(MigrationError, match=r"^A migration failed: \S.*$"):
+        apply_migrations(empty_database)
+    assert applied(empty_database) == ["0001_users"]
+    run(empty_database, "DROP VIEW sessions")
+    assert apply_migrations(empty_database) == NAMES[1:]
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("postgresql://localhost:1/db", "PostgreSQL cannot be reached: "),
+        ("postgresql:///db?host=/nowhere", "PostgreSQL cannot be reached: "),
+        ("postgresql://localhost:1/db?nonsense=1", "A migration failed: invalid connection option"),
+    ],
+)
+def test_a_database_that_is_not_there_is_one_sentence(url: str, words: str) -> None:
+    with pytest.raises(MigrationError) as caught:
+        apply_migrations(url)
+    assert str(caught.value).startswith(words)
+    assert len(str(caught.value).splitlines()) == 1

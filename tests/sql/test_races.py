@@ -1,0 +1,373 @@
+"""What repositories do beside one another, in transactions of their own.
+
+Each race says what to remove from the SQL in order to see it lost.
+"""
+
+import asyncio
+from collections.abc import Awaitable
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+from uuid import UUID
+
+import asyncpg
+import pytest
+from uuid6 import uuid7
+
+from service.database import Database, Repositories, TransactionConflict, retried
+from service.domain.errors import (
+    DatabaseUnavailable,
+    EmailTaken,
+    LiveReferralCodeExists,
+    ReferralCodeTaken,
+    ReferralCodeUnusable,
+)
+from service.domain.idempotency import Answer, IdempotencyKey
+from service.domain.referral_codes import (
+    ReferralCode,
+    ReferralCodeWish,
+    TakenReferralCode,
+    issue_referral_code,
+)
+from service.domain.sessions import FIRST_PARTY, Session
+from service.domain.users import Role, parse_email
+from tests.factories import new_email
+
+T = TypeVar("T")
+NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
+LIFE = timedelta(days=7)
+HASH = "$a hash$"
+
+
+async def new_user(repositories: Repositories) -> UUID:
+    user_id = uuid7()
+    await repositories.users.add(user_id, parse_email(new_email()), HASH, Role.USER, NOW)
+    return user_id
+
+
+async def new_code(transactions: Database, max_uses: int | None = None) -> ReferralCode:
+    """Store a user with a code."""
+    async with transactions.transaction() as repositories:
+        wish = ReferralCodeWish(expires_at=NOW + LIFE, max_uses=max_uses)
+        code = issue_referral_code(await new_user(repositories), wish, NOW)
+        await repositories.referral_codes.add(code)
+    return code
+
+
+async def take(transactions: Database, code: ReferralCode) -> TakenReferralCode | None:
+    async with transactions.transaction() as repositories:
+        return await repositories.referral_codes.take(code.code, NOW)
+
+
+async def refer(repositories: Repositories, code: ReferralCode, slot: int) -> None:
+    """Do all that a registration with the code does to it."""
+    user_id = await new_user(repositories)
+    taken = await repositories.referral_codes.take(code.code, NOW)
+    assert taken is not None
+    await repositories.referrals.add(user_id, taken.owner_id, taken.code, NOW, user_id.bytes)
+    await repositories.referral_codes.count_use(taken.referral_code_id, slot)
+
+
+async def delete(transactions: Database, code: ReferralCode) -> bool:
+    async with transactions.transaction() as repositories:
+        return await repositories.referral_codes.end_of_owner(code.owner_id, NOW)
+
+
+async def until_blocked(database: asyncpg.Connection, work: Awaitable[T]) -> "asyncio.Task[T]":
+    """Start the work and return when it waits for another's lock."""
+    task = asyncio.ensure_future(work)
+    async with asyncio.timeout(2):
+        while not await database.fetchval(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            " AND datname = current_database())"
+        ):
+            assert not task.done(), "it waits for nobody"
+            await asyncio.sleep(0.005)
+    return task
+
+
+async def test_of_20_takes_at_once_max_uses_succeed(transactions: Database) -> None:
+    """Without the WHERE of the UPDATE in TAKE, or with a SELECT before it, more would."""
+    code = await new_code(transactions, max_uses=5)
+    taken = await asyncio.gather(*(take(transactions, code) for _ in range(20)))
+    got = [one for one in taken if one is not None]
+    assert len(got) == 5
+    assert [one.used_up for one in got].count(True) == 1
+    assert {one.referral_code_id for one in got} == {code.referral_code_id}
+
+
+async def test_a_used_up_code_is_ended_with_its_last_use(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    code = await new_code(transactions, max_uses=2)
+    for used_up in (False, True):
+        taken = await take(transactions, code)
+        assert taken is not None
+        assert taken.used_up is used_up
+    [row] = await database.fetch("SELECT uses, max_uses, ended_at FROM referral_codes")
+    assert tuple(row) == (2, 2, NOW)
+    async with transactions.reading() as repositories:
+        assert await repositories.referral_codes.find_live(code.owner_id, NOW) is None
+
+
+async def test_a_use_that_is_rolled_back_is_there_for_the_next(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    code = await new_code(transactions, max_uses=1)
+    with suppress(ZeroDivisionError):
+        async with transactions.transaction() as repositories:
+            assert await repositories.referral_codes.take(code.code, NOW)
+            waiting = await until_blocked(database, take(transactions, code))
+            raise ZeroDivisionError
+    assert await waiting
+
+
+async def test_registrations_with_an_unlimited_code_wait_for_nobody(
+    transactions: Database,
+) -> None:
+    """With FOR UPDATE in place of FOR SHARE, or one counter for all, the second would wait."""
+    code = await new_code(transactions)
+    async with transactions.transaction() as first:
+        await refer(first, code, slot=0)
+        async with asyncio.timeout(1), transactions.transaction() as second:
+            await refer(second, code, slot=1)
+    async with transactions.reading() as repositories:
+        found = await repositories.referral_codes.find_live(code.owner_id, NOW)
+    assert found == replace(code, uses=2)
+
+
+async def test_uses_of_one_slot_are_all_counted(transactions: Database) -> None:
+    """Without ON CONFLICT, or with a value read before, some would fail or be lost."""
+    code = await new_code(transactions)
+
+    async def use() -> None:
+        async with transactions.transaction() as repositories:
+            await refer(repositories, code, slot=0)
+
+    await asyncio.gather(*(use() for _ in range(20)))
+    async with transactions.reading() as repositories:
+        found = await repositories.referral_codes.find_live(code.owner_id, NOW)
+    assert found == replace(code, uses=20)
+
+
+@pytest.mark.parametrize("max_uses", [None, 5], ids=["unlimited", "limited"])
+async def test_a_deletion_waits_for_an_open_registration(
+    transactions: Database, database: asyncpg.Connection, max_uses: int | None
+) -> None:
+    """Without FOR SHARE the code would be gone before the registration with it is there."""
+    code = await new_code(transactions, max_uses)
+    async with transactions.transaction() as repositories:
+        assert await repositories.referral_codes.take(code.code, NOW)
+        deletion = await until_blocked(database, delete(transactions, code))
+    assert await deletion
+    assert await take(transactions, code) is None
+
+
+@pytest.mark.parametrize("max_uses", [None, 5], ids=["unlimited", "limited"])
+async def test_a_registration_that_waits_for_a_deletion_finds_no_code(
+    transactions: Database, database: asyncpg.Connection, max_uses: int | None
+) -> None:
+    code = await new_code(transactions, max_uses)
+    async with transactions.transaction() as repositories:
+        assert await repositories.referral_codes.end_of_owner(code.owner_id, NOW)
+        registration = await until_blocked(database, take(transactions, code))
+    assert await registration is None
+
+
+@pytest.mark.parametrize("max_uses", [None, 5], ids=["unlimited", "limited"])
+@pytest.mark.parametrize(
+    ("at", "lives"),
+    [
+        pytest.param(NOW, True, id="at its creation"),
+        pytest.param(NOW + LIFE - timedelta(microseconds=1), True, id="at its last instant"),
+        pytest.param(NOW + LIFE, False, id="at its expiry"),
+    ],
+)
+async def test_a_code_lives_until_its_expiry(
+    transactions: Database, max_uses: int | None, at: datetime, lives: bool
+) -> None:
+    code = await new_code(transactions, max_uses)
+    async with transactions.transaction() as repositories:
+        codes = repositories.referral_codes
+        assert (await codes.find_live(code.owner_id, at) is not None) is lives
+        assert (await codes.take(code.code, at) is not None) is lives
+        assert await codes.end_of_owner(code.owner_id, at) is lives
+
+
+@pytest.mark.parametrize("max_uses", [None, 5], ids=["unlimited", "limited"])
+async def test_the_code_of_a_disabled_or_erased_owner_cannot_be_taken(
+    transactions: Database, max_uses: int | None
+) -> None:
+    disabled, erased = [await new_code(transactions, max_uses) for _ in range(2)]
+    async with transactions.transaction() as repositories:
+        await repositories.users.set_disabled(disabled.owner_id, NOW)
+        assert await repositories.users.erase(erased.owner_id, HASH, NOW)
+    assert await take(transactions, disabled) is None
+    assert await take(transactions, erased) is None
+    async with transactions.reading() as repositories:
+        assert await repositories.referral_codes.find_live(disabled.owner_id, NOW) == disabled
+    async with transactions.transaction() as repositories:
+        await repositories.users.set_disabled(disabled.owner_id, None)
+    assert await take(transactions, disabled) is not None
+
+
+async def test_of_20_codes_of_one_owner_at_once_one_is_stored(transactions: Database) -> None:
+    """Without the index referral_codes_one_live_per_owner all would be."""
+    async with transactions.transaction() as repositories:
+        owner_id = await new_user(repositories)
+
+    async def add() -> None:
+        code = issue_referral_code(owner_id, ReferralCodeWish(expires_in_days=1), NOW)
+        async with transactions.transaction() as repositories:
+            await repositories.referral_codes.add(code)
+
+    results = await asyncio.gather(*(add() for _ in range(20)), return_exceptions=True)
+    assert results.count(None) == 1
+    assert sum(isinstance(result, LiveReferralCodeExists) for result in results) == 19
+
+
+async def test_of_20_owners_of_one_chosen_code_at_once_one_has_it(transactions: Database) -> None:
+    """Without the index referral_codes_live_code_unique all would have it."""
+
+    async def add() -> None:
+        wish = ReferralCodeWish(expires_in_days=1, code="SUMMER")
+        async with transactions.transaction() as repositories:
+            code = issue_referral_code(await new_user(repositories), wish, NOW)
+            await repositories.referral_codes.add(code)
+
+    results = await asyncio.gather(*(add() for _ in range(20)), return_exceptions=True)
+    assert results.count(None) == 1
+    assert sum(isinstance(result, ReferralCodeTaken) for result in results) == 19
+
+
+async def test_of_20_accounts_of_one_email_at_once_one_is_made(transactions: Database) -> None:
+    """Without the constraint users_email_unique all would be."""
+    email = parse_email(new_email())
+
+    async def add() -> None:
+        async with transactions.transaction() as repositories:
+            await repositories.users.add(uuid7(), email, HASH, Role.USER, NOW)
+
+    results = await asyncio.gather(*(add() for _ in range(20)), return_exceptions=True)
+    assert results.count(None) == 1
+    assert sum(isinstance(result, EmailTaken) for result in results) == 19
+
+
+async def test_an_email_is_referred_once_whatever_became_of_the_account(
+    transactions: Database,
+) -> None:
+    code = await new_code(transactions)
+    async with transactions.transaction() as repositories:
+        first, second = [await new_user(repositories) for _ in range(2)]
+        await repositories.referrals.add(first, code.owner_id, code.code, NOW, b"hash")
+        await repositories.users.erase(first, HASH, NOW)
+    async with transactions.reading() as repositories:
+        with pytest.raises(ReferralCodeUnusable):
+            await repositories.referrals.add(second, code.owner_id, code.code, NOW, b"hash")
+
+
+async def test_a_violation_that_nobody_foresaw_is_no_polite_answer(transactions: Database) -> None:
+    async with transactions.reading() as repositories:
+        user_id = await new_user(repositories)
+        with pytest.raises(asyncpg.CheckViolationError):
+            await repositories.referrals.add(user_id, user_id, "CODE", NOW, b"hash")
+
+
+def new_session(user_id: UUID) -> Session:
+    return Session(
+        session_id=uuid7(),
+        user_id=user_id,
+        counter=0,
+        user_agent=None,
+        created_at=NOW,
+        refreshed_at=NOW,
+        expires_at=NOW + LIFE,
+    )
+
+
+async def test_of_20_rotations_at_once_one_succeeds(transactions: Database) -> None:
+    """Without `counter` in the WHERE of ROTATE all would."""
+    async with transactions.transaction() as repositories:
+        session = new_session(await new_user(repositories))
+        assert await repositories.sessions.add(session, HASH)
+
+    async def rotate() -> tuple[Session, Role] | None:
+        async with transactions.transaction() as repositories:
+            return await repositories.sessions.rotate(session.session_id, 0, FIRST_PARTY, NOW)
+
+    rotated = await asyncio.gather(*(rotate() for _ in range(20)))
+    assert [one for one in rotated if one] == [
+        (replace(session, counter=1, refreshed_at=NOW), Role.USER)
+    ]
+
+
+async def test_a_sign_in_with_an_old_password_leaves_no_session_behind_the_change(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """Without FOR SHARE in the INSERT the sign-in would not see the change it comes behind."""
+    async with transactions.transaction() as repositories:
+        user_id = await new_user(repositories)
+
+    async def sign_in() -> bool:
+        async with transactions.transaction() as repositories:
+            return await repositories.sessions.add(new_session(user_id), HASH)
+
+    async with transactions.transaction() as repositories:
+        assert await repositories.users.replace_password_hash(user_id, HASH, "$new$")
+        signing_in = await until_blocked(database, sign_in())
+    assert await signing_in is False
+
+
+async def test_a_repeated_request_waits_for_the_first_and_finds_its_answer(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    key, answer = IdempotencyKey("scope", "key", b"fingerprint"), Answer(201, b"{}")
+
+    async def claim() -> tuple[bool, tuple[bytes, Answer] | None]:
+        async with transactions.transaction() as repositories:
+            claimed = await repositories.idempotency_keys.claim(key, NOW, NOW - LIFE)
+            return claimed, await repositories.idempotency_keys.find(key)
+
+    async with transactions.transaction() as repositories:
+        assert await repositories.idempotency_keys.claim(key, NOW, NOW - LIFE)
+        repeated = await until_blocked(database, claim())
+        await repositories.idempotency_keys.keep(key, answer, None)
+    assert await repeated == (False, (b"fingerprint", answer))
+
+
+async def test_a_transaction_that_deadlocks_is_tried_again(transactions: Database) -> None:
+    """PostgreSQL ends one of two that wait for each other; both must end well."""
+    codes = [await new_code(transactions) for _ in range(2)]
+    both_hold_one = asyncio.Barrier(2)
+    conflicts: list[TransactionConflict] = []
+
+    @retried
+    async def lock(first: UUID, second: UUID) -> None:
+        try:
+            async with transactions.transaction() as repositories:
+                await repositories.referral_codes.lock_owner(first)
+                if not conflicts:
+                    await both_hold_one.wait()
+                await repositories.referral_codes.lock_owner(second)
+        except TransactionConflict as conflict:
+            conflicts.append(conflict)
+            raise
+
+    one, other = (code.owner_id for code in codes)
+    await asyncio.gather(lock(one, other), lock(other, one))
+    assert len(conflicts) == 1
+
+
+async def test_a_transaction_that_loses_every_time_is_given_up() -> None:
+    tries = 0
+
+    @retried
+    async def lose() -> None:
+        nonlocal tries
+        tries += 1
+        raise TransactionConflict
+
+    with pytest.raises(DatabaseUnavailable):
+        await lose()
+    assert tries == 4

@@ -1,0 +1,48 @@
+"""PostgreSQL understands every statement, on the schema as the migrations leave it."""
+
+import importlib
+import pkgutil
+import re
+
+import asyncpg
+import pytest
+
+from service import repositories
+
+MODULES = [
+    importlib.import_module(f"{repositories.__name__}.{module.name}")
+    for module in pkgutil.iter_modules(repositories.__path__)
+]
+STATEMENTS = [
+    pytest.param(text, id=f"{module.__name__.rpartition('.')[2]}.{name}")
+    for module in MODULES
+    for name, text in vars(module).items()
+    if name.isupper() and isinstance(text, str)
+]
+
+
+def test_every_table_has_its_statements() -> None:
+    """Otherwise a module that is not found would pass without a word."""
+    tested = {str(param.id).partition(".")[0] for param in STATEMENTS}
+    assert tested == {
+        "authorization_codes",
+        "idempotency_keys",
+        "jobs",
+        "oauth_clients",
+        "referral_codes",
+        "referrals",
+        "sessions",
+        "users",
+    }
+
+
+@pytest.mark.parametrize("statement", STATEMENTS)
+async def test_it_prepares(statement: str, database: asyncpg.Connection) -> None:
+    await database.prepare(statement)
+
+
+@pytest.mark.parametrize("statement", STATEMENTS)
+def test_it_names_the_columns_it_wants(statement: str) -> None:
+    """A column that is added later must not turn up where nobody expects it."""
+    tables = "idempotency_keys|jobs|referral_codes|referral_code_uses|referrals|sessions|users"
+    assert not re.search(rf"\*\s+FROM\s+({tables})\b", statement)

@@ -1,0 +1,100 @@
+"""What counts as the same e-mail, and what counts as none."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.domain.errors import EmailMalformed
+from service.domain.users import Email, parse_email
+from tests.unit.strategies import ANY_TEXT
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        pytest.param("anna@example.com", "anna@example.com", id="as it is"),
+        pytest.param("Anna@example.com", "anna@example.com", id="capitals in the local part"),
+        pytest.param("anna@EXAMPLE.com", "anna@example.com", id="capitals in the domain"),
+        pytest.param("anna@stra\u00dfe.de", "anna@xn--strae-oqa.de", id="a domain in Unicode"),
+        pytest.param("anna@xn--strae-oqa.de", "anna@xn--strae-oqa.de", id="a domain in IDNA"),
+        pytest.param("anna@XN--STRAE-OQA.de", "anna@xn--strae-oqa.de", id="IDNA in capitals"),
+        pytest.param("anna@M\u00dcNCHEN.de", "anna@xn--mnchen-3ya.de", id="capitals in Unicode"),
+        pytest.param("anna@mu\u0308nchen.de", "anna@xn--mnchen-3ya.de", id="a combining accent"),
+        pytest.param("anna@\uff45xample.com", "anna@example.com", id="a full-width letter"),
+        pytest.param("anna@example\u3002com", "anna@example.com", id="an ideographic full stop"),
+        pytest.param("anna+shop@example.com", "anna+shop@example.com", id="a sub-address is kept"),
+        pytest.param("a.n.n.a@gmail.com", "a.n.n.a@gmail.com", id="dots are kept"),
+        pytest.param("o'brien@example.com", "o'brien@example.com", id="an apostrophe"),
+        pytest.param("anna@example.test", "anna@example.test", id="the name that tests may use"),
+    ],
+)
+def test_an_email_is_shown_as_given_and_compared_by_its_key(text: str, key: str) -> None:
+    assert parse_email(text) == Email(text, key)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("anna", id="no @"),
+        pytest.param("@", id="nothing but @"),
+        pytest.param("@example.com", id="no local part"),
+        pytest.param("anna@", id="no domain"),
+        pytest.param("anna@b@example.com", id="two @"),
+        pytest.param("anna@example", id="no top-level domain"),
+        pytest.param("anna@localhost", id="this machine"),
+        pytest.param("anna@127.0.0.1", id="an address"),
+        pytest.param("anna@[127.0.0.1]", id="an address literal"),
+        pytest.param("anna@example.com.", id="a dot at the end"),
+        pytest.param("anna@example..com", id="an empty label"),
+        pytest.param("anna@-example.com", id="a hyphen first"),
+        pytest.param("anna@xn--a.com", id="IDNA that decodes to nothing"),
+        pytest.param("anna@\u0261oo\u0261le\u2024com", id="a one-dot leader"),
+        pytest.param(".anna@example.com", id="a dot first"),
+        pytest.param("an..na@example.com", id="two dots"),
+        pytest.param('"an na"@example.com', id="a quoted local part"),
+        pytest.param("Anna <anna@example.com>", id="a name before it"),
+        pytest.param("anna@example.com,bert@example.com", id="two"),
+        pytest.param(" anna@example.com", id="a space before it"),
+        pytest.param("anna@example.com ", id="a space behind it"),
+        pytest.param("anna@example.com\n", id="a newline behind it"),
+        pytest.param("anna@example.com\r\nBcc: all@example.com", id="a header for the mail"),
+        pytest.param("anna\0@example.com", id="NUL, which PostgreSQL refuses"),
+        pytest.param("\u0430nna@example.com", id="a Cyrillic a"),
+        pytest.param("\u212aelvin@example.com", id="Kelvin, whose small letter is an ASCII k"),
+        pytest.param("\u0130@example.com", id="I with a dot"),
+        pytest.param("anna\u200d@example.com", id="a joiner nobody sees"),
+        pytest.param("anna\u202e@example.com", id="text from right to left"),
+        pytest.param("\ud800@example.com", id="half a surrogate pair"),
+        pytest.param("anna@\udcff.com", id="bytes that are not UTF-8"),
+        pytest.param("anna@" + "a" * 64 + ".com", id="a label of 64 characters"),
+        pytest.param("anna@" + "a." * 150 + "com", id="more than 254 characters"),
+        pytest.param("a" * 16_000, id="a body full"),
+        pytest.param("@" * 16_000, id="a body full of @"),
+    ],
+)
+def test_what_is_no_email_is_malformed(text: str) -> None:
+    with pytest.raises(EmailMalformed) as caught:
+        parse_email(text)
+    assert caught.value.pointer == "#/email"
+    caught.value.detail.encode()
+
+
+@given(ANY_TEXT | st.builds("{}@{}.{}".format, ANY_TEXT, ANY_TEXT, ANY_TEXT))
+def test_any_text_is_an_email_or_malformed(text: str) -> None:
+    try:
+        parsed = parse_email(text)
+    except EmailMalformed as error:
+        error.detail.encode()  # the reason can be sent, whatever it quotes
+    else:
+        assert parsed.key.isascii()
+
+
+@given(st.emails())
+def test_a_key_is_its_own_key(text: str) -> None:
+    """Otherwise the account would not be found again by what is stored of it."""
+    try:
+        key = parse_email(text).key
+    except EmailMalformed:
+        return
+    assert parse_email(key).key == parse_email(text.upper()).key == key

@@ -1,0 +1,131 @@
+"""The errors are as their drawing says, and each of them can be told to a client."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from service.api.problems import _OF_HTTP, PROBLEM_TYPES, STATUS_OF_KIND, status_of
+from service.domain import errors
+from service.domain.errors import ServiceError, TooMany, Unavailable
+
+ERRORS = [
+    error
+    for error in vars(errors).values()
+    if isinstance(error, type) and issubclass(error, ServiceError) and error is not ServiceError
+]
+KINDS = ServiceError.__subclasses__()
+
+# Clients compare with these: a code may be added, and never renamed or given another status.
+PROMISED = [
+    ("account-disabled", 403),
+    ("bad-request", 400),
+    ("body-too-large", 413),
+    ("database-unavailable", 503),
+    ("email-taken", 409),
+    ("hashing-queue-full", 503),
+    ("idempotency-key-reused", 422),
+    ("internal-error", 500),
+    ("invalid-credentials", 401),
+    ("invalid-token", 401),
+    ("method-not-allowed", 405),
+    ("not-acceptable", 406),
+    ("not-allowed", 403),
+    ("not-authenticated", 401),
+    ("not-found", 404),
+    ("referral-code-exists", 409),
+    ("referral-code-not-found", 404),
+    ("referral-code-taken", 409),
+    ("referral-code-unusable", 422),
+    ("session-not-found", 404),
+    ("too-many-requests", 429),
+    ("unsupported-media-type", 415),
+    ("user-not-found", 404),
+    ("validation-failed", 422),
+]
+
+
+def drawing(error: type[ServiceError]) -> Iterator[str]:
+    """Draw the error and its descendants: kinds as they are defined, leaves by name."""
+    yield error.__name__
+    children = error.__subclasses__()
+    if error is not ServiceError:
+        children.sort(key=lambda child: child.__name__)
+    for child in children:
+        last = child is children[-1]
+        name, *below = drawing(child)
+        yield ("└── " if last else "├── ") + name
+        yield from (("    " if last else "│   ") + line for line in below)
+
+
+def test_the_tree_is_as_it_is_drawn() -> None:
+    assert errors.__doc__ is not None
+    drawn = [line[4:] for line in errors.__doc__.splitlines() if line.startswith("    ")]
+    assert drawn == list(drawing(ServiceError))
+
+
+def test_there_are_kinds_and_leaves_and_nothing_deeper() -> None:
+    assert set(STATUS_OF_KIND) == set(KINDS)
+    assert all(error in KINDS or set(error.__bases__) <= set(KINDS) for error in ERRORS)
+
+
+def test_each_kind_has_a_status_of_its_own() -> None:
+    assert len(set(STATUS_OF_KIND.values())) == len(KINDS)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_every_error_has_the_status_of_its_kind(error: type[ServiceError]) -> None:
+    [kind] = [kind for kind in KINDS if issubclass(error, kind)]
+    assert status_of(error) == STATUS_OF_KIND[kind]
+    assert 400 <= status_of(error) <= 503
+
+
+def test_an_error_of_no_kind_has_no_status() -> None:
+    with pytest.raises(LookupError, match="ServiceError is of no kind"):
+        status_of(ServiceError)
+
+
+def test_a_code_means_one_thing() -> None:
+    codes = [vars(error)["code"] for error in ERRORS if "code" in vars(error)]
+    codes += [problem_type.code for problem_type in _OF_HTTP]
+    assert [code for code, count in Counter(codes).items() if count > 1] == []
+
+
+def test_titles_differ_where_errors_differ() -> None:
+    titles = Counter(error.title for error in ERRORS)
+    assert [title for title, count in titles.items() if count > 1] == []
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_every_error_can_be_raised_without_words(error: type[ServiceError]) -> None:
+    raised = error()
+    assert raised.detail == str(raised) == error.title
+    assert raised.detail.endswith(".")
+    assert raised.remedy.endswith(".")
+
+
+def test_words_pointer_and_waiting_time_can_be_given() -> None:
+    raised = TooMany("Slowly.", pointer="#/email", retry_after=7)
+    assert (raised.detail, raised.pointer, raised.retry_after) == ("Slowly.", "#/email", 7)
+
+
+@pytest.mark.parametrize("error", [error for error in ERRORS if issubclass(error, Unavailable)])
+def test_whoever_is_sent_away_is_told_when_to_come_back(error: type[ServiceError]) -> None:
+    assert error().retry_after
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_every_code_has_a_page_with_the_status(error: type[ServiceError]) -> None:
+    assert PROBLEM_TYPES[error.code].status == status_of(error)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_page_of_a_kinds_code_explains_the_kind(kind: type[ServiceError]) -> None:
+    """And not a leaf that has no code of its own."""
+    page = PROBLEM_TYPES[kind.code]
+    assert (page.title, page.remedy) == (kind.title, kind.remedy)
+
+
+@pytest.mark.parametrize(("code", "status"), PROMISED)
+def test_a_promised_code_keeps_its_status(code: str, status: int) -> None:
+    assert PROBLEM_TYPES[code].status == status

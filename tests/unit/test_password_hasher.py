@@ -1,0 +1,192 @@
+"""Hashing passwords: the cost that was set, bounded, and the same for everybody."""
+
+import asyncio
+import re
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, distribution
+from typing import Any
+
+import argon2.low_level
+import pytest
+
+from service.domain.errors import HashingQueueFull
+from service.passwords import PasswordHasher
+from service.settings import Argon2
+
+CHEAP = Argon2(memory_kib=64, passes=1, lanes=1)
+
+
+@asynccontextmanager
+async def hashing(
+    cost: Argon2 = CHEAP, threads: int = 1, queue: int = 10
+) -> AsyncIterator[PasswordHasher]:
+    hasher = PasswordHasher(cost, threads, queue)
+    try:
+        await hasher.warm_up()
+        yield hasher
+    finally:
+        hasher.close()
+
+
+@pytest.fixture
+async def hasher() -> AsyncIterator[PasswordHasher]:
+    async with hashing() as hasher:
+        yield hasher
+
+
+@dataclass
+class Spy:
+    """Sees every verification on its way to argon2, and can hold it up."""
+
+    hashes: list[bytes] = field(default_factory=list)
+    threads: set[str] = field(default_factory=set)
+    begun: threading.Event = field(default_factory=threading.Event)
+    goes_on: threading.Event = field(default_factory=threading.Event)
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spy]:
+    spy = Spy()
+    spy.goes_on.set()
+    verify = argon2.low_level.verify_secret
+
+    def seen(password_hash: bytes, *arguments: Any) -> bool:
+        spy.hashes.append(password_hash)
+        spy.threads.add(threading.current_thread().name)
+        spy.begun.set()
+        assert spy.goes_on.wait(5)
+        return verify(password_hash, *arguments)
+
+    monkeypatch.setattr(argon2.low_level, "verify_secret", seen)
+    yield spy
+    spy.goes_on.set()
+
+
+@pytest.mark.parametrize(
+    ("cost", "parameters"),
+    [
+        pytest.param(CHEAP, "m=64,t=1,p=1", id="as these tests have it"),
+        pytest.param(Argon2(memory_kib=19_456, passes=2, lanes=1), "m=19456,t=2,p=1", id="default"),
+        pytest.param(Argon2(memory_kib=128, passes=3, lanes=4), "m=128,t=3,p=4", id="four lanes"),
+    ],
+)
+async def test_a_hash_is_argon2id_of_the_cost_that_was_set(cost: Argon2, parameters: str) -> None:
+    async with hashing(cost) as hasher:
+        password_hash = await hasher.hash("a password")
+    assert re.fullmatch(rf"\$argon2id\$v=19\${parameters}\$[\w+/]+\$[\w+/]{{43}}", password_hash)
+
+
+async def test_two_hashes_of_one_password_differ(hasher: PasswordHasher) -> None:
+    assert await hasher.hash("a password") != await hasher.hash("a password")
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("a password", id="words"),
+        pytest.param("nul\0within", id="NUL"),
+        pytest.param("\U0001f600" * 128, id="128 emoji"),
+        pytest.param(" spaces around ", id="spaces around, which count"),
+        pytest.param("e\u0301" * 64, id="combining accents, which are not composed"),
+    ],
+)
+async def test_a_password_is_right_to_the_last_character(
+    hasher: PasswordHasher, password: str
+) -> None:
+    password_hash = await hasher.hash(password)
+    assert await hasher.verify(password, password_hash) == (True, None)
+    for wrong in (password + " ", password + "\0", password[:-1] + "x"):
+        assert await hasher.verify(wrong, password_hash) == (False, None)
+
+
+@pytest.mark.parametrize("length", [129, 4096, 4097, 5000, 1_000_000])
+@pytest.mark.parametrize("character", ["x", "\0", "\U0001f600"])
+async def test_a_password_that_nobody_has_is_wrong_at_any_length(
+    hasher: PasswordHasher, spy: Spy, character: str, length: int
+) -> None:
+    password_hash = await hasher.hash("a password")
+    assert await hasher.verify(character * length, password_hash) == (False, None)
+    assert len(spy.hashes) == 1
+
+
+async def test_a_changed_cost_gives_a_new_hash_once(hasher: PasswordHasher) -> None:
+    old = await hasher.hash("a password")
+    async with hashing(Argon2(memory_kib=128, passes=1, lanes=1)) as dearer:
+        assert await dearer.verify("another password", old) == (False, None)
+        verified, new = await dearer.verify("a password", old)
+        assert verified
+        assert new is not None
+        assert "m=128,t=1,p=1" in new
+        assert await dearer.verify("a password", new) == (True, None)
+
+
+async def test_without_a_hash_one_is_computed_all_the_same(
+    hasher: PasswordHasher, spy: Spy
+) -> None:
+    """An unknown e-mail costs what a wrong password does: one hash, of the same parameters."""
+    password_hash = await hasher.hash("a password")
+    assert await hasher.verify("another password", password_hash) == (False, None)
+    assert await hasher.verify("another password", None) == (False, None)
+    known, unknown = (seen.decode().split("$")[1:4] for seen in spy.hashes)
+    assert known == unknown == ["argon2id", "v=19", "m=64,t=1,p=1"]
+
+
+async def test_the_password_of_the_dummy_opens_nothing(hasher: PasswordHasher) -> None:
+    assert await hasher.verify("too many secrets", None) == (False, None)
+
+
+async def test_hashes_run_beside_the_event_loop(hasher: PasswordHasher, spy: Spy) -> None:
+    spy.begun.clear()
+    spy.goes_on.clear()
+    hash_of_nobody = asyncio.create_task(hasher.verify("a password", None))
+    assert await asyncio.to_thread(spy.begun.wait, 5)  # the loop turns while the hash is held up
+    assert not hash_of_nobody.done()
+    spy.goes_on.set()
+    await hash_of_nobody
+    assert all(name.startswith("hashing") for name in spy.threads)
+
+
+async def test_a_full_queue_refuses_at_once_and_takes_again_when_it_is_not(spy: Spy) -> None:
+    async with hashing(threads=1, queue=3) as hasher:
+        spy.hashes.clear()
+        spy.goes_on.clear()
+        waiting = [asyncio.create_task(hasher.verify("a password", None)) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert hasher.pending == 3
+        with pytest.raises(HashingQueueFull) as caught:
+            await hasher.hash("a password")
+        assert caught.value.retry_after
+        assert len(spy.hashes) <= 1
+        spy.goes_on.set()
+        assert await asyncio.gather(*waiting) == 3 * [(False, None)]
+        assert hasher.pending == 0
+        await hasher.hash("a password")
+
+
+async def test_who_waits_no_longer_gives_the_place_back(spy: Spy) -> None:
+    async with hashing(threads=1, queue=2) as hasher:
+        spy.goes_on.clear()
+        waiting = [asyncio.create_task(hasher.verify("a password", None)) for _ in range(2)]
+        await asyncio.sleep(0)
+        waiting[1].cancel()
+        await asyncio.wait(waiting[1:])
+        assert hasher.pending == 1
+        spy.goes_on.set()
+        await waiting[0]
+
+
+async def test_a_hash_that_fails_gives_the_place_back(hasher: PasswordHasher) -> None:
+    with pytest.raises(UnicodeEncodeError):
+        await hasher.hash("\ud800")  # the API refuses such text before
+    assert hasher.pending == 0
+
+
+def test_passlib_is_the_maintained_one_alone() -> None:
+    """Both distributions own the folder `passlib`, and the old one breaks with new backends."""
+    assert distribution("libpass")
+    with pytest.raises(PackageNotFoundError):
+        distribution("passlib")

@@ -1,0 +1,235 @@
+"""Reading a request: whose it is, what it accepts, and what its members may be."""
+
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+from marshmallow import ValidationError
+from multidict import CIMultiDict
+
+from service.api.keys import SETTINGS
+from service.api.middleware import _accepts_json
+from service.api.requests import Moment, Text, WholeNumber, client_address
+from service.settings import read_settings
+from tests.factories import new_secrets
+
+CLIENT, OTHER, PROXY, FAR_PROXY = "203.0.113.5", "198.51.100.6", "10.0.0.1", "10.0.0.2"
+
+
+def app_trusting(networks: str) -> web.Application:
+    """Return an application behind these proxies."""
+    app = web.Application()
+    app[SETTINGS] = read_settings(
+        {
+            **new_secrets(),
+            "DATABASE_URL": "postgresql://localhost",
+            "REDIS_URL": "redis://localhost",
+            "TRUSTED_PROXIES": networks,
+        }
+    )
+    return app
+
+
+BEHIND_PROXIES = app_trusting("10.0.0.0/8, fd00::/8")
+OPEN = app_trusting("")
+
+
+def address_of(app: web.Application, remote: str | None, *forwarded: str) -> str:
+    headers = CIMultiDict([("X-Forwarded-For", value) for value in forwarded])
+    request = make_mocked_request("GET", "/", headers, app=app)
+    return client_address(request.clone(remote=remote) if remote is not None else request)
+
+
+@pytest.mark.parametrize(
+    ("remote", "forwarded", "address"),
+    [
+        pytest.param(CLIENT, [], CLIENT, id="nobody in between"),
+        pytest.param(CLIENT, [OTHER], CLIENT, id="a client that invents a header"),
+        pytest.param(CLIENT, [PROXY], CLIENT, id="a client that says it is a proxy"),
+        pytest.param(PROXY, [CLIENT], CLIENT, id="a proxy"),
+        pytest.param(PROXY, [f"{OTHER}, {CLIENT}"], CLIENT, id="what was invented before a proxy"),
+        pytest.param(PROXY, [OTHER, CLIENT], CLIENT, id="the same in two headers"),
+        pytest.param(PROXY, [f"{CLIENT},{FAR_PROXY}"], CLIENT, id="two proxies"),
+        pytest.param(PROXY, [CLIENT, FAR_PROXY], CLIENT, id="two proxies with a header each"),
+        pytest.param(
+            PROXY, [f"{OTHER}, {CLIENT}, {FAR_PROXY}"], CLIENT, id="invented before two proxies"
+        ),
+        pytest.param(PROXY, [f" {CLIENT}\t"], CLIENT, id="spaces"),
+        pytest.param(PROXY, [], PROXY, id="a proxy that says nothing"),
+        pytest.param(PROXY, [""], PROXY, id="a proxy that says nothing in a header"),
+        pytest.param(PROXY, [FAR_PROXY], FAR_PROXY, id="a request of a proxy itself"),
+        pytest.param(PROXY, ["unknown"], PROXY, id="a proxy that does not know"),
+        pytest.param(
+            PROXY, [f"{OTHER}, unknown"], PROXY, id="invented before a proxy that does not know"
+        ),
+        pytest.param(PROXY, [f"{OTHER},"], PROXY, id="invented before an empty one"),
+        pytest.param(PROXY, [f"{OTHER}, {CLIENT}:4711"], PROXY, id="invented before a port"),
+        pytest.param("::ffff:10.0.0.1", [CLIENT], CLIENT, id="a proxy over IPv6 sockets"),
+        pytest.param(PROXY, [f"::ffff:{CLIENT}"], CLIENT, id="a client over IPv6 sockets"),
+        pytest.param("fd00::1", [CLIENT], CLIENT, id="a proxy with IPv6"),
+        pytest.param("2001:db8:1:2:3:4:5:6", [], "2001:db8:1:2::/64", id="IPv6: its /64"),
+        pytest.param(PROXY, ["2001:DB8:1:2::9"], "2001:db8:1:2::/64", id="IPv6 behind a proxy"),
+        pytest.param(PROXY, ["fe80::1%eth0"], "fe80::/64", id="IPv6 with a zone"),
+    ],
+)
+def test_an_address_is_what_trusted_proxies_say_it_is(
+    remote: str, forwarded: list[str], address: str
+) -> None:
+    assert address_of(BEHIND_PROXIES, remote, *forwarded) == address
+
+
+@pytest.mark.parametrize("invented", [OTHER, PROXY, CLIENT, "::1"])
+def test_without_trusted_proxies_no_header_counts(invented: str) -> None:
+    assert address_of(OPEN, CLIENT, invented) == CLIENT
+
+
+def test_a_client_without_an_address_has_the_same_as_the_next_one() -> None:
+    """A Unix socket has none: then there is one limit for all."""
+    assert address_of(BEHIND_PROXIES, None, OTHER) == address_of(BEHIND_PROXIES, None, CLIENT)
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "*/*",
+        "application/json",
+        "APPLICATION/JSON",
+        "application/*",
+        "text/html, application/json;q=0.1",
+        "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+        "application/json; charset=utf-8",
+        "application/json;q=1.000",
+        "application/json;q=0.001",
+        " application/json ",
+        "application/json;q=0.5, text/html;q=0",
+        "text/html;q=0, */*;q=0.1",
+    ],
+)
+def test_json_is_accepted(accept: str) -> None:
+    assert _accepts_json(accept)
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "text/html",
+        "application/xml",
+        "application/jsonp",
+        "application/json;q=0",
+        "application/json; q=0.000",
+        "application/json;Q=0",
+        "*/*;q=0",
+        "application/problem+json",
+        "text/html, application/*;q=0",
+        pytest.param("application/json;q=0, */*", id="the nearer range decides: json, not all"),
+        pytest.param("application/*;q=0, */*;q=0.5", id="the nearer range decides: application"),
+    ],
+)
+def test_json_is_excluded(accept: str) -> None:
+    assert not _accepts_json(accept)
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2026-11-21T09:30:00Z", datetime(2026, 11, 21, 9, 30, tzinfo=UTC)),
+        ("2026-11-21t09:30:00z", datetime(2026, 11, 21, 9, 30, tzinfo=UTC)),
+        ("2026-11-21T09:30:00+00:00", datetime(2026, 11, 21, 9, 30, tzinfo=UTC)),
+        ("2026-11-21T09:30:00-00:00", datetime(2026, 11, 21, 9, 30, tzinfo=UTC)),
+        ("2026-11-21T11:30:00+02:00", datetime(2026, 11, 21, 9, 30, tzinfo=UTC)),
+        ("2026-11-20T23:30:00-10:00", datetime(2026, 11, 21, 9, 30, tzinfo=UTC)),
+        ("2026-11-21T09:30:00.5Z", datetime(2026, 11, 21, 9, 30, 0, 500_000, tzinfo=UTC)),
+        ("2026-11-21T09:30:00.123456Z", datetime(2026, 11, 21, 9, 30, 0, 123_456, tzinfo=UTC)),
+        ("2026-11-21T09:30:00.1234567Z", datetime(2026, 11, 21, 9, 30, 0, 123_456, tzinfo=UTC)),
+        ("2028-02-29T00:00:00Z", datetime(2028, 2, 29, tzinfo=UTC)),
+        ("9999-12-31T23:59:59Z", datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)),
+    ],
+)
+def test_a_moment_is_read_in_utc(text: str, moment: datetime) -> None:
+    read = Moment().deserialize(text)
+    assert read == moment
+    assert read.tzinfo is UTC
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param("2026-11-21T09:30:00", id="no zone"),
+        pytest.param("2026-11-21", id="a day"),
+        pytest.param("2026-11-21 09:30:00Z", id="a space for T"),
+        pytest.param("2026-11-21T09:30Z", id="no seconds"),
+        pytest.param("20261121T093000Z", id="ISO 8601's short form"),
+        pytest.param("2026-W47-6T09:30:00Z", id="a week"),
+        pytest.param("2026-325T09:30:00Z", id="a day of the year"),
+        pytest.param("2026-11-21T09:30:00,5Z", id="a comma"),
+        pytest.param("2026-11-21T09:30:00.Z", id="a point without digits"),
+        pytest.param("2026-11-21T09:30:00+0200", id="an offset without a colon"),
+        pytest.param("2026-11-21T09:30:00+02", id="an offset in hours"),
+        pytest.param("2026-11-21T09:30:00+24:00", id="an offset of a day"),
+        pytest.param("2026-11-21T09:30:00+02:60", id="an offset of 60 minutes"),
+        pytest.param("2026-11-21T09:30:00 Europe/Berlin", id="a zone's name"),
+        pytest.param("2026-13-01T00:00:00Z", id="a month 13"),
+        pytest.param("2026-02-29T00:00:00Z", id="no leap year"),
+        pytest.param("2026-11-21T24:00:00Z", id="an hour 24"),
+        pytest.param("2026-11-21T09:30:60Z", id="a second 60"),
+        pytest.param("0000-01-01T00:00:00Z", id="the year 0"),
+        pytest.param("0001-01-01T00:00:00+23:59", id="before the year 1 in UTC"),
+        pytest.param("9999-12-31T23:59:59-23:59", id="behind the year 9999 in UTC"),
+        pytest.param("+12026-11-21T09:30:00Z", id="a year of five digits"),
+        pytest.param(" 2026-11-21T09:30:00Z", id="a space before it"),
+        pytest.param("2026-11-21T09:30:00Z\n", id="a newline behind it"),
+        pytest.param("\u0662\u0660\u0662\u0666-11-21T09:30:00Z", id="Arabic digits"),
+        pytest.param("\ud800", id="half a surrogate pair"),
+        pytest.param("", id="empty"),
+        pytest.param("tomorrow", id="a word"),
+        pytest.param(1_795_253_400, id="a number"),
+        pytest.param(1e400, id="infinity"),
+        pytest.param(True, id="true"),
+        pytest.param(None, id="null"),
+        pytest.param(["2026-11-21T09:30:00Z"], id="a list"),
+        pytest.param({}, id="an object"),
+    ],
+)
+def test_what_is_no_moment_is_refused(value: Any) -> None:
+    with pytest.raises(ValidationError):
+        Moment().deserialize(value)
+
+
+@pytest.mark.parametrize(
+    ("moment", "text"),
+    [
+        (datetime(2026, 11, 21, 9, 30, tzinfo=UTC), "2026-11-21T09:30:00Z"),
+        (datetime(2026, 11, 21, 9, 30, 0, 5, tzinfo=UTC), "2026-11-21T09:30:00.000005Z"),
+        (
+            datetime(2026, 11, 21, 11, 30, tzinfo=timezone(timedelta(hours=2))),
+            "2026-11-21T09:30:00Z",
+        ),
+        (None, None),
+    ],
+)
+def test_a_moment_is_written_in_utc(moment: datetime | None, text: str | None) -> None:
+    assert Moment().serialize("at", {"at": moment}) == text
+
+
+@pytest.mark.parametrize("value", [0, 1, -1, 10**30])
+def test_a_whole_number_is_taken(value: int) -> None:
+    assert WholeNumber().deserialize(value) == value
+
+
+@pytest.mark.parametrize("value", [True, "1", 1.0, 1.5, 1e400, None, [], {}])
+def test_what_is_no_whole_number_is_refused(value: Any) -> None:
+    with pytest.raises(ValidationError):
+        WholeNumber().deserialize(value)
+
+
+@pytest.mark.parametrize("value", ["", "text", "nul\0", "\U0001f600", "e\u0301"])
+def test_a_text_is_taken_as_it_is(value: str) -> None:
+    assert Text().deserialize(value) == value
+
+
+@pytest.mark.parametrize("value", ["\ud800", "text\udfff", 5, True, None, [], {}])
+def test_what_is_no_text_is_refused(value: Any) -> None:
+    with pytest.raises(ValidationError):
+        Text().deserialize(value)

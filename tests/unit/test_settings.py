@@ -1,0 +1,451 @@
+"""Settings: every fault is told at once and in words, and no secret is told with it."""
+
+import json
+import re
+from dataclasses import replace
+from datetime import timedelta
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dotenv import dotenv_values
+
+from service.domain.clock import utc_now
+from service.settings import (
+    Argon2,
+    RateLimit,
+    Settings,
+    SettingsError,
+    SettingsSchema,
+    available_cores,
+    read_database_url,
+    read_environment,
+    read_settings,
+)
+from service.tokens import SigningKey
+from tests.factories import new_secrets
+
+ROOT = Path(__file__).parents[2]
+VARIABLES = sorted(field.data_key or "" for field in SettingsSchema().fields.values())
+GIVEN = {
+    **new_secrets(),
+    "DATABASE_URL": "postgresql://localhost/referrals",
+    "REDIS_URL": "redis://localhost",
+}
+JWK = json.loads(GIVEN["SIGNING_KEYS"])["keys"][0]
+
+
+def read(**variables: str) -> Settings:
+    return read_settings({**GIVEN, **variables})
+
+
+def faults(environ: dict[str, str]) -> list[str]:
+    """Return the lines in which the faults of the environment are told."""
+    with pytest.raises(SettingsError) as caught:
+        read_settings(environ)
+    return str(caught.value).splitlines()
+
+
+def keys(*jwks: Any) -> str:
+    return json.dumps({"keys": jwks})
+
+
+def test_what_has_no_default_is_asked_for() -> None:
+    assert faults({}) == [
+        "DATABASE_URL is not set.",
+        "HASH_KEY is not set.",
+        "REDIS_URL is not set.",
+        "REFRESH_TOKEN_KEYS is not set.",
+        "SIGNING_KEYS is not set.",
+    ]
+
+
+def test_what_has_a_default_has_this_one() -> None:
+    settings = read()
+    assert settings == replace(
+        settings,
+        host="127.0.0.1",
+        port=8080,
+        workers=available_cores(),
+        public_url="http://localhost:8080",
+        service_name="referrals",
+        database_pool_size=10,
+        log_level="info",
+        log_format="auto",
+        access_token_ttl=timedelta(minutes=10),
+        refresh_token_ttl=timedelta(days=30),
+        password_min_length=8,
+        argon2=Argon2(memory_kib=19_456, passes=2, lanes=1),
+        hashing_threads=1,
+        hashing_queue=64,
+        cors_origins=frozenset(),
+        trusted_proxies=(),
+        rate_limit_register=RateLimit(20, 60),
+        rate_limit_login=RateLimit(10, 60),
+        rate_limit_lookup=RateLimit(120, 60),
+    )
+
+
+def test_all_faults_are_told_at_once_in_one_line_each() -> None:
+    without_faults = {"HOST", "SERVICE_NAME"}  # which may be any text
+    broken = dict.fromkeys(VARIABLES, "\u2603")
+    told = [line.partition(" ")[0] for line in faults(broken)]
+    assert told == sorted(set(VARIABLES) - without_faults)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("PORT", "0", "must lie between 1 and 65535."),
+        ("PORT", "65536", "must lie between 1 and 65535."),
+        ("PORT", "http", "must be a whole number."),
+        ("PORT", "80.5", "must be a whole number."),
+        ("WORKERS", "-1", "must lie between 1 and 256."),
+        ("LOG_LEVEL", "INFO", "must be one of debug, info, warning, error."),
+        ("LOG_FORMAT", "xml", "must be one of json, text, auto."),
+        ("PASSWORD_MIN_LENGTH", "7", "must lie between 8 and 64."),
+        ("ACCESS_TOKEN_TTL_SECONDS", "9", "must lie between 10 and 86400."),
+        ("REFRESH_TOKEN_TTL_SECONDS", "9" * 5000, "must be a whole number."),
+        ("RATE_LIMIT_LOGIN", "10", "must be N/second, N/minute, N/hour or off."),
+        ("REFRESH_TOKEN_KEYS", "short", "must be 32 characters or more."),
+        ("DATABASE_URL", "mysql://localhost", "must be a URL that begins with postgresql://."),
+        ("REDIS_URL", "localhost:6379", "must be a URL that begins with redis://."),
+        ("PUBLIC_URL", "example.com", "must be a URL that begins with http://."),
+        ("CORS_ORIGINS", "app", "'app' is not an origin such as https://app.example.com."),
+        ("TRUSTED_PROXIES", "ten", "'ten' does not appear to be an IPv4 or IPv6 network."),
+    ],
+)
+def test_a_fault_is_told_in_words(variable: str, value: str, words: str) -> None:
+    assert faults({**GIVEN, variable: value}) == [f"{variable} {words}"]
+
+
+def test_argon2_needs_8_kib_for_each_lane() -> None:
+    """Or the first hash would fail, which is the one that the service makes at its start."""
+    assert read(ARGON2_MEMORY_KIB="16", ARGON2_LANES="2").argon2.memory_kib == 16
+    told = faults({**GIVEN, "ARGON2_MEMORY_KIB": "15", "ARGON2_LANES": "2"})
+    assert len(told) == 1
+    assert told[0].startswith("ARGON2_MEMORY_KIB ")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("DATABASE_URL", "postgres//user:hunter2@localhost/db"),
+        ("DATABASE_URL", "mysql://user:hunter2@localhost/db"),
+        ("DATABASE_URL", "postgresql://user:hunter2@[::1/db"),
+        ("DATABASE_URL", "postgresql://user:hunter2@localhost:port/db"),
+        ("REDIS_URL", ":hunter2@localhost"),
+        ("REFRESH_TOKEN_KEYS", "hunter2"),
+        ("HASH_KEY", "hunter2"),
+        ("SIGNING_KEYS", "hunter2"),
+        ("SIGNING_KEYS", keys({**JWK, "d": "hunter2"})),
+        ("SIGNING_KEYS", keys({**JWK, "kty": "hunter2"})),
+        ("SIGNING_KEYS", keys({**JWK, "crv": "hunter2"})),
+    ],
+)
+def test_a_secret_is_not_told_with_its_fault(variable: str, value: str) -> None:
+    [line] = faults({**GIVEN, variable: value})
+    assert line.startswith(f"{variable} must be ")
+    assert "hunter2" not in line
+
+
+def test_settings_do_not_print_their_secrets() -> None:
+    urls = {"DATABASE_URL": "postgresql://u:hunter2@h/d", "REDIS_URL": "redis://:hunter2@h"}
+    settings = read(**urls)
+    printed = f"{settings!r} {settings}"
+    assert "hunter2" not in printed
+    assert GIVEN["HASH_KEY"] not in printed
+    assert GIVEN["REFRESH_TOKEN_KEYS"] not in printed
+    assert JWK["d"] not in printed
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("1/second", RateLimit(1, 1)),
+        ("20/minute", RateLimit(20, 60)),
+        ("999999999/hour", RateLimit(999_999_999, 3600)),
+        ("off", None),
+    ],
+)
+def test_a_rate_limit_is_so_many_in_a_time_or_off(text: str, limit: RateLimit | None) -> None:
+    settings = read(RATE_LIMIT_REGISTER=text, RATE_LIMIT_LOGIN=text, RATE_LIMIT_LOOKUP=text)
+    assert settings.rate_limit_register == limit
+    assert settings.rate_limit_login == limit
+    assert settings.rate_limit_lookup == limit
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("20", id="no time"),
+        pytest.param("/minute", id="no number"),
+        pytest.param("0/minute", id="none at all"),
+        pytest.param("-1/minute", id="less than none"),
+        pytest.param("1.5/minute", id="a fraction"),
+        pytest.param("020/minute", id="a zero first"),
+        pytest.param("1000000000/hour", id="ten digits"),
+        pytest.param("20/day", id="another time"),
+        pytest.param("20/minutes", id="plural"),
+        pytest.param("20/MINUTE", id="capitals"),
+        pytest.param("20 / minute", id="spaces"),
+        pytest.param("20/minute,30/hour", id="two"),
+        pytest.param("OFF", id="off in capitals"),
+        pytest.param("20/minute\n", id="a newline behind it"),
+    ],
+)
+def test_other_rate_limits_are_refused(text: str) -> None:
+    assert faults({**GIVEN, "RATE_LIMIT_LOOKUP": text}) == [
+        "RATE_LIMIT_LOOKUP must be N/second, N/minute, N/hour or off."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "origins"),
+    [
+        ("*", {"*"}),
+        ("https://app.example.com", {"https://app.example.com"}),
+        ("http://localhost:3000", {"http://localhost:3000"}),
+        ("http://[::1]:3000", {"http://[::1]:3000"}),
+        ("https://a.example, https://b.example,", {"https://a.example", "https://b.example"}),
+        (",", set()),
+    ],
+)
+def test_origins_stand_between_commas(text: str, origins: set[str]) -> None:
+    assert read(CORS_ORIGINS=text).cors_origins == origins
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("app.example.com", id="no scheme"),
+        pytest.param("https://", id="no host"),
+        pytest.param("https://app.example.com/", id="a slash, which no browser sends"),
+        pytest.param("https://app.example.com/path", id="a path"),
+        pytest.param("https://app.example.com?query", id="a query"),
+        pytest.param("https://app.example.com#fragment", id="a fragment"),
+        pytest.param("HTTPS://app.example.com", id="capitals, which no browser sends"),
+        pytest.param("file://app", id="another scheme"),
+        pytest.param("null", id="null, which every sandbox sends"),
+        pytest.param("https://a.example https://b.example", id="a space for a comma"),
+        pytest.param("https://a.example,b", id="the second"),
+        pytest.param("http://[::1", id="half an IPv6 address"),
+    ],
+)
+def test_what_is_no_origin_is_refused(text: str) -> None:
+    [line] = faults({**GIVEN, "CORS_ORIGINS": text})
+    assert re.fullmatch(r"CORS_ORIGINS '.*' is not an origin such as .*", line)
+
+
+@pytest.mark.parametrize(
+    ("text", "networks"),
+    [
+        ("10.0.0.1", ["10.0.0.1/32"]),
+        ("10.0.0.0/8, ::1", ["10.0.0.0/8", "::1/128"]),
+        ("fd00::/8", ["fd00::/8"]),
+        ("0.0.0.0/0,::/0", ["0.0.0.0/0", "::/0"]),
+    ],
+)
+def test_proxies_are_addresses_or_networks(text: str, networks: list[str]) -> None:
+    assert read(TRUSTED_PROXIES=text).trusted_proxies == tuple(map(ip_network, networks))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("proxy.example.com", id="a name"),
+        pytest.param("*", id="a star"),
+        pytest.param("10.0.0.1/8", id="bits behind the mask"),
+        pytest.param("10.0.0.0/33", id="too long a mask"),
+        pytest.param("10.0.0.1:80", id="a port"),
+        pytest.param("10.0.0.1 10.0.0.2", id="a space for a comma"),
+    ],
+)
+def test_what_is_no_network_is_refused(text: str) -> None:
+    [line] = faults({**GIVEN, "TRUSTED_PROXIES": text})
+    assert line.startswith("TRUSTED_PROXIES ")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("DATABASE_URL", "postgresql://u@localhost:5432/db?sslmode=require"),
+        ("DATABASE_URL", "postgres://localhost"),
+        ("DATABASE_URL", "postgresql:///db?host=/var/run/postgresql"),
+        ("REDIS_URL", "redis://:secret@localhost:6379/0"),
+        ("REDIS_URL", "rediss://localhost"),
+        ("REDIS_URL", "unix:///run/valkey.sock"),
+        ("PUBLIC_URL", "https://referrals.example.com"),
+        ("PUBLIC_URL", "https://example.com/referrals"),
+    ],
+)
+def test_a_url_is_taken_as_it_is(variable: str, value: str) -> None:
+    assert getattr(read(**{variable: value}), variable.lower()) == value
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        pytest.param("DATABASE_URL", "postgresql:db", id="no slashes"),
+        pytest.param("DATABASE_URL", "postgresql", id="a word"),
+        pytest.param("DATABASE_URL", "postgresql://localhost:port/db", id="a word for a port"),
+        pytest.param("REDIS_URL", "redis://localhost:65536", id="a port too high"),
+        pytest.param("REDIS_URL", "http://localhost", id="another scheme"),
+        pytest.param("PUBLIC_URL", "https://", id="no host"),
+        pytest.param("PUBLIC_URL", "https:example.com", id="no slashes before the host"),
+    ],
+)
+def test_what_is_no_url_of_its_kind_is_refused(variable: str, value: str) -> None:
+    [line] = faults({**GIVEN, variable: value})
+    assert line.startswith(f"{variable} must be a URL ")
+
+
+def test_the_public_url_ends_without_a_slash_and_begins_with_the_port_by_default() -> None:
+    assert read(PUBLIC_URL="https://example.com/").public_url == "https://example.com"
+    assert read(PORT="9000").public_url == "http://localhost:9000"
+
+
+@pytest.mark.parametrize(
+    ("given", "workers", "threads"),
+    [
+        ({"WORKERS": "1"}, 1, available_cores()),
+        ({"WORKERS": "256"}, 256, 1),
+        ({"WORKERS": "3", "HASHING_THREADS": "2"}, 3, 2),
+    ],
+)
+def test_the_cores_are_shared_by_the_workers(
+    given: dict[str, str], workers: int, threads: int
+) -> None:
+    settings = read(**given)
+    assert (settings.workers, settings.hashing_threads) == (workers, threads)
+
+
+def test_secrets_stand_between_commas_and_the_first_is_the_one_in_use() -> None:
+    old, new = "o" * 32, "n" * 32
+    settings = read(REFRESH_TOKEN_KEYS=f"{new}, {old}", HASH_KEY=new)
+    assert settings.refresh_token_keys == (new.encode(), old.encode())
+    assert settings.hash_key == new.encode()
+
+
+@pytest.mark.parametrize("variable", ["REFRESH_TOKEN_KEYS", "HASH_KEY"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param("s" * 31, id="31 characters"),
+        pytest.param("s" * 32 + ",short", id="the second too short"),
+        pytest.param(",", id="none"),
+        pytest.param(" " * 32, id="spaces"),
+        pytest.param("\udcff" * 32, id="bytes that are not UTF-8"),
+    ],
+)
+def test_short_secrets_are_refused(variable: str, value: str) -> None:
+    [line] = faults({**GIVEN, variable: value})
+    assert line.startswith(f"{variable} must be ")
+
+
+def test_the_first_signing_key_signs_and_all_verify() -> None:
+    new, old = SigningKey.generate(), SigningKey.generate()
+    signing_keys = read(SIGNING_KEYS=keys(new.to_jwk(), old.to_jwk())).signing_keys
+    assert signing_keys.active(utc_now()).key_id == new.key_id
+    assert signing_keys.find(old.key_id) is not None
+    assert signing_keys.find("another") is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param("no JSON", id="no JSON"),
+        pytest.param("[]", id="a list"),
+        pytest.param("{}", id="no keys"),
+        pytest.param(json.dumps(JWK), id="a key alone"),
+        pytest.param(keys(), id="none"),
+        pytest.param('{"keys": null}', id="null for keys"),
+        pytest.param('{"keys": 5}', id="a number for keys"),
+        pytest.param(keys(5), id="a number for a key"),
+        pytest.param(keys({}), id="an empty key"),
+        pytest.param(keys(JWK, {}), id="an empty key behind a good one"),
+        pytest.param(keys({**JWK, "d": None}), id="d null"),
+        pytest.param(keys({**JWK, "d": 5}), id="a number for d"),
+        pytest.param(keys({**JWK, "d": "AA"}), id="the private key of another"),
+        pytest.param(keys({**JWK, "x": "\u2603"}), id="a snowman for x"),
+        pytest.param(keys({**JWK, "crv": "P-384"}), id="P-384"),
+        pytest.param(keys({**JWK, "kty": "oct", "k": "AA"}), id="a symmetric key"),
+        pytest.param(
+            keys({name: value for name, value in JWK.items() if name != "d"}), id="a public key"
+        ),
+        pytest.param("[" * 100_000, id="brackets without end"),
+    ],
+)
+def test_signing_keys_are_private_keys_of_p_256(value: str) -> None:
+    [line] = faults({**GIVEN, "SIGNING_KEYS": value})
+    assert line.startswith("SIGNING_KEYS must be a JWK set with a private P-256 key")
+
+
+def test_migrating_needs_the_database_alone() -> None:
+    assert read_database_url({"DATABASE_URL": "postgresql://h/d"}) == "postgresql://h/d"
+    with pytest.raises(SettingsError, match=r"^DATABASE_URL is not set\.$"):
+        read_database_url({})
+
+
+@pytest.fixture
+def env_file(tmp_path: Path) -> Path:
+    file = tmp_path / "env"
+    file.write_text(
+        "# a comment\n"
+        "PORT=9000\n"
+        "HOST=0.0.0.0\n"
+        "WORKERS=\n"
+        "LOG_LEVEL='debug'\n"
+        "SERVICE_NAME=a$HOST${PORT}\n"
+        "LOG_FORMAT\n"
+    )
+    return file
+
+
+def test_the_process_environment_lies_above_the_env_file(env_file: Path) -> None:
+    read_variables = read_environment({"ENV_FILE": str(env_file), "PORT": "9001"})
+    assert read_variables["PORT"] == "9001"
+    assert read_variables["HOST"] == "0.0.0.0"
+
+
+def test_an_env_file_is_read_as_it_is_written(env_file: Path) -> None:
+    read_variables = read_environment({"ENV_FILE": str(env_file)})
+    assert read_variables["LOG_LEVEL"] == "debug"
+    assert read_variables["SERVICE_NAME"] == "a$HOST${PORT}"  # a secret may hold a dollar
+
+
+def test_set_to_nothing_is_not_set(env_file: Path) -> None:
+    read_variables = read_environment({"ENV_FILE": str(env_file), "PORT": ""})
+    assert not {"WORKERS", "LOG_FORMAT"} & set(read_variables)
+    assert read_variables["PORT"] == "9000"  # of the file: nothing above it is set
+
+
+def test_without_an_env_file_there_is_the_environment(tmp_path: Path) -> None:
+    environ = {"ENV_FILE": str(tmp_path / "nowhere"), "PORT": "9001"}
+    assert read_environment(environ) == environ
+
+
+def test_the_env_file_is_looked_for_in_the_folder(
+    env_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(env_file.parent)
+    env_file.rename(".env")
+    assert read_environment({})["PORT"] == "9000"
+
+
+def test_the_template_names_every_variable_once() -> None:
+    template = (ROOT / ".env.template").read_text()
+    assert sorted(re.findall(r"^([A-Z_0-9]+)=", template, re.MULTILINE)) == VARIABLES
+
+
+def test_the_template_shows_the_defaults() -> None:
+    shown = {name: value for name, value in dotenv_values(ROOT / ".env.template").items() if value}
+    settings = read(**{**shown, **GIVEN})
+    defaults = read()
+    assert settings == replace(defaults, signing_keys=settings.signing_keys)
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_the_readme_explains_every_variable(variable: str) -> None:
+    assert re.search(rf"^\|.*`{variable}`", (ROOT / "README.md").read_text(), re.MULTILINE)
