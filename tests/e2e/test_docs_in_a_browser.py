@@ -2,48 +2,35 @@
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+from tests.e2e.chromium import launched, needs_chromium
+
 PASSWORD = "a long walk by the river"
 TAGS = [
     "Accounts",
     "Sessions",
     "Referral codes",
     "Referrals",
+    "OAuth 2.0",
     "Admin",
     "Operating",
     "Reference",
 ]
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)"
-)
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=[
-                "--disable-background-networking",
-                "--disable-component-update",
-                "--disable-gpu",
-                "--disable-quic",
-                "--disable-sync",
-                "--no-first-run",
-            ],
-        )
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -106,7 +93,7 @@ def test_the_whole_story_by_clicking_and_typing(page: Page, tmp_path: Path) -> N
     assert (status, tokens["user_id"]) == (200, user["id"])
 
     page.get_by_role("button", name="Authorize", exact=True).click()
-    dialogue = page.locator(".dialog-ux")
+    dialogue = page.locator(".auth-container").filter(has_text="bearerAuth")
     dialogue.get_by_role("textbox").fill(tokens["access_token"])
     dialogue.screenshot(path=tmp_path / "authorize.png")
     dialogue.get_by_role("button", name="Apply credentials").click()

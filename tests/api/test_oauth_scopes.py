@@ -1,0 +1,153 @@
+"""Which token may call which route: every scope on every route."""
+
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from service.api import keys
+from service.api.middleware import API
+from service.api.routes import ROUTES
+from service.api.scopes import SCOPE_OF
+from service.domain.scopes import Scope
+from service.domain.users import Role
+from tests.factories import Answer, Api, Person
+from tests.oauth import TOKEN, Application, new_admin, new_application
+
+PUBLIC = {
+    ("GET", f"{API}/referral-code/{{email}}"),
+    ("POST", f"{API}/auth/register"),
+    ("POST", f"{API}/auth/login"),
+    ("POST", f"{API}/auth/refresh"),
+}
+"""What needs no token. A new route has to be here or in SCOPE_OF."""
+FOR_CLIENTS_THEMSELVES = {
+    ("GET", f"{API}/referrals/{{referrer_id}}"),
+    ("GET", f"{API}/admin/users"),
+    ("GET", f"{API}/admin/users/{{user_id}}"),
+    ("PATCH", f"{API}/admin/users/{{user_id}}"),
+}
+"""What a client may call without a user, if an operator has given it the scope."""
+NOBODY = "01890000-0000-7000-8000-000000000000"
+BODIES: dict[tuple[str, str], Any] = {
+    ("DELETE", f"{API}/users/me"): {"password": "a long walk by the river"},
+    ("POST", f"{API}/auth/password/change"): {"current_password": "x", "new_password": "y"},
+    ("POST", f"{API}/referral-code"): {"expires_in_days": 7},
+    ("PUT", f"{API}/referral-code"): {"expires_in_days": 7},
+    ("PATCH", f"{API}/admin/users/{{user_id}}"): {"disabled": True},
+}
+Route = tuple[str, str]
+
+
+async def called(api: Api, route: Route, token: str | None) -> Answer:
+    """Call a route with what it takes; the path's ids are nobody's."""
+    method, path = route
+    filled = path.format(session_id=NOBODY, referrer_id=NOBODY, user_id=NOBODY, email="a@b.example")
+    return await api.call(method, f"/{filled}", BODIES.get(route), by=token)
+
+
+def test_every_route_of_the_api_is_public_or_has_its_scope() -> None:
+    routes = {
+        (route.method, route.path)
+        for route in ROUTES
+        if isinstance(route, web.RouteDef) and route.path.startswith(API)
+    }
+    assert routes == PUBLIC | set(SCOPE_OF)
+    assert not PUBLIC & set(SCOPE_OF)
+
+
+@pytest.fixture
+async def application(api: Api) -> Application:
+    return await new_application(api)
+
+
+async def token_of(application: Application, person: Person, scope: Scope) -> str:
+    token: str = (await application.tokens_of(person, scope=scope))["access_token"]
+    return token
+
+
+@pytest.mark.parametrize("scope", Scope)
+async def test_a_token_calls_the_routes_of_its_scope_and_no_other(
+    api: Api, application: Application, scope: Scope
+) -> None:
+    admin = await new_admin(api)
+    token = await token_of(application, admin, scope)
+    refused: dict[Route, Answer] = {}
+    for route, needed in SCOPE_OF.items():
+        if needed is not scope:
+            refused[route] = await called(api, route, token)
+    assert len(refused) > 5
+    for route, answer in refused.items():
+        assert answer.status == 403, route
+        assert answer.json()["code"] == "insufficient-scope", route
+        challenge = answer.headers["WWW-Authenticate"]
+        assert challenge.startswith("Bearer "), route
+        assert 'error="insufficient_scope"' in challenge, route
+        assert f'scope="{SCOPE_OF[route]}"' in challenge, route
+    for route, needed in SCOPE_OF.items():
+        if needed is scope:
+            # Somebody new each time: some calls end the session, or the account.
+            own = await token_of(application, await new_admin(api), scope)
+            answer = await called(api, route, own)
+            assert answer.status in {200, 201, 204, 401, 404, 422}, (route, answer.body)
+            assert answer.status != 401 or answer.json()["code"] == "invalid-credentials", route
+
+
+@pytest.mark.parametrize("route", SCOPE_OF, ids=" ".join)
+async def test_no_route_with_a_scope_answers_without_a_token(api: Api, route: Route) -> None:
+    answer = await called(api, route, None)
+    assert (answer.status, answer.json()["code"]) == (401, "not-authenticated")
+
+
+@pytest.mark.parametrize("route", sorted(PUBLIC), ids=" ".join)
+async def test_a_public_route_asks_for_no_token(api: Api, route: Route) -> None:
+    answer = await called(api, route, None)
+    assert answer.status in {400, 404, 422}, answer.body
+
+
+@pytest.mark.parametrize("route", [route for route in SCOPE_OF if route[0] == "GET"], ids=" ".join)
+async def test_head_needs_the_scope_of_get(
+    api: Api, application: Application, route: Route
+) -> None:
+    other = next(scope for scope in Scope if scope is not SCOPE_OF[route])
+    token = await token_of(application, await new_admin(api), other)
+    assert (await called(api, ("HEAD", route[1]), token)).status == 403
+
+
+@pytest.mark.parametrize("route", SCOPE_OF, ids=" ".join)
+async def test_a_client_without_a_user_is_refused_where_a_user_is_needed(
+    api: Api, application: Application, route: Route
+) -> None:
+    own = await application.send(TOKEN, grant_type="client_credentials")
+    assert set(own.json()["scope"].split()) == set(Scope)
+    answer = await called(api, route, own.json()["access_token"])
+    if route in FOR_CLIENTS_THEMSELVES:
+        assert answer.status in {200, 404}, answer.body
+    else:
+        assert (answer.status, answer.json()["code"]) == (403, "not-allowed")
+
+
+async def test_me_is_nobody_to_a_client_without_a_user(api: Api, application: Application) -> None:
+    own = await application.send(TOKEN, grant_type="client_credentials")
+    answer = await api.get("/referrals/me", by=own.json()["access_token"])
+    assert answer.status in {403, 404}
+
+
+async def test_an_admins_token_is_worth_what_the_admin_is_now(
+    api: Api, application: Application
+) -> None:
+    admin = await new_admin(api)
+    token = await token_of(application, admin, Scope.ADMIN)
+    assert (await api.get("/admin/users", by=token)).status == 200
+    async with api.app[keys.DATABASE].transaction() as repositories:
+        await repositories.users.set_role(admin.email, Role.USER)
+    assert (await api.get("/admin/users", by=token)).status == 403
+
+
+async def test_a_first_party_token_has_all_that_its_user_may(api: Api) -> None:
+    person, admin = await api.new_person(), await new_admin(api)
+    for route, scope in SCOPE_OF.items():
+        if route[0] == "GET":
+            assert (await called(api, route, admin.access_token)).status in {200, 404}
+            expected = {403} if scope is Scope.ADMIN or "referrer_id" in route[1] else {200, 404}
+            assert (await called(api, route, person.access_token)).status in expected
