@@ -290,9 +290,7 @@ async def test_a_compressed_body_is_refused_and_not_unpacked(api: Api) -> None:
 
 
 @pytest.mark.parametrize("expectation", [b"100-continue", b"100-CONTINUE", b"a-miracle", b""])
-async def test_an_expectation_is_met_or_ignored(
-    api: Api, anna: Person, expectation: bytes
-) -> None:
+async def test_an_expectation_is_met_or_ignored(api: Api, anna: Person, expectation: bytes) -> None:
     login = {"email": anna.email, "password": PASSWORD}
     raw = json_request("POST", f"{API}/auth/login", login, [b"Expect: " + expectation])
     assert (await send(api, raw)).status == 200
