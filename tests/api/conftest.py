@@ -29,10 +29,10 @@ async def anna(api: Api) -> Person:
 
 @pytest.fixture
 async def admin(api: Api, database: asyncpg.Connection) -> Person:
-    """Somebody whom the database says to be an admin."""
-    admin = await api.new_person("admin@example.com")
-    await database.execute("UPDATE users SET role = 'admin' WHERE user_id = $1", admin.user_id)
-    return admin
+    """Somebody who has been made an admin, and has signed in since."""
+    await api.register("admin@example.com")
+    await database.execute("UPDATE users SET role = 'admin' WHERE email = 'admin@example.com'")
+    return await api.signed_in("admin@example.com")
 
 
 @pytest.fixture

@@ -364,6 +364,8 @@ async def story(api: Api) -> list[Any]:
     observed.append((await api.get("/users/me", by=second)).status)
     refreshed = await api.post("/auth/refresh", {"refresh_token": friend.refresh_token})
     observed.append(refreshed.status)
+    newest = {"refresh_token": refreshed.json()["refresh_token"]}
+    observed.append((await api.post("/auth/refresh", newest)).status)
     again = await api.post("/auth/refresh", {"refresh_token": friend.refresh_token})
     observed.append(again.status)
     observed.append((await api.get("/users/me", by=refreshed.json()["access_token"])).status)

@@ -17,7 +17,16 @@ from tests.factories import PASSWORD, Answer, Api, Person, running
 
 TOKEN_MEMBERS: Final = {"access_token", "token_type", "expires_in", "refresh_token", "user_id"}
 SESSION_MEMBERS: Final = {
-    *("id", "user_agent", "created_at", "refreshed_at", "expires_at", "current"),
+    *(
+        "id",
+        "client_id",
+        "origin",
+        "user_agent",
+        "created_at",
+        "refreshed_at",
+        "expires_at",
+        "current",
+    ),
 }
 NEW_PASSWORD: Final = "another walk by the sea"
 NEEDS_A_USER: Final = [
@@ -153,8 +162,9 @@ async def test_a_token_used_twice_ends_the_session_at_once(
 
 async def test_a_stolen_token_ends_its_own_session_only(api: Api, anna: Person) -> None:
     elsewhere = await api.signed_in(anna.email)
-    await refresh(api, anna.refresh_token)
-    await refresh(api, anna.refresh_token)
+    first = (await refresh(api, anna.refresh_token)).json()
+    await refresh(api, first["refresh_token"])
+    assert_problem(await refresh(api, anna.refresh_token), 401, "invalid-token")
     await assert_open(api, elsewhere)
 
 
