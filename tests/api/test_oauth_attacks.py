@@ -171,6 +171,18 @@ async def test_a_password_changed_while_it_is_being_checked_gives_no_tokens(
         assert answer.status == 401
 
 
+async def test_a_code_redeemed_while_the_password_changes_leaves_no_session_behind(
+    api: Api, application: Application
+) -> None:
+    async def race() -> bool:
+        person = await api.new_person()
+        code = await application.code_of(person)
+        answer, _ = await asyncio.gather(application.redeem(code), change_password(api, person))
+        return answer.status == 200 and await application.is_alive(answer.json())
+
+    assert not any(await asyncio.gather(*(race() for _ in range(10))))
+
+
 # Refresh tokens
 
 
