@@ -146,7 +146,7 @@ def _built_in_clients(settings: Settings) -> dict[str, Client]:
     """Return the clients that are part of the service: the page at /docs."""
     swagger_ui = Client(
         client_id="swagger-ui",
-        name="the API's documentation",
+        name="API documentation",
         secret_hash=None,
         redirect_uris=(f"{settings.public_url}/docs/oauth2-redirect.html",),
         scopes=frozenset(Scope),

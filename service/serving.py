@@ -45,7 +45,9 @@ def listen(host: str, port: int, workers: int) -> list[socket.socket]:
             for _ in range(workers)
         ]
     except OSError as error:
-        raise PortTaken(f"Cannot listen on {host}:{port}: {error.strerror or error}.") from error
+        # Python adds the address to the system's words.
+        reason = str(error.strerror).partition(" (while")[0]
+        raise PortTaken(f"Cannot listen on {host}:{port}: {reason}.") from error
 
 
 def serve(settings: Settings, sockets: list[socket.socket], when_ready: Callable[[], None]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from multidict import MultiMapping
 
 from service.app import create_app
 from service.domain.clock import utc_now
@@ -36,7 +37,7 @@ class Answer:
     """A response, read whole."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: MultiMapping[str]
     body: bytes
 
     def json(self) -> Any:
@@ -60,6 +61,7 @@ class Api:
 
     session: aiohttp.ClientSession
     app: web.Application
+    address: tuple[str, int]
     clock: MovableClock = field(default_factory=MovableClock)
 
     async def call(
@@ -141,7 +143,7 @@ async def running(settings: Settings) -> AsyncIterator[Api]:
         host, port = runner.addresses[0]
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(f"http://{host}:{port}", connector=connector) as session:
-            yield Api(session, app, clock)
+            yield Api(session, app, (host, port), clock)
     finally:
         await runner.cleanup()
 

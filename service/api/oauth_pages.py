@@ -66,7 +66,9 @@ def show_sign_in(
 <p><small>You go on to {escape(target.scheme)}://{escape(target.netloc)}</small></p>
 """
     # Browsers apply form-action to the redirect that follows the form as well.
-    go_on = f"{target.scheme}://{target.netloc}" if target.netloc else f"{target.scheme}:"
+    # A policy has no way to write an IPv6 address, or an app's own scheme with a host.
+    writable = target.netloc and "[" not in target.netloc
+    go_on = f"{target.scheme}://{target.netloc}" if writable else f"{target.scheme}:"
     return _page("Sign in", body, nonce, f"'self' {go_on}", status)
 
 

@@ -523,7 +523,7 @@ async def test_the_state_comes_back_as_it_was_sent(
 ) -> None:
     answer = await application.allowed_by(anna, state=state)
     assert returned(answer)["state"] == state
-    assert "b" not in answer.headers.getall("Set-Cookie", [])  # type: ignore[attr-defined]
+    assert "b" not in answer.headers.getall("Set-Cookie", [])
 
 
 async def test_without_a_state_none_comes_back(application: Application, anna: Person) -> None:

@@ -22,12 +22,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm
 
 from tests.e2e.peers import (
-    LOOPBACK,
     RegisteredClient,
-    Service,
-    free_port,
     install_npm_packages,
     judged_by,
+    new_client,
+    new_person,
+)
+from tests.e2e.processes import (
+    LOOPBACK,
+    Service,
+    free_port,
     service_process,
     started,
     wait_for,
@@ -45,17 +49,17 @@ def service(environment: dict[str, str]) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def public(service: Service) -> RegisteredClient:
-    return service.new_client(REDIRECT_URI)
+    return new_client(service, REDIRECT_URI)
 
 
 @pytest.fixture(scope="module")
 def confidential(service: Service) -> RegisteredClient:
-    return service.new_client(REDIRECT_URI, confidential=True)
+    return new_client(service, REDIRECT_URI, confidential=True)
 
 
 @pytest.fixture(scope="module")
 def resource_server(service: Service) -> RegisteredClient:
-    return service.new_client(confidential=True, scope="referrals:read")
+    return new_client(service, confidential=True, scope="referrals:read")
 
 
 # openid-client and oauth4webapi, from npm
@@ -89,7 +93,7 @@ def test_a_certified_client_goes_the_whole_way(
                 "secret": resource_server.secret,
                 "method": "client_secret_basic",
             },
-            "person": service.new_person(),
+            "person": new_person(service),
             "redirectUri": REDIRECT_URI,
             "scope": "profile codes:read",
             "resource": f"{service.url}/api/v1/users/me",
@@ -155,7 +159,7 @@ async def test_authlib_goes_the_whole_way(
         url, state = client.create_authorization_url(
             f"{service.url}/oauth/authorize", code_verifier=verifier
         )
-        callback = await callback_of(url, service.new_person())
+        callback = await callback_of(url, new_person(service))
         tokens = await client.fetch_token(
             endpoint, authorization_response=callback, code_verifier=verifier, state=state
         )
@@ -250,7 +254,7 @@ def apache(service: Service, resource_server: RegisteredClient) -> Iterator[str]
         )
         (folder / "apache.conf").write_text(configuration)
         command = [str(APACHE), "-f", str(folder / "apache.conf"), "-DFOREGROUND"]
-        with started(command, **_as_nobody(folder)) as process:
+        with started(command, {}, **_as_nobody(folder)) as process:
             url = f"http://{LOOPBACK}:{port}"
             wait_for(url, process)
             yield url

@@ -13,7 +13,8 @@ import pytest
 from playwright.sync_api import Browser, Page, Request, Route
 
 from tests.e2e.chromium import launched, needs_chromium
-from tests.e2e.peers import LOOPBACK, Service, service_process
+from tests.e2e.peers import new_client, new_person
+from tests.e2e.processes import LOOPBACK, Service, service_process
 from tests.oauth import VERIFIER, challenge_of
 
 PHONE = {"width": 390, "height": 844}
@@ -95,7 +96,7 @@ def sign_in(page: Page, person: dict[str, str]) -> None:
 def test_swagger_ui_gets_a_token_by_code_and_pkce_and_calls_with_it(
     service: Service, open_page: Callable[..., Page], tmp_path: Path
 ) -> None:
-    person = service.new_person()
+    person = new_person(service)
     page = open_page(viewport={"width": 1280, "height": 1000})
     redemptions: list[Request] = []
     page.on(
@@ -145,7 +146,7 @@ def test_the_page_fits_a_phone(
 ) -> None:
     with listening() as origin:
         redirect_uri = f"{origin}/callback"
-        client = service.new_client(redirect_uri)
+        client = new_client(service, redirect_uri)
         page = open_page(viewport=PHONE, device_scale_factor=2, is_mobile=True, has_touch=True)
         page.goto(authorization_path(client.client_id, redirect_uri))
         page.screenshot(path=tmp_path / "sign-in.png", full_page=True)
@@ -165,7 +166,7 @@ def test_the_page_fits_a_phone(
 
         page.emulate_media(color_scheme="dark")
         page.screenshot(path=tmp_path / "dark.png", full_page=True)
-        sign_in(page, service.new_person())
+        sign_in(page, new_person(service))
         page.get_by_text("back in the application").wait_for()
         told = parse_qs(urlsplit(page.url).query)
         assert (told["state"], told["iss"]) == (["a state"], [service.url])
@@ -174,9 +175,9 @@ def test_the_page_fits_a_phone(
 def test_the_page_is_signed_with_the_keyboard_alone(
     service: Service, open_page: Callable[..., Page]
 ) -> None:
-    person = service.new_person()
+    person = new_person(service)
     with listening() as origin:
-        client = service.new_client(f"{origin}/callback")
+        client = new_client(service, f"{origin}/callback")
         page = open_page(java_script_enabled=False)
         page.goto(authorization_path(client.client_id, f"{origin}/callback"))
         page.keyboard.press("Tab")
@@ -192,7 +193,7 @@ def test_who_denies_goes_back_with_an_error(
     service: Service, open_page: Callable[..., Page]
 ) -> None:
     with listening() as origin:
-        client = service.new_client(f"{origin}/callback")
+        client = new_client(service, f"{origin}/callback")
         page = open_page()
         page.goto(authorization_path(client.client_id, f"{origin}/callback"))
         page.get_by_role("button", name="Deny").click()
@@ -213,7 +214,7 @@ def test_the_browser_submits_the_form_wherever_it_leads(
     service: Service, open_page: Callable[..., Page], redirect_uri: str
 ) -> None:
     """Content-Security-Policy's form-action has no way to write some addresses."""
-    client = service.new_client(redirect_uri)
+    client = new_client(service, redirect_uri)
     page = open_page()
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
@@ -253,9 +254,9 @@ def test_no_other_site_can_frame_the_page(
 def test_another_site_cannot_submit_the_form(
     service: Service, open_page: Callable[..., Page]
 ) -> None:
-    person = service.new_person()
+    person = new_person(service)
     with listening() as origin:
-        client = service.new_client(f"{origin}/callback")
+        client = new_client(service, f"{origin}/callback")
         path = authorization_path(client.client_id, f"{origin}/callback")
         page = open_page()
         page.goto(path)

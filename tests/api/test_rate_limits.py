@@ -1,0 +1,193 @@
+"""Too many requests: counted for an address and an account, before anything is done for them."""
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+from ipaddress import ip_network
+
+import asyncpg
+import pytest
+from redis.asyncio import Redis
+
+from service.passwords import PasswordHasher
+from service.settings import RateLimit, Settings
+from tests.api.assertions import assert_problem
+from tests.factories import PASSWORD, Api, running
+
+pytestmark = pytest.mark.usefixtures("database", "redis")
+LOOKUP = "/referral-code/nobody@example.com"
+PROXY = ip_network("127.0.0.1")
+
+
+async def test_the_headers_tell_the_policy_and_what_is_left(settings: Settings) -> None:
+    limited = replace(settings, rate_limit_lookup=RateLimit(3, 60))
+    async with running(limited) as api:
+        for left in (2, 1, 0):
+            answer = await api.get(LOOKUP)
+            assert answer.status == 404
+            assert answer.headers["RateLimit-Policy"] == '"lookup";q=3;w=60'
+            assert answer.headers["RateLimit"] == f'"lookup";r={left};t=60'
+            assert "Retry-After" not in answer.headers
+        refused = await api.get(LOOKUP)
+        assert_problem(refused, 429, "too-many-requests")
+        assert refused.headers["RateLimit-Policy"] == '"lookup";q=3;w=60'
+        assert refused.headers["RateLimit"] == '"lookup";r=0;t=60'
+        assert refused.headers["Retry-After"] == "60"
+
+
+async def test_without_a_limit_there_are_no_headers(api: Api) -> None:
+    answer = await api.get(LOOKUP)
+    assert "RateLimit" not in answer.headers
+    assert "RateLimit-Policy" not in answer.headers
+
+
+async def test_the_window_ends_when_retry_after_says(settings: Settings) -> None:
+    async with running(replace(settings, rate_limit_lookup=RateLimit(2, 1))) as api:
+        answers = [await api.get(LOOKUP) for _ in range(3)]
+        assert [answer.status for answer in answers] == [404, 404, 429]
+        assert answers[-1].headers["Retry-After"] == "1"
+        await asyncio.sleep(1.01)
+        assert (await api.get(LOOKUP)).status == 404
+
+
+async def test_two_processes_count_together(settings: Settings) -> None:
+    limited = replace(settings, rate_limit_lookup=RateLimit(3, 60))
+    async with running(limited) as one, running(limited) as two:
+        answers = [await api.get(LOOKUP) for api in (one, two, one, two)]
+        assert [answer.status for answer in answers] == [404, 404, 404, 429]
+
+
+async def test_registrations_are_limited_for_an_address(settings: Settings) -> None:
+    async with running(replace(settings, rate_limit_register=RateLimit(2, 60))) as api:
+        answers = [await api.register() for _ in range(3)]
+        assert [answer.status for answer in answers] == [201, 201, 429]
+        assert answers[0].headers["RateLimit-Policy"] == '"register";q=2;w=60'
+
+
+async def test_logins_are_limited_for_an_address(settings: Settings) -> None:
+    """Whatever accounts they are for; the right password does not help."""
+    async with running(replace(settings, rate_limit_login=RateLimit(3, 60))) as api:
+        await api.register("anna@example.com")
+        for number in range(3):
+            answer = await api.log_in(f"nobody{number}@example.com")
+            assert answer.status == 401
+            policy = '"login";q=3;w=60, "login-account";q=3;w=60'
+            assert answer.headers["RateLimit-Policy"] == policy
+            left = f'"login";r={2 - number};t=60, "login-account";r=2;t=60'
+            assert answer.headers["RateLimit"] == left
+        assert_problem(await api.log_in("anna@example.com"), 429, "too-many-requests")
+
+
+@pytest.mark.parametrize("email", ["anna@example.com", "nobody@example.com"])
+async def test_logins_are_limited_for_an_account_known_or_not(
+    settings: Settings, email: str
+) -> None:
+    """From many addresses, and however the e-mail is spelt."""
+    limited = replace(settings, rate_limit_login=RateLimit(3, 60), trusted_proxies=(PROXY,))
+    async with running(limited) as api:
+        await api.register("anna@example.com")
+        statuses = []
+        for number, spelling in enumerate([email, email.upper(), email.title(), email, email]):
+            answer = await api.post(
+                "/auth/login",
+                {"email": spelling, "password": "wrong password"},
+                headers={"X-Forwarded-For": f"203.0.113.{number}"},
+            )
+            statuses.append(answer.status)
+        assert statuses == [401, 401, 401, 429, 429]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        (
+            "POST",
+            "/auth/password/change",
+            {"current_password": "wrong password", "new_password": "another walk by the sea"},
+        ),
+        ("DELETE", "/users/me", {"password": "wrong password"}),
+    ],
+)
+async def test_a_stolen_token_does_not_help_to_guess_the_password(
+    settings: Settings, method: str, path: str, body: dict[str, str]
+) -> None:
+    async with running(replace(settings, rate_limit_login=RateLimit(4, 60))) as api:
+        anna = await api.new_person()
+        answers = [await api.call(method, path, body, by=anna) for _ in range(5)]
+        assert [answer.status for answer in answers] == [401, 401, 401, 429, 429]
+
+
+class CountingHasher(PasswordHasher):
+    """Counts the passwords that were verified."""
+
+    verified = 0
+
+    async def verify(self, password: str, password_hash: str | None) -> tuple[bool, str | None]:
+        CountingHasher.verified += 1
+        return await super().verify(password, password_hash)
+
+
+async def test_attempts_are_counted_before_a_password_is_hashed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 60 wrong passwords at one instant 5 cost a hash."""
+    monkeypatch.setattr("service.app.PasswordHasher", CountingHasher)
+    async with running(replace(settings, rate_limit_login=RateLimit(5, 60))) as api:
+        await api.register("anna@example.com")
+        CountingHasher.verified = 0
+        wrong = {"email": "anna@example.com", "password": "wrong password"}
+        answers = await asyncio.gather(*(api.post("/auth/login", wrong) for _ in range(60)))
+        assert sorted(answer.status for answer in answers) == [401] * 5 + [429] * 55
+        assert CountingHasher.verified == 5
+
+
+FORWARDED = [
+    # X-Forwarded-For of each request, trusted proxies, statuses with a limit of 2
+    (["203.0.113.1"] * 3, True, [404, 404, 429]),
+    (["203.0.113.1", "203.0.113.2", "203.0.113.3"], True, [404, 404, 404]),
+    # An address of IPv6 counts with its /64, which is what one client has.
+    (["2001:db8::1", "2001:db8::2", "2001:db8::3"], True, [404, 404, 429]),
+    (["2001:db8:0:1::1", "2001:db8:0:2::1", "2001:db8:0:3::1"], True, [404, 404, 404]),
+    (["::ffff:203.0.113.1", "203.0.113.1", "203.0.113.1"], True, [404, 404, 429]),
+    # From the right, as far as trusted proxies have written it: the left is the client's word.
+    (["10.0.0.1, 203.0.113.1", "10.0.0.2, 203.0.113.1", "x, 203.0.113.1"], True, [404, 404, 429]),
+    (["203.0.113.1, 127.0.0.1", "203.0.113.2, 127.0.0.1", "203.0.113.3"], True, [404, 404, 404]),
+    # What is no address ends the search: left of it anybody may have written anything.
+    (["10.0.0.1, x:4711", "10.0.0.2, x:4711", "10.0.0.3, x:4711"], True, [404, 404, 429]),
+    (["10.0.0.1, unknown", "10.0.0.2, ", "10.0.0.3, _x"], True, [404, 404, 429]),
+    # Without trusted proxies the header is anybody's word.
+    (["203.0.113.1", "203.0.113.2", "203.0.113.3"], False, [404, 404, 429]),
+]
+
+
+@pytest.mark.parametrize(("sent", "trusted", "expected"), FORWARDED)
+async def test_the_address_is_the_clients_as_far_as_proxies_are_trusted(
+    settings: Settings, sent: list[str], trusted: bool, expected: list[int]
+) -> None:
+    limited = replace(
+        settings,
+        rate_limit_lookup=RateLimit(2, 60),
+        trusted_proxies=(PROXY,) if trusted else (),
+    )
+    async with running(limited) as api:
+        answers = [await api.get(LOOKUP, headers={"X-Forwarded-For": value}) for value in sent]
+        assert [answer.status for answer in answers] == expected
+
+
+async def test_redis_forgets_a_window_that_has_ended(settings: Settings, redis: Redis) -> None:
+    async with running(replace(settings, rate_limit_lookup=RateLimit(2, 60))) as api:
+        await api.get(LOOKUP)
+        [key] = [name async for name in redis.scan_iter("limit:*")]
+        assert 59_000 < await redis.pttl(key) <= 60_000
+
+
+async def test_the_window_in_the_memory_of_a_process_ends_too(
+    settings: Settings, database: asyncpg.Connection
+) -> None:
+    away = replace(settings, redis_url="redis://127.0.0.1:1", rate_limit_login=RateLimit(1, 3600))
+    async with running(away) as api:
+        answers = [await api.log_in("nobody@example.com", PASSWORD) for _ in range(2)]
+        assert [answer.status for answer in answers] == [401, 429]
+        assert answers[1].headers["Retry-After"] == "3600"
+        api.clock.ahead = timedelta(seconds=3601)
+        assert (await api.log_in("nobody@example.com", PASSWORD)).status == 401

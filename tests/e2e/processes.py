@@ -1,0 +1,140 @@
+"""The service in processes of its own, as operators run it."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import psycopg
+
+from service.migrations import apply_migrations
+
+LOOPBACK = "127.0.0.1"
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 30
+COMMAND = [sys.executable, "-m", "service"]
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running service, its address, its first process, and its environment."""
+
+    url: str
+    environment: Mapping[str, str]
+    process: "subprocess.Popen[str]"
+
+
+@contextmanager
+def service_process(environment: Mapping[str, str], **changes: str) -> Iterator[Service]:
+    """Run `serve` with a database of its own, until the block ends."""
+    port = free_port()
+    url = f"http://{LOOPBACK}:{port}"
+    with own_database(environment["DATABASE_URL"]) as database_url:
+        own = {"HOST": LOOPBACK, "PORT": str(port), "PUBLIC_URL": url, "WORKERS": "1"}
+        told = {**environment, "DATABASE_URL": database_url, **own, **changes}
+        with started([*COMMAND, "serve"], told) as process:
+            wait_for(f"{url}/health/ready", process)
+            yield Service(url, told, process)
+
+
+@contextmanager
+def started(
+    command: list[str], environment: Mapping[str, str], **options: Any
+) -> Iterator["subprocess.Popen[str]"]:
+    """Run a program until the block ends, and end it if it has not ended by itself."""
+    whole = {**os.environ, **environment}
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, env=whole, text=True, **options
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def run(
+    *arguments: str, environment: Mapping[str, str], **options: Any
+) -> "subprocess.CompletedProcess[str]":
+    """Run `python -m service` to its end."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        **options,
+    )
+
+
+def wait_for(url: str, process: "subprocess.Popen[str]") -> None:
+    """Wait until something answers at `url` with anything but 503."""
+
+    def answers() -> bool:
+        assert process.poll() is None, f"ended with {process.poll()}"
+        return status_of(url) not in {None, 503}
+
+    wait_until(answers, f"nothing answers at {url}")
+
+
+def wait_until(holds: Callable[[], bool], complaint: str) -> None:
+    """Wait until something holds; fail after START_SECONDS."""
+    deadline = time.monotonic() + START_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, complaint
+        time.sleep(0.05)
+
+
+def status_of(url: str) -> int | None:
+    """Return the status of the answer at `url`; None where nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            status: int = response.status
+            return status
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+    except OSError:
+        return None
+
+
+def free_port() -> int:
+    """Return a port of loopback that is free now."""
+    with socket.create_server((LOOPBACK, 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+@contextmanager
+def own_database(url: str) -> Iterator[str]:
+    """Make a migrated database, and drop it when the block ends."""
+    name = f"test_{uuid4().hex}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        try:
+            own_url = urlsplit(url)._replace(path=f"/{name}").geturl()
+            apply_migrations(own_url)
+            yield own_url
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def copy_of_the_project(folder: Path) -> Path:
+    """Return a folder with what `dev` needs, so that its data is not the developer's."""
+    for name in ("service", "sql"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder

@@ -1,0 +1,327 @@
+"""The commands as operators use them: what they print, how they end, what survives."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.e2e.processes import (
+    COMMAND,
+    LOOPBACK,
+    copy_of_the_project,
+    free_port,
+    run,
+    service_process,
+    started,
+    status_of,
+    wait_for,
+    wait_until,
+)
+from tests.factories import PASSWORD, new_secrets
+
+ENDS_WITHIN = 5
+"""Seconds that a signal may take to end everything."""
+
+
+def post(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Send a body to a call that is expected to succeed; return the answer."""
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as response:
+        answer: dict[str, Any] = json.load(response)
+        return answer
+
+
+def workers_of(parent: int) -> list[int]:
+    """Return the processes that have `parent` for their parent."""
+    found = Path(f"/proc/{parent}/task/{parent}/children")
+    return [int(pid) for pid in found.read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs: one that has ended and waits for its parent does not."""
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+def test_all_faulty_settings_are_told_at_once_without_a_traceback(
+    environment: dict[str, str],
+) -> None:
+    faults = {"PORT": "high", "RATE_LIMIT_LOGIN": "often", "LOG_FORMAT": "xml"}
+    done = run("serve", environment={**environment, **faults})
+    assert done.returncode == 2
+    assert [line.split()[0] for line in done.stderr.splitlines()[1:]] == sorted(faults)
+    assert "Traceback" not in done.stderr
+
+
+def test_without_its_secrets_serve_refuses_to_start(environment: dict[str, str]) -> None:
+    done = run("serve", environment={**environment, **dict.fromkeys(new_secrets(), "")})
+    assert done.returncode == 2
+    assert all(f"{name} is not set." in done.stderr for name in new_secrets())
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_taken_port_is_one_clear_line(environment: dict[str, str], workers: str) -> None:
+    with service_process(environment, WORKERS=workers) as service:
+        done = run("serve", environment=service.environment)
+    assert done.returncode == 1
+    port = service.environment["PORT"]
+    assert done.stderr == f"Cannot listen on {LOOPBACK}:{port}: Address already in use.\n"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_request_under_way_is_answered_after_sigterm(
+    environment: dict[str, str], workers: str
+) -> None:
+    slow = {"ARGON2_MEMORY_KIB": "65536", "ARGON2_PASSES": "12", "WORKERS": workers}
+    with service_process(environment, **slow) as service, ThreadPoolExecutor() as threads:
+        url = f"{service.url}/api/v1/auth/register"
+        body = {"email": "anna@example.com", "password": PASSWORD}
+        answer = threads.submit(post, url, body)
+        time.sleep(0.15)
+        assert not answer.done()
+        service.process.send_signal(signal.SIGTERM)
+        assert answer.result()["email"] == "anna@example.com"
+        assert service.process.wait(ENDS_WITHIN) == 0
+    assert status_of(f"{service.url}/health/live") is None
+
+
+def test_a_killed_worker_is_replaced_and_the_service_goes_on(environment: dict[str, str]) -> None:
+    with service_process(environment, WORKERS="2") as service:
+        first = workers_of(service.process.pid)
+        assert len(first) == 2
+        os.kill(first[0], signal.SIGKILL)
+        for _ in range(20):
+            assert status_of(f"{service.url}/health/ready") == 200
+        wait_until(
+            lambda: len(set(workers_of(service.process.pid)) - {first[0]}) == 2,
+            "the killed worker is not replaced",
+        )
+
+
+def test_the_workers_of_a_killed_parent_end(environment: dict[str, str]) -> None:
+    with service_process(environment, WORKERS="2") as service:
+        workers = workers_of(service.process.pid)
+        service.process.kill()
+        wait_until(lambda: not any(map(is_alive, workers)), "workers outlive their parent")
+
+
+def test_metrics_are_summed_over_the_workers(environment: dict[str, str]) -> None:
+    with service_process(environment, WORKERS="2") as service:
+        for _ in range(40):
+            status_of(f"{service.url}/openapi.json")
+        with urllib.request.urlopen(f"{service.url}/metrics") as response:
+            text = response.read().decode()
+    counted = [
+        float(line.split()[-1])
+        for line in text.splitlines()
+        if line.startswith("http_request_duration_seconds_count") and "openapi" in line
+    ]
+    assert counted == [40]
+
+
+def test_an_admin_is_made_with_a_password_from_the_environment_or_from_standard_input(
+    environment: dict[str, str],
+) -> None:
+    with service_process(environment) as service:
+        told = {**service.environment, "ADMIN_PASSWORD": PASSWORD}
+        assert run("admin", "create", "root@example.com", environment=told).returncode == 0
+        done = run(
+            "admin",
+            "create",
+            "other@example.com",
+            environment=service.environment,
+            input=f"{PASSWORD}\n",
+        )
+        assert done.stdout == "other@example.com is an admin.\n"
+        for email in ("root@example.com", "other@example.com"):
+            tokens = post(
+                f"{service.url}/api/v1/auth/login", {"email": email, "password": PASSWORD}
+            )
+            request = urllib.request.Request(
+                f"{service.url}/api/v1/admin/users",
+                headers={"Authorization": f"Bearer {tokens['access_token']}"},
+            )
+            with urllib.request.urlopen(request) as response:
+                assert response.status == 200
+
+        again = run("admin", "create", "root@example.com", environment=told)
+        assert (again.returncode, again.stderr) == (1, "An account with this e-mail exists.\n")
+        weak = {**told, "ADMIN_PASSWORD": "password1"}
+        refused = run("admin", "create", "third@example.com", environment=weak)
+        assert (refused.returncode, refused.stderr) == (
+            1,
+            "This is one of the most common passwords.\n",
+        )
+
+
+def test_an_account_is_promoted(environment: dict[str, str]) -> None:
+    with service_process(environment) as service:
+        body = {"email": "anna@example.com", "password": PASSWORD}
+        post(f"{service.url}/api/v1/auth/register", body)
+        assert run("admin", "promote", "ANNA@example.com", environment=service.environment).stdout
+        with psycopg.connect(service.environment["DATABASE_URL"]) as connection:
+            assert connection.execute("SELECT role FROM users").fetchall() == [("admin",)]
+        nobody = run("admin", "promote", "nobody@example.com", environment=service.environment)
+        assert (nobody.returncode, nobody.stderr) == (1, "There is no such user.\n")
+
+
+def test_new_secrets_are_written_once_for_their_owner_alone(tmp_path: Path) -> None:
+    file = tmp_path / "secrets.env"
+    assert run("keys", "generate", "--file", str(file), environment={}).returncode == 0
+    written = file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+    again = run("keys", "generate", "--file", str(file), environment={})
+    assert "left as it is" in again.stdout
+    assert file.read_text() == written
+    assert run("keys", "generate", environment={}).stdout.count("\n") == 3
+
+
+def _mind_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Development:
+    """`dev` in a copy of the project, without the settings of whoever runs the tests."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = copy_of_the_project(folder)
+        self.port = free_port()
+        self.url = f"http://{LOOPBACK}:{self.port}"
+        self.log = folder / "dev.log"
+        self.environment = {
+            **os.environ,
+            "DATABASE_URL": "",
+            "REDIS_URL": "",
+            "PORT": str(self.port),
+            "PUBLIC_URL": self.url,
+            "RATE_LIMIT_REGISTER": "off",
+        }
+
+    def start(self) -> "subprocess.Popen[str]":
+        """Start it, and wait until it answers."""
+        with self.log.open("w") as log:
+            process = subprocess.Popen(
+                [*COMMAND, "dev"],
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                text=True,
+                # A background job of a shell has SIGINT ignored; a terminal's has not.
+                preexec_fn=_mind_ctrl_c,  # noqa: PLW1509  # no threads here
+            )
+        try:
+            wait_for(f"{self.url}/health/ready", process)
+        except AssertionError as error:
+            process.kill()
+            raise AssertionError(self.log.read_text()) from error
+        return process
+
+    def register(self, email: str) -> None:
+        post(f"{self.url}/api/v1/auth/register", {"email": email, "password": PASSWORD})
+
+    def knows(self, email: str) -> bool:
+        """Whether the account can sign in."""
+        body = {"email": email, "password": PASSWORD}
+        return "access_token" in post(f"{self.url}/api/v1/auth/login", body)
+
+
+@pytest.fixture
+def development(tmp_path: Path) -> Development:
+    return Development(tmp_path)
+
+
+def servers_in(folder: Path) -> list[int]:
+    """Return the processes whose command line or working folder is in `folder`."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdigit() and (process / "cwd").readlink().is_relative_to(folder):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return [pid for pid in found if is_alive(pid)]
+
+
+def test_ctrl_c_ends_everything_and_the_data_survives(development: Development) -> None:
+    process = development.start()
+    assert f"{development.url}/docs" in development.log.read_text()
+    development.register("anna@example.com")
+    assert len(servers_in(development.folder)) > 1
+
+    process.send_signal(signal.SIGINT)
+    assert process.wait(ENDS_WITHIN) == 0
+    assert servers_in(development.folder) == []
+
+    process = development.start()
+    assert development.knows("anna@example.com")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(ENDS_WITHIN) == 0
+
+
+def test_after_kill_9_the_next_start_just_works(development: Development) -> None:
+    process = development.start()
+    development.register("anna@example.com")
+    process.kill()
+    process.wait()
+    process = development.start()
+    try:
+        assert development.knows("anna@example.com")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(ENDS_WITHIN)
+
+
+def test_a_second_start_is_refused_and_commands_find_the_servers_of_the_first(
+    development: Development,
+) -> None:
+    process = development.start()
+    try:
+        second = run("dev", environment=development.environment, cwd=development.folder)
+        assert second.returncode == 1
+        assert second.stderr.startswith(".data is already in use by process")
+        assert "Traceback" not in second.stderr
+        told = {**development.environment, "ADMIN_PASSWORD": PASSWORD}
+        made = run("admin", "create", "root@example.com", environment=told, cwd=development.folder)
+        assert made.stdout == "root@example.com is an admin.\n"
+        assert development.knows("root@example.com")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(ENDS_WITHIN)
+
+
+def test_a_faulty_setting_is_told_before_any_server_starts(development: Development) -> None:
+    told = {**development.environment, "WORKERS": "many"}
+    done = run("dev", environment=told, cwd=development.folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "The settings are at fault:\nWORKERS must be a whole number.\n"
+
+
+def test_migrate_says_what_it_has_applied(environment: dict[str, str]) -> None:
+    done = run("migrate", environment=environment)
+    assert (done.returncode, done.stdout) == (0, "nothing to apply\n")
+    away = run("migrate", environment={**environment, "DATABASE_URL": "postgresql://127.0.0.1:1/x"})
+    assert away.returncode == 1
+    assert away.stderr.startswith("PostgreSQL cannot be reached:")
+    assert "Traceback" not in away.stderr
+
+
+def test_an_unknown_command_is_explained() -> None:
+    with started([*COMMAND, "help"], {}, stderr=subprocess.PIPE) as process:
+        assert process.wait(10) == 2
+        assert process.stderr is not None
+        assert "invalid choice" in process.stderr.read()
