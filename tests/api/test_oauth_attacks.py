@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from datetime import timedelta
+from time import perf_counter
 from urllib.parse import urlencode
 
 import asyncpg
@@ -169,6 +170,25 @@ async def test_a_password_changed_while_it_is_being_checked_gives_no_tokens(
         assert refusal(await application.redeem(returned(answer)["code"])) == INVALID_GRANT
     else:
         assert answer.status == 401
+
+
+async def test_a_code_redeemed_while_the_password_changes_leaves_no_session_behind(
+    api: Api, application: Application
+) -> None:
+    async def alive_after(delay: float) -> bool:
+        person = await api.new_person()
+        code = await application.code_of(person)
+        changing = asyncio.create_task(change_password(api, person))
+        await asyncio.sleep(delay)
+        answer = await application.redeem(code)
+        await changing
+        return answer.status == 200 and await application.is_alive(answer.json())
+
+    started = perf_counter()
+    await change_password(api, await api.new_person())
+    took = perf_counter() - started
+    # From before the change to after it, in small steps.
+    assert not any([await alive_after(step / 20 * took) for step in range(25)])
 
 
 # Refresh tokens

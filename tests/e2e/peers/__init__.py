@@ -94,7 +94,8 @@ def _install(npm: str, files: list[Path], folder: Path) -> None:
             timeout=NPM_SECONDS,
         )
         if done.returncode != 0:
-            pytest.skip(f"npm could not install the clients: {done.stderr.strip()[-300:]}")
+            told = [line for line in done.stderr.splitlines() if line.startswith("npm error")]
+            pytest.skip(f"npm could not install the clients: {told[:1]}")
         fresh.rename(folder)
     except subprocess.TimeoutExpired:
         pytest.skip(f"npm has not installed the clients in {NPM_SECONDS} s")
