@@ -113,8 +113,8 @@ def _is_origin(word: str) -> bool:
         parts = urlsplit(word)
     except ValueError:
         return False
-    https = parts.scheme in {"http", "https"}
-    return https and bool(parts.netloc) and word == f"{parts.scheme}://{parts.netloc}"
+    http = parts.scheme in {"http", "https"} and parts.username is None
+    return http and bool(parts.netloc) and word == f"{parts.scheme}://{parts.netloc}"
 
 
 class _Networks(_Words):
@@ -180,6 +180,16 @@ class _Url(fields.String):
         )
 
 
+class _PublicUrl(_Url):
+    """Where clients reach the service: an origin, because its addresses begin at the root."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
+        url = super()._deserialize(value, attr, data, **kwargs).rstrip("/")
+        if not _is_origin(url):
+            raise ValidationError("must have no path, no query and no user.")
+        return url
+
+
 def _number(default: int | None, low: int, high: int, name: str) -> fields.Integer:
     return fields.Integer(
         data_key=name,
@@ -210,7 +220,7 @@ class SettingsSchema(Schema):
     host = fields.String(data_key="HOST", load_default="127.0.0.1")
     port = _number(8080, 1, 65535, "PORT")
     workers = _number(None, 1, 256, "WORKERS")
-    public_url = _Url("http", "https", data_key="PUBLIC_URL", load_default=None)
+    public_url = _PublicUrl("http", "https", data_key="PUBLIC_URL", load_default=None)
     service_name = fields.String(data_key="SERVICE_NAME", load_default="referrals")
     database_url = _Url("postgresql", "postgres", **_required("DATABASE_URL"))
     database_pool_size = _number(10, 1, 1000, "DATABASE_POOL_SIZE")
@@ -258,7 +268,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     public_url = values.pop("public_url") or f"http://localhost:{values['port']}"
     return Settings(
         workers=workers,
-        public_url=public_url.rstrip("/"),
+        public_url=public_url,
         hashing_threads=values.pop("hashing_threads") or max(1, available_cores() // workers),
         hash_key=values.pop("hash_key")[0],
         access_token_ttl=timedelta(seconds=values.pop("access_token_ttl")),

@@ -59,8 +59,8 @@ Users register, create a referral code, and see who registered with it.
 5. *Find a referrer's code by e-mail*: anyone may, without a token.
 6. Register a second account with the code, and *List a referrer's referrals* of `me`.
 
-Every error is a problem document (RFC 9457, `{CONTENT_TYPE}`) whose `type` leads to a page that
-explains it. Unknown members of a body are refused. Times are in UTC (RFC 3339). Lists are read
+Every error, but for those under `/oauth`, is a problem document (RFC 9457,
+`{CONTENT_TYPE}`) whose `type` leads to a page that explains it. Unknown members of a body are refused. Times are in UTC (RFC 3339). Lists are read
 page by page: send the `next_cursor` of a page as `cursor` to get the next one.
 """.strip()
 TAGS: Final = {

@@ -277,7 +277,7 @@ def test_what_is_no_network_is_refused(text: str) -> None:
         ("REDIS_URL", "rediss://localhost"),
         ("REDIS_URL", "unix:///run/valkey.sock"),
         ("PUBLIC_URL", "https://referrals.example.com"),
-        ("PUBLIC_URL", "https://example.com/referrals"),
+        ("PUBLIC_URL", "http://localhost:8080"),
     ],
 )
 def test_a_url_is_taken_as_it_is(variable: str, value: str) -> None:
@@ -299,6 +299,19 @@ def test_a_url_is_taken_as_it_is(variable: str, value: str) -> None:
 def test_what_is_no_url_of_its_kind_is_refused(variable: str, value: str) -> None:
     [line] = faults({**GIVEN, variable: value})
     assert line.startswith(f"{variable} must be a URL ")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param("https://example.com/referrals", id="a path"),
+        pytest.param("https://example.com?a=b", id="a query"),
+        pytest.param("https://user@example.com", id="a user"),
+    ],
+)
+def test_the_public_address_is_an_origin(value: str) -> None:
+    [line] = faults({**GIVEN, "PUBLIC_URL": value})
+    assert line == "PUBLIC_URL must have no path, no query and no user."
 
 
 def test_the_public_url_ends_without_a_slash_and_begins_with_the_port_by_default() -> None:
