@@ -42,6 +42,7 @@ class RegisterSchema(RequestSchema):
 class ErasureSchema(RequestSchema):
     password = Text(
         load_default=None,
+        allow_none=False,
         metadata={
             "description": "Left out only for an account without one: then the sign-in must be "
             "less than 10 minutes old."

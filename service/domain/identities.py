@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
+from urllib.parse import urlsplit
 
 from service.domain.users import Email
 
@@ -48,3 +49,16 @@ class AuthorizationAnswer:
     code: str | None
     error: str | None
     issuer: str | None
+
+
+def is_safe_url(url: str) -> bool:
+    """Whether nobody on the way there can read or change what is sent: https, or on loopback."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        return False
+    on_loopback = parts.hostname in {"localhost", "127.0.0.1", "::1"}
+    return bool(parts.hostname) and (
+        parts.scheme == "https" or (parts.scheme == "http" and on_loopback)
+    )

@@ -165,8 +165,8 @@ class Users:
         """Remove the account's personal data, end its sessions and its code.
 
         The row stays, without a name, so that the referrer's count does. Raises
-        InvalidCredentials if the password is wrong. An account without one is erased in a
-        session that has just begun; otherwise raises SignInTooOld.
+        InvalidCredentials if the password is wrong, InvalidInput if there is none. An account
+        that has none is erased in a session that has just begun; else raises SignInTooOld.
         """
         user_id = caller.user_id
         now = self._clock()
@@ -180,7 +180,9 @@ class Users:
         if password_hash is None:
             if not found[0].has_just_begun(now):
                 raise SignInTooOld("Accounts without a password are erased just after signing in.")
-        elif password is None or not (await self._hasher.verify(password, password_hash))[0]:
+        elif password is None:
+            raise InvalidInput("This account has a password.", pointer="#/password")
+        elif not (await self._hasher.verify(password, password_hash))[0]:
             raise InvalidCredentials("The password is wrong.", pointer="#/password")
         async with self._database.transaction() as repositories:
             # The code before its owner: registrations lock them in this order too.
