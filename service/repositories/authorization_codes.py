@@ -84,9 +84,12 @@ class AuthorizationCodeRepository:
         )
         return code_hash is not None
 
+    async def lock_user(self, code_hash: bytes) -> None:
+        """Keep the code's user from changing until this transaction ends."""
+        await self._connection.fetchval(LOCK_USER, code_hash)
+
     async def lock(self, code_hash: bytes) -> AuthorizationCode | None:
         """Return the code, for this transaction alone until it ends."""
-        await self._connection.fetchval(LOCK_USER, code_hash)
         row = await self._connection.fetchrow(LOCK, code_hash)
         if row is None:
             return None
