@@ -11,6 +11,7 @@ from service import database
 from service.api import keys
 from service.api.middleware import around_every_request
 from service.api.openapi import build_openapi
+from service.api.providers import callback_url
 from service.api.rate_limits import LOGIN, LOOKUP, REGISTER
 from service.api.requests import LARGEST_BODY, answer_expectation
 from service.api.routes import ROUTES
@@ -21,12 +22,15 @@ from service.domain.errors import DatabaseUnavailable
 from service.domain.oauth import Client
 from service.domain.scopes import Scope
 from service.passwords import PasswordHasher
+from service.providers import make_provider
+from service.providers.http import open_http_client
 from service.rate_limits import RateLimiter
 from service.settings import Settings
 from service.tokens import AccessTokens, RefreshTokens
 from service.use_cases.forgetting import Forgetting
 from service.use_cases.housekeeping import Housekeeping
 from service.use_cases.idempotency import Refusals
+from service.use_cases.identities import Identities
 from service.use_cases.oauth import OAuth, OAuthClients
 from service.use_cases.referral_codes import ReferralCodes
 from service.use_cases.referrals import Referrals
@@ -130,6 +134,18 @@ async def _open(
     )
     app[keys.OAUTH] = OAuth(
         postgresql, forgetting, app[keys.SESSIONS], clock, _built_in_clients(settings)
+    )
+    http = await stack.enter_async_context(open_http_client())
+    app[keys.IDENTITIES] = Identities(
+        postgresql,
+        forgetting,
+        app[keys.USERS],
+        app[keys.SESSIONS],
+        {
+            of.name: make_provider(of, callback_url(settings, of.name), http, clock)
+            for of in settings.providers
+        },
+        clock,
     )
     app[keys.REFERRAL_CODES] = ReferralCodes(postgresql, cache, forgetting, clock)
     app[keys.REFERRALS] = Referrals(postgresql)

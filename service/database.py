@@ -14,11 +14,13 @@ from service.domain.errors import DatabaseUnavailable
 from service.repositories.authorization_codes import AuthorizationCodeRepository
 from service.repositories.connection import Connection
 from service.repositories.idempotency_keys import IdempotencyKeyRepository
+from service.repositories.identities import IdentityRepository
 from service.repositories.jobs import JobRepository
 from service.repositories.oauth_clients import OAuthClientRepository
 from service.repositories.referral_codes import ReferralCodeRepository
 from service.repositories.referrals import ReferralRepository
 from service.repositories.sessions import SessionRepository
+from service.repositories.sign_ins import SignInRepository
 from service.repositories.users import UserRepository
 
 CONNECT_SECONDS: Final = 2.0
@@ -35,11 +37,13 @@ class Repositories:
 
     authorization_codes: AuthorizationCodeRepository
     idempotency_keys: IdempotencyKeyRepository
+    identities: IdentityRepository
     jobs: JobRepository
     oauth_clients: OAuthClientRepository
     referral_codes: ReferralCodeRepository
     referrals: ReferralRepository
     sessions: SessionRepository
+    sign_ins: SignInRepository
     users: UserRepository
 
     @classmethod
@@ -47,11 +51,13 @@ class Repositories:
         return cls(
             AuthorizationCodeRepository(connection),
             IdempotencyKeyRepository(connection),
+            IdentityRepository(connection),
             JobRepository(connection),
             OAuthClientRepository(connection),
             ReferralCodeRepository(connection),
             ReferralRepository(connection),
             SessionRepository(connection),
+            SignInRepository(connection),
             UserRepository(connection),
         )
 

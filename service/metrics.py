@@ -43,6 +43,9 @@ HASHES_PENDING: Final = Gauge(
 RATE_LIMITED: Final = Counter(
     "rate_limited", "Requests refused because there were too many, by limit.", ["limit"]
 )
+PROVIDER_CALLS: Final = Counter(
+    "provider_calls", "Calls to other issuers, by provider and how it went.", ["provider", "result"]
+)
 JOBS_DONE: Final = Counter("jobs_done", "Jobs done, by kind.", ["kind"])
 
 

@@ -19,6 +19,7 @@ from dotenv import dotenv_values
 from jwt.exceptions import PyJWTError
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate, validates_schema
 
+from service.domain.identities import is_safe_url
 from service.tokens import SigningKey, SigningKeys
 
 LogFormat = Literal["json", "text", "auto"]
@@ -45,6 +46,32 @@ class Argon2:
     memory_kib: int
     passes: int
     lanes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OidcSettings:
+    """An issuer that speaks OpenID Connect. Without a secret the service is a public client."""
+
+    name: str
+    title: str
+    client_id: str
+    client_secret: str | None = field(repr=False)
+    scopes: str
+    issuer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GitHubSettings:
+    """GitHub, or another that speaks as it does: OAuth 2.0 alone, and nothing to discover."""
+
+    name: str
+    title: str
+    client_id: str
+    client_secret: str | None = field(repr=False)
+    scopes: str
+    authorize_url: str
+    token_url: str
+    api_url: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +102,7 @@ class Settings:
     signing_keys: SigningKeys
     refresh_token_keys: tuple[bytes, ...] = field(repr=False)
     hash_key: bytes = field(repr=False)
+    providers: tuple[OidcSettings | GitHubSettings, ...]
 
 
 class _RateLimit(fields.Field[RateLimit | None]):
@@ -190,6 +218,58 @@ class _PublicUrl(_Url):
         return url
 
 
+class _ProviderUrl(fields.String):
+    """An address of a provider: https, or http on loopback, with nothing behind its path."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> str:
+        if not is_safe_url(value) or set("?#@") & set(value) or not value.isprintable():
+            raise ValidationError("must be a URL that begins with https://, without ? # and @.")
+        return str(value)
+
+
+class _Providers(_Words):
+    """Names between commas, each with variables of its own: PROVIDER_<NAME>_…"""
+
+    _NAME = re.compile(r"[a-z][a-z0-9]{0,31}")
+    _RESERVED = frozenset({"password"})  # that is how other sessions begin
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> Any:
+        names = super()._deserialize(value, attr, data)
+        for name in names:
+            if not self._NAME.fullmatch(name) or name in self._RESERVED or names.count(name) > 1:
+                raise ValidationError(f"{name!r} is not a new name of small letters and digits.")
+        providers = []
+        faults: dict[str, list[str]] = {}
+        for name in names:
+            prefix = f"PROVIDER_{name.upper()}_"
+            try:
+                providers.append(_read_provider(name, prefix, data))
+            except ValidationError as error:
+                messages = error.normalized_messages()  # type: ignore[no-untyped-call]
+                faults |= {prefix + variable: told for variable, told in messages.items()}
+        if faults:
+            raise ValidationError(faults)
+        return tuple(providers)
+
+
+def _read_provider(
+    name: str, prefix: str, environ: Mapping[str, str]
+) -> OidcSettings | GitHubSettings:
+    """Return the provider that the variables with the prefix describe; raise ValidationError."""
+    own = {
+        variable.removeprefix(prefix): value
+        for variable, value in environ.items()
+        if variable.startswith(prefix)
+    }
+    match own.get("KIND", "github" if name == "github" else "oidc"):
+        case "oidc":
+            return OidcSettings(name=name, **_OidcSchema().load({"TITLE": name.title(), **own}))
+        case "github":
+            return GitHubSettings(name=name, **_GitHubSchema().load(own))
+        case _:
+            raise ValidationError({"KIND": ["must be one of oidc, github."]})
+
+
 def _number(default: int | None, low: int, high: int, name: str) -> fields.Integer:
     return fields.Integer(
         data_key=name,
@@ -209,6 +289,38 @@ def _one_of(kind: Any, default: str, name: str) -> fields.String:
         load_default=default,
         validate=validate.OneOf(get_args(kind), error="must be one of {choices}."),
     )
+
+
+class _ProviderSchema(Schema):
+    """One field a variable, without its prefix PROVIDER_<NAME>_."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    client_id = fields.String(**_required("CLIENT_ID"))
+    client_secret = fields.String(data_key="CLIENT_SECRET", load_default=None)
+
+
+class _OidcSchema(_ProviderSchema):
+    issuer = _ProviderUrl(**_required("ISSUER"))
+    title = fields.String(data_key="TITLE")
+    scopes = fields.String(
+        data_key="SCOPES",
+        load_default="openid email",
+        validate=validate.Regexp(r"(.* )?openid( .*)?\Z", error="must have the word openid."),
+    )
+
+
+class _GitHubSchema(_ProviderSchema):
+    title = fields.String(data_key="TITLE", load_default="GitHub")
+    scopes = fields.String(data_key="SCOPES", load_default="user:email")
+    authorize_url = _ProviderUrl(
+        data_key="AUTHORIZE_URL", load_default="https://github.com/login/oauth/authorize"
+    )
+    token_url = _ProviderUrl(
+        data_key="TOKEN_URL", load_default="https://github.com/login/oauth/access_token"
+    )
+    api_url = _ProviderUrl(data_key="API_URL", load_default="https://api.github.com")
 
 
 class SettingsSchema(Schema):
@@ -243,6 +355,7 @@ class SettingsSchema(Schema):
     signing_keys = _SigningKeys(**_required("SIGNING_KEYS"))
     refresh_token_keys = _Secrets(**_required("REFRESH_TOKEN_KEYS"))
     hash_key = _Secrets(**_required("HASH_KEY"))
+    providers = _Providers(data_key="PROVIDERS", load_default=())
 
     @validates_schema
     def _lanes_have_memory(self, data: dict[str, Any], **_: Any) -> None:
@@ -298,7 +411,9 @@ def _load(environ: Mapping[str, str], *only: str) -> dict[str, Any]:
     try:
         values: dict[str, Any] = SettingsSchema(only=only or None).load(environ)
     except ValidationError as error:
-        messages: dict[str, list[str]] = error.normalized_messages()  # type: ignore[no-untyped-call]
+        messages: dict[str, Any] = error.normalized_messages()  # type: ignore[no-untyped-call]
+        if isinstance(messages.get("PROVIDERS"), dict):  # told under the variables' own names
+            messages |= messages.pop("PROVIDERS")
         raise SettingsError(
             "\n".join(f"{name} {' '.join(messages[name])}" for name in sorted(messages))
         ) from error

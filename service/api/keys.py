@@ -11,6 +11,7 @@ from service.passwords import PasswordHasher
 from service.rate_limits import RateLimiter, Window
 from service.settings import RateLimit, Settings
 from service.use_cases.idempotency import Refusals
+from service.use_cases.identities import Identities
 from service.use_cases.oauth import OAuth
 from service.use_cases.referral_codes import ReferralCodes
 from service.use_cases.referrals import Referrals
@@ -25,6 +26,7 @@ RATE_LIMITER: Final = web.AppKey("RATE_LIMITER", RateLimiter)
 RATE_LIMITS: Final = web.AppKey("RATE_LIMITS", Mapping[str, RateLimit | None])
 REFUSALS: Final = web.AppKey("REFUSALS", Refusals)
 USERS: Final = web.AppKey("USERS", Users)
+IDENTITIES: Final = web.AppKey("IDENTITIES", Identities)
 OAUTH: Final = web.AppKey("OAUTH", OAuth)
 SESSIONS: Final = web.AppKey("SESSIONS", Sessions)
 REFERRAL_CODES: Final = web.AppKey("REFERRAL_CODES", ReferralCodes)

@@ -116,6 +116,7 @@ PATH_PARAMETERS: Final = {
         {"type": "string", "format": "uuid"},
         "01980c2e-6f52-7b1a-8e4d-5a9b0c1d2e3f",
     ),
+    "provider": ("The provider's name.", {"type": "string"}, "google"),
     "code": ("The `code` of a problem.", {"type": "string"}, "validation-failed"),
 }
 EXAMPLE_OF_FORMAT: Final = {

@@ -7,7 +7,17 @@ from typing import Final
 
 from aiohttp import web
 
-from service.api import admin, docs, health, oauth, referral_codes, referrals, sessions, users
+from service.api import (
+    admin,
+    docs,
+    health,
+    oauth,
+    providers,
+    referral_codes,
+    referrals,
+    sessions,
+    users,
+)
 from service.api.middleware import API
 from service.api.openapi import show_openapi
 from service.api.problems import explain_problem
@@ -29,6 +39,12 @@ ROUTES: Final = [
     web.get(f"{API}/auth/sessions", sessions.list_sessions),
     web.delete(f"{API}/auth/sessions", sessions.end_other_sessions),
     web.delete(f"{API}/auth/sessions/{{session_id}}", sessions.end_session),
+    web.get(f"{API}/auth/providers", providers.list_providers),
+    # No HEAD: it would begin a sign-in, or use one up, and show nobody the answer.
+    web.get(f"{API}/auth/providers/{{provider}}/start", providers.start_sign_in, allow_head=False),
+    web.get(
+        f"{API}/auth/providers/{{provider}}/callback", providers.finish_sign_in, allow_head=False
+    ),
     web.get(f"{API}/admin/users", admin.list_users),
     web.get(f"{API}/admin/users/{{user_id}}", admin.show_user),
     web.patch(f"{API}/admin/users/{{user_id}}", admin.change_user),

@@ -18,6 +18,7 @@ from service.domain.errors import (
     HashingQueueFull,
     InvalidCredentials,
     ReferralCodeUnusable,
+    SignInTooOld,
     TooMany,
 )
 from service.domain.users import Role
@@ -39,7 +40,14 @@ class RegisterSchema(RequestSchema):
 
 
 class ErasureSchema(RequestSchema):
-    password = Text(required=True)
+    password = Text(
+        load_default=None,
+        allow_none=False,
+        metadata={
+            "description": "Left out only for an account without one: then the sign-in must be "
+            "less than 10 minutes old."
+        },
+    )
 
 
 class UserSchema(Schema):
@@ -55,7 +63,7 @@ class UserSchema(Schema):
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    password: str
+    password: str | None
 
 
 REGISTER_SCHEMA = RegisterSchema()
@@ -98,10 +106,10 @@ async def show_me(request: web.Request) -> web.Response:
     responses={204: {"description": "The account is erased."}},
 )
 @request_schema(ErasureSchema, example={"password": EXAMPLE_PASSWORD})
-@refuses(InvalidCredentials, TooMany, HashingQueueFull)
+@refuses(InvalidCredentials, SignInTooOld, TooMany, HashingQueueFull)
 async def erase_me(request: web.Request) -> web.Response:
     caller = await current_user(request)
     erasure = await read_body(request, ERASURE_SCHEMA, into=Erasure)
     await count_request(request, LOGIN, account=str(caller.user_id))
-    await request.app[USERS].erase(caller.user_id, erasure.password)
+    await request.app[USERS].erase(caller, erasure.password)
     return no_content()

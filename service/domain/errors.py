@@ -7,26 +7,33 @@
     │   ├── ExpiryOutOfRange
     │   ├── IdempotencyKeyReused
     │   ├── PasswordUnacceptable
-    │   └── ReferralCodeUnusable
+    │   ├── ReferralCodeUnusable
+    │   └── SignInUnusable
     ├── NotAuthenticated
     │   ├── InvalidCredentials
     │   ├── InvalidToken
+    │   ├── SignInTooOld
     │   └── TokenMissing
     ├── NotAllowed
     │   ├── AccountDisabled
-    │   └── InsufficientScope
+    │   ├── EmailWithheld
+    │   ├── InsufficientScope
+    │   └── SignInRefused
     ├── NotFound
+    │   ├── ProviderNotFound
     │   ├── ReferralCodeNotFound
     │   ├── SessionNotFound
     │   └── UserNotFound
     ├── Conflict
     │   ├── EmailTaken
+    │   ├── IdentityNotLinked
     │   ├── LiveReferralCodeExists
     │   └── ReferralCodeTaken
     ├── TooMany
     └── Unavailable
         ├── DatabaseUnavailable
-        └── HashingQueueFull
+        ├── HashingQueueFull
+        └── ProviderUnavailable
 
 The middle row are the *kinds*: service/api/problems.py gives each kind one HTTP status.
 The leaves name the rule that was broken, and are what the domain and the repositories raise.
@@ -141,6 +148,13 @@ class ReferralCodeUnusable(InvalidInput):
     default_pointer = "#/referral_code"
 
 
+class SignInUnusable(InvalidInput):
+    code = "sign-in-unusable"
+    title = "The sign-in has expired, was ended before, or began in another browser."
+    remedy = "Begin again at the `start_url` of the provider, and stay in one browser."
+    default_pointer = "#/state"
+
+
 class InvalidCredentials(NotAuthenticated):
     code = "invalid-credentials"
     title = "The e-mail or the password is wrong."
@@ -153,6 +167,12 @@ class InvalidToken(NotAuthenticated):
     remedy = "Refresh the access token, or sign in again."
 
 
+class SignInTooOld(NotAuthenticated):
+    code = "sign-in-too-old"
+    title = "Signing in was too long ago for this."
+    remedy = "Sign in again, and repeat the request with the new access token."
+
+
 class TokenMissing(NotAuthenticated):
     title = "The request carries no access token."
 
@@ -161,6 +181,12 @@ class AccountDisabled(NotAllowed):
     code = "account-disabled"
     title = "This account is disabled."
     remedy = "Ask the operators of the service."
+
+
+class EmailWithheld(NotAllowed):
+    code = "email-withheld"
+    title = "The issuer gives no e-mail that an account can have."
+    remedy = "Let the issuer share your e-mail, or register with a password."
 
 
 class InsufficientScope(NotAllowed):
@@ -173,6 +199,18 @@ class InsufficientScope(NotAllowed):
             detail or (f"The access token lacks the scope {scope}." if scope else None)
         )
         self.scope = scope
+
+
+class SignInRefused(NotAllowed):
+    code = "sign-in-refused"
+    title = "The issuer does not sign the user in, or its answer cannot be trusted."
+    remedy = "Begin again; if it happens again, tell the operators the `request_id`."
+
+
+class ProviderNotFound(NotFound):
+    code = "provider-not-found"
+    title = "Nobody can sign in with such a provider here."
+    remedy = "List the providers with `GET /api/v1/auth/providers`."
 
 
 class ReferralCodeNotFound(NotFound):
@@ -200,6 +238,15 @@ class EmailTaken(Conflict):
     default_pointer = "#/email"
 
 
+class IdentityNotLinked(Conflict):
+    code = "identity-not-linked"
+    title = "An account with this e-mail exists, and is not linked to this identity."
+    remedy = (
+        "Sign in as before, with the password say. The two are linked by themselves only where "
+        "both the issuer and this service have confirmed the e-mail."
+    )
+
+
 class LiveReferralCodeExists(Conflict):
     code = "referral-code-exists"
     title = "A user can hold only one live referral code."
@@ -221,3 +268,9 @@ class DatabaseUnavailable(Unavailable):
 class HashingQueueFull(Unavailable):
     code = "hashing-queue-full"
     title = "Too many passwords are being hashed at the moment."
+
+
+class ProviderUnavailable(Unavailable):
+    code = "provider-unavailable"
+    title = "The issuer does not answer as it should."
+    default_retry_after = 5

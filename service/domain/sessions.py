@@ -1,13 +1,14 @@
 """What a session is: one sign-in, from login to its end."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
 from service.domain.scopes import Scope
 from service.domain.users import Role
 
+RECENT: Final = timedelta(minutes=10)
 FIRST_PARTY: Final = "first-party"
 """`client_id` of what signs in at /auth/login."""
 
@@ -30,6 +31,10 @@ class Session:
     created_at: datetime
     refreshed_at: datetime
     expires_at: datetime
+
+    def has_just_begun(self, now: datetime) -> bool:
+        """Whether its user has just signed in here, which stands for a password there is not."""
+        return self.client_id == FIRST_PARTY and now < self.created_at + RECENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

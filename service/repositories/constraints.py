@@ -5,11 +5,9 @@ from contextlib import contextmanager
 
 from asyncpg import IntegrityConstraintViolationError
 
-from service.domain.errors import ServiceError
-
 
 @contextmanager
-def on_violation(errors: Mapping[str, type[ServiceError]]) -> Iterator[None]:
+def on_violation(errors: Mapping[str, type[Exception]]) -> Iterator[None]:
     """Raise the error that `errors` holds for the constraint violated inside the block.
 
     Any other violation passes through unchanged: a constraint that nobody expected is a bug of

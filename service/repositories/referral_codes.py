@@ -49,6 +49,17 @@ LOCK_OWNER: Final = """
        FOR NO KEY UPDATE
 """
 
+IS_LIVE: Final = """
+    SELECT EXISTS (
+        SELECT FROM referral_codes c
+          JOIN users u ON u.user_id = c.owner_id
+         WHERE c.code = $1
+           AND c.ended_at IS NULL
+           AND c.expires_at > $2
+           AND u.disabled_at IS NULL
+    )
+"""
+
 END_OF_OWNER: Final = """
     UPDATE referral_codes
        SET ended_at = $2
@@ -161,6 +172,11 @@ class ReferralCodeRepository:
                 used_up=row["ended_at"] is not None,
             )
         )
+
+    async def is_live(self, code: str, now: datetime) -> bool:
+        """Return whether somebody could register with the code now."""
+        is_live: bool = await self._connection.fetchval(IS_LIVE, code, now)
+        return is_live
 
     async def count_use(self, referral_code_id: UUID, slot: int) -> None:
         """Count one use of a code that has no `max_uses`."""

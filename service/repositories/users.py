@@ -12,8 +12,9 @@ from service.repositories.connection import Connection
 from service.repositories.constraints import on_violation
 
 INSERT: Final = """
-    INSERT INTO users (user_id, email, email_key, password_hash, role, created_at)
-    VALUES ($1, $2, $3, $4, $5, $6)
+    INSERT INTO users (user_id, email, email_key, password_hash, role, created_at,
+                       email_confirmed_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)
 """
 
 FIND: Final = """
@@ -95,7 +96,8 @@ ERASE: Final = """
        SET email = NULL, email_key = NULL, password_hash = NULL, email_confirmed_at = NULL,
            erased_at = $3
      WHERE user_id = $1
-       AND password_hash = $2
+       AND password_hash IS NOT DISTINCT FROM $2
+       AND erased_at IS NULL
     RETURNING user_id
 """
 
@@ -114,12 +116,28 @@ class UserRepository:
         self._connection = connection
 
     async def add(
-        self, user_id: UUID, email: Email, password_hash: str, role: Role, now: datetime
+        self,
+        user_id: UUID,
+        email: Email,
+        password_hash: str | None,
+        role: Role,
+        now: datetime,
+        email_confirmed_at: datetime | None = None,
     ) -> None:
-        """Store a new account; raise EmailTaken where one has the e-mail already."""
+        """Store a new account; raise EmailTaken where one has the e-mail already.
+
+        Without a password's hash its user signs in with another issuer.
+        """
         with on_violation({"users_email_unique": EmailTaken}):
             await self._connection.execute(
-                INSERT, user_id, email.shown, email.key, password_hash, role, now
+                INSERT,
+                user_id,
+                email.shown,
+                email.key,
+                password_hash,
+                role,
+                now,
+                email_confirmed_at,
             )
 
     async def find(self, user_id: UUID) -> User | None:
@@ -160,8 +178,11 @@ class UserRepository:
         key: str | None = await self._connection.fetchval(SET_DISABLED, user_id, at)
         return key
 
-    async def erase(self, user_id: UUID, password_hash: str, now: datetime) -> bool:
-        """Remove all personal data where the hash is still the one given; return whether it was."""
+    async def erase(self, user_id: UUID, password_hash: str | None, now: datetime) -> bool:
+        """Remove all personal data where the hash is still the one given; return whether it was.
+
+        None is the hash of an account without a password.
+        """
         return await self._found(ERASE, user_id, password_hash, now)
 
     async def set_role(self, email_key: str, role: Role) -> bool:

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Housekeeping:
-    """Deletes expired sessions, authorization codes and idempotency keys, a thousand at a time."""
+    """Deletes expired sessions, codes, sign-ins and idempotency keys, a thousand at a time."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -24,6 +24,7 @@ class Housekeeping:
         now = self._clock()
         async with self._database.reading() as repositories:
             await repositories.authorization_codes.delete_expired(now)
+            await repositories.sign_ins.delete_expired(now)
             await repositories.sessions.delete_expired(now)
             await repositories.idempotency_keys.delete_old(now - KEPT_FOR)
 

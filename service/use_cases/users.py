@@ -15,12 +15,15 @@ from service.domain.clock import Clock
 from service.domain.errors import (
     InvalidCredentials,
     InvalidInput,
+    InvalidToken,
     ReferralCodeUnusable,
+    SignInTooOld,
     UserNotFound,
 )
 from service.domain.pages import Cursor, Page
 from service.domain.passwords import check_password
 from service.domain.referral_codes import normalise_code
+from service.domain.sessions import Caller
 from service.domain.users import Email, Role, User, parse_email
 from service.passwords import PasswordHasher
 from service.use_cases.forgetting import Forgetting, code_key, session_key
@@ -71,28 +74,50 @@ class Users:
         check_password(registration.password, email, self._password_min_length, "#/password")
         password_hash = await self._hasher.hash(registration.password)
         now = self._clock()
+        async with self._database.transaction() as repositories:
+            await once.claim(repositories, now)
+            user, old_keys = await self.add(
+                repositories, email, now, registration.referral_code, password_hash=password_hash
+            )
+            await once.keep(repositories, user, user.user_id)
+        await self._forgetting.forget(old_keys)
+        return user
+
+    async def add(
+        self,
+        repositories: Repositories,
+        email: Email,
+        now: datetime,
+        referral_code: str | None,
+        *,
+        password_hash: str | None = None,
+        email_confirmed: bool = False,
+    ) -> tuple[User, list[str]]:
+        """Make an account, and the referral if there is a code, in the caller's transaction.
+
+        Returns it, and the cache keys that became old. Raises EmailTaken or
+        ReferralCodeUnusable.
+        """
         user_id = uuid7()
         old_keys: list[str] = []
         referrer_id = None
-        async with self._database.transaction() as repositories:
-            await once.claim(repositories, now)
-            await repositories.users.add(user_id, email, password_hash, Role.USER, now)
-            if registration.referral_code is not None:
-                referrer_id, old_keys = await self._refer(
-                    repositories, user_id, email, registration.referral_code, now
-                )
-            user = User(
-                user_id=user_id,
-                email=email.shown,
-                email_confirmed=False,
-                role=Role.USER,
-                created_at=now,
-                disabled=False,
-                referrer_id=referrer_id,
+        await repositories.users.add(
+            user_id, email, password_hash, Role.USER, now, now if email_confirmed else None
+        )
+        if referral_code is not None:
+            referrer_id, old_keys = await self._refer(
+                repositories, user_id, email, referral_code, now
             )
-            await once.keep(repositories, user, user_id)
-        await self._forgetting.forget(old_keys)
-        return user
+        user = User(
+            user_id=user_id,
+            email=email.shown,
+            email_confirmed=email_confirmed,
+            role=Role.USER,
+            created_at=now,
+            disabled=False,
+            referrer_id=referrer_id,
+        )
+        return user, old_keys
 
     async def find(self, user_id: UUID) -> User:
         """Return the account; raise UserNotFound."""
@@ -136,27 +161,37 @@ class Users:
         return user
 
     @retried
-    async def erase(self, user_id: UUID, password: str) -> None:
+    async def erase(self, caller: Caller, password: str | None) -> None:
         """Remove the account's personal data, end its sessions and its code.
 
         The row stays, without a name, so that the referrer's count does. Raises
-        InvalidCredentials if the password is wrong.
+        InvalidCredentials if the password is wrong, InvalidInput if there is none. An account
+        that has none is erased in a session that has just begun; else raises SignInTooOld.
         """
+        user_id = caller.user_id
+        now = self._clock()
         async with self._database.reading() as repositories:
             credentials = await repositories.users.find_credentials(user_id)
             email_key = await repositories.users.find_email_key(user_id)
+            found = await repositories.sessions.find_open(caller.session_id, now)
+        if email_key is None or found is None:
+            raise InvalidToken  # erased, or signed out, since the session was checked
         password_hash = credentials.password_hash if credentials else None
-        verified, _ = await self._hasher.verify(password, password_hash)
-        if not verified or credentials is None or email_key is None:
+        if password_hash is None:
+            if not found[0].has_just_begun(now):
+                raise SignInTooOld("Accounts without a password are erased just after signing in.")
+        elif password is None:
+            raise InvalidInput("This account has a password.", pointer="#/password")
+        elif not (await self._hasher.verify(password, password_hash))[0]:
             raise InvalidCredentials("The password is wrong.", pointer="#/password")
-        now = self._clock()
         async with self._database.transaction() as repositories:
             # The code before its owner: registrations lock them in this order too.
             await repositories.referral_codes.end_of_owner(user_id, now)
-            if not await repositories.users.erase(user_id, credentials.password_hash, now):
+            if not await repositories.users.erase(user_id, password_hash, now):
                 # Changed, or hashed anew by a sign-in, since it was read: to be verified again.
                 raise TransactionConflict
             ended = await repositories.sessions.delete_of_user(user_id)
+            await repositories.identities.delete_of_user(user_id)
             await repositories.idempotency_keys.delete_of_user(user_id)
             old_keys = [code_key(email_key), *map(session_key, ended)]
             await self._forgetting.plan(repositories, old_keys, now)

@@ -19,6 +19,9 @@ PUBLIC = {
     ("POST", f"{API}/auth/register"),
     ("POST", f"{API}/auth/login"),
     ("POST", f"{API}/auth/refresh"),
+    ("GET", f"{API}/auth/providers"),
+    ("GET", f"{API}/auth/providers/{{provider}}/start"),
+    ("GET", f"{API}/auth/providers/{{provider}}/callback"),
 }
 """What needs no token. A new route has to be here or in SCOPE_OF."""
 FOR_CLIENTS_THEMSELVES = {
@@ -42,7 +45,13 @@ Route = tuple[str, str]
 async def called(api: Api, route: Route, token: str | None) -> Answer:
     """Call a route with what it takes; the path's ids are nobody's."""
     method, path = route
-    filled = path.format(session_id=NOBODY, referrer_id=NOBODY, user_id=NOBODY, email="a@b.example")
+    filled = path.format(
+        session_id=NOBODY,
+        referrer_id=NOBODY,
+        user_id=NOBODY,
+        email="a@b.example",
+        provider="nobody",
+    )
     return await api.call(method, f"/{filled}", BODIES.get(route), by=token)
 
 

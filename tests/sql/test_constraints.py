@@ -29,6 +29,10 @@ NEW_REFERRAL = """
     INSERT INTO referrals (user_id, referrer_id, code, registered_at, email_hash)
     VALUES ($1, $2, 'ANNAS', $3, $4)
 """
+NEW_IDENTITY = """
+    INSERT INTO identities (issuer, subject, user_id, created_at)
+    VALUES ('https://issuer.example', $1, $2, $3)
+"""
 CHANGE_USER = "UPDATE users SET {} WHERE user_id = $1"
 CHANGE_CODE = "UPDATE referral_codes SET {} WHERE owner_id = $1"
 ERASE = "erased_at = now(), email = NULL, email_key = NULL"
@@ -58,6 +62,7 @@ BROKEN = [
     ("referral_codes_used_at_most_max_uses", CHANGE_CODE.format("max_uses = 0, uses = 1"), [ANNA]),
     ("referral_codes_one_live_per_owner", NEW_CODE, [uuid4(), ANNA, "OTHER", NOW, LATER, None]),
     ("referral_codes_live_code_unique", NEW_CODE, [uuid4(), BERT, "ANNAS", NOW, LATER, None]),
+    ("identities_of_one_user", NEW_IDENTITY, ["bert", CARL, NOW]),
     ("referrals_email_referred_once", NEW_REFERRAL, [CARL, ANNA, NOW, b"hash of bert"]),
     ("referrals_pkey", NEW_REFERRAL, [BERT, CARL, NOW, b"another hash"]),
     ("referrals_of_another_user", NEW_REFERRAL, [ANNA, ANNA, NOW, b"hash of anna"]),
@@ -66,7 +71,7 @@ BROKEN = [
 
 @pytest.fixture
 async def people(database: asyncpg.Connection) -> asyncpg.Connection:
-    """Anna has a password and a code of 2 uses, with which Bert came; Carl has neither."""
+    """Anna has a password and a code of 2 uses, with which Bert came, whom an issuer knows."""
     for user_id, email, password_hash in (
         (ANNA, "anna@x", "a hash"),
         (BERT, "bert@x", None),
@@ -75,6 +80,7 @@ async def people(database: asyncpg.Connection) -> asyncpg.Connection:
         await database.execute(NEW_USER, user_id, email, password_hash, NOW)
     await database.execute(NEW_CODE, uuid4(), ANNA, "ANNAS", NOW, LATER, 2)
     await database.execute(NEW_REFERRAL, BERT, ANNA, NOW, b"hash of bert")
+    await database.execute(NEW_IDENTITY, "bert", BERT, NOW)
     return database
 
 

@@ -27,11 +27,13 @@ def test_every_table_has_its_statements() -> None:
     assert tested == {
         "authorization_codes",
         "idempotency_keys",
+        "identities",
         "jobs",
         "oauth_clients",
         "referral_codes",
         "referrals",
         "sessions",
+        "sign_ins",
         "users",
     }
 
@@ -44,5 +46,8 @@ async def test_it_prepares(statement: str, database: asyncpg.Connection) -> None
 @pytest.mark.parametrize("statement", STATEMENTS)
 def test_it_names_the_columns_it_wants(statement: str) -> None:
     """A column that is added later must not turn up where nobody expects it."""
-    tables = "idempotency_keys|jobs|referral_codes|referral_code_uses|referrals|sessions|users"
+    tables = (
+        "idempotency_keys|identities|jobs|referral_codes|referral_code_uses|referrals|sessions"
+        "|sign_ins|users"
+    )
     assert not re.search(rf"\*\s+FROM\s+({tables})\b", statement)

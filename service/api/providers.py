@@ -1,0 +1,172 @@
+"""Signing in with another issuer: which there are, to it, and back."""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+from aiohttp import web
+from aiohttp_apispec import docs, querystring_schema, response_schema
+from marshmallow import EXCLUDE, Schema, fields, validate
+
+from service.api.answers import PageSchema, respond
+from service.api.keys import IDENTITIES, SETTINGS
+from service.api.middleware import API
+from service.api.openapi import refuses
+from service.api.rate_limits import LOGIN, count_request
+from service.api.requests import Text, read_query
+from service.api.sessions import TOKENS_SCHEMA, TokensSchema
+from service.domain.errors import (
+    AccountDisabled,
+    EmailWithheld,
+    IdentityNotLinked,
+    ProviderNotFound,
+    ProviderUnavailable,
+    ReferralCodeUnusable,
+    SignInRefused,
+    SignInUnusable,
+    TooMany,
+)
+from service.domain.identities import SIGN_IN_LIVES, AuthorizationAnswer
+from service.domain.pages import Page
+from service.settings import Settings
+
+_PATH: Final = f"{API}/auth/providers/{{provider}}"
+
+
+class ProviderSchema(Schema):
+    name = fields.String(metadata={"example": "google"})
+    title = fields.String(metadata={"description": "For the button.", "example": "Google"})
+    start_url = fields.Url(
+        metadata={
+            "description": "Send the browser here.",
+            "example": "https://referrals.example.com/api/v1/auth/providers/google/start",
+        }
+    )
+
+
+class ProvidersSchema(PageSchema):
+    items = fields.List(fields.Nested(ProviderSchema))
+
+
+class StartQuery(Schema):
+    class Meta:
+        unknown = EXCLUDE
+
+    referral_code = Text(
+        load_default=None,
+        metadata={"description": "The code of whoever referred the user, if that makes one."},
+    )
+
+
+class CallbackQuery(Schema):
+    class Meta:
+        unknown = EXCLUDE
+
+    state = Text(required=True)
+    code = Text(load_default=None, validate=validate.Length(max=2048))
+    error = Text(load_default=None)
+    iss = Text(load_default=None, metadata={"description": "RFC 9207."})
+
+
+@dataclass(frozen=True, slots=True)
+class ShownProvider:
+    """A provider as people choose it."""
+
+    name: str
+    title: str
+    start_url: str
+
+
+PROVIDERS_SCHEMA = ProvidersSchema()
+START_QUERY = StartQuery()
+CALLBACK_QUERY = CallbackQuery()
+
+
+def callback_url(settings: Settings, provider: str) -> str:
+    """Return where the provider's issuer sends browsers back to: to be registered there."""
+    return f"{settings.public_url}{_PATH.format(provider=provider)}/callback"
+
+
+@docs(
+    tags=["Sessions"],
+    summary="List the issuers to sign in with",
+    description="Those that the operators have set up, such as Google or GitHub.",
+)
+@response_schema(ProvidersSchema, 200, description="All of them, on one page.")
+async def list_providers(request: web.Request) -> web.Response:
+    public_url = request.app[SETTINGS].public_url
+    shown = [
+        ShownProvider(name, provider.title, f"{public_url}{_PATH.format(provider=name)}/start")
+        for name, provider in request.app[IDENTITIES].providers.items()
+    ]
+    return respond(PROVIDERS_SCHEMA, Page(shown, None))
+
+
+@docs(
+    tags=["Sessions"],
+    summary="Sign in with another issuer",
+    description="To be opened in a browser: a script cannot follow it. A referral code counts if "
+    "the sign-in makes an account.",
+    responses={303: {"description": "To the issuer, with a cookie that knows the browser again."}},
+)
+@querystring_schema(StartQuery)
+@refuses(ProviderNotFound, ReferralCodeUnusable, TooMany, ProviderUnavailable)
+async def start_sign_in(request: web.Request) -> web.Response:
+    await count_request(request, LOGIN)
+    query = read_query(request, START_QUERY)
+    started = await request.app[IDENTITIES].start(
+        request.match_info["provider"], query["referral_code"]
+    )
+    response = web.Response(status=HTTPStatus.SEE_OTHER, headers={"Location": started.url})
+    response.set_cookie(
+        _cookie(request),
+        started.browser,
+        max_age=int(SIGN_IN_LIVES.total_seconds()),
+        path="/",
+        httponly=True,
+        samesite="Lax",  # it has to come along from the issuer's site
+        secure=_is_https(request),
+    )
+    return response
+
+
+@docs(
+    tags=["Sessions"],
+    summary="Come back from another issuer",
+    description="Where the issuer sends the browser. Whoever the issuer signs in gets a session: "
+    "of the account that the identity belongs to, else of the account with the same e-mail if "
+    "both the issuer and this service have confirmed it, else of a new account without a password.",
+)
+@querystring_schema(CallbackQuery)
+@response_schema(TokensSchema, 200, description="The tokens of a new session.")
+@refuses(
+    ProviderNotFound,
+    SignInUnusable,
+    SignInRefused,
+    EmailWithheld,
+    AccountDisabled,
+    IdentityNotLinked,
+    ReferralCodeUnusable,
+    ProviderUnavailable,
+)
+async def finish_sign_in(request: web.Request) -> web.Response:
+    query = read_query(request, CALLBACK_QUERY)
+    tokens = await request.app[IDENTITIES].finish(
+        request.match_info["provider"],
+        query["state"],
+        request.cookies.get(_cookie(request), ""),
+        AuthorizationAnswer(code=query["code"], error=query["error"], issuer=query["iss"]),
+        request.headers.get("User-Agent"),
+    )
+    response = respond(TOKENS_SCHEMA, tokens)
+    response.del_cookie(_cookie(request), path="/", secure=_is_https(request), httponly=True)
+    return response
+
+
+def _cookie(request: web.Request) -> str:
+    """The prefix makes browsers refuse a cookie that another host or path has set (RFC 6265bis)."""
+    return "__Host-sign-in" if _is_https(request) else "sign-in"
+
+
+def _is_https(request: web.Request) -> bool:
+    return request.app[SETTINGS].public_url.startswith("https:")

@@ -1,0 +1,64 @@
+"""Signing in with another issuer: who somebody is there, and the way there and back."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+from urllib.parse import urlsplit
+
+from service.domain.users import Email
+
+SIGN_IN_LIVES: Final = timedelta(minutes=10)
+
+
+class IdentityTaken(Exception):
+    """Another sign-in has just stored this identity: to be looked for again, and told to nobody."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who somebody is to an issuer. `issuer` and `subject` name the person, and nothing else does.
+
+    `email` is None where the issuer gives none that an account can have. `email_verified` is
+    what the issuer says of it.
+    """
+
+    issuer: str
+    subject: str
+    email: Email | None
+    email_verified: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignIn:
+    """A sign-in that has begun: what the issuer's answer is checked against, once."""
+
+    state_hash: bytes
+    browser_hash: bytes
+    provider: str
+    nonce: str
+    code_verifier: str
+    referral_code: str | None
+    created_at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorizationAnswer:
+    """What an issuer sends a browser back with (RFC 6749, 4.1.2; `issuer`: RFC 9207)."""
+
+    code: str | None
+    error: str | None
+    issuer: str | None
+
+
+def is_safe_url(url: str) -> bool:
+    """Whether nobody on the way there can read or change what is sent: https, or on loopback."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        return False
+    on_loopback = parts.hostname in {"localhost", "127.0.0.1", "::1"}
+    return bool(parts.hostname) and (
+        parts.scheme == "https" or (parts.scheme == "http" and on_loopback)
+    )

@@ -1,0 +1,70 @@
+"""The SQL of identities: who users are to other issuers."""
+
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from service.domain.identities import Identity, IdentityTaken
+from service.repositories.connection import Connection
+from service.repositories.constraints import on_violation
+
+FIND_USER_ID: Final = """
+    SELECT user_id
+      FROM identities
+     WHERE issuer = $1
+       AND subject = $2
+"""
+
+INSERT: Final = """
+    INSERT INTO identities (issuer, subject, user_id, created_at)
+    VALUES ($1, $2, $3, $4)
+"""
+
+# The share lock makes a change of the e-mail, or the account's end, wait or be seen.
+LINK: Final = """
+    INSERT INTO identities (issuer, subject, user_id, created_at)
+    SELECT $1, $2, user_id, $4
+      FROM users
+     WHERE email_key = $3
+       AND email_confirmed_at IS NOT NULL
+       FOR SHARE
+    RETURNING user_id
+"""
+
+DELETE_OF_USER: Final = """
+    DELETE FROM identities
+     WHERE user_id = $1
+"""
+
+
+class IdentityRepository:
+    """Identities, one statement a method."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def find_user_id(self, identity: Identity) -> UUID | None:
+        """Return whose identity it is."""
+        user_id: UUID | None = await self._connection.fetchval(
+            FIND_USER_ID, identity.issuer, identity.subject
+        )
+        return user_id
+
+    async def add(self, identity: Identity, user_id: UUID, now: datetime) -> None:
+        """Store whose identity it is; raise IdentityTaken."""
+        with on_violation({"identities_of_one_user": IdentityTaken}):
+            await self._connection.execute(INSERT, identity.issuer, identity.subject, user_id, now)
+
+    async def link(self, identity: Identity, email_key: str, now: datetime) -> UUID | None:
+        """Store it as the identity of the account that has confirmed the e-mail.
+
+        Returns whose it is, or None where there is no such account. Raises IdentityTaken.
+        """
+        with on_violation({"identities_of_one_user": IdentityTaken}):
+            user_id: UUID | None = await self._connection.fetchval(
+                LINK, identity.issuer, identity.subject, email_key, now
+            )
+        return user_id
+
+    async def delete_of_user(self, user_id: UUID) -> None:
+        await self._connection.execute(DELETE_OF_USER, user_id)

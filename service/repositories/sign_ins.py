@@ -1,0 +1,63 @@
+"""The SQL of sign-ins with other issuers that are under way."""
+
+from datetime import datetime
+from typing import Final
+
+from service.domain.identities import SignIn
+from service.repositories.connection import Connection
+
+INSERT: Final = """
+    INSERT INTO sign_ins (state_hash, browser_hash, provider, nonce, code_verifier, referral_code,
+                          created_at, expires_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+"""
+
+# Deleting is what makes it good for once: of two callbacks one gets the row. Another browser,
+# or another provider, gets nothing and ends nothing.
+TAKE: Final = """
+    DELETE FROM sign_ins
+     WHERE state_hash = $1
+       AND browser_hash = $2
+       AND provider = $3
+       AND expires_at > $4
+    RETURNING state_hash, browser_hash, provider, nonce, code_verifier, referral_code,
+              created_at, expires_at
+"""
+
+DELETE_EXPIRED: Final = """
+    DELETE FROM sign_ins
+     WHERE state_hash IN (
+        SELECT state_hash FROM sign_ins WHERE expires_at <= $1 ORDER BY expires_at LIMIT 1000
+     )
+"""
+
+
+class SignInRepository:
+    """Sign-ins, one statement a method."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def add(self, sign_in: SignIn) -> None:
+        await self._connection.execute(
+            INSERT,
+            sign_in.state_hash,
+            sign_in.browser_hash,
+            sign_in.provider,
+            sign_in.nonce,
+            sign_in.code_verifier,
+            sign_in.referral_code,
+            sign_in.created_at,
+            sign_in.expires_at,
+        )
+
+    async def take(
+        self, state_hash: bytes, browser_hash: bytes, provider: str, now: datetime
+    ) -> SignIn | None:
+        """Return the sign-in that this browser began, once; afterwards there is none."""
+        row = await self._connection.fetchrow(TAKE, state_hash, browser_hash, provider, now)
+        return None if row is None else SignIn(**row)
+
+    async def delete_expired(self, now: datetime) -> None:
+        """Delete up to 1 000 sign-ins that have expired."""
+        await self._connection.execute(DELETE_EXPIRED, now)

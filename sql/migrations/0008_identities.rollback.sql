@@ -1,0 +1,2 @@
+DROP TABLE IF EXISTS sign_ins;
+DROP TABLE IF EXISTS identities;
