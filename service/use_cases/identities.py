@@ -177,6 +177,8 @@ class Identities:
         if identity.email is None:
             raise EmailWithheld
         if await repositories.users.find_by_email(identity.email.key) is not None:
+            if await repositories.identities.find_user_id(identity) is not None:
+                raise IdentityTaken  # the account is this identity's, made since it was looked for
             raise IdentityNotLinked
         user, old_keys = await self._users.add(
             repositories,

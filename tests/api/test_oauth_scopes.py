@@ -111,7 +111,7 @@ async def test_no_route_with_a_scope_answers_without_a_token(api: Api, route: Ro
 @pytest.mark.parametrize("route", sorted(PUBLIC), ids=" ".join)
 async def test_a_public_route_asks_for_no_token(api: Api, route: Route) -> None:
     answer = await called(api, route, None)
-    assert answer.status in {400, 404, 422}, answer.body
+    assert answer.status in {200, 400, 404, 422}, answer.body
 
 
 @pytest.mark.parametrize("route", [route for route in SCOPE_OF if route[0] == "GET"], ids=" ".join)
