@@ -19,6 +19,7 @@ from marshmallow import ValidationError
 from service.api.headers import add_headers_of_every_answer
 from service.api.keys import REQUEST_ID, SETTINGS, USER_ID, WINDOWS
 from service.api.problems import oauth_error_of, problem_of
+from service.api.requests import is_https
 from service.domain.errors import ServiceError
 from service.domain.oauth import OAuthError
 from service.metrics import REQUEST_SECONDS
@@ -121,7 +122,7 @@ def _preflight(request: web.Request) -> web.Response | None:
 def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     headers = response.headers
     add_headers_of_every_answer(headers, request[REQUEST_ID])
-    if request.app[SETTINGS].public_url.startswith("https:"):
+    if is_https(request):
         headers["Strict-Transport-Security"] = "max-age=63072000"
     if request.app[SETTINGS].cors_origins:
         headers.add("Vary", "Origin")

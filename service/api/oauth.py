@@ -17,7 +17,7 @@ from service.api.keys import OAUTH, SETTINGS
 from service.api.oauth_pages import show_refusal, show_sign_in
 from service.api.problems import status_of
 from service.api.rate_limits import LOGIN, count_request
-from service.api.requests import RequestSchema, Text, read_bytes
+from service.api.requests import RequestSchema, Text, header_text, is_https, read_bytes
 from service.api.sessions import account_of
 from service.domain.errors import (
     AccountDisabled,
@@ -177,7 +177,7 @@ async def issue_token(request: web.Request) -> web.Response:
     client = await _authenticate(request, form)
     match form.get("grant_type"):
         case "authorization_code":
-            tokens = await oauth.redeem(client, form, request.headers.get("User-Agent"))
+            tokens = await oauth.redeem(client, form, header_text(request, "User-Agent"))
         case "refresh_token":
             tokens = await oauth.refresh(client, form)
         case "client_credentials":
@@ -332,7 +332,7 @@ def _sign_in_page(
         path="/",
         httponly=True,
         samesite="Lax",
-        secure=_is_https(request),
+        secure=is_https(request),
     )
     return response
 
@@ -414,11 +414,7 @@ def _written(tokens: Tokens) -> dict[str, Any]:
 
 def _csrf_cookie(request: web.Request) -> str:
     """The prefix makes browsers refuse a cookie that another host or path has set (RFC 6265bis)."""
-    return "__Host-csrf" if _is_https(request) else "csrf"
-
-
-def _is_https(request: web.Request) -> bool:
-    return request.app[SETTINGS].public_url.startswith("https:")
+    return "__Host-csrf" if is_https(request) else "csrf"
 
 
 def _same(one: str, other: str) -> bool:

@@ -60,8 +60,9 @@ Users register, create a referral code, and see who registered with it.
 6. Register a second account with the code, and *List a referrer's referrals* of `me`.
 
 Every error, but for those under `/oauth`, is a problem document (RFC 9457,
-`{CONTENT_TYPE}`) whose `type` leads to a page that explains it. Unknown members of a body are refused. Times are in UTC (RFC 3339). Lists are read
-page by page: send the `next_cursor` of a page as `cursor` to get the next one.
+`{CONTENT_TYPE}`) whose `type` leads to a page that explains it. Unknown members of a body are
+refused. Times are in UTC (RFC 3339). Lists are read page by page: send the `next_cursor` of a page
+as `cursor` to get the next one.
 """.strip()
 TAGS: Final = {
     "Accounts": "Registering, with a referral code or without, and one's own account.",

@@ -13,7 +13,7 @@ from service.api.keys import IDENTITIES, SETTINGS
 from service.api.middleware import API
 from service.api.openapi import refuses
 from service.api.rate_limits import LOGIN, count_request
-from service.api.requests import Text, read_query
+from service.api.requests import Text, header_text, is_https, read_query
 from service.api.sessions import TOKENS_SCHEMA, TokensSchema
 from service.domain.errors import (
     AccountDisabled,
@@ -125,7 +125,7 @@ async def start_sign_in(request: web.Request) -> web.Response:
         path="/",
         httponly=True,
         samesite="Lax",  # it has to come along from the issuer's site
-        secure=_is_https(request),
+        secure=is_https(request),
     )
     return response
 
@@ -156,17 +156,13 @@ async def finish_sign_in(request: web.Request) -> web.Response:
         query["state"],
         request.cookies.get(_cookie(request), ""),
         AuthorizationAnswer(code=query["code"], error=query["error"], issuer=query["iss"]),
-        request.headers.get("User-Agent"),
+        header_text(request, "User-Agent"),
     )
     response = respond(TOKENS_SCHEMA, tokens)
-    response.del_cookie(_cookie(request), path="/", secure=_is_https(request), httponly=True)
+    response.del_cookie(_cookie(request), path="/", secure=is_https(request), httponly=True)
     return response
 
 
 def _cookie(request: web.Request) -> str:
     """The prefix makes browsers refuse a cookie that another host or path has set (RFC 6265bis)."""
-    return "__Host-sign-in" if _is_https(request) else "sign-in"
-
-
-def _is_https(request: web.Request) -> bool:
-    return request.app[SETTINGS].public_url.startswith("https:")
+    return "__Host-sign-in" if is_https(request) else "sign-in"

@@ -154,6 +154,11 @@ def client_address(request: web.Request) -> str:
     return str(address)
 
 
+def is_https(request: web.Request) -> bool:
+    """Whether clients reach the service by https, whatever the last proxy speaks."""
+    return request.app[SETTINGS].public_url.startswith("https:")
+
+
 def header_text(request: web.Request, name: str) -> str | None:
     """Return a header as text that can be stored: bytes that are not UTF-8 are replaced."""
     value = request.headers.get(name)

@@ -21,6 +21,16 @@ INSERT: Final = """
     RETURNING code_hash
 """
 
+# The user before the code, as a change of password locks them: the other way round the two would
+# wait for each other.
+LOCK_USER: Final = """
+    SELECT u.user_id
+      FROM authorization_codes c
+      JOIN users u ON u.user_id = c.user_id
+     WHERE c.code_hash = $1
+       FOR SHARE OF u
+"""
+
 # The lock makes parallel redemptions of one code queue, so that the second sees the first.
 LOCK: Final = """
     SELECT code_hash, client_id, user_id, redirect_uri, scopes, code_challenge,
@@ -73,6 +83,10 @@ class AuthorizationCodeRepository:
             password_hash,
         )
         return code_hash is not None
+
+    async def lock_user(self, code_hash: bytes) -> None:
+        """Keep the code's user from changing until this transaction ends."""
+        await self._connection.fetchval(LOCK_USER, code_hash)
 
     async def lock(self, code_hash: bytes) -> AuthorizationCode | None:
         """Return the code, for this transaction alone until it ends."""

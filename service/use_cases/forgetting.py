@@ -8,7 +8,6 @@ cannot reach Redis, leaves nothing old behind.
 import asyncio
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -41,6 +40,8 @@ class Forgetting:
         self._database = database
         self._cache = cache
         self._server = server
+        self._put_off = False
+        """Whether something was left to a job since the jobs were last read."""
 
     async def plan(self, repositories: Repositories, keys: Sequence[str], now: datetime) -> None:
         """Write the job, in the transaction that makes the values of `keys` old."""
@@ -50,8 +51,10 @@ class Forgetting:
     async def forget(self, keys: Sequence[str]) -> None:
         """Remove `keys` after the commit; while Redis is away the job does it."""
         if keys:
-            with suppress(RedisAway):
+            try:
                 await self._cache.forget(keys)
+            except RedisAway:
+                self._put_off = True
 
     async def work_off(self) -> None:
         """Do all jobs, and let Redis be trusted again when none is left.
@@ -60,6 +63,7 @@ class Forgetting:
         claimed would be late. Raises RedisAway or DatabaseUnavailable.
         """
         while True:
+            self._put_off = False
             async with self._database.reading() as repositories:
                 jobs = await repositories.jobs.oldest(_KIND, BATCH)
             if not jobs and not self._server.away:
@@ -69,7 +73,7 @@ class Forgetting:
                 async with self._database.reading() as repositories:
                     await repositories.jobs.delete([job.job_id for job in jobs])
                 JOBS_DONE.labels(_KIND).inc(len(jobs))
-            if len(jobs) < BATCH:
+            if len(jobs) < BATCH and not self._put_off:
                 self._server.resume()
                 return
 

@@ -131,6 +131,7 @@ class OAuth:
         code_hash = hash_secret(parameters.get("code", ""))
         now = self._clock()
         async with self._database.transaction() as repositories:
+            await repositories.authorization_codes.lock_user(code_hash)
             code = await repositories.authorization_codes.lock(code_hash)
             if code is None or not code.fits(
                 client.client_id,

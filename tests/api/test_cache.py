@@ -14,10 +14,11 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
+from service.api.keys import DATABASE, REDIS
 from service.cache import LEASE_FOR, NOTHING_FOR, TIMEOUT_SECONDS, Cache, Entry, RedisServer
 from service.domain.clock import utc_now
 from service.settings import RateLimit, Settings
-from service.use_cases.forgetting import POLL_SECONDS, code_key
+from service.use_cases.forgetting import POLL_SECONDS, Forgetting, code_key
 from tests.api import redis_trouble
 from tests.factories import PASSWORD, Api, Person, running
 
@@ -512,6 +513,33 @@ async def test_what_could_not_be_forgotten_is_forgotten_before_redis_is_trusted_
                 assert await seen(api, owner) is None
         assert await seen(api, owner) is None
         assert code not in str(await kept(redis, code_key(owner.email)))
+
+
+async def test_redis_is_not_trusted_while_a_job_is_under_way(
+    settings: Settings, database: asyncpg.Connection, redis: Redis
+) -> None:
+    async with (
+        redis_trouble.proxied(settings.redis_url) as proxy,
+        running(replace(settings, redis_url=proxy.url)) as api,
+    ):
+        owner = await api.new_person()
+        code = await api.new_code(owner)
+        await all_jobs_done(database)
+        assert await seen(api, owner) == code
+        forgetting = Forgetting(api.app[DATABASE], Cache(api.app[REDIS], utc_now), api.app[REDIS])
+        proxy.cut()
+        assert (await api.delete("/referral-code", by=owner)).status == 204
+        assert api.app[REDIS].away
+        proxy.mend()
+        proxy.hold_up()
+        work = asyncio.create_task(forgetting.work_off())
+        await asyncio.sleep(TIMEOUT_SECONDS / 3)
+        assert api.app[REDIS].away
+        assert await seen(api, owner) is None
+        proxy.mend()
+        await work
+        assert not api.app[REDIS].away
+        assert await kept(redis, code_key(owner.email)) == {}
 
 
 async def test_a_process_without_redis_does_not_leave_the_others_with_an_old_code_for_long(

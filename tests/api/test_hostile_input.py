@@ -174,7 +174,6 @@ NOT_JSON: Final = {
     "NaN": b'{"email": NaN}',
     "-Infinity": b'{"email": -Infinity}',
     "5000 digits": b'{"max_uses": 1' + b"0" * 5000 + b"}",
-    "deeper than the stack": b"[" * 8000 + b"]" * 8000,
     "deeper than the stack, unfinished": b'{"a":' * 3000,
 }
 
@@ -185,6 +184,13 @@ async def test_a_body_that_is_no_json_is_a_bad_request(api: Api, anna: Person) -
             answer = await post_text(api, call, body, anna)
             assert answer.status == 400, (call.path, name, answer.body)
             assert_problem(answer, 400, "bad-request")
+
+
+async def test_brackets_deeper_than_the_stack_are_refused(api: Api, anna: Person) -> None:
+    """Python 3.11 gives up reading them, later ones find that they are no object."""
+    for call in CALLS:
+        answer = await post_text(api, call, b"[" * 8000 + b"]" * 8000, anna)
+        assert answer.status in {400, 422}, (call.path, answer.body)
 
 
 async def test_json_that_is_no_object_is_refused(api: Api, anna: Person) -> None:
