@@ -122,6 +122,7 @@ def _failures_told() -> Iterator[None]:
         asyncpg.QueryCanceledError,
         asyncpg.ReadOnlySQLTransactionError,  # a standby that was the primary
         asyncpg.InsufficientResourcesError,
+        asyncpg.InternalClientError,  # the connection was cut in the middle of an exchange
     ) as error:
         raise DatabaseUnavailable from error
     except asyncpg.InterfaceError as error:
