@@ -5,6 +5,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Never
@@ -141,6 +142,16 @@ def test_a_secret_is_not_in_a_traceback(
 )
 def test_what_is_no_secret_is_told(formatter: logging.Formatter, text: str) -> None:
     assert text in logged(formatter, "%s", text)
+
+
+@pytest.mark.parametrize("formatter", FORMATTERS)
+@pytest.mark.parametrize("text", ["a", "eyJ", "://", ":", "%40", "a@", "a.", "$argon2", "://:"])
+def test_a_long_text_is_redacted_in_a_moment(formatter: logging.Formatter, text: str) -> None:
+    """Redacting must not go over it again and again: it holds up every other request."""
+    long_text = f"://{30_000 // len(text) * text}"
+    started = time.perf_counter()
+    logged(formatter, "%s", long_text)
+    assert time.perf_counter() - started < 1
 
 
 def test_a_json_line_has_its_members() -> None:
