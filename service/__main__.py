@@ -22,7 +22,7 @@ from service.domain.errors import ServiceError
 from service.domain.scopes import Scope, parse_scopes, scopes_of, to_text
 from service.domain.users import Role
 from service.logs import set_up_logging
-from service.migrations import MigrationError, apply_migrations
+from service.migrations import MigrationError, apply_migrations, has_tables
 from service.settings import (
     Settings,
     SettingsError,
@@ -114,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(_: argparse.Namespace, environ: Environment) -> None:
     settings = read_settings(environ)
+    _check_tables(settings)
     with _listening(settings) as sockets:
         _serve_on(settings, sockets, lambda: None)
 
@@ -183,10 +184,16 @@ def _promote(parsed: argparse.Namespace, environ: Environment) -> None:
 def _generate_keys(parsed: argparse.Namespace, _: Environment) -> None:
     if parsed.file is None:
         print(_new_secrets(), end="")
-    elif _write_secrets(parsed.file):
-        print(f"New secrets are in {parsed.file}.")
-    else:
-        print(f"{parsed.file} exists and is left as it is.")
+        return
+    try:
+        written = _write_secrets(parsed.file)
+    except OSError as error:
+        raise CommandError(f"Cannot write {parsed.file}: {error.strerror}.") from error
+    print(
+        f"New secrets are in {parsed.file}."
+        if written
+        else f"{parsed.file} exists and is left as it is."
+    )
 
 
 def _rotate_keys(parsed: argparse.Namespace, environ: Environment) -> None:
@@ -266,8 +273,15 @@ async def _with_users(environ: Environment, work: Callable[["Users"], Awaitable[
     """Run `work` with the accounts of the database that the settings name."""
     from service.app import users_alone  # slow, and needless for the other commands
 
-    async with users_alone(read_settings({**_of_dev(), **environ})) as users:
+    settings = read_settings({**_of_dev(), **environ})
+    _check_tables(settings)
+    async with users_alone(settings) as users:
         await work(users)
+
+
+def _check_tables(settings: Settings) -> None:
+    if not has_tables(settings.database_url):
+        raise CommandError("The database has no tables yet: run `python -m service migrate`.")
 
 
 @contextmanager
