@@ -1,6 +1,8 @@
 """Signing in with other issuers, who do what they like: nothing of it is believed unchecked."""
 
 import asyncio
+import gzip
+import json
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -561,7 +563,6 @@ TROUBLE: dict[str, Handler] = {
     "nothing": answering(b""),
     "a list": answering(b"[]"),
     "null": answering(b"null"),
-    "compressed": answering(b"\x1f\x8b", headers={"Content-Encoding": "gzip"}),
 }
 
 
@@ -583,6 +584,14 @@ async def test_an_issuer_in_trouble_is_503_and_soon(
         assert answer.headers["Retry-After"] == "5"
     issuer.instead.clear()
     assert (await sign_in(api, issuer)).status == 200
+
+
+async def test_what_was_compressed_unasked_is_not_unpacked(api: Api, issuer: Issuer) -> None:
+    """64 KiB of it can be 64 MiB."""
+    keys = json.dumps({"keys": [issuer.keys[0].to_public_jwk()]}).encode()
+    packed = answering(gzip.compress(keys), headers={"Content-Encoding": "gzip"})
+    issuer.instead["/jwks"] = packed
+    assert_problem(await sign_in(api, issuer), 503, "provider-unavailable")
 
 
 async def test_a_hanging_issuer_holds_up_nobody_else(api: Api, issuer: Issuer) -> None:
