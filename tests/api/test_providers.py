@@ -886,6 +886,14 @@ async def test_one_without_a_password_is_erased_just_after_signing_in(
     assert (await signed_in(api, issuer)).user_id != ada.user_id
 
 
+async def test_another_application_cannot_erase_one_without_a_password(
+    api: Api, issuer: Issuer, database: asyncpg.Connection
+) -> None:
+    ada = await signed_in(api, issuer)
+    await database.execute("UPDATE sessions SET client_id = 'an application'")
+    assert_problem(await api.delete("/users/me", {}, by=ada), 401, "sign-in-too-old")
+
+
 async def test_one_with_a_password_still_needs_it(api: Api, anna: Person) -> None:
     answer = await api.delete("/users/me", {}, by=anna)
     assert_problem(answer, 422, "validation-failed", ["#/password"])
