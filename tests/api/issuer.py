@@ -77,6 +77,7 @@ class Issuer:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         self.calls.append(request.path)
+        assert "Cookie" not in request.headers, "it might be another user's"
         if request.path in self.instead:
             return await self.instead[request.path](request)
         match request.path:
@@ -128,9 +129,11 @@ class Issuer:
         }
         id_token = self.forge(claims) if self.forge else self.keys[0].sign(claims)
         self.tokens += [secrets.token_urlsafe(16), id_token]
-        return web.json_response(
+        response = web.json_response(
             {"access_token": self.tokens[-2], "token_type": "Bearer", "id_token": id_token}
         )
+        response.set_cookie("who", form["code"])
+        return response
 
     def _is_the_client(self, request: web.Request, form: Mapping[str, str]) -> bool:
         """By the header as RFC 6749, 2.3.1 has it, else by the form."""

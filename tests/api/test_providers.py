@@ -1,6 +1,8 @@
 """Signing in with other issuers, who do what they like: nothing of it is believed unchecked."""
 
 import asyncio
+import gzip
+import json
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -561,7 +563,6 @@ TROUBLE: dict[str, Handler] = {
     "nothing": answering(b""),
     "a list": answering(b"[]"),
     "null": answering(b"null"),
-    "compressed": answering(b"\x1f\x8b", headers={"Content-Encoding": "gzip"}),
 }
 
 
@@ -583,6 +584,14 @@ async def test_an_issuer_in_trouble_is_503_and_soon(
         assert answer.headers["Retry-After"] == "5"
     issuer.instead.clear()
     assert (await sign_in(api, issuer)).status == 200
+
+
+async def test_what_was_compressed_unasked_is_not_unpacked(api: Api, issuer: Issuer) -> None:
+    """64 KiB of it can be 64 MiB."""
+    keys = json.dumps({"keys": [issuer.keys[0].to_public_jwk()]}).encode()
+    packed = answering(gzip.compress(keys), headers={"Content-Encoding": "gzip"})
+    issuer.instead["/jwks"] = packed
+    assert_problem(await sign_in(api, issuer), 503, "provider-unavailable")
 
 
 async def test_a_hanging_issuer_holds_up_nobody_else(api: Api, issuer: Issuer) -> None:
@@ -875,6 +884,14 @@ async def test_one_without_a_password_is_erased_just_after_signing_in(
     answer = await sign_in(api, issuer, referral_code=code)
     assert_problem(answer, 422, "referral-code-unusable", ["#/referral_code"])
     assert (await signed_in(api, issuer)).user_id != ada.user_id
+
+
+async def test_another_application_cannot_erase_one_without_a_password(
+    api: Api, issuer: Issuer, database: asyncpg.Connection
+) -> None:
+    ada = await signed_in(api, issuer)
+    await database.execute("UPDATE sessions SET client_id = 'an application'")
+    assert_problem(await api.delete("/users/me", {}, by=ada), 401, "sign-in-too-old")
 
 
 async def test_one_with_a_password_still_needs_it(api: Api, anna: Person) -> None:

@@ -14,6 +14,8 @@ from dotenv import dotenv_values
 from service.domain.clock import utc_now
 from service.settings import (
     Argon2,
+    GitHubSettings,
+    OidcSettings,
     RateLimit,
     Settings,
     SettingsError,
@@ -393,6 +395,86 @@ def test_the_first_signing_key_signs_and_all_verify() -> None:
 def test_signing_keys_are_private_keys_of_p_256(value: str) -> None:
     [line] = faults({**GIVEN, "SIGNING_KEYS": value})
     assert line.startswith("SIGNING_KEYS must be a JWK set with a private P-256 key")
+
+
+GOOGLE = {
+    "PROVIDER_GOOGLE_ISSUER": "https://accounts.google.com",
+    "PROVIDER_GOOGLE_CLIENT_ID": "our id",
+}
+
+
+def test_providers_stand_between_commas_and_have_variables_of_their_own() -> None:
+    github = {"PROVIDER_GITHUB_CLIENT_ID": "i", "PROVIDER_GITHUB_CLIENT_SECRET": "hunter2"}
+    enterprise = {
+        "PROVIDER_GHE_KIND": "github",
+        "PROVIDER_GHE_CLIENT_ID": "i",
+        "PROVIDER_GHE_TITLE": "Ours",
+        "PROVIDER_GHE_API_URL": "https://github.example.com/api/v3",
+    }
+    settings = read(PROVIDERS="google, github,ghe", **GOOGLE, **github, **enterprise)
+    google, hub, ours = settings.providers
+    assert google == OidcSettings(
+        name="google",
+        title="Google",
+        client_id="our id",
+        client_secret=None,
+        scopes="openid email",
+        issuer="https://accounts.google.com",
+    )
+    assert isinstance(hub, GitHubSettings)
+    assert (hub.title, hub.scopes) == ("GitHub", "user:email")
+    assert hub.api_url == "https://api.github.com"
+    assert isinstance(ours, GitHubSettings)
+    assert (ours.title, ours.api_url) == ("Ours", "https://github.example.com/api/v3")
+    assert "hunter2" not in repr(settings)
+
+
+def test_all_faults_of_providers_are_told_with_the_others_under_their_own_names() -> None:
+    given = {"PORT": "0", "PROVIDERS": "corp,github,x", "PROVIDER_X_KIND": "saml"}
+    assert faults({**GIVEN, **given, "PROVIDER_CORP_SCOPES": "email"}) == [
+        "PORT must lie between 1 and 65535.",
+        "PROVIDER_CORP_CLIENT_ID is not set.",
+        "PROVIDER_CORP_ISSUER is not set.",
+        "PROVIDER_CORP_SCOPES must have the word openid.",
+        "PROVIDER_GITHUB_CLIENT_ID is not set.",
+        "PROVIDER_X_KIND must be one of oidc, github.",
+    ]
+
+
+@pytest.mark.parametrize("names", ["Google", "a,a", "a-b", "1a", "a b", "password", "x" * 33])
+def test_other_names_of_providers_are_refused(names: str) -> None:
+    [line] = faults({**GIVEN, "PROVIDERS": names})
+    assert re.fullmatch(r"PROVIDERS '.*' is not a new name of small letters and digits\.", line)
+
+
+@pytest.mark.parametrize(
+    "issuer",
+    [
+        "http://accounts.google.com",
+        "http://localhost.example.com",
+        "http://10.0.0.1",
+        "accounts.google.com",
+        "https://",
+        "https://user:hunter2@accounts.google.com",
+        "https://accounts.google.com?a=hunter2",
+        "https://accounts.google.com#hunter2",
+        "https://accounts.google.com:port",
+        "https://[::1",
+        "https://accounts.google.com/\n",
+        "file:///etc/passwd",
+    ],
+)
+def test_an_issuer_has_an_address_that_is_safe_to_call(issuer: str) -> None:
+    [line] = faults({**GIVEN, **GOOGLE, "PROVIDERS": "google", "PROVIDER_GOOGLE_ISSUER": issuer})
+    assert line.startswith("PROVIDER_GOOGLE_ISSUER must be a URL that begins with https://")
+    assert "hunter2" not in line
+
+
+@pytest.mark.parametrize("issuer", ["http://localhost:8080", "http://127.0.0.1", "http://[::1]:80"])
+def test_an_issuer_on_loopback_needs_no_tls(issuer: str) -> None:
+    [google] = read(**{**GOOGLE, "PROVIDERS": "google", "PROVIDER_GOOGLE_ISSUER": issuer}).providers
+    assert isinstance(google, OidcSettings)
+    assert google.issuer == issuer
 
 
 def test_migrating_needs_the_database_alone() -> None:
