@@ -219,9 +219,11 @@ class OAuth:
     async def authenticate(self, client_id: str, secret: str | None) -> Client:
         """Return the client; raise OAuthError unless the secret is its own, or neither has one."""
         client = await self.find_client(client_id)
-        if client is None or client.is_confidential != (secret is not None):
-            raise OAuthError("invalid_client", "The client is unknown, or its secret is wrong.")
-        if secret is not None and not client.has_secret(secret):
+        if (
+            client is None
+            or (client.is_confidential and secret is None)
+            or (secret is not None and not client.has_secret(secret))
+        ):
             raise OAuthError("invalid_client", "The client is unknown, or its secret is wrong.")
         return client
 

@@ -2,7 +2,6 @@
 
 import json
 from datetime import datetime
-from typing import Final
 from uuid import UUID
 
 from service.cache import Cache, Entry
@@ -22,9 +21,6 @@ from service.domain.referral_codes import (
 from service.domain.users import parse_email
 from service.use_cases.forgetting import Forgetting, code_key
 from service.use_cases.idempotency import AnswerOnce
-
-TRIES: Final = 3
-"""How often a generated code may turn out to be taken: one in 10^14 for each live one."""
 
 
 class ReferralCodes:
