@@ -13,9 +13,11 @@ import asyncpg
 from service.domain.errors import DatabaseUnavailable
 from service.repositories.authorization_codes import AuthorizationCodeRepository
 from service.repositories.connection import Connection
+from service.repositories.enrichments import EnrichmentRepository
 from service.repositories.idempotency_keys import IdempotencyKeyRepository
 from service.repositories.identities import IdentityRepository
 from service.repositories.jobs import JobRepository
+from service.repositories.mail_tokens import MailTokenRepository
 from service.repositories.oauth_clients import OAuthClientRepository
 from service.repositories.referral_codes import ReferralCodeRepository
 from service.repositories.referrals import ReferralRepository
@@ -36,9 +38,11 @@ class Repositories:
     """All repositories, bound to one connection."""
 
     authorization_codes: AuthorizationCodeRepository
+    enrichments: EnrichmentRepository
     idempotency_keys: IdempotencyKeyRepository
     identities: IdentityRepository
     jobs: JobRepository
+    mail_tokens: MailTokenRepository
     oauth_clients: OAuthClientRepository
     referral_codes: ReferralCodeRepository
     referrals: ReferralRepository
@@ -50,9 +54,11 @@ class Repositories:
     def on(cls, connection: Connection) -> Self:
         return cls(
             AuthorizationCodeRepository(connection),
+            EnrichmentRepository(connection),
             IdempotencyKeyRepository(connection),
             IdentityRepository(connection),
             JobRepository(connection),
+            MailTokenRepository(connection),
             OAuthClientRepository(connection),
             ReferralCodeRepository(connection),
             ReferralRepository(connection),

@@ -12,6 +12,8 @@ from service.metrics import RATE_LIMITED
 REGISTER: Final = "register"
 LOGIN: Final = "login"
 LOOKUP: Final = "lookup"
+MAIL: Final = "mail"
+VERIFICATION: Final = "verification"
 
 
 async def count_request(request: web.Request, name: str, account: str | None = None) -> None:
@@ -26,7 +28,7 @@ async def count_request(request: web.Request, name: str, account: str | None = N
     if account is not None:
         subjects.append((f"{name}-account", account))
     windows = await request.app[RATE_LIMITER].count(limit, subjects)
-    request[WINDOWS] = windows
+    request[WINDOWS] = [*request.get(WINDOWS, ()), *windows]
     exceeded = [window for window in windows if window.exceeded]
     if exceeded:
         RATE_LIMITED.labels(name).inc()
