@@ -294,5 +294,5 @@ class HashingQueueFull(Unavailable):
 
 class ProviderUnavailable(Unavailable):
     code = "provider-unavailable"
-    title = "The issuer does not answer as it should."
+    title = "The provider does not answer as it should."
     default_retry_after = 5

@@ -133,10 +133,7 @@ class Worker:
 
     async def _put_off(self, job: Job, error: Exception) -> None:
         JOBS_FAILED.labels(job.kind).inc()
-        # Only its own errors' words are known to hold no address and no key.
-        told = type(error).__name__ + (
-            f": {error}" if isinstance(error, ProviderUnavailable) else ""
-        )
+        told = _describe(error)
         if not isinstance(error, ProviderUnavailable | DatabaseUnavailable):
             log.error("a job failed: %s %s", job.kind, job.job_id, exc_info=error)
         if job.tries >= MOST_TRIES:
@@ -155,3 +152,13 @@ class Worker:
 def _pause(failures: int) -> float:
     """Return for how many seconds a kind is left alone after so many failures in a row."""
     return float(min(POLL_SECONDS * 2 ** min(failures, 10), LONGEST_PAUSE_SECONDS))
+
+
+def _describe(error: Exception) -> str:
+    """Return what went wrong, in words that hold no address and no key: mostly names of types."""
+    told = type(error).__name__
+    if isinstance(error, ProviderUnavailable):
+        told += f": {error}"
+    if error.__cause__ is not None:
+        told += f" ({type(error.__cause__).__name__})"
+    return told
