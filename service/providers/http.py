@@ -103,4 +103,6 @@ async def open_http_client() -> AsyncIterator[HttpClient]:
             "User-Agent": "referrals",
         },
     ) as session:
+        # aiohttp would repeat a GET by itself, and some calls are paid for.
+        session._retry_connection = False  # noqa: SLF001  # there is no public way
         yield HttpClient(session)

@@ -8,7 +8,7 @@ import logging
 
 from service.database import Database, Repositories, retried
 from service.domain.clock import Clock
-from service.domain.errors import EmailTaken, TokenUnusable
+from service.domain.errors import EmailMalformed, EmailTaken, TokenUnusable
 from service.domain.jobs import JobKind
 from service.domain.mails import MailKind, MailToken, TokenPurpose
 from service.domain.oauth import hash_secret
@@ -69,7 +69,10 @@ class MailTokens:
 
         Raises EmailMalformed and what `Users.prove` raises.
         """
-        email = parse_email(new_email)
+        try:
+            email = parse_email(new_email)
+        except EmailMalformed as error:
+            raise EmailMalformed(error.detail, pointer="#/new_email") from error
         await self._users.prove(caller, password)
         async with self._database.transaction() as repositories:
             await self._jobs.plan(repositories, mail_to_new_email(caller.user_id, email))

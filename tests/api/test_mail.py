@@ -102,6 +102,10 @@ async def confirm(api: Api, token: str) -> Answer:
     return await api.post("/auth/email/confirm", {"token": token})
 
 
+def assert_unusable(answer: Answer) -> None:
+    assert_problem(answer, 422, "token-unusable", ["#/token"])
+
+
 # --- Confirming an e-mail.
 
 
@@ -111,7 +115,7 @@ async def test_who_registers_confirms_the_email(api: Api, smtp: SmtpServer) -> N
     [mail] = await mailed(smtp, ANNA, "Confirm")
     assert (await confirm(api, token_in(mail))).status == 204
     assert (await api.get("/users/me", by=anna)).json()["email_confirmed"]
-    assert_problem(await confirm(api, token_in(mail)), 422, "token-unusable", ["#/token"])
+    assert_unusable(await confirm(api, token_in(mail)))
 
 
 async def test_a_mail_is_plain_and_html_with_headers_of_its_kind(
@@ -138,9 +142,7 @@ async def test_without_a_front_end_the_mail_holds_the_token(
         await api.register(ANNA)
         [mail] = await mailed(smtp, ANNA, "Confirm")
         assert mail.links == []
-        found = re.search(r"^POST /api/v1/auth/email/confirm:\s+(\S+)$", mail.text, re.M) or (
-            re.search(r"/auth/email/confirm:\s+(\S+)", mail.text)
-        )
+        found = re.search(r"/auth/email/confirm:\s+(\S+)", mail.text)
         assert found
         assert found[1] in mail.html
         assert (await confirm(api, found[1])).status == 204
@@ -172,16 +174,16 @@ async def test_a_token_is_good_for_its_purpose_alone(api: Api, smtp: SmtpServer)
     await api.register(ANNA)
     [mail] = await mailed(smtp, ANNA, "Confirm")
     to_reset = await forgotten(api, smtp)
-    assert_problem(await reset(api, token_in(mail)), 422, "token-unusable")
-    assert_problem(await confirm(api, to_reset), 422, "token-unusable")
+    assert_unusable(await reset(api, token_in(mail)))
+    assert_unusable(await confirm(api, to_reset))
     assert (await confirm(api, token_in(mail))).status == 204
     assert (await reset(api, to_reset)).status == 204
 
 
 @pytest.mark.parametrize("token", ["", "x", "\u0000", "ü" * 2000, "a" * 43])
 async def test_what_was_never_mailed_is_unusable(api: Api, token: str) -> None:
-    assert_problem(await confirm(api, token), 422, "token-unusable", ["#/token"])
-    assert_problem(await reset(api, token), 422, "token-unusable", ["#/token"])
+    assert_unusable(await confirm(api, token))
+    assert_unusable(await reset(api, token))
 
 
 async def test_the_confirmation_is_sent_again(
@@ -269,7 +271,7 @@ async def test_a_reset_ends_all_other_tokens(api: Api, smtp: SmtpServer) -> None
     first = await forgotten(api, smtp)
     second = await forgotten(api, smtp, count=2)
     assert (await reset(api, second)).status == 204
-    assert_problem(await reset(api, first, "another long password"), 422, "token-unusable")
+    assert_unusable(await reset(api, first, "another long password"))
 
 
 async def test_a_reset_ends_what_an_issuer_put_on_an_email_nobody_had_confirmed(
@@ -326,8 +328,8 @@ async def test_tokens_end_with_the_account(
     [mail] = await mailed(smtp, ANNA, "Confirm")
     token = await forgotten(api, smtp)
     assert (await api.delete("/users/me", {"password": PASSWORD}, by=anna)).status == 204
-    assert_problem(await confirm(api, token_in(mail)), 422, "token-unusable")
-    assert_problem(await reset(api, token), 422, "token-unusable")
+    assert_unusable(await confirm(api, token_in(mail)))
+    assert_unusable(await reset(api, token))
     assert await database.fetchval("SELECT count(*) FROM mail_tokens") == 0
 
 
@@ -347,8 +349,8 @@ async def test_a_link_leads_where_the_settings_say_whatever_the_request_claims(
 
 def without_chance(answer: Answer) -> Any:
     """Return all of an answer but what differs between any two."""
-    varying = {"Date", "X-Request-Id"}
-    headers = {name: value for name, value in answer.headers.items() if name not in varying}
+    headers = {name.lower(): value for name, value in answer.headers.items()}
+    del headers["date"], headers["x-request-id"]
     return answer.status, headers, answer.body
 
 
@@ -520,7 +522,7 @@ async def test_tokens_in_the_old_mailbox_end_with_the_change(api: Api, smtp: Smt
     await api.post("/auth/email/change", body, by=anna)
     [mail] = await mailed(smtp, "anna@example.org", "Confirm your new e-mail")
     await confirm(api, token_in(mail))
-    assert_problem(await reset(api, old), 422, "token-unusable")
+    assert_unusable(await reset(api, old))
 
 
 async def test_an_email_of_another_account_is_answered_alike_and_its_owner_is_told(
@@ -547,24 +549,26 @@ async def test_an_email_that_was_taken_meanwhile_is_not_given_twice(
     await api.post("/auth/email/change", body, by=anna)
     [mail] = await mailed(smtp, "new@example.com", "Confirm your new e-mail")
     assert (await api.register("new@example.com")).status == 201
-    assert_problem(await confirm(api, token_in(mail)), 422, "token-unusable")
+    assert_unusable(await confirm(api, token_in(mail)))
     assert (await api.get("/users/me", by=anna)).json()["email"] == ANNA
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "code"),
+    ("body", "status", "pointer"),
     [
-        ({"new_email": "b@example.com", "password": "wrong"}, 401, "invalid-credentials"),
-        ({"new_email": "b@example.com"}, 422, "validation-failed"),
-        ({"new_email": "nonsense", "password": PASSWORD}, 422, "validation-failed"),
-        ({"password": PASSWORD}, 422, "validation-failed"),
+        ({"new_email": "b@example.com", "password": "wrong"}, 401, "password"),
+        ({"new_email": "b@example.com"}, 422, "password"),
+        ({"new_email": "nonsense", "password": PASSWORD}, 422, "new_email"),
+        ({"password": PASSWORD}, 422, "new_email"),
     ],
 )
 async def test_a_change_that_proves_nothing_is_refused(
-    api: Api, body: dict[str, str], status: int, code: str
+    api: Api, body: dict[str, str], status: int, pointer: str
 ) -> None:
     anna = await api.new_person(ANNA)
-    assert_problem(await api.post("/auth/email/change", body, by=anna), status, code)
+    answer = await api.post("/auth/email/change", body, by=anna)
+    code = "invalid-credentials" if status == 401 else "validation-failed"
+    assert_problem(answer, status, code, [f"#/{pointer}"])
 
 
 # --- Disposable e-mails.
