@@ -110,14 +110,14 @@ class Worker:
         of it.
         """
         now = self._clock()
-        async with self._database.transaction() as repositories:
+        async with self._database.reading() as repositories:
             job = await repositories.jobs.claim(kind, now, now + CLAIMED_FOR)
         if job is None:
             return False
         try:
             await self._handlers[kind](job)
         except NotYet as not_yet:
-            async with self._database.transaction() as repositories:
+            async with self._database.reading() as repositories:
                 await repositories.jobs.postpone(job, self._clock() + not_yet.wait, None)
         except Hopeless as error:
             await self._park(job, str(error))
@@ -126,7 +126,7 @@ class Worker:
             if isinstance(error, ProviderUnavailable | DatabaseUnavailable):
                 raise
         else:
-            async with self._database.transaction() as repositories:
+            async with self._database.reading() as repositories:
                 await repositories.jobs.delete([job.job_id])
             JOBS_DONE.labels(kind).inc()
         return True
@@ -139,13 +139,13 @@ class Worker:
         if job.tries >= MOST_TRIES:
             await self._park(job, told)
             return
-        async with self._database.transaction() as repositories:
+        async with self._database.reading() as repositories:
             due_at = self._clock() + wait_after(job.tries)
             await repositories.jobs.postpone(job, due_at, told)
 
     async def _park(self, job: Job, error: str) -> None:
         log.error("a job is parked: %s %s: %s", job.kind, job.job_id, error)
-        async with self._database.transaction() as repositories:
+        async with self._database.reading() as repositories:
             await repositories.jobs.park(job, self._clock(), error)
 
 
