@@ -4,7 +4,12 @@ import asyncio
 import functools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from dataclasses import dataclass
 from typing import Final, ParamSpec, Self, TypeVar
 
@@ -35,7 +40,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Repositories:
-    """All repositories, bound to one connection."""
+    """All repositories, bound to one connection.
+
+    `savepoint` begins a part of the transaction that can be undone alone.
+    """
 
     authorization_codes: AuthorizationCodeRepository
     enrichments: EnrichmentRepository
@@ -49,6 +57,7 @@ class Repositories:
     sessions: SessionRepository
     sign_ins: SignInRepository
     users: UserRepository
+    savepoint: Callable[[], AbstractAsyncContextManager[object]]
 
     @classmethod
     def on(cls, connection: Connection) -> Self:
@@ -65,6 +74,7 @@ class Repositories:
             SessionRepository(connection),
             SignInRepository(connection),
             UserRepository(connection),
+            savepoint=connection.transaction,
         )
 
 

@@ -12,15 +12,11 @@ from service.domain.users import Email, Role, User
 from service.repositories.connection import Connection
 from service.repositories.constraints import on_violation
 
-# No conflict with the e-mail of another account, so that the transaction can go on: whoever
-# registers must not be able to tell a known e-mail from a new one.
 INSERT: Final = """
     INSERT INTO users (user_id, email, email_key, password_hash, role, created_at,
                        email_confirmed_at, confirmation_required,
                        email_verdict, email_verdict_source, email_checked_at)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-    ON CONFLICT DO NOTHING
-    RETURNING user_id
 """
 
 FIND: Final = """
@@ -183,22 +179,21 @@ class UserRepository:
 
         Without a password's hash its user signs in with another issuer.
         """
-        added = await self._found(
-            INSERT,
-            user_id,
-            email.shown,
-            email.key,
-            password_hash,
-            role,
-            now,
-            email_confirmed_at,
-            confirmation_required,
-            verification and verification.verdict,
-            verification and verification.source,
-            verification and verification.checked_at,
-        )
-        if not added:
-            raise EmailTaken
+        with on_violation({"users_email_unique": EmailTaken}):
+            await self._connection.execute(
+                INSERT,
+                user_id,
+                email.shown,
+                email.key,
+                password_hash,
+                role,
+                now,
+                email_confirmed_at,
+                confirmation_required,
+                verification and verification.verdict,
+                verification and verification.source,
+                verification and verification.checked_at,
+            )
 
     async def find(self, user_id: UUID) -> User | None:
         row = await self._connection.fetchrow(FIND, user_id)

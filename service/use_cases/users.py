@@ -3,6 +3,7 @@
 import hmac
 import logging
 import secrets
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -90,14 +91,17 @@ class Users:
         async with self._database.transaction() as repositories:
             await once.claim(repositories, now)
             user: User | None
+            # Undone alone, the transaction goes on: a known e-mail must cause a mail as well.
+            undoable = repositories.savepoint if self._confirmation_required else nullcontext
             try:
-                user, old_keys = await self.add(
-                    repositories,
-                    email,
-                    now,
-                    registration.referral_code,
-                    password_hash=password_hash,
-                )
+                async with undoable():
+                    user, old_keys = await self.add(
+                        repositories,
+                        email,
+                        now,
+                        registration.referral_code,
+                        password_hash=password_hash,
+                    )
             except EmailTaken:
                 if not self._confirmation_required:
                     raise
