@@ -15,7 +15,7 @@ from aiohttp_apispec import docs
 from marshmallow import ValidationError
 
 from service.api.headers import add_headers_of_every_answer
-from service.api.keys import REQUEST_ID
+from service.api.keys import CONTEXT
 from service.domain.errors import (
     Conflict,
     InsufficientScope,
@@ -163,7 +163,7 @@ def problem(
 
 def problem_of(error: Exception, request: web.Request) -> web.Response:
     """Return the answer to a request that ended with `error`."""
-    request_id = request[REQUEST_ID]
+    request_id = request[CONTEXT].request_id
     match error:
         case ServiceError():
             return _of_service_error(error, request_id)

@@ -1,5 +1,6 @@
 """Reading a request: its JSON body, its query, its client's address."""
 
+import functools
 import json
 import re
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
-from service.api.keys import DOCUMENT, SETTINGS
+from service.api.keys import CONTEXT, SETTINGS
 from service.domain.pages import Cursor
 
 LARGEST_BODY: Final = 16 * 1024
@@ -137,8 +138,10 @@ def client_address(request: web.Request) -> str:
     `X-Forwarded-For` counts only as far as trusted proxies have written it: from the right, up
     to the first address that is not one of theirs.
     """
-    address = _parse_address(request.remote or "")
     trusted = request.app[SETTINGS].trusted_proxies
+    if not trusted:
+        return _client_of(request.remote or "")
+    address = _parse_address(request.remote or "")
     forwarded = [
         part
         for header in request.headers.getall("X-Forwarded-For", ())
@@ -149,6 +152,15 @@ def client_address(request: web.Request) -> str:
         if named is None:  # further left stands what anybody may have invented
             break
         address = named
+    return _as_client(address)
+
+
+@functools.lru_cache(10_000)
+def _client_of(remote: str) -> str:
+    return _as_client(_parse_address(remote))
+
+
+def _as_client(address: Any) -> str:
     if isinstance(address, IPv6Address):
         return str(ip_network((address, 64), strict=False))
     return str(address)
@@ -196,7 +208,7 @@ async def _read_json(request: web.Request) -> Any:
         raise web.HTTPBadRequest(reason="The body is not UTF-8.") from error
     except (ValueError, RecursionError) as error:
         raise web.HTTPBadRequest(reason="The body is not JSON.") from error
-    request[DOCUMENT] = document
+    request[CONTEXT].document = document
     return document
 
 

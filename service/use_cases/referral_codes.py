@@ -1,6 +1,6 @@
 """What can be done with referral codes."""
 
-import json
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from uuid import UUID
 
@@ -18,7 +18,7 @@ from service.domain.referral_codes import (
     ReferralCodeWish,
     issue_referral_code,
 )
-from service.domain.users import parse_email
+from service.domain.users import key_of
 from service.use_cases.forgetting import Forgetting, code_key
 from service.use_cases.idempotency import AnswerOnce
 
@@ -91,27 +91,35 @@ class ReferralCodes:
         if not deleted:
             raise ReferralCodeNotFound
 
-    async def find_by_email(self, email: str) -> PublicReferralCode:
-        """Return the live code of the account with the e-mail; raise ReferralCodeNotFound.
+    async def find_by_email(
+        self,
+        email: str,
+        write: Callable[[PublicReferralCode], bytes],
+        check: Callable[[], Awaitable[None]],
+    ) -> bytes:
+        """Return the live code of the account with the e-mail, as `write` writes it.
 
-        The same for an e-mail that nobody has: a stranger learns nothing from it.
+        Raises ReferralCodeNotFound; the same for an e-mail that nobody has: a stranger learns
+        nothing from it. What was written is kept in the cache, and not written again for the next
+        one who asks. `check` raises where the caller may not have PostgreSQL asked.
         """
         try:
-            email_key = parse_email(email).key
+            email_key = key_of(email)
         except EmailMalformed as error:
             raise ReferralCodeNotFound from error
 
         async def load() -> Entry | None:
+            await check()
             async with self._database.reading() as repositories:
                 code = await repositories.referral_codes.find_live_by_email(
                     email_key, self._clock()
                 )
-            return None if code is None else Entry(_dump(code), code.expires_at)
+            return None if code is None else Entry(write(code), code.expires_at)
 
         kept = await self._cache.read_through(code_key(email_key), load)
         if kept is None:
             raise ReferralCodeNotFound
-        return _load(kept)
+        return kept
 
     async def _store(
         self, repositories: Repositories, code: ReferralCode, now: datetime
@@ -126,14 +134,3 @@ class ReferralCodes:
     async def _keys(self, repositories: Repositories, owner_id: UUID) -> list[str]:
         email_key = await repositories.users.find_email_key(owner_id)
         return [code_key(email_key)] if email_key else []
-
-
-def _dump(code: PublicReferralCode) -> str:
-    return json.dumps([code.code, code.expires_at.isoformat(), str(code.referrer_id)])
-
-
-def _load(text: str) -> PublicReferralCode:
-    code, expires_at, referrer_id = json.loads(text)
-    return PublicReferralCode(
-        code=code, expires_at=datetime.fromisoformat(expires_at), referrer_id=UUID(referrer_id)
-    )

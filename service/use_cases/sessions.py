@@ -204,7 +204,7 @@ class Sessions:
                 expires_at = await repositories.sessions.expiry_if_open(token.session_id, now)
             if expires_at is None:
                 return None
-            return Entry("open", min(expires_at, now + self._access_tokens.lifetime))
+            return Entry(b"open", min(expires_at, now + self._access_tokens.lifetime))
 
         if await self._cache.read_through(session_key(token.session_id), load) is None:
             raise InvalidToken
