@@ -12,7 +12,7 @@ from service.api.idempotency import answer_once
 from service.api.keys import REFERRAL_CODES
 from service.api.openapi import IDEMPOTENCY_KEY, refuses
 from service.api.rate_limits import LOOKUP, start_count
-from service.api.requests import Moment, RequestSchema, Text, WholeNumber, read_body
+from service.api.requests import Moment, RequestSchema, Text, WholeNumber, moment_text, read_body
 from service.domain.errors import (
     LiveReferralCodeExists,
     ReferralCodeNotFound,
@@ -70,7 +70,6 @@ class PublicReferralCodeSchema(Schema):
 
 WISH_SCHEMA = ReferralCodeWishSchema()
 REFERRAL_CODE_SCHEMA = ReferralCodeSchema()
-PUBLIC_REFERRAL_CODE_SCHEMA = PublicReferralCodeSchema()
 
 
 @docs(
@@ -141,12 +140,19 @@ async def find_referral_code(request: web.Request) -> web.Response:
     admission = start_count(request, LOOKUP)
     try:
         body = await request.app[REFERRAL_CODES].find_by_email(
-            request.match_info["email"], _write_public, admission.check
+            request.match_info["email"], write_public, admission.check
         )
     finally:
         await admission.check()
     return WholeResponse(body)
 
 
-def _write_public(code: PublicReferralCode) -> bytes:
-    return to_json(PUBLIC_REFERRAL_CODE_SCHEMA.dump(code))
+def write_public(code: PublicReferralCode) -> bytes:
+    """Return the code as PublicReferralCodeSchema writes it, which takes three times as long."""
+    return to_json(
+        {
+            "code": code.code,
+            "expires_at": moment_text(code.expires_at),
+            "referrer_id": str(code.referrer_id),
+        }
+    )

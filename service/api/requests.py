@@ -59,6 +59,11 @@ class TrueOrFalse(fields.Boolean):
         return value
 
 
+def moment_text(moment: datetime) -> str:
+    """Return a time as answers have it (RFC 3339)."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
 class Moment(fields.AwareDateTime):
     """A time with its zone (RFC 3339), in UTC inside the service and in answers."""
 
@@ -76,7 +81,7 @@ class Moment(fields.AwareDateTime):
             raise self.make_error("invalid", input=value, obj_type=self.OBJ_TYPE) from error
 
     def _serialize(self, value: datetime | None, attr: Any, obj: Any, **kwargs: Any) -> Any:
-        return value and value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        return value and moment_text(value)
 
 
 class PageQuery(Schema):
@@ -97,6 +102,7 @@ class PageQuery(Schema):
 
 
 _PAGE_QUERY: Final = PageQuery()
+_FIRST_PAGE: Final = (_PAGE_QUERY.load({})["limit"], None)
 
 
 async def answer_expectation(request: web.Request) -> None:
@@ -119,6 +125,8 @@ def read_query(request: web.Request, schema: Schema) -> dict[str, Any]:
 
 def read_page(request: web.Request) -> tuple[int, Cursor | None]:
     """Return the size of the page asked for, and the place it begins behind."""
+    if not request.query_string:
+        return _FIRST_PAGE
     query = read_query(request, _PAGE_QUERY)
     cursor = query["cursor"]
     return query["limit"], None if cursor is None else Cursor.decode(cursor)

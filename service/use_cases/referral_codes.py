@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from uuid import UUID
 
+from service.batches import Batches
 from service.cache import Cache, Entry
 from service.database import Database, Repositories, TransactionConflict, retried
 from service.domain.clock import Clock
@@ -33,6 +34,12 @@ class ReferralCodes:
         self._cache = cache
         self._forgetting = forgetting
         self._clock = clock
+        self._live_by_email = Batches(
+            database,
+            lambda repositories, email_keys: repositories.referral_codes.find_live_by_emails(
+                email_keys, clock()
+            ),
+        )
 
     @retried
     async def create(
@@ -62,7 +69,7 @@ class ReferralCodes:
         code = issue_referral_code(owner_id, wish, now)
         async with self._database.transaction() as repositories:
             await repositories.referral_codes.lock_owner(owner_id)
-            replaced = await repositories.referral_codes.end_of_owner(owner_id, now)
+            replaced, _ = await repositories.referral_codes.end_of_owner(owner_id, now)
             try:
                 keys = await self._store(repositories, code, now)
             except LiveReferralCodeExists as error:
@@ -84,8 +91,8 @@ class ReferralCodes:
         """End the owner's live code; raise ReferralCodeNotFound."""
         now = self._clock()
         async with self._database.transaction() as repositories:
-            deleted = await repositories.referral_codes.end_of_owner(owner_id, now)
-            keys = await self._keys(repositories, owner_id)
+            deleted, email_key = await repositories.referral_codes.end_of_owner(owner_id, now)
+            keys = [code_key(email_key)] if email_key else []
             await self._forgetting.plan(repositories, keys, now)
         await self._forgetting.forget(keys)
         if not deleted:
@@ -110,10 +117,7 @@ class ReferralCodes:
 
         async def load() -> Entry | None:
             await check()
-            async with self._database.reading() as repositories:
-                code = await repositories.referral_codes.find_live_by_email(
-                    email_key, self._clock()
-                )
+            code = await self._live_by_email.find(email_key)
             return None if code is None else Entry(write(code), code.expires_at)
 
         kept = await self._cache.read_through(code_key(email_key), load)
@@ -126,11 +130,7 @@ class ReferralCodes:
     ) -> list[str]:
         """Store the code, and the job that forgets what the cache says; return the keys."""
         await repositories.referral_codes.end_expired(code.owner_id, code.code, now)
-        await repositories.referral_codes.add(code)
-        keys = await self._keys(repositories, code.owner_id)
+        email_key = await repositories.referral_codes.add(code)
+        keys = [code_key(email_key)] if email_key else []
         await self._forgetting.plan(repositories, keys, now)
         return keys
-
-    async def _keys(self, repositories: Repositories, owner_id: UUID) -> list[str]:
-        email_key = await repositories.users.find_email_key(owner_id)
-        return [code_key(email_key)] if email_key else []
