@@ -85,6 +85,15 @@ class Database:
         async with self._connection() as connection:
             yield Repositories.on(connection)
 
+    async def has_tables(self) -> bool:
+        """Return whether migrations were ever applied; True too where nobody can be asked."""
+        try:
+            async with self._connection() as connection:
+                found: bool = await connection.fetchval("SELECT to_regclass('jobs') IS NOT NULL")
+        except DatabaseUnavailable:
+            return True  # the service starts without PostgreSQL, and says what is wrong
+        return found
+
     async def ping(self) -> None:
         """Raise DatabaseUnavailable unless PostgreSQL answers."""
         async with self._connection() as connection:

@@ -55,7 +55,15 @@ def run(
     mark: int = 0,
 ) -> Round:
     """Send the requests of a file to the server, from place `mark` on."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "10s"]
+    command = [
+        "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{max(1, round(seconds))}s",
+        "--latency",
+        "--timeout",
+        "10s",
+    ]
     command += ["-s", str(REQUESTS_LUA), server.url, "--", str(requests), str(mark)]
     data_pids = data.pids()
     pids = [*server.pids, *data_pids, os.getpid()]
