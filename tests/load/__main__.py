@@ -124,6 +124,7 @@ class Pair:
             mark = 0 if prepare is not None else attempt * 7919
             control = self.load(self.control, plain, self.bench.seconds, mark)
             service = self.load(self.service, file, self.bench.seconds, mark)
+            row.cpu_of_all.append((control.server_cpu, service.server_cpu))
             if abs(service.refused / service.requests - refused) > 0.01:
                 raise RuntimeError(f"{row.name}: {service.refused} of {service.requests} refused.")
             if max(control.foreign, service.foreign) > FOREIGN:
@@ -224,6 +225,7 @@ def fixed_rate(bench: Bench, pair: Pair) -> None:
             foreign = (busy_seconds() - busy - cpu_of(own) + known) / seconds
             measured.append((found, cpu, foreign / (os.cpu_count() or 1)))
         (control, control_cpu, _), (service, service_cpu, _) = measured
+        row.cpu_of_all.append((control_cpu * 1e6, service_cpu * 1e6))
         if max(foreign for *_, foreign in measured) > FOREIGN or service.unfinished:
             row.dropped += 1
             continue
@@ -291,7 +293,7 @@ def registering(bench: Bench) -> None:
         requests = [request.bytes() for request in look_ups]
         file = pair.file("registrations", pair.requests(workloads.registrations))
         url, seconds = pair.service.url, bench.seconds * 2
-        for attempt in range(bench.pairs):
+        for attempt in range(bench.pairs * 2):
             pure = _argon2id_alone(seconds)
             mark = int(time.time() * 10)
             done = pair.load(pair.service, file, seconds, mark, REGISTERING_CLIENTS)
@@ -306,6 +308,9 @@ def registering(bench: Bench) -> None:
             time.sleep(0.5)
             busy = open_loop.run(url, requests, MIXED_RATE, seconds, attempt)
             done = under_way.result()
+            if done.foreign > FOREIGN:
+                mixed.dropped += 1
+                continue
             failed = busy.unfinished + sum(
                 count for status, count in busy.statuses.items() if status >= 500
             )

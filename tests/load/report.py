@@ -28,6 +28,8 @@ class Row:
     p50: list[float] = field(default_factory=list)
     p99: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
+    cpu_of_all: list[tuple[float, float]] = field(default_factory=list)
+    """CPU a request of the control and the service in all pairs, those that were dropped too."""
     dropped: int = 0
     detail: list[dict[str, Any]] = field(default_factory=list)
 
@@ -47,6 +49,14 @@ class Row:
         return f"{self.median(measure):.2f} ({min(values):.2f} to {max(values):.2f})"
 
     @property
+    def least_cpu(self) -> str:
+        """Return the ratio of the least CPU a request: what noise there is only adds to it."""
+        if not self.cpu_of_all:
+            return "-"
+        controls, services = zip(*self.cpu_of_all, strict=True)
+        return f"{min(services) / min(controls):.2f}"
+
+    @property
     def verdict(self) -> str:
         if not self.is_result:
             return "no result"
@@ -58,11 +68,14 @@ def line(row: Row) -> str:
     measured = (
         [row.told, "-", "-", "-"] if row.told else [row.spread(measure) for measure in _MEASURES]
     )
-    return f"| {' | '.join([row.name, row.goal, *measured, row.verdict])} |"
+    return f"| {' | '.join([row.name, row.goal, *measured, row.least_cpu, row.verdict])} |"
 
 
 def table(rows: list[Row]) -> str:
-    head = "| work | goal | rate | p50 | p99 | CPU a request | met |\n|---|---|---|---|---|---|---|"
+    head = (
+        "| work | goal | rate | p50 | p99 | CPU a request | least CPU | met |\n"
+        "|---|---|---|---|---|---|---|---|"
+    )
     return "\n".join([head, *map(line, rows)])
 
 
@@ -81,6 +94,7 @@ def write(rows: list[Row], folder: Path) -> None:
                 "met": row.verdict,
                 "measured": row.told,
                 **{measure: getattr(row, measure) for measure in _MEASURES},
+                "cpu_of_all": row.cpu_of_all,
                 "dropped": row.dropped,
                 "detail": row.detail,
             }
