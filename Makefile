@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SERVICE := $(BIN)/python -m service
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format admin clean
+.PHONY: help run test check bench format admin clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -36,6 +36,13 @@ check: $(VENV)/test  ## everything that has to hold: format, lint, types, import
 	$(BIN)/python -m coverage run -m pytest $(TESTS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
+
+$(VENV)/bench: $(VENV)/run tests/load/requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/load/requirements.txt
+	@touch $@
+
+bench: $(VENV)/bench  ## how fast it is beside aiohttp alone: needs Linux and wrk, takes 20 minutes
+	$(BIN)/python -m tests.load $(BENCH)
 
 format: $(VENV)/test  ## format the code
 	$(BIN)/ruff format .

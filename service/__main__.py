@@ -23,7 +23,6 @@ from service.domain.errors import ServiceError
 from service.domain.scopes import Scope, parse_scopes, scopes_of, to_text
 from service.domain.users import Role
 from service.logs import set_up_logging
-from service.migrations import MigrationError, apply_migrations, has_tables
 from service.settings import (
     Settings,
     SettingsError,
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"The settings are at fault:\n{error}", file=sys.stderr)
         return 2
-    except (CommandError, MigrationError, ServiceError) as error:
+    except (CommandError, ServiceError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -131,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(_: argparse.Namespace, environ: Environment) -> None:
     settings = read_settings(environ)
-    _check_tables(settings)
+    asyncio.run(_check_tables(settings))
     with _listening(settings) as sockets:
         _serve_on(settings, sockets, lambda: None)
 
@@ -142,7 +141,7 @@ def _work(_: argparse.Namespace, environ: Environment) -> None:
         raise CommandError(
             "There is nothing to do: none of SMTP_URL, HUNTER_API_KEY, ENRICHMENT_API_KEY is set."
         )
-    _check_tables(settings)
+    asyncio.run(_check_tables(settings))
     set_up_logging(settings.log_level, settings.log_format)
     from service import serving  # slow, and needless for the other commands
 
@@ -200,7 +199,7 @@ def _dev(_: argparse.Namespace, environ: Environment) -> None:
                 settings = replace(settings, redis_url=url)
         except embedded.EmbeddedServerError as error:
             raise CommandError(error) from error
-        apply_migrations(settings.database_url)
+        _apply_migrations(settings.database_url)
         _write_private(
             DATA / "running.env",
             f"DATABASE_URL={settings.database_url}\nREDIS_URL={settings.redis_url}\n",
@@ -222,7 +221,7 @@ def _dev(_: argparse.Namespace, environ: Environment) -> None:
 
 def _migrate(_: argparse.Namespace, environ: Environment) -> None:
     set_up_logging("info", "auto")
-    applied = apply_migrations(read_database_url({**_of_dev(), **environ}))
+    applied = _apply_migrations(read_database_url({**_of_dev(), **environ}))
     print("\n".join(f"applied {name}" for name in applied) or "nothing to apply")
 
 
@@ -334,14 +333,27 @@ async def _with_users(environ: Environment, work: Callable[["Users"], Awaitable[
     from service.app import users_alone  # slow, and needless for the other commands
 
     settings = _settings_beside_dev(environ)
-    _check_tables(settings)
+    await _check_tables(settings)
     async with users_alone(settings) as users:
         await work(users)
 
 
-def _check_tables(settings: Settings) -> None:
-    if not has_tables(settings.database_url):
-        raise CommandError("The database has no tables yet: run `python -m service migrate`.")
+def _apply_migrations(database_url: str) -> list[str]:
+    # Here, because yoyo and its driver would hold 10 MiB of every worker.
+    from service.migrations import MigrationError, apply_migrations
+
+    try:
+        return apply_migrations(database_url)
+    except MigrationError as error:
+        raise CommandError(error) from error
+
+
+async def _check_tables(settings: Settings) -> None:
+    from service.database import connect  # slow, and needless for other commands
+
+    async with connect(settings.database_url, 1) as database:
+        if not await database.has_tables():
+            raise CommandError("The database has no tables yet: run `python -m service migrate`.")
 
 
 @contextmanager

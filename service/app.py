@@ -10,6 +10,7 @@ from typing import Final
 from aiohttp import web
 
 from service import database
+from service.access_log import AccessLog
 from service.api import keys
 from service.api.mailbox import MAILBOX_ROUTES
 from service.api.middleware import around_every_request
@@ -18,7 +19,7 @@ from service.api.providers import callback_url
 from service.api.rate_limits import LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION
 from service.api.requests import LARGEST_BODY, answer_expectation
 from service.api.routes import ROUTES
-from service.cache import Cache, RedisAway, RedisServer
+from service.cache import Cache, RedisServer
 from service.database import Database
 from service.domain.clock import Clock, utc_now
 from service.domain.errors import DatabaseUnavailable
@@ -32,6 +33,7 @@ from service.providers.http import HttpClient, open_http_client
 from service.providers.hunter import HunterEnricher, HunterVerifier
 from service.providers.mail import Mailer
 from service.rate_limits import RateLimiter
+from service.redis_connection import RedisAway
 from service.settings import EnrichmentSettings, Settings
 from service.tokens import AccessTokens, RefreshTokens
 from service.use_cases.email_verification import EmailVerification
@@ -55,7 +57,11 @@ log = logging.getLogger(__name__)
 
 def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
     """Return the application; what it holds open lives from its startup to its cleanup."""
-    app = web.Application(middlewares=[around_every_request], client_max_size=LARGEST_BODY)
+    access_log = AccessLog()
+    app = web.Application(
+        middlewares=[around_every_request(settings, access_log)], client_max_size=LARGEST_BODY
+    )
+    app[keys.ACCESS_LOG] = access_log
     app[keys.SETTINGS] = settings
     app[keys.RATE_LIMITS] = {
         REGISTER: settings.rate_limit_register,
@@ -73,6 +79,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
 
     async def resources(app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            stack.callback(access_log.flush)
             await _open(app, settings, clock, stack)
             yield
 

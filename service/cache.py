@@ -16,29 +16,25 @@ is never older than the promise in three parts:
    the id of the server's run.
 """
 
+import asyncio
+import functools
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Final
 
-from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from prometheus_client import Counter
 
 from service.domain.clock import Clock
 from service.metrics import CACHE_READS, CIRCUIT_BREAKER_OPEN
+from service.redis_connection import RedisAway, RedisConnection, open_connection
 
-TIMEOUT_SECONDS: Final = 0.25
 LEASE_FOR: Final = timedelta(seconds=3)
 """Longer than a read from PostgreSQL may take; a reader that died holds up no fill for longer."""
 NOTHING_FOR: Final = timedelta(seconds=30)
 """How long "there is nothing" is kept: strangers ask for e-mails without end."""
-T = TypeVar("T")
 
 _FILL: Final = """
 if redis.call('GET', KEYS[2]) == ARGV[1] then
@@ -48,53 +44,44 @@ end
 """
 
 
-class RedisAway(Exception):
-    """Redis did not answer in time, or did not lately."""
-
-
 class RedisServer:
-    """A connection pool with a circuit breaker.
+    """The connection that all share, with a circuit breaker.
 
-    The breaker begins open: `resume` closes it, and the first failure opens it again.
+    The breaker begins open: `resume` closes it, and the first failure opens it again. A
+    connection that was lost while nobody used it is no failure, and is made again.
     """
 
     def __init__(self, url: str) -> None:
-        self._redis = Redis.from_url(
-            url,
-            decode_responses=True,
-            socket_timeout=TIMEOUT_SECONDS,
-            socket_connect_timeout=TIMEOUT_SECONDS,
-            # One more try, for a connection that Redis has closed while it was idle.
-            retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
-            max_connections=1000,
-            redis_connect_func=self._on_connect,
-        )
-        self.run_id = ""
-        """Changes when the server restarts, or another takes its place."""
+        self._url = url
+        self._connection: RedisConnection | None = None
+        self._connecting: asyncio.Task[RedisConnection] | None = None
         self.away = True
         CIRCUIT_BREAKER_OPEN.set(1)
 
-    async def call(self, work: Callable[[Redis], Awaitable[T]]) -> T:
-        """Return what `work` gets from Redis; raise RedisAway while the breaker is open."""
+    @property
+    def connection(self) -> RedisConnection | None:
+        """The connection if it can be used now, without waiting for anything."""
+        connection = self._connection
+        return None if self.away or connection is None or connection.is_closed else connection
+
+    async def connect(self) -> RedisConnection:
+        """Return the connection; raise RedisAway while the breaker is open."""
         if self.away:
             raise RedisAway
-        return await self.call_anyway(work)
+        return self.connection or await self.connect_anyway()
 
-    async def call_anyway(self, work: Callable[[Redis], Awaitable[T]]) -> T:
-        """Like `call`, whatever the breaker says: to find out whether Redis is back."""
-        try:
-            if not self.run_id:
-                await self._redis.ping()  # connecting tells what the keys begin with
-            run_id = self.run_id
-            result = await work(self._redis)
-        except (RedisError, OSError) as error:
-            self._open_breaker()
-            raise RedisAway from error
-        if self.run_id != run_id:
-            # `work` was repeated on a connection to another server, with keys of the old one.
-            self._open_breaker()
-            raise RedisAway("Redis was restarted.")
-        return result
+    async def connect_anyway(self) -> RedisConnection:
+        """Like `connect`, whatever the breaker says: to find out whether Redis is back."""
+        connection = self._connection
+        if connection is not None and not connection.is_closed:
+            return connection
+        if self._connecting is None:
+            self._connecting = asyncio.create_task(self._open())
+            self._connecting.add_done_callback(
+                lambda task: task.exception()
+            )  # or asyncio complains
+        # Shielded, because others wait for it too.
+        return await asyncio.shield(self._connecting)
 
     def resume(self) -> None:
         """Close the breaker."""
@@ -102,25 +89,31 @@ class RedisServer:
         CIRCUIT_BREAKER_OPEN.set(0)
 
     async def close(self) -> None:
-        await self._redis.aclose()
+        if self._connecting is not None:
+            await asyncio.wait([self._connecting])
+        if self._connection is not None:
+            self._connection.close()
+
+    async def _open(self) -> RedisConnection:
+        try:
+            self._connection = await open_connection(self._url, self._open_breaker)
+        except RedisAway:
+            self._open_breaker()
+            raise
+        finally:
+            self._connecting = None
+        return self._connection
 
     def _open_breaker(self) -> None:
         self.away = True
         CIRCUIT_BREAKER_OPEN.set(1)
-
-    async def _on_connect(self, connection: AbstractConnection) -> None:
-        await connection.on_connect()
-        await connection.send_command("INFO", "server")
-        info: Any = await connection.read_response()
-        lines = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
-        self.run_id = lines["run_id"]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A value worth keeping until `expires_at`."""
 
-    value: str
+    value: bytes
     expires_at: datetime
 
 
@@ -133,68 +126,76 @@ class Cache:
 
     async def read_through(
         self, key: str, load: Callable[[], Awaitable[Entry | None]]
-    ) -> str | None:
+    ) -> bytes | None:
         """Return the value of `key`: from Redis, else from `load`, and then kept in Redis."""
         kind = key.partition(":")[0]
+        lease = None
         try:
-            kept: Any = await self._server.call(lambda redis: redis.get(self._value_key(key)))
+            redis = self._server.connection or await self._server.connect()
+            [kept] = await redis.call(("GET", _value_key(redis, key)))
             if kept is not None:
-                expires_at, _, value = kept.partition(" ")
+                expires_at, _, value = kept.partition(b" ")
                 # The server's clock ends an entry, this one's decides: they may differ.
                 if _milliseconds(self._clock()) < int(expires_at):
-                    CACHE_READS.labels(kind, "hit").inc()
+                    _counter(kind, "hit").inc()
                     return value or None
-            lease = await self._lease(key)
+            lease = await _take_lease(redis, key)
         except RedisAway:
-            CACHE_READS.labels(kind, "away").inc()
-            lease = None
+            _counter(kind, "away").inc()
         else:
-            CACHE_READS.labels(kind, "miss").inc()
+            _counter(kind, "miss").inc()
         entry = await load()
         if lease is not None:
-            await self._fill(key, lease, entry or Entry("", self._clock() + NOTHING_FOR))
+            await _fill(redis, key, lease, entry or Entry(b"", self._clock() + NOTHING_FOR))
         return entry.value if entry else None
 
     async def forget(self, keys: Sequence[str]) -> None:
         """Remove the values of `keys`; raise RedisAway where Redis cannot be told."""
-        await self._server.call(lambda redis: self._delete(redis, keys))
+        await _delete(await self._server.connect(), keys)
 
     async def forget_anyway(self, keys: Sequence[str]) -> None:
         """Like `forget`, whatever the breaker says; without keys, only ask for a sign of life."""
+        redis = await self._server.connect_anyway()
         if keys:
-            await self._server.call_anyway(lambda redis: self._delete(redis, keys))
+            await _delete(redis, keys)
         else:
-            await self._server.call_anyway(lambda redis: redis.ping())
+            await redis.call(("PING",))
 
-    async def _lease(self, key: str) -> str | None:
-        """Return the right to fill `key`, or None while another reader has it."""
-        token = secrets.token_hex(8)
-        taken = await self._server.call(
-            lambda redis: redis.set(self._lease_key(key), token, nx=True, px=LEASE_FOR)
-        )
-        return token if taken else None
 
-    async def _fill(self, key: str, lease: str, entry: Entry) -> None:
-        expires_at = _milliseconds(entry.expires_at)
-        keys_and_arguments = (
-            self._value_key(key),
-            self._lease_key(key),
-            lease,
-            f"{expires_at} {entry.value}",
-            expires_at,
-        )
-        with suppress(RedisAway):
-            await self._server.call(lambda redis: redis.eval(_FILL, 2, *keys_and_arguments))
+async def _take_lease(redis: RedisConnection, key: str) -> str | None:
+    """Return the right to fill `key`, or None while another reader has it."""
+    token = secrets.token_hex(8)
+    milliseconds = int(LEASE_FOR.total_seconds() * 1000)
+    [taken] = await redis.call(("SET", _lease_key(redis, key), token, "NX", "PX", milliseconds))
+    return token if taken else None
 
-    async def _delete(self, redis: Redis, keys: Sequence[str]) -> None:
-        await redis.delete(*map(self._value_key, keys), *map(self._lease_key, keys))
 
-    # The braces keep both keys of a value on one node of a cluster.
-    def _value_key(self, key: str) -> str:
-        return f"{self._server.run_id}:{{{key}}}"
+async def _fill(redis: RedisConnection, key: str, lease: str, entry: Entry) -> None:
+    """Put the value where the lease still holds; not on a connection that was made since."""
+    expires_at = _milliseconds(entry.expires_at)
+    keys = _value_key(redis, key), _lease_key(redis, key)
+    value = b"%d %b" % (expires_at, entry.value)
+    with suppress(RedisAway):
+        await redis.call(("EVAL", _FILL, 2, *keys, lease, value, expires_at))
 
-    def _lease_key(self, key: str) -> str:
-        return f"{self._server.run_id}:{{{key}}}:lease"
+
+async def _delete(redis: RedisConnection, keys: Sequence[str]) -> None:
+    names = [make(redis, key) for key in keys for make in (_value_key, _lease_key)]
+    await redis.call(("DEL", *names))
+
+
+# The braces keep both keys of a value on one node of a cluster.
+def _value_key(redis: RedisConnection, key: str) -> str:
+    return f"{redis.run_id}:{{{key}}}"
+
+
+def _lease_key(redis: RedisConnection, key: str) -> str:
+    return f"{redis.run_id}:{{{key}}}:lease"
+
+
+@functools.cache
+def _counter(kind: str, result: str) -> Counter:
+    return CACHE_READS.labels(kind, result)
 
 
 def _milliseconds(moment: datetime) -> int:

@@ -1,20 +1,16 @@
-"""The pool of connections, and the only place where transactions begin and end."""
+"""Where connections come from, and the only place where transactions begin and end."""
 
 import asyncio
 import functools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-    contextmanager,
-)
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final, ParamSpec, Self, TypeVar
 
 import asyncpg
 
+from service.connections import Connections
 from service.domain.errors import DatabaseUnavailable
 from service.repositories.authorization_codes import AuthorizationCodeRepository
 from service.repositories.connection import Connection
@@ -32,8 +28,8 @@ from service.repositories.users import UserRepository
 
 CONNECT_SECONDS: Final = 2.0
 STATEMENT_SECONDS: Final = 3.0
-WAIT_FOR_CONNECTION_SECONDS: Final = 1.0
 TRIES: Final = 4
+_CUT_OFF: Final = (OSError, asyncpg.InterfaceError)  # TimeoutError is an OSError
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -85,8 +81,8 @@ class TransactionConflict(Exception):
 class Database:
     """Connections to PostgreSQL. Raises DatabaseUnavailable where it cannot be reached in time."""
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
-        self._pool = pool
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Repositories]:
@@ -100,6 +96,15 @@ class Database:
         async with self._connection() as connection:
             yield Repositories.on(connection)
 
+    async def has_tables(self) -> bool:
+        """Return whether migrations were ever applied; True too where nobody can be asked."""
+        try:
+            async with self._connection() as connection:
+                found: bool = await connection.fetchval("SELECT to_regclass('jobs') IS NOT NULL")
+        except DatabaseUnavailable:
+            return True  # the service starts without PostgreSQL, and says what is wrong
+        return found
+
     async def ping(self) -> None:
         """Raise DatabaseUnavailable unless PostgreSQL answers."""
         async with self._connection() as connection:
@@ -108,19 +113,26 @@ class Database:
     @property
     def connections(self) -> dict[str, int]:
         """How many connections are in use, idle and allowed."""
-        size, idle = self._pool.get_size(), self._pool.get_idle_size()
-        return {"in_use": size - idle, "idle": idle, "limit": self._pool.get_max_size()}
+        connections = self._connections
+        in_use = connections.size - connections.idle
+        return {"in_use": in_use, "idle": connections.idle, "limit": connections.limit}
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
         with _failures_told():
-            async with AsyncExitStack() as stack:
-                try:
-                    acquired = self._pool.acquire(timeout=WAIT_FOR_CONNECTION_SECONDS)
-                    connection = await stack.enter_async_context(acquired)
-                except asyncpg.PostgresError as error:  # whatever keeps one from connecting
-                    raise DatabaseUnavailable from error
+            try:
+                connection = await self._connections.acquire()
+            except asyncpg.PostgresError as error:  # whatever keeps one from connecting
+                raise DatabaseUnavailable from error
+            whole = True
+            try:
                 yield connection
+            except BaseException as error:
+                # Cancelled, timed out or cut off: a statement may still be under way.
+                whole = isinstance(error, Exception) and not isinstance(error, _CUT_OFF)
+                raise
+            finally:
+                self._connections.release(connection, whole=whole)
 
 
 @contextmanager
@@ -173,20 +185,16 @@ async def connect(url: str, size: int) -> AsyncIterator[Database]:
     Connections are opened when they are needed, so that the service starts, and says what is
     wrong, while PostgreSQL is down.
     """
-    pool = asyncpg.create_pool(
-        url,
-        min_size=0,
-        max_size=size,
-        timeout=CONNECT_SECONDS,
-        command_timeout=STATEMENT_SECONDS,
-        server_settings={"application_name": "referrals", "timezone": "UTC"},
+    connections = Connections(
+        lambda: asyncpg.connect(
+            url,
+            timeout=CONNECT_SECONDS,
+            command_timeout=STATEMENT_SECONDS,
+            server_settings={"application_name": "referrals", "timezone": "UTC"},
+        ),
+        size,
     )
-    await pool
     try:
-        yield Database(pool)
+        yield Database(connections)
     finally:
-        try:
-            async with asyncio.timeout(STATEMENT_SECONDS):
-                await pool.close()
-        except (TimeoutError, OSError, asyncpg.InterfaceError):
-            pool.terminate()
+        await connections.close()

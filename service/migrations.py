@@ -99,15 +99,5 @@ def apply_migrations(database_url: str) -> list[str]:
         raise MigrationError(f"A migration failed: {_first_line(error)}") from error
 
 
-def has_tables(database_url: str) -> bool:
-    """Return False if the migrations were never applied; True too where nobody can be asked."""
-    try:
-        with psycopg.connect(database_url, connect_timeout=2) as connection:
-            row = connection.execute("SELECT to_regclass('jobs') IS NOT NULL").fetchone()
-    except psycopg.Error:
-        return True  # the service starts without PostgreSQL, and says what is wrong
-    return row == (True,)
-
-
 def _first_line(error: Any) -> str:
     return str(error).strip().partition("\n")[0]

@@ -4,32 +4,25 @@ The windows are counted in Redis. While it is away each worker counts for itself
 as many times more as there are workers, and is still a limit.
 """
 
+import asyncio
+import functools
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from service.cache import RedisAway, RedisServer
+from service.cache import RedisServer
 from service.domain.clock import Clock
+from service.redis_connection import RedisAway, pack
 from service.settings import RateLimit
 
 MOST_LOCAL_WINDOWS: Final = 100_000
-
-# Counts in all windows at once, so that an attempt is counted before anything is done for it:
-# of 60 parallel attempts 60 would pass a check that counts afterwards.
-_COUNT: Final = """
-local answers = {}
-for index, key in ipairs(KEYS) do
-    local count = redis.call('INCR', key)
-    if count == 1 then redis.call('PEXPIRE', key, ARGV[index]) end
-    answers[#answers + 1] = count
-    answers[#answers + 1] = redis.call('PTTL', key)
-end
-return answers
-"""
+Subjects = tuple[tuple[str, str], ...]
+"""What is counted: names of limits, and whom each is about."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Window:
     """How full a window is. `reset` is the seconds until it ends, rounded up."""
 
@@ -47,29 +40,66 @@ class Window:
         return self.count > self.limit.requests
 
 
+class Counting:
+    """A request that is being counted: what else Redis is asked meanwhile costs no time."""
+
+    __slots__ = ("_limit", "_limiter", "_redis", "_replies", "_subjects")
+
+    def __init__(self, limiter: "RateLimiter", limit: RateLimit, subjects: Subjects) -> None:
+        self._limiter = limiter
+        self._limit = limit
+        self._subjects = subjects
+        self._redis = limiter.server.connection
+        self._replies: asyncio.Future[list[Any]] | None = None
+        if self._redis is not None:
+            self._replies = self._redis.call_packed(_count_commands(subjects), 2 * len(subjects))
+
+    async def windows(self) -> list[Window]:
+        """Return the windows that the request was counted in, itself included. Once only."""
+        if self._redis is None or self._replies is None:
+            return self._limiter.count_here(self._limit, self._subjects)
+        windows = []
+        try:
+            replies = await self._replies
+            for index, (name, subject) in enumerate(self._subjects):
+                count, left = replies[2 * index : 2 * index + 2]
+                if left < 0:
+                    left = self._limit.seconds * 1000
+                    await self._redis.call(("PEXPIRE", _key(name, subject), left, "NX"))
+                windows.append(Window(name, self._limit, count, _seconds(left)))
+        except RedisAway:
+            return self._limiter.count_here(self._limit, self._subjects)
+        return windows
+
+
 class RateLimiter:
     """Counts requests by name and subject."""
 
     def __init__(self, server: RedisServer, clock: Clock) -> None:
-        self._server = server
+        self.server = server
         self._clock = clock
         self._local: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     async def count(self, limit: RateLimit, subjects: Sequence[tuple[str, str]]) -> list[Window]:
         """Count one request in the window of each (name, subject); return the windows."""
-        keys = [f"limit:{name}:{subject}" for name, subject in subjects]
-        milliseconds = limit.seconds * 1000
-        try:
-            counted = await self._server.call(
-                lambda redis: redis.eval(_COUNT, len(keys), *keys, *[milliseconds] * len(keys))
-            )
-            counts = list(zip(counted[::2], counted[1::2], strict=True))
-        except RedisAway:
-            counts = [self._count_here(key, milliseconds) for key in keys]
-        return [
-            Window(name, limit, count, -(-max(1, left) // 1000))
-            for (name, _), (count, left) in zip(subjects, counts, strict=True)
-        ]
+        with suppress(RedisAway):
+            await self.server.connect()
+        return await self.start(limit, tuple(subjects)).windows()
+
+    def start(self, limit: RateLimit, subjects: Subjects) -> Counting:
+        """Begin to count one request, before anything is done for it.
+
+        Of 60 parallel attempts 60 would pass a check that counts afterwards.
+        """
+        return Counting(self, limit, subjects)
+
+    def count_here(self, limit: RateLimit, subjects: Subjects) -> list[Window]:
+        """Count one request in the memory of the process."""
+        windows = []
+        for name, subject in subjects:
+            count, left = self._count_here(_key(name, subject), limit.seconds * 1000)
+            windows.append(Window(name, limit, count, _seconds(left)))
+        return windows
 
     def _count_here(self, key: str, milliseconds: int) -> tuple[int, int]:
         now = self._clock().timestamp() * 1000
@@ -80,3 +110,17 @@ class RateLimiter:
         if len(self._local) > MOST_LOCAL_WINDOWS:
             self._local.popitem(last=False)
         return count + 1, int(ends - now)
+
+
+@functools.lru_cache(4096)
+def _count_commands(subjects: Subjects) -> bytes:
+    keys = [_key(name, subject) for name, subject in subjects]
+    return pack(*(command for key in keys for command in (("INCR", key), ("PTTL", key))))
+
+
+def _key(name: str, subject: str) -> str:
+    return f"limit:{name}:{subject}"
+
+
+def _seconds(milliseconds: int) -> int:
+    return -(-max(1, milliseconds) // 1000)

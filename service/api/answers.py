@@ -1,12 +1,19 @@
 """Writing an answer."""
 
+import functools
 import json
-from typing import Any
+import time
+from email.utils import formatdate
+from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.hdrs import CONTENT_TYPE, METH_HEAD
 from marshmallow import Schema, fields
 
 from service.domain.idempotency import Answer
+
+JSON: Final = "application/json"
 
 
 class PageSchema(Schema):
@@ -32,10 +39,60 @@ def answer(schema: Schema, thing: Any, status: int = 200) -> Answer:
     return Answer(status, to_json(schema.dump(thing)))
 
 
+class WholeResponse(web.Response):
+    """A body of bytes whose head is made by the middleware, as one text, and sent with it.
+
+    aiohttp makes the head from a dict of headers, piece by piece: 7 µs more, a fifth of what it
+    takes to answer at all. It still does so where the answer has headers of its own, and for
+    clients that want anything unusual.
+    """
+
+    def __init__(self, body: bytes, content_type: str = JSON, status: int = 200) -> None:
+        super().__init__(status=status, body=body, headers={CONTENT_TYPE: content_type})
+        self._text = ""
+
+    def set_head(self, request: web.Request, headers: str) -> bool:
+        """Return whether these headers, in lines, are all that the answer needs for its head."""
+        own = self.headers
+        if (
+            len(own) > 1
+            or self._cookies
+            or not request.keep_alive
+            or request.method == METH_HEAD
+            or request.version != HttpVersion11
+        ):
+            return False
+        assert isinstance(self.body, bytes)
+        self._text = (
+            f"HTTP/1.1 {self.status} {self.reason}\r\nContent-Type: {own[CONTENT_TYPE]}\r\n"
+            f"{headers}Date: {_date(int(time.time()))}\r\nContent-Length: {len(self.body)}\r\n\r\n"
+        )
+        return True
+
+    @property
+    def keep_alive(self) -> bool | None:
+        return True if self._text else super().keep_alive
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        if not self._text:
+            return await super().prepare(request)
+        assert isinstance(self.body, bytes)
+        await request.writer.write(self._text.encode() + self.body)
+        return request.writer
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        if not self._text:
+            await super().write_eof(data)
+
+
+@functools.lru_cache(2)
+def _date(second: int) -> str:
+    return formatdate(second, usegmt=True)
+
+
 def respond(schema: Schema, thing: Any, status: int = 200) -> web.Response:
     """Return the response with `thing` as `schema` writes it."""
-    written = answer(schema, thing, status)
-    return web.Response(status=status, body=written.body, content_type="application/json")
+    return WholeResponse(to_json(schema.dump(thing)), status=status)
 
 
 def no_content() -> web.Response:

@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from service.api.keys import SESSIONS, USER_ID, USERS
+from service.api.keys import CONTEXT, SESSIONS, USERS
 from service.api.scopes import SCOPE_OF
 from service.domain.errors import InsufficientScope, NotAllowed, TokenMissing
 from service.domain.sessions import Caller
@@ -19,7 +19,7 @@ async def current_token(request: web.Request) -> AccessToken:
     if scheme.lower() != "bearer":
         raise TokenMissing
     token = await request.app[SESSIONS].authenticate(text.strip())
-    request[USER_ID] = token.subject
+    request[CONTEXT].user_id = token.subject
     resource = request.match_info.route.resource
     assert resource is not None
     # HEAD is GET without the body.

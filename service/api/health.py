@@ -7,7 +7,7 @@ from aiohttp import web
 from aiohttp_apispec import docs
 
 from service.api.answers import to_json
-from service.api.keys import DATABASE, HASHER, JOBS, REDIS, REQUEST_ID
+from service.api.keys import CONTEXT, DATABASE, HASHER, JOBS, REDIS
 from service.api.openapi import refuses
 from service.api.problems import problem, problem_type_of
 from service.domain.clock import utc_now
@@ -53,7 +53,7 @@ async def ready(request: web.Request) -> web.Response:
         return problem(
             problem_type_of(DatabaseUnavailable),
             error.detail,
-            request[REQUEST_ID],
+            request[CONTEXT].request_id,
             headers={"Retry-After": str(error.retry_after)},
             checks=checks,
         )

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 from aiohttp import web
 
-from service.api.keys import DOCUMENT, REFUSALS, SETTINGS
+from service.api.keys import CONTEXT, REFUSALS, SETTINGS
 from service.api.problems import problem_of
 from service.domain.errors import Conflict, IdempotencyKeyReused, InvalidInput
 from service.domain.idempotency import AlreadyAnswered, Answer, IdempotencyKey
@@ -56,7 +56,7 @@ def _read_key(request: web.Request, scope: str) -> IdempotencyKey | None:
             reason="An Idempotency-Key has 1 to 255 printable ASCII characters and no space."
         )
     call = f"{request.method} {request.path}\n"
-    body = json.dumps(request[DOCUMENT], sort_keys=True)
+    body = json.dumps(request[CONTEXT].document, sort_keys=True)
     hash_key = request.app[SETTINGS].hash_key
     fingerprint = hmac.digest(hash_key, b"request " + (call + body).encode(), "sha256")
     return IdempotencyKey(scope, text, fingerprint)

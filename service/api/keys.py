@@ -1,10 +1,12 @@
 """What handlers find on the application and on the request, by typed key."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import web
 
+from service.access_log import AccessLog
 from service.cache import RedisServer
 from service.database import Database
 from service.passwords import PasswordHasher
@@ -40,10 +42,20 @@ SESSIONS: Final = web.AppKey("SESSIONS", Sessions)
 REFERRAL_CODES: Final = web.AppKey("REFERRAL_CODES", ReferralCodes)
 REFERRALS: Final = web.AppKey("REFERRALS", Referrals)
 
-REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
-USER_ID: Final = web.RequestKey("USER_ID", str)
-"""Who the caller is, for the log."""
-WINDOWS: Final = web.RequestKey("WINDOWS", list[Window])
-"""The rate limits that the request was counted in."""
-DOCUMENT: Final = web.RequestKey("DOCUMENT", Any)
-"""The parsed JSON body."""
+ACCESS_LOG: Final = web.AppKey("ACCESS_LOG", AccessLog)
+
+
+@dataclass(slots=True)
+class Context:
+    """What is known of a request, besides what it says."""
+
+    request_id: str
+    user_id: str | None = None
+    """Who the caller is, for the log."""
+    windows: list[Window] | None = None
+    """The rate limits that the request was counted in."""
+    document: Any = None
+    """The parsed JSON body."""
+
+
+CONTEXT: Final = web.RequestKey("CONTEXT", Context)

@@ -5,6 +5,8 @@ which a request id, a problem, a header and a log line come about can be read he
 bottom.
 """
 
+import functools
+import itertools
 import logging
 import re
 import secrets
@@ -13,25 +15,29 @@ from time import perf_counter
 from typing import Final
 
 from aiohttp import web
-from aiohttp.hdrs import METH_ALL
+from aiohttp.hdrs import ACCEPT, METH_ALL
+from aiohttp.typedefs import Middleware
 from marshmallow import ValidationError
+from multidict import istr
 
-from service.api.headers import add_headers_of_every_answer
-from service.api.keys import REQUEST_ID, SETTINGS, USER_ID, WINDOWS
+from service.access_log import AccessLog
+from service.api.answers import WholeResponse
+from service.api.headers import add_headers_of_every_answer, lines_of_every_answer
+from service.api.keys import CONTEXT, SETTINGS, Context
 from service.api.problems import oauth_error_of, problem_of
-from service.api.requests import is_https
 from service.domain.errors import ServiceError
 from service.domain.oauth import OAuthError
 from service.metrics import REQUEST_SECONDS
 from service.rate_limits import Window
+from service.settings import Settings
 
 API: Final = "/api/v1"
 
-access_log = logging.getLogger("service.access")
 log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_X_REQUEST_ID: Final = istr("X-Request-Id")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ZERO_WEIGHT: Final = re.compile(r"q=0(\.0*)?")
 _MEDIA_RANGES: Final = ("application/json", "application/*", "*/*")
@@ -46,51 +52,75 @@ _EXPOSED: Final = (
 )
 
 
-@web.middleware
-async def around_every_request(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give the request its id, and its answer a shape, headers, a measurement and a log line."""
-    started = perf_counter()
-    sent_id = request.headers.get("X-Request-Id", "")
-    request[REQUEST_ID] = sent_id if _REQUEST_ID.fullmatch(sent_id) else secrets.token_hex(16)
-    resource = request.match_info.route.resource
-    # The route and not the path: a path holds e-mails.
-    about = {
-        "request_id": request[REQUEST_ID],
-        "method": request.method if request.method in METH_ALL else "other",
-        "route": resource.canonical if resource else "none",
-    }
-    response: web.StreamResponse
-    try:
-        response = _preflight(request) or await _answer(request, handler)
-    except (ServiceError, OAuthError, ValidationError, web.HTTPException) as error:
-        response = _told(error, request)
-    except Exception as error:
-        log.exception("unhandled error", extra=about)
-        response = _told(error, request)
-    _add_headers(request, response)
-    seconds = perf_counter() - started
-    REQUEST_SECONDS.labels(about["method"], about["route"], response.status).observe(seconds)
-    access_log.info(
-        "request",
-        extra={
-            **about,
-            "status": response.status,
-            "duration_ms": round(seconds * 1000, 2),
-            "user_id": request.get(USER_ID),
-        },
-    )
-    return response
+def around_every_request(settings: Settings, access_log: AccessLog) -> Middleware:
+    """Return the middleware of an application.
+
+    It gives each request an id, and its answer a shape, headers, a measurement and a log line.
+    """
+    process = secrets.token_hex(10)
+    numbers = itertools.count(1)
+    templates: dict[web.AbstractRoute, str] = {}
+    https = settings.public_url.startswith("https:")
+    lines = lines_of_every_answer(https=https)
+    has_origins = bool(settings.cors_origins)
+
+    @web.middleware
+    async def surround(request: web.Request, handler: Handler) -> web.StreamResponse:
+        started = perf_counter()
+        request_id = request.headers.get(_X_REQUEST_ID)
+        if request_id is None or not _REQUEST_ID.fullmatch(request_id):
+            request_id = f"{process}{next(numbers):012x}"
+        request[CONTEXT] = context = Context(request_id)
+        route = request.match_info.route
+        # The template and not the path: a path holds e-mails.
+        template = templates.get(route)
+        if template is None and route.resource is not None:
+            template = templates[route] = route.resource.canonical
+        path = template or request.path
+        method = request.method if request.method in METH_ALL else "other"
+        response: web.StreamResponse
+        try:
+            preflight = _preflight(request) if has_origins else None
+            if preflight is None and path.startswith(API):
+                _check_accepts_json(request)
+            response = preflight or await handler(request)
+        except (ServiceError, OAuthError, ValidationError, web.HTTPException) as error:
+            response = _told(error, request, path)
+        except Exception as error:
+            about = {"request_id": request_id, "method": method, "route": template or "none"}
+            log.exception("unhandled error", extra=about)
+            response = _told(error, request, path)
+        if (
+            has_origins
+            or type(response) is not WholeResponse
+            or not response.set_head(request, f"{lines}{_lines(context)}")
+        ):
+            _add_headers(request, response, https=https)
+        seconds = perf_counter() - started
+        _measure(method, template or "none", response.status)(seconds)
+        access_log.add(
+            request_id, method, template or "none", response.status, seconds, context.user_id
+        )
+        return response
+
+    return surround
 
 
-def _told(error: Exception, request: web.Request) -> web.Response:
-    of_oauth = request.path.startswith("/oauth/")
+@functools.cache
+def _measure(method: str, route: str, status: int) -> Callable[[float], None]:
+    """Return what measures a request: looking up labels takes longer than measuring."""
+    return REQUEST_SECONDS.labels(method, route, status).observe
+
+
+def _told(error: Exception, request: web.Request, path: str) -> web.Response:
+    of_oauth = path.startswith("/oauth/")
     return oauth_error_of(error, request) if of_oauth else problem_of(error, request)
 
 
-async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-    if request.path.startswith(API) and not _accepts_json(request.headers.get("Accept", "*/*")):
+def _check_accepts_json(request: web.Request) -> None:
+    accept = request.headers.get(ACCEPT)
+    if accept is not None and not _accepts_json(accept):
         raise web.HTTPNotAcceptable
-    return await handler(request)
 
 
 def _accepts_json(accept: str) -> bool:
@@ -119,28 +149,34 @@ def _preflight(request: web.Request) -> web.Response | None:
     return web.Response(status=204, headers=_PREFLIGHT)
 
 
-def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    headers = response.headers
-    add_headers_of_every_answer(headers, request[REQUEST_ID])
-    if is_https(request):
-        headers["Strict-Transport-Security"] = "max-age=63072000"
+def _add_headers(request: web.Request, response: web.StreamResponse, *, https: bool) -> None:
+    context, headers = request[CONTEXT], response.headers
+    add_headers_of_every_answer(headers, context.request_id, https=https)
+    if context.windows is not None:
+        headers["RateLimit-Policy"], headers["RateLimit"] = _rate_limit(context.windows)
     if request.app[SETTINGS].cors_origins:
         headers.add("Vary", "Origin")
     if origin := _allowed_origin(request):
         headers["Access-Control-Allow-Origin"] = origin
         headers["Access-Control-Expose-Headers"] = _EXPOSED
-    if windows := request.get(WINDOWS):
-        headers.update(_rate_limit_headers(windows))
 
 
-def _rate_limit_headers(windows: list[Window]) -> dict[str, str]:
-    """draft-ietf-httpapi-ratelimit-headers-10."""
-    return {
-        "RateLimit-Policy": ", ".join(
-            f'"{window.name}";q={window.limit.requests};w={window.limit.seconds}'
-            for window in windows
-        ),
-        "RateLimit": ", ".join(
-            f'"{window.name}";r={window.remaining};t={window.reset}' for window in windows
-        ),
-    }
+def _lines(context: Context) -> str:
+    """Return the headers of this one answer, as they are sent."""
+    if context.windows is None:
+        return f"X-Request-Id: {context.request_id}\r\n"
+    policy, state = _rate_limit(context.windows)
+    return (
+        f"X-Request-Id: {context.request_id}\r\n"
+        f"RateLimit-Policy: {policy}\r\nRateLimit: {state}\r\n"
+    )
+
+
+def _rate_limit(windows: list[Window]) -> tuple[str, str]:
+    """Return RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers-10)."""
+    policies, states = [], []
+    for window in windows:
+        limit = window.limit
+        policies.append(f'"{window.name}";q={limit.requests};w={limit.seconds}')
+        states.append(f'"{window.name}";r={window.remaining};t={window.reset}')
+    return ", ".join(policies), ", ".join(states)

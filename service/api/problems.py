@@ -1,5 +1,6 @@
 """Every error answer: one table from kinds to statuses, and one shape (RFC 9457)."""
 
+import functools
 import html
 import json
 import logging
@@ -14,8 +15,9 @@ from aiohttp.web_protocol import RequestHandler
 from aiohttp_apispec import docs
 from marshmallow import ValidationError
 
+from service.api.answers import WholeResponse
 from service.api.headers import add_headers_of_every_answer
-from service.api.keys import REQUEST_ID
+from service.api.keys import CONTEXT
 from service.domain.errors import (
     Conflict,
     InsufficientScope,
@@ -106,9 +108,16 @@ def status_of(error: type[ServiceError]) -> HTTPStatus:
     raise LookupError(f"{error.__name__} is of no kind listed in STATUS_OF_KIND")
 
 
+_problem_types: Final[dict[type[ServiceError], ProblemType]] = {}
+
+
 def problem_type_of(error: type[ServiceError]) -> ProblemType:
     """Return what all problems of this error have in common."""
-    return ProblemType(status_of(error), error.code, error.title, error.remedy)
+    known = _problem_types.get(error)
+    if known is None:
+        known = ProblemType(status_of(error), error.code, error.title, error.remedy)
+        _problem_types[error] = known
+    return known
 
 
 def _descendants(error: type[ServiceError]) -> Iterator[type[ServiceError]]:
@@ -142,28 +151,35 @@ def problem(
     **extensions: Any,
 ) -> web.Response:
     """Return the answer; `errors` are JSON pointers with what is wrong there."""
+    if members := [{"pointer": pointer, "detail": text} for pointer, text in errors]:
+        extensions["errors"] = members
+    rest = f", {json.dumps(extensions)[1:]}" if extensions else "}"
+    body = f'{_beginning(problem_type, detail)}, "request_id": {json.dumps(request_id)}{rest}'
+    response = WholeResponse(body.encode(), CONTENT_TYPE, problem_type.status)
+    if headers:
+        response.headers.update(headers)
+    return response
+
+
+@functools.lru_cache(256)
+def _beginning(problem_type: ProblemType, detail: str) -> str:
+    """Return what the answers have in common that differ only in their request.
+
+    Writing it anew takes as long as a look-up, and most look-ups by strangers end here.
+    """
     document = {
         "type": f"/problems/{problem_type.code}",
         "title": problem_type.title,
         "status": problem_type.status,
         "code": problem_type.code,
         "detail": detail,
-        "request_id": request_id,
-        **extensions,
     }
-    if members := [{"pointer": pointer, "detail": text} for pointer, text in errors]:
-        document["errors"] = members
-    return web.Response(
-        status=problem_type.status,
-        body=json.dumps(document).encode(),
-        content_type=CONTENT_TYPE,
-        headers=headers,
-    )
+    return json.dumps(document)[:-1]
 
 
 def problem_of(error: Exception, request: web.Request) -> web.Response:
     """Return the answer to a request that ended with `error`."""
-    request_id = request[REQUEST_ID]
+    request_id = request[CONTEXT].request_id
     match error:
         case ServiceError():
             return _of_service_error(error, request_id)

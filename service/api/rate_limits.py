@@ -4,10 +4,11 @@ from typing import Final
 
 from aiohttp import web
 
-from service.api.keys import RATE_LIMITER, RATE_LIMITS, WINDOWS
+from service.api.keys import CONTEXT, RATE_LIMITER, RATE_LIMITS
 from service.api.requests import client_address
 from service.domain.errors import TooMany
 from service.metrics import RATE_LIMITED
+from service.rate_limits import Counting, Subjects, Window
 
 REGISTER: Final = "register"
 LOGIN: Final = "login"
@@ -16,19 +17,53 @@ MAIL: Final = "mail"
 VERIFICATION: Final = "verification"
 
 
+class Admission:
+    """Whether a request may go on: known a moment after it is asked."""
+
+    __slots__ = ("_counting", "_name", "_request")
+
+    def __init__(self, request: web.Request, name: str, counting: Counting | None) -> None:
+        self._request = request
+        self._name = name
+        self._counting = counting
+
+    async def check(self) -> None:
+        """Raise TooMany, the first time, where the limit is exceeded."""
+        counting, self._counting = self._counting, None
+        if counting is not None:
+            _judge(self._request, self._name, await counting.windows())
+
+
 async def count_request(request: web.Request, name: str, account: str | None = None) -> None:
     """Count the request for its client's address and, if given, for an account.
 
     Raises TooMany where the limit `name` is exceeded; the request is counted all the same.
     """
     limit = request.app[RATE_LIMITS][name]
+    if limit is not None:
+        subjects: Subjects = ((name, client_address(request)),)
+        if account is not None:
+            subjects += ((f"{name}-account", account),)
+        windows = await request.app[RATE_LIMITER].count(limit, subjects)
+        _judge(request, name, windows)
+
+
+def start_count(request: web.Request, name: str) -> Admission:
+    """Begin to count the request for its client's address; the caller has to check.
+
+    What the caller asks of Redis meanwhile goes there and back together with the count.
+    """
+    app = request.app
+    limit = app[RATE_LIMITS][name]
     if limit is None:
-        return
-    subjects = [(name, client_address(request))]
-    if account is not None:
-        subjects.append((f"{name}-account", account))
-    windows = await request.app[RATE_LIMITER].count(limit, subjects)
-    request[WINDOWS] = [*request.get(WINDOWS, ()), *windows]
+        return Admission(request, name, None)
+    subjects = ((name, client_address(request)),)
+    return Admission(request, name, app[RATE_LIMITER].start(limit, subjects))
+
+
+def _judge(request: web.Request, name: str, windows: list[Window]) -> None:
+    context = request[CONTEXT]
+    context.windows = [*(context.windows or ()), *windows]
     exceeded = [window for window in windows if window.exceeded]
     if exceeded:
         RATE_LIMITED.labels(name).inc()

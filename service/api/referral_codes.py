@@ -6,13 +6,13 @@ from aiohttp import web
 from aiohttp_apispec import docs, request_schema, response_schema
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
-from service.api.answers import answer, no_content, respond
+from service.api.answers import WholeResponse, answer, no_content, respond, to_json
 from service.api.authentication import current_user
 from service.api.idempotency import answer_once
 from service.api.keys import REFERRAL_CODES
 from service.api.openapi import IDEMPOTENCY_KEY, refuses
-from service.api.rate_limits import LOOKUP, count_request
-from service.api.requests import Moment, RequestSchema, Text, WholeNumber, read_body
+from service.api.rate_limits import LOOKUP, start_count
+from service.api.requests import Moment, RequestSchema, Text, WholeNumber, moment_text, read_body
 from service.domain.errors import (
     LiveReferralCodeExists,
     ReferralCodeNotFound,
@@ -22,6 +22,7 @@ from service.domain.errors import (
 from service.domain.referral_codes import (
     LARGEST_MAX_USES,
     LONGEST_LIFE_DAYS,
+    PublicReferralCode,
     ReferralCodeWish,
 )
 
@@ -69,7 +70,6 @@ class PublicReferralCodeSchema(Schema):
 
 WISH_SCHEMA = ReferralCodeWishSchema()
 REFERRAL_CODE_SCHEMA = ReferralCodeSchema()
-PUBLIC_REFERRAL_CODE_SCHEMA = PublicReferralCodeSchema()
 
 
 @docs(
@@ -137,6 +137,22 @@ async def delete_referral_code(request: web.Request) -> web.Response:
 @response_schema(PublicReferralCodeSchema, 200, description="The referrer's live code.")
 @refuses(ReferralCodeNotFound, TooMany)
 async def find_referral_code(request: web.Request) -> web.Response:
-    await count_request(request, LOOKUP)
-    code = await request.app[REFERRAL_CODES].find_by_email(request.match_info["email"])
-    return respond(PUBLIC_REFERRAL_CODE_SCHEMA, code)
+    admission = start_count(request, LOOKUP)
+    try:
+        body = await request.app[REFERRAL_CODES].find_by_email(
+            request.match_info["email"], write_public, admission.check
+        )
+    finally:
+        await admission.check()
+    return WholeResponse(body)
+
+
+def write_public(code: PublicReferralCode) -> bytes:
+    """Return the code as PublicReferralCodeSchema writes it, which takes three times as long."""
+    return to_json(
+        {
+            "code": code.code,
+            "expires_at": moment_text(code.expires_at),
+            "referrer_id": str(code.referrer_id),
+        }
+    )

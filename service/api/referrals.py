@@ -4,12 +4,14 @@ from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, response_schema
 from marshmallow import Schema, fields
 
-from service.api.answers import PageSchema, respond
+from service.api.answers import PageSchema, WholeResponse, to_json
 from service.api.authentication import current_token
 from service.api.keys import REFERRALS
 from service.api.openapi import refuses
-from service.api.requests import Moment, PageQuery, read_id, read_page
+from service.api.requests import Moment, PageQuery, moment_text, read_id, read_page
 from service.domain.errors import NotAllowed, UserNotFound
+from service.domain.pages import Page
+from service.domain.referrals import Referral
 
 
 class ReferralSchema(Schema):
@@ -25,9 +27,6 @@ class ReferralsSchema(PageSchema):
     items = fields.List(fields.Nested(ReferralSchema))
 
 
-REFERRALS_SCHEMA = ReferralsSchema()
-
-
 @docs(
     tags=["Referrals"],
     summary="List a referrer's referrals",
@@ -41,4 +40,18 @@ async def list_referrals(request: web.Request) -> web.Response:
     me = request.match_info["referrer_id"] == "me"
     referrer_id = token.user_id if me else read_id(request, "referrer_id")
     page = await request.app[REFERRALS].page(token.user_id, referrer_id, *read_page(request))
-    return respond(REFERRALS_SCHEMA, page)
+    return WholeResponse(write_page(page))
+
+
+def write_page(page: Page[Referral]) -> bytes:
+    """Return the page as ReferralsSchema writes it, which takes five times as long."""
+    items = [
+        {
+            "id": str(referral.user_id),
+            "email": referral.email,
+            "registered_at": moment_text(referral.registered_at),
+            "code": referral.code,
+        }
+        for referral in page.items
+    ]
+    return to_json({"items": items, "next_cursor": page.next_cursor and page.next_cursor.encode()})

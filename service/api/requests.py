@@ -1,5 +1,6 @@
 """Reading a request: its JSON body, its query, its client's address."""
 
+import functools
 import json
 import re
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
-from service.api.keys import DOCUMENT, SETTINGS
+from service.api.keys import CONTEXT, SETTINGS
 from service.domain.pages import Cursor
 
 LARGEST_BODY: Final = 16 * 1024
@@ -58,6 +59,11 @@ class TrueOrFalse(fields.Boolean):
         return value
 
 
+def moment_text(moment: datetime) -> str:
+    """Return a time as answers have it (RFC 3339)."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
 class Moment(fields.AwareDateTime):
     """A time with its zone (RFC 3339), in UTC inside the service and in answers."""
 
@@ -75,7 +81,7 @@ class Moment(fields.AwareDateTime):
             raise self.make_error("invalid", input=value, obj_type=self.OBJ_TYPE) from error
 
     def _serialize(self, value: datetime | None, attr: Any, obj: Any, **kwargs: Any) -> Any:
-        return value and value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        return value and moment_text(value)
 
 
 class PageQuery(Schema):
@@ -96,6 +102,7 @@ class PageQuery(Schema):
 
 
 _PAGE_QUERY: Final = PageQuery()
+_FIRST_PAGE: Final = (_PAGE_QUERY.load({})["limit"], None)
 
 
 async def answer_expectation(request: web.Request) -> None:
@@ -118,6 +125,8 @@ def read_query(request: web.Request, schema: Schema) -> dict[str, Any]:
 
 def read_page(request: web.Request) -> tuple[int, Cursor | None]:
     """Return the size of the page asked for, and the place it begins behind."""
+    if not request.query_string:
+        return _FIRST_PAGE
     query = read_query(request, _PAGE_QUERY)
     cursor = query["cursor"]
     return query["limit"], None if cursor is None else Cursor.decode(cursor)
@@ -137,8 +146,10 @@ def client_address(request: web.Request) -> str:
     `X-Forwarded-For` counts only as far as trusted proxies have written it: from the right, up
     to the first address that is not one of theirs.
     """
-    address = _parse_address(request.remote or "")
     trusted = request.app[SETTINGS].trusted_proxies
+    if not trusted:
+        return _client_of(request.remote or "")
+    address = _parse_address(request.remote or "")
     forwarded = [
         part
         for header in request.headers.getall("X-Forwarded-For", ())
@@ -149,6 +160,15 @@ def client_address(request: web.Request) -> str:
         if named is None:  # further left stands what anybody may have invented
             break
         address = named
+    return _as_client(address)
+
+
+@functools.lru_cache(10_000)
+def _client_of(remote: str) -> str:
+    return _as_client(_parse_address(remote))
+
+
+def _as_client(address: Any) -> str:
     if isinstance(address, IPv6Address):
         return str(ip_network((address, 64), strict=False))
     return str(address)
@@ -196,7 +216,7 @@ async def _read_json(request: web.Request) -> Any:
         raise web.HTTPBadRequest(reason="The body is not UTF-8.") from error
     except (ValueError, RecursionError) as error:
         raise web.HTTPBadRequest(reason="The body is not JSON.") from error
-    request[DOCUMENT] = document
+    request[CONTEXT].document = document
     return document
 
 

@@ -1,15 +1,40 @@
 """Which passwords an account may have. Hashing them is service/passwords.py."""
 
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Final
-
-from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
 from service.domain.errors import PasswordUnacceptable
 from service.domain.users import Email
 
 LONGEST_PASSWORD: Final = 128
 """In characters: no person's password is cut, and no one makes the service hash a book."""
-COMMON_PASSWORDS: Final = frozenset(FREQUENCY_LISTS["passwords"])
+
+
+def _read_common_passwords() -> str:
+    """Return zxcvbn's list of common passwords, in lines.
+
+    Of its lists only this one is wanted, and none of the tables that importing it makes of them,
+    which hold 12 MiB of every worker.
+    """
+    package = find_spec("zxcvbn")
+    assert package is not None
+    assert package.origin is not None
+    file = Path(package.origin).with_name("frequency_lists.py")
+    lists = spec_from_file_location("frequency_lists", file)
+    assert lists is not None
+    assert lists.loader is not None
+    module = module_from_spec(lists)
+    lists.loader.exec_module(module)
+    return "\n".join(["", *module.FREQUENCY_LISTS["passwords"], ""])
+
+
+_COMMON_PASSWORDS: Final = _read_common_passwords()
+
+
+def is_common(password: str) -> bool:
+    """Return whether the password, in lower case, is one of those that attackers try first."""
+    return "\n" not in password and f"\n{password}\n" in _COMMON_PASSWORDS
 
 
 def check_password(password: str, email: Email, min_length: int, pointer: str) -> None:
@@ -26,7 +51,7 @@ def check_password(password: str, email: Email, min_length: int, pointer: str) -
         )
     lowered = password.lower()
     local_part = email.key.partition("@")[0]
-    if lowered in COMMON_PASSWORDS:
+    if is_common(lowered):
         raise PasswordUnacceptable("This is one of the most common passwords.", pointer=pointer)
     if lowered in {email.key, email.shown.lower(), local_part}:
         raise PasswordUnacceptable("The password is the e-mail.", pointer=pointer)

@@ -1,9 +1,10 @@
 """Who has an account, and what counts as the same e-mail."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from email_validator import EmailNotValidError, validate_email
@@ -48,6 +49,21 @@ class Email:
     def mailbox(self) -> str:
         """The address for mail servers: the local part as given, the domain in ASCII."""
         return f"{self.shown.rpartition('@')[0]}@{self.key.rpartition('@')[2]}"
+
+
+# What the parser is sure to leave as it is. No two hyphens in a row, as in IDNA's "xn--".
+_PLAIN: Final = re.compile(
+    r"[a-z0-9]+(?:[._+-][a-z0-9]+)*@(?:[a-z0-9]+(?:-[a-z0-9]+)*\.)+[a-z]{2,63}", re.ASCII
+)
+
+
+def key_of(text: str) -> str:
+    """Return the key of an e-mail to look for; raise EmailMalformed if nobody can have it.
+
+    Where the form is plain the key is the text, which saves the parser's 20 µs. It is not checked
+    then: for the key of an account, parse the e-mail.
+    """
+    return text if _PLAIN.fullmatch(text) else parse_email(text).key
 
 
 def parse_email(text: str) -> Email:

@@ -1,7 +1,8 @@
 """The SQL of referral codes."""
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from service.domain.errors import LiveReferralCodeExists, ReferralCodeTaken
@@ -20,6 +21,7 @@ END_EXPIRED: Final = """
 INSERT: Final = """
     INSERT INTO referral_codes (referral_code_id, owner_id, code, created_at, expires_at, max_uses)
     VALUES ($1, $2, $3, $4, $5, $6)
+    RETURNING (SELECT email_key FROM users WHERE user_id = $2) AS email_key
 """
 
 FIND_LIVE: Final = """
@@ -32,11 +34,11 @@ FIND_LIVE: Final = """
        AND c.expires_at > $2
 """
 
-FIND_LIVE_BY_EMAIL: Final = """
-    SELECT c.code, c.expires_at, c.owner_id AS referrer_id
+FIND_LIVE_BY_EMAILS: Final = """
+    SELECT u.email_key, c.code, c.expires_at, c.owner_id AS referrer_id
       FROM users u
       JOIN referral_codes c ON c.owner_id = u.user_id
-     WHERE u.email_key = $1
+     WHERE u.email_key = ANY ($1)
        AND u.disabled_at IS NULL
        AND c.ended_at IS NULL
        AND c.expires_at > $2
@@ -61,11 +63,13 @@ IS_LIVE: Final = """
 """
 
 END_OF_OWNER: Final = """
-    UPDATE referral_codes
+    UPDATE referral_codes c
        SET ended_at = $2
-     WHERE owner_id = $1
-       AND ended_at IS NULL
-    RETURNING expires_at
+      FROM users u
+     WHERE c.owner_id = $1
+       AND c.ended_at IS NULL
+       AND u.user_id = c.owner_id
+    RETURNING c.expires_at, u.email_key
 """
 
 # Two ways to take a code. With `max_uses` the row is updated, so that registrations queue and the
@@ -119,8 +123,8 @@ class ReferralCodeRepository:
         """Make room for a new code: what has expired holds neither its owner nor its name."""
         await self._connection.execute(END_EXPIRED, owner_id, code, now)
 
-    async def add(self, code: ReferralCode) -> None:
-        """Store a live code.
+    async def add(self, code: ReferralCode) -> str | None:
+        """Store a live code; return its owner's e-mail key, None if the account is erased.
 
         Raises LiveReferralCodeExists while its owner holds another, ReferralCodeTaken while
         another owner holds this one.
@@ -130,7 +134,7 @@ class ReferralCodeRepository:
             "referral_codes_live_code_unique": ReferralCodeTaken,
         }
         with on_violation(errors):
-            await self._connection.execute(
+            email_key: str | None = await self._connection.fetchval(
                 INSERT,
                 code.referral_code_id,
                 code.owner_id,
@@ -139,23 +143,32 @@ class ReferralCodeRepository:
                 code.expires_at,
                 code.max_uses,
             )
+        return email_key
 
     async def find_live(self, owner_id: UUID, now: datetime) -> ReferralCode | None:
         row = await self._connection.fetchrow(FIND_LIVE, owner_id, now)
         return None if row is None else ReferralCode(**row)
 
-    async def find_live_by_email(self, email_key: str, now: datetime) -> PublicReferralCode | None:
-        row = await self._connection.fetchrow(FIND_LIVE_BY_EMAIL, email_key, now)
-        return None if row is None else PublicReferralCode(**row)
+    async def find_live_by_emails(
+        self, email_keys: Sequence[str], now: datetime
+    ) -> dict[str, PublicReferralCode]:
+        """Return the live codes of those who have one, by e-mail key."""
+        rows = await self._connection.fetch(FIND_LIVE_BY_EMAILS, email_keys, now)
+        return {
+            row["email_key"]: PublicReferralCode(
+                code=row["code"], expires_at=row["expires_at"], referrer_id=row["referrer_id"]
+            )
+            for row in rows
+        }
 
     async def lock_owner(self, owner_id: UUID) -> None:
         """Let one replacement of an owner's code at a time go on until it commits."""
         await self._connection.fetchval(LOCK_OWNER, owner_id)
 
-    async def end_of_owner(self, owner_id: UUID, now: datetime) -> bool:
-        """End the owner's code; return whether it was live until now."""
-        expires_at: Any = await self._connection.fetchval(END_OF_OWNER, owner_id, now)
-        return expires_at is not None and expires_at > now
+    async def end_of_owner(self, owner_id: UUID, now: datetime) -> tuple[bool, str | None]:
+        """End the owner's code; return whether it was live until now, and the e-mail key."""
+        row = await self._connection.fetchrow(END_OF_OWNER, owner_id, now)
+        return (False, None) if row is None else (row["expires_at"] > now, row["email_key"])
 
     async def take(self, code: str, now: datetime) -> TakenReferralCode | None:
         """Count one use of a live code towards `max_uses`; return it, or None if none lives."""

@@ -58,4 +58,7 @@ class ReferralRepository:
             rows = await self._connection.fetch(
                 NEWEST_OF_BEHIND, referrer_id, limit, behind.at, behind.row_id
             )
-        return [Referral(**row) for row in rows]
+        return [
+            Referral(user_id=user_id, email=email, registered_at=registered_at, code=code)
+            for user_id, email, registered_at, code in rows
+        ]

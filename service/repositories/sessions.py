@@ -1,5 +1,6 @@
 """The SQL of sessions."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -31,11 +32,11 @@ INSERT_OF_CLIENT: Final = """
     VALUES ($1, $2, $3, $4, $5, $6, $7)
 """
 
-EXPIRY_IF_OPEN: Final = """
-    SELECT s.expires_at
+EXPIRIES_IF_OPEN: Final = """
+    SELECT s.session_id, s.expires_at
       FROM sessions s
       LEFT JOIN users u ON u.user_id = s.user_id
-     WHERE s.session_id = $1
+     WHERE s.session_id = ANY ($1)
        AND s.ended_at IS NULL
        AND s.expires_at > $2
        AND u.disabled_at IS NULL
@@ -174,12 +175,12 @@ class SessionRepository:
             session.expires_at,
         )
 
-    async def expiry_if_open(self, session_id: UUID, now: datetime) -> datetime | None:
-        """Return when the session expires if it lives and its user may act, else None."""
-        expires_at: datetime | None = await self._connection.fetchval(
-            EXPIRY_IF_OPEN, session_id, now
-        )
-        return expires_at
+    async def expiries_if_open(
+        self, session_ids: Sequence[UUID], now: datetime
+    ) -> dict[UUID, datetime]:
+        """Return when those of the sessions expire that live and whose user may act."""
+        rows = await self._connection.fetch(EXPIRIES_IF_OPEN, session_ids, now)
+        return {row["session_id"]: row["expires_at"] for row in rows}
 
     async def rotate(
         self, session_id: UUID, counter: int, client_id: str, now: datetime

@@ -1,5 +1,6 @@
 """The SQL of accounts."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -26,6 +27,16 @@ FIND: Final = """
       FROM users u
       LEFT JOIN referrals r ON r.user_id = u.user_id
      WHERE u.user_id = $1
+       AND u.erased_at IS NULL
+"""
+
+FIND_SEVERAL: Final = """
+    SELECT u.user_id, u.email, u.role, u.created_at, u.email_confirmed_at, u.disabled_at,
+           u.confirmation_required, u.email_verdict, u.email_verdict_source, u.email_checked_at,
+           r.referrer_id
+      FROM users u
+      LEFT JOIN referrals r ON r.user_id = u.user_id
+     WHERE u.user_id = ANY ($1)
        AND u.erased_at IS NULL
 """
 
@@ -198,6 +209,10 @@ class UserRepository:
     async def find(self, user_id: UUID) -> User | None:
         row = await self._connection.fetchrow(FIND, user_id)
         return None if row is None else _user(row)
+
+    async def find_several(self, user_ids: Sequence[UUID]) -> dict[UUID, User]:
+        rows = await self._connection.fetch(FIND_SEVERAL, user_ids)
+        return {row["user_id"]: _user(row) for row in rows}
 
     async def find_by_email(self, email_key: str) -> User | None:
         row = await self._connection.fetchrow(FIND_BY_EMAIL, email_key)

@@ -45,7 +45,7 @@ class EmailVerification:
         if verdict is Verdict.UNKNOWN and email is not None and verifier is not None:
             key = f"verification:{email.key}"
             if kept := await self._cache.read_through(key, lambda: self._ask(verifier, email)):
-                word, _, checked_at = kept.partition(" ")
+                word, _, checked_at = kept.decode().partition(" ")
                 return Verification(
                     verdict=Verdict(word),
                     source=SOURCE,
@@ -59,7 +59,11 @@ class EmailVerification:
         except (NotYet, ProviderUnavailable):
             return None
         now = self._clock()
-        return None if verdict is Verdict.UNKNOWN else Entry(f"{verdict} {now}", now + KEPT_FOR)
+        return (
+            None
+            if verdict is Verdict.UNKNOWN
+            else Entry(f"{verdict} {now}".encode(), now + KEPT_FOR)
+        )
 
     async def verify(self, job: Job) -> None:
         """Find out about an account's e-mail, and store the verdict."""

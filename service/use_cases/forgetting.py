@@ -12,11 +12,12 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from service.cache import Cache, RedisAway, RedisServer
+from service.cache import Cache, RedisServer
 from service.database import Database, Repositories
 from service.domain.errors import DatabaseUnavailable
 from service.domain.jobs import JobKind
 from service.metrics import JOBS_DONE
+from service.redis_connection import RedisAway
 
 POLL_SECONDS: Final = 0.5
 BATCH: Final = 1000

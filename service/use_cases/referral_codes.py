@@ -1,9 +1,10 @@
 """What can be done with referral codes."""
 
-import json
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from uuid import UUID
 
+from service.batches import Batches
 from service.cache import Cache, Entry
 from service.database import Database, Repositories, TransactionConflict, retried
 from service.domain.clock import Clock
@@ -18,7 +19,7 @@ from service.domain.referral_codes import (
     ReferralCodeWish,
     issue_referral_code,
 )
-from service.domain.users import parse_email
+from service.domain.users import key_of
 from service.use_cases.forgetting import Forgetting, code_key
 from service.use_cases.idempotency import AnswerOnce
 
@@ -33,6 +34,12 @@ class ReferralCodes:
         self._cache = cache
         self._forgetting = forgetting
         self._clock = clock
+        self._live_by_email = Batches(
+            database,
+            lambda repositories, email_keys: repositories.referral_codes.find_live_by_emails(
+                email_keys, clock()
+            ),
+        )
 
     @retried
     async def create(
@@ -62,7 +69,7 @@ class ReferralCodes:
         code = issue_referral_code(owner_id, wish, now)
         async with self._database.transaction() as repositories:
             await repositories.referral_codes.lock_owner(owner_id)
-            replaced = await repositories.referral_codes.end_of_owner(owner_id, now)
+            replaced, _ = await repositories.referral_codes.end_of_owner(owner_id, now)
             try:
                 keys = await self._store(repositories, code, now)
             except LiveReferralCodeExists as error:
@@ -84,56 +91,46 @@ class ReferralCodes:
         """End the owner's live code; raise ReferralCodeNotFound."""
         now = self._clock()
         async with self._database.transaction() as repositories:
-            deleted = await repositories.referral_codes.end_of_owner(owner_id, now)
-            keys = await self._keys(repositories, owner_id)
+            deleted, email_key = await repositories.referral_codes.end_of_owner(owner_id, now)
+            keys = [code_key(email_key)] if email_key else []
             await self._forgetting.plan(repositories, keys, now)
         await self._forgetting.forget(keys)
         if not deleted:
             raise ReferralCodeNotFound
 
-    async def find_by_email(self, email: str) -> PublicReferralCode:
-        """Return the live code of the account with the e-mail; raise ReferralCodeNotFound.
+    async def find_by_email(
+        self,
+        email: str,
+        write: Callable[[PublicReferralCode], bytes],
+        check: Callable[[], Awaitable[None]],
+    ) -> bytes:
+        """Return the live code of the account with the e-mail, as `write` writes it.
 
-        The same for an e-mail that nobody has: a stranger learns nothing from it.
+        Raises ReferralCodeNotFound; the same for an e-mail that nobody has: a stranger learns
+        nothing from it. What was written is kept in the cache, and not written again for the next
+        one who asks. `check` raises where the caller may not have PostgreSQL asked.
         """
         try:
-            email_key = parse_email(email).key
+            email_key = key_of(email)
         except EmailMalformed as error:
             raise ReferralCodeNotFound from error
 
         async def load() -> Entry | None:
-            async with self._database.reading() as repositories:
-                code = await repositories.referral_codes.find_live_by_email(
-                    email_key, self._clock()
-                )
-            return None if code is None else Entry(_dump(code), code.expires_at)
+            await check()
+            code = await self._live_by_email.find(email_key)
+            return None if code is None else Entry(write(code), code.expires_at)
 
         kept = await self._cache.read_through(code_key(email_key), load)
         if kept is None:
             raise ReferralCodeNotFound
-        return _load(kept)
+        return kept
 
     async def _store(
         self, repositories: Repositories, code: ReferralCode, now: datetime
     ) -> list[str]:
         """Store the code, and the job that forgets what the cache says; return the keys."""
         await repositories.referral_codes.end_expired(code.owner_id, code.code, now)
-        await repositories.referral_codes.add(code)
-        keys = await self._keys(repositories, code.owner_id)
+        email_key = await repositories.referral_codes.add(code)
+        keys = [code_key(email_key)] if email_key else []
         await self._forgetting.plan(repositories, keys, now)
         return keys
-
-    async def _keys(self, repositories: Repositories, owner_id: UUID) -> list[str]:
-        email_key = await repositories.users.find_email_key(owner_id)
-        return [code_key(email_key)] if email_key else []
-
-
-def _dump(code: PublicReferralCode) -> str:
-    return json.dumps([code.code, code.expires_at.isoformat(), str(code.referrer_id)])
-
-
-def _load(text: str) -> PublicReferralCode:
-    code, expires_at, referrer_id = json.loads(text)
-    return PublicReferralCode(
-        code=code, expires_at=datetime.fromisoformat(expires_at), referrer_id=UUID(referrer_id)
-    )

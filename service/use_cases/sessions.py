@@ -8,6 +8,7 @@ from uuid import UUID
 
 from uuid6 import uuid7
 
+from service.batches import Batches
 from service.cache import Cache, Entry
 from service.database import Database, Repositories, TransactionConflict, retried
 from service.domain.clock import Clock
@@ -66,6 +67,12 @@ class Sessions:
         self._clock = clock
         self._lifetime = lifetime
         self._password_min_length = password_min_length
+        self._expiries_if_open = Batches(
+            database,
+            lambda repositories, session_ids: repositories.sessions.expiries_if_open(
+                session_ids, clock()
+            ),
+        )
 
     @retried
     async def log_in(self, email: str, password: str, user_agent: str | None) -> Tokens:
@@ -207,11 +214,10 @@ class Sessions:
         token = self._access_tokens.verify(access_token, now)
 
         async def load() -> Entry | None:
-            async with self._database.reading() as repositories:
-                expires_at = await repositories.sessions.expiry_if_open(token.session_id, now)
+            expires_at = await self._expiries_if_open.find(token.session_id)
             if expires_at is None:
                 return None
-            return Entry("open", min(expires_at, now + self._access_tokens.lifetime))
+            return Entry(b"open", min(expires_at, now + self._access_tokens.lifetime))
 
         if await self._cache.read_through(session_key(token.session_id), load) is None:
             raise InvalidToken

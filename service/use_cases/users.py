@@ -11,6 +11,7 @@ from uuid import UUID
 
 from uuid6 import uuid7
 
+from service.batches import Batches
 from service.database import Database, Repositories, TransactionConflict, retried
 from service.domain.clock import Clock
 from service.domain.email_verification import LOCAL, Verdict, Verification, is_disposable
@@ -73,6 +74,9 @@ class Users:
         self._password_min_length = password_min_length
         self._hash_key = hash_key
         self._confirmation_required = confirmation_required
+        self._by_id = Batches(
+            database, lambda repositories, user_ids: repositories.users.find_several(user_ids)
+        )
 
     @retried
     async def register(
@@ -172,8 +176,7 @@ class Users:
 
     async def find(self, user_id: UUID) -> User:
         """Return the account; raise UserNotFound."""
-        async with self._database.reading() as repositories:
-            user = await repositories.users.find(user_id)
+        user = await self._by_id.find(user_id)
         if user is None:
             raise UserNotFound
         return user

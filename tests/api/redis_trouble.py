@@ -5,6 +5,7 @@ import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 Streams = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -58,11 +59,11 @@ class Proxy:
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            writer.transport.abort()
+            back.transport.abort()
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
-            writer.transport.abort()
-            back.transport.abort()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._target.scheme == "unix":
@@ -83,10 +84,10 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxied(target: str) -> AsyncIterator[Proxy]:
+async def proxied(target: str, **options: Any) -> AsyncIterator[Proxy]:
     """Open a way to the Redis at `target`."""
     proxy = Proxy(target)
-    async with _listening(proxy.serve) as url:
+    async with listening(proxy.serve, **options) as url:
         proxy.url = url
         try:
             yield proxy
@@ -111,7 +112,7 @@ async def silent(_: str) -> AsyncIterator[str]:
             pass
         writer.transport.abort()
 
-    async with _listening(say_nothing) as url:
+    async with listening(say_nothing) as url:
         yield url
 
 
@@ -123,7 +124,7 @@ async def hanging_up(_: str) -> AsyncIterator[str]:
         await reader.read(1)
         writer.transport.abort()
 
-    async with _listening(hang_up) as url:
+    async with listening(hang_up) as url:
         yield url
 
 
@@ -136,13 +137,14 @@ async def babbling(_: str) -> AsyncIterator[str]:
         writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
         writer.close()
 
-    async with _listening(babble) as url:
+    async with listening(babble) as url:
         yield url
 
 
 @asynccontextmanager
-async def _listening(streams: Streams) -> AsyncIterator[str]:
-    server = await asyncio.start_server(streams, "127.0.0.1", 0)
+async def listening(streams: Streams, **options: Any) -> AsyncIterator[str]:
+    """Serve each connection with `streams`; yield the address."""
+    server = await asyncio.start_server(streams, "127.0.0.1", 0, **options)
     try:
         host, port = server.sockets[0].getsockname()
         yield f"redis://{host}:{port}"

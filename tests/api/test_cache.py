@@ -15,8 +15,9 @@ import pytest
 from redis.asyncio import Redis
 
 from service.api.keys import DATABASE, REDIS
-from service.cache import LEASE_FOR, NOTHING_FOR, TIMEOUT_SECONDS, Cache, Entry, RedisServer
+from service.cache import LEASE_FOR, NOTHING_FOR, Cache, Entry, RedisServer
 from service.domain.clock import utc_now
+from service.redis_connection import TIMEOUT_SECONDS
 from service.settings import RateLimit, Settings
 from service.use_cases.forgetting import POLL_SECONDS, Forgetting, code_key
 from tests.api import redis_trouble
@@ -170,7 +171,7 @@ async def test_readers_that_hammer_on_two_processes_never_see_an_old_code(
 async def open_cache(url: str) -> AsyncIterator[Cache]:
     """Yield the cache alone, without a service around it."""
     server = RedisServer(url)
-    await server.call_anyway(lambda redis: redis.ping())
+    await server.connect_anyway()
     server.resume()
     try:
         yield Cache(server, utc_now)
@@ -182,7 +183,7 @@ async def nothing_to_load() -> Entry | None:
     raise AssertionError("the value was to come from Redis")
 
 
-def loading(value: str) -> Callable[[], Awaitable[Entry | None]]:
+def loading(value: bytes) -> Callable[[], Awaitable[Entry | None]]:
     async def load() -> Entry | None:
         return Entry(value, NEXT_HOUR)
 
@@ -193,8 +194,8 @@ async def test_what_was_loaded_once_comes_from_redis_afterwards(
     settings: Settings, redis: Redis
 ) -> None:
     async with open_cache(settings.redis_url) as cache:
-        assert await cache.read_through("kind:key", loading("value")) == "value"
-        assert await cache.read_through("kind:key", nothing_to_load) == "value"
+        assert await cache.read_through("kind:key", loading(b"value")) == b"value"
+        assert await cache.read_through("kind:key", nothing_to_load) == b"value"
 
 
 async def test_a_reader_held_up_before_its_fill_does_not_put_the_old_value_back(
@@ -204,13 +205,13 @@ async def test_a_reader_held_up_before_its_fill_does_not_put_the_old_value_back(
     async with open_cache(settings.redis_url) as cache:
 
         async def load_while_a_writer_writes() -> Entry | None:
-            old = Entry("old", NEXT_HOUR)
+            old = Entry(b"old", NEXT_HOUR)
             await cache.forget(["kind:key"])
             return old
 
-        assert await cache.read_through("kind:key", load_while_a_writer_writes) == "old"
+        assert await cache.read_through("kind:key", load_while_a_writer_writes) == b"old"
         assert await kept(redis, "kind:key") == {}
-        assert await cache.read_through("kind:key", loading("new")) == "new"
+        assert await cache.read_through("kind:key", loading(b"new")) == b"new"
 
 
 async def test_a_reader_held_up_does_not_overwrite_what_a_later_reader_filled(
@@ -220,11 +221,11 @@ async def test_a_reader_held_up_does_not_overwrite_what_a_later_reader_filled(
 
         async def load_while_a_writer_writes_and_another_reads() -> Entry | None:
             await cache.forget(["kind:key"])
-            assert await cache.read_through("kind:key", loading("new")) == "new"
-            return Entry("old", NEXT_HOUR)
+            assert await cache.read_through("kind:key", loading(b"new")) == b"new"
+            return Entry(b"old", NEXT_HOUR)
 
         await cache.read_through("kind:key", load_while_a_writer_writes_and_another_reads)
-        assert await cache.read_through("kind:key", nothing_to_load) == "new"
+        assert await cache.read_through("kind:key", nothing_to_load) == b"new"
 
 
 async def test_a_reader_held_up_does_not_use_the_lease_of_a_later_reader(
@@ -233,28 +234,28 @@ async def test_a_reader_held_up_does_not_use_the_lease_of_a_later_reader(
     """A lease is a random token, not a flag."""
     async with open_cache(settings.redis_url) as cache:
         late_reader_loads, early_reader_is_done = asyncio.Event(), asyncio.Event()
-        late_readers: list[asyncio.Task[str | None]] = []
+        late_readers: list[asyncio.Task[bytes | None]] = []
 
         async def load_late() -> Entry | None:
             late_reader_loads.set()
             await early_reader_is_done.wait()
-            return Entry("new", NEXT_HOUR)
+            return Entry(b"new", NEXT_HOUR)
 
         async def load_early() -> Entry | None:
             await cache.forget(["kind:key"])
             late_readers.append(asyncio.create_task(cache.read_through("kind:key", load_late)))
             await late_reader_loads.wait()
-            return Entry("old", NEXT_HOUR)
+            return Entry(b"old", NEXT_HOUR)
 
         await cache.read_through("kind:key", load_early)
         early_reader_is_done.set()
-        assert [await reader for reader in late_readers] == ["new"]
-        assert await cache.read_through("kind:key", nothing_to_load) == "new"
+        assert [await reader for reader in late_readers] == [b"new"]
+        assert await cache.read_through("kind:key", nothing_to_load) == b"new"
 
 
 async def test_of_many_readers_who_miss_at_once_one_fills(settings: Settings, redis: Redis) -> None:
     async with open_cache(settings.redis_url) as cache:
-        values = [f"value {number}" for number in range(10)]
+        values = [b"value %d" % number for number in range(10)]
         read = await asyncio.gather(
             *(cache.read_through("kind:key", loading(value)) for value in values)
         )
@@ -273,7 +274,7 @@ async def test_a_lease_whose_reader_died_is_not_in_the_way_for_long(
 
         with pytest.raises(LookupError):
             await cache.read_through("kind:key", die)
-        assert await cache.read_through("kind:key", loading("value")) == "value"
+        assert await cache.read_through("kind:key", loading(b"value")) == b"value"
         [lease] = await kept(redis, "kind:key")
         assert lease.endswith(":lease")
         assert 0 < await redis.pttl(lease) <= LEASE_FOR.total_seconds() * 1000

@@ -8,6 +8,7 @@ import asyncpg
 import psycopg
 import pytest
 
+from service.api.keys import ACCESS_LOG
 from service.logs import JsonFormatter, TextFormatter
 from service.settings import Settings
 from tests.api.wire import send
@@ -24,17 +25,20 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-def access_lines(log: pytest.LogCaptureFixture) -> list[dict[str, object]]:
+def access_lines(api: Api, log: pytest.LogCaptureFixture) -> list[dict[str, object]]:
+    api.app[ACCESS_LOG].flush()
     records = [record for record in log.records if record.name == "service.access"]
-    return [json.loads(JsonFormatter().format(record)) for record in records]
+    lines = [line for record in records for line in JsonFormatter().format(record).splitlines()]
+    return [json.loads(line) for line in lines]
 
 
 async def test_a_request_is_one_line_with_these_members(
     api: Api, anna: Person, log: pytest.LogCaptureFixture
 ) -> None:
+    api.app[ACCESS_LOG].flush()
     log.clear()
     answer = await api.get("/users/me", by=anna)
-    [line] = access_lines(log)
+    [line] = access_lines(api, log)
     assert isinstance(line.pop("duration_ms"), float)
     assert str(line.pop("time")).endswith("Z")
     assert line == {
@@ -47,6 +51,16 @@ async def test_a_request_is_one_line_with_these_members(
         "user_id": anna.user_id,
         "request_id": answer.headers["X-Request-Id"],
     }
+
+
+async def test_what_is_answered_last_is_written_before_the_end(
+    settings: Settings, database: asyncpg.Connection, log: pytest.LogCaptureFixture
+) -> None:
+    async with running(settings) as api:
+        for _ in range(3):
+            await api.get("//health/live")
+    records = [record for record in log.records if record.name == "service.access"]
+    assert len([line for record in records for line in record.msg]) == 3
 
 
 @pytest.mark.parametrize(
@@ -66,7 +80,7 @@ async def test_so_is_one_that_is_refused_or_nobodys(
 ) -> None:
     log.clear()
     await api.call(method, path)
-    [line] = access_lines(log)
+    [line] = access_lines(api, log)
     assert (line["method"], line["route"], line["status"]) == (method, route, status)
     assert "user_id" not in line
 
@@ -150,6 +164,7 @@ async def test_no_line_holds_a_secret_or_an_email(
     api: Api, log: pytest.LogCaptureFixture, formatter: logging.Formatter
 ) -> None:
     secrets = await story(api)
+    api.app[ACCESS_LOG].flush()
     lines = "\n".join(map(formatter.format, service_records(log)))
     assert "an old refresh token was used" in lines
     assert "user erased" in lines

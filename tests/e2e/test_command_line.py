@@ -98,6 +98,23 @@ def test_a_request_under_way_is_answered_after_sigterm(
     assert status_of(f"{service.url}/health/live") is None
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_last_requests_before_sigterm_are_in_the_log(
+    environment: dict[str, str], tmp_path: Path, workers: str
+) -> None:
+    file = tmp_path / "log"
+    with (
+        file.open("w") as log,
+        service_process(environment, log, WORKERS=workers) as service,
+    ):
+        for _ in range(20):
+            assert status_of(f"{service.url}/health/live") == 200
+        service.process.send_signal(signal.SIGTERM)
+        service.process.wait(ENDS_WITHIN)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len([line for line in lines if line.get("route") == "/health/live"]) == 20
+
+
 def test_a_killed_worker_is_replaced_and_the_service_goes_on(environment: dict[str, str]) -> None:
     with service_process(environment, WORKERS="2") as service:
         first = workers_of(service.process.pid)

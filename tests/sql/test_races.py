@@ -71,7 +71,7 @@ async def refer(repositories: Repositories, code: ReferralCode, slot: int) -> No
 
 async def delete(transactions: Database, code: ReferralCode) -> bool:
     async with transactions.transaction() as repositories:
-        return await repositories.referral_codes.end_of_owner(code.owner_id, NOW)
+        return (await repositories.referral_codes.end_of_owner(code.owner_id, NOW))[0]
 
 
 async def until_blocked(database: asyncpg.Connection, work: Awaitable[T]) -> "asyncio.Task[T]":
@@ -170,7 +170,7 @@ async def test_a_registration_that_waits_for_a_deletion_finds_no_code(
 ) -> None:
     code = await new_code(transactions, max_uses)
     async with transactions.transaction() as repositories:
-        assert await repositories.referral_codes.end_of_owner(code.owner_id, NOW)
+        assert (await repositories.referral_codes.end_of_owner(code.owner_id, NOW))[0]
         registration = await until_blocked(database, take(transactions, code))
     assert await registration is None
 
@@ -192,7 +192,7 @@ async def test_a_code_lives_until_its_expiry(
         codes = repositories.referral_codes
         assert (await codes.find_live(code.owner_id, at) is not None) is lives
         assert (await codes.take(code.code, at) is not None) is lives
-        assert await codes.end_of_owner(code.owner_id, at) is lives
+        assert (await codes.end_of_owner(code.owner_id, at))[0] is lives
 
 
 @pytest.mark.parametrize("max_uses", [None, 5], ids=["unlimited", "limited"])

@@ -53,3 +53,12 @@ def test_it_names_the_columns_it_wants(statement: str) -> None:
         "|sign_ins|users"
     )
     assert not re.search(rf"\*\s+FROM\s+({tables})\b", statement)
+
+
+@pytest.mark.parametrize("statement", STATEMENTS)
+def test_it_leaves_nothing_behind_in_its_connection(statement: str) -> None:
+    """Connections are not reset between requests."""
+    lasting = r"\b(SET\s+(?!LOCAL)\w+\s+TO|LISTEN|DECLARE|PREPARE|TEMP|TEMPORARY)\b"
+    assert not re.search(
+        rf"^\s*SET\b|{lasting}|set_config|pg_(try_)?advisory_lock", statement, re.IGNORECASE
+    )

@@ -363,3 +363,48 @@ def test_a_key_comes_back_as_it_went(key: SigningKey) -> None:
 
 def test_a_key_does_not_print_itself() -> None:
     assert KEY.to_jwk()["d"] not in f"{KEY!r} {KEY}"
+
+
+def make_tokens() -> AccessTokens:
+    return AccessTokens(SigningKeys([KEY]), ISSUER, LIFETIME)
+
+
+def test_a_signature_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = make_tokens()
+    read = tokens.verify(ISSUED, NOW)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("it was to be known again")
+
+    monkeypatch.setattr("service.tokens.jwt.decode", refuse)
+    assert tokens.verify(ISSUED, NOW) == read
+    with pytest.raises(InvalidToken, match="expired"):
+        tokens.verify(ISSUED, NOW + LIFETIME + LEEWAY)
+
+
+@pytest.mark.parametrize("place", [0, len(HEAD) + 3, -2])
+def test_what_resembles_a_token_that_was_verified_is_refused(place: int) -> None:
+    tokens = make_tokens()
+    tokens.verify(ISSUED, NOW)
+    forged = list(ISSUED)
+    forged[place] = "A" if forged[place] != "A" else "Q"
+    for _ in range(2):
+        with pytest.raises(InvalidToken):
+            tokens.verify("".join(forged), NOW)
+    assert tokens.verify(ISSUED, NOW).user_id == USER
+
+
+def test_no_more_tokens_are_known_than_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.tokens.MOST_VERIFIED", 3)
+    tokens = make_tokens()
+    for _ in range(10):
+        tokens.verify(issue(), NOW)
+    assert len(tokens._verified) == 3
+
+
+def test_an_expired_token_is_forgotten() -> None:
+    tokens = make_tokens()
+    tokens.verify(ISSUED, NOW)
+    with pytest.raises(InvalidToken):
+        tokens.verify(ISSUED, NOW + LIFETIME + LEEWAY)
+    assert tokens._verified == {}

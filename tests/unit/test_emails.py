@@ -1,11 +1,13 @@
 """What counts as the same e-mail, and what counts as none."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.errors import EmailMalformed
-from service.domain.users import Email, parse_email
+from service.domain.users import _PLAIN, Email, key_of, parse_email
 from tests.unit.strategies import ANY_TEXT
 
 
@@ -98,3 +100,26 @@ def test_a_key_is_its_own_key(text: str) -> None:
     except EmailMalformed:
         return
     assert parse_email(key).key == parse_email(text.upper()).key == key
+
+
+@given(st.from_regex(_PLAIN, fullmatch=True) | st.emails() | ANY_TEXT)
+def test_the_key_to_look_for_is_that_of_the_account(text: str) -> None:
+    """The short cut for plain e-mails must not lead anywhere else."""
+    try:
+        parsed = parse_email(text)
+    except EmailMalformed:
+        return
+    assert key_of(text) == parsed.key
+
+
+def test_an_email_that_is_not_plain_is_parsed() -> None:
+    assert key_of("Anna@M\u00dcNCHEN.de") == "anna@xn--mnchen-3ya.de"
+    with pytest.raises(EmailMalformed):
+        key_of("anna@example")
+
+
+@pytest.mark.parametrize("text", ["a" * 30_000, "a@" + "a." * 15_000, "a@" + "a-" * 15_000])
+def test_whether_an_email_is_plain_is_seen_in_a_moment(text: str) -> None:
+    started = time.perf_counter()
+    _PLAIN.fullmatch(text)
+    assert time.perf_counter() - started < 0.5

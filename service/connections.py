@@ -1,0 +1,118 @@
+"""Connections to PostgreSQL, handed directly to those who wait, in the order in which they came.
+
+asyncpg's own pool gives the last connection back first, to whoever comes by, and makes a task and
+a timer each time: at capacity 40 µs more for each request, and five times the p99.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
+    Handed: TypeAlias = asyncio.Future[Connection | None]
+
+WAIT_SECONDS: Final = 1.0
+"""How long a request may wait for a connection."""
+CLOSE_SECONDS: Final = 3.0
+
+
+class Connections:
+    """At most `limit` connections, opened when they are needed."""
+
+    def __init__(self, connect: "Callable[[], Awaitable[Connection]]", limit: int) -> None:
+        self._connect = connect
+        self.limit = limit
+        self.size = 0
+        """Those that are open or being opened."""
+        self._idle: deque[Connection] = deque()
+        self._in_use: set[Connection] = set()
+        self._waiting: deque[Handed] = deque()
+
+    @property
+    def idle(self) -> int:
+        return len(self._idle)
+
+    async def acquire(self) -> "Connection":
+        """Return a connection for this caller alone; raise TimeoutError, or why there is none."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                self._in_use.add(connection)
+                return connection
+            self.size -= 1
+        if self.size >= self.limit:
+            handed = await self._wait()
+            if handed is not None:
+                return handed
+        else:
+            self.size += 1
+        return await self._open()
+
+    def release(self, connection: "Connection", *, whole: bool) -> None:
+        """Give it to the next one; unless `whole`, it was left amid something, and is of no use."""
+        self._in_use.discard(connection)
+        if not whole or connection.is_closed() or connection.is_in_transaction():
+            connection.terminate()
+            self._make_room()
+            return
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                self._in_use.add(connection)
+                future.set_result(connection)
+                return
+        self._idle.append(connection)
+
+    async def close(self) -> None:
+        """Close those that nobody uses, and end the others."""
+        for connection in [*self._in_use]:
+            connection.terminate()
+        closing = [connection.close(timeout=CLOSE_SECONDS) for connection in self._idle]
+        await asyncio.gather(*closing, return_exceptions=True)  # one that is gone is closed too
+
+    async def _wait(self) -> "Connection | None":
+        """Return the connection that somebody hands on; None where one may be opened instead."""
+        loop = asyncio.get_running_loop()
+        future: Handed = loop.create_future()
+        self._waiting.append(future)
+        timer = loop.call_later(WAIT_SECONDS, _give_up, future)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            # Cancelled in the same turn in which it was handed one: then it is the next one's.
+            if future.done() and not future.cancelled():
+                handed = future.result()
+                if handed is None:
+                    self._make_room()
+                else:
+                    self.release(handed, whole=True)
+            raise
+        finally:
+            timer.cancel()
+
+    async def _open(self) -> "Connection":
+        try:
+            connection = await self._connect()
+        except BaseException:
+            self._make_room()
+            raise
+        self._in_use.add(connection)
+        return connection
+
+    def _make_room(self) -> None:
+        """Let the next one who waits open a connection in the place of one that is gone."""
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(None)
+                return
+        self.size -= 1
+
+
+def _give_up(future: "Handed") -> None:
+    if not future.done():
+        future.set_exception(TimeoutError("No connection came free in time."))

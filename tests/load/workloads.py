@@ -1,0 +1,100 @@
+"""What is asked: requests as wrk's script reads them, drawn from a seeded Zipf distribution."""
+
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from service.domain.pages import Cursor
+from tests.load.servers import row_id
+
+API: Final = "/api/v1"
+SEED: Final = 20261121
+DRAWS: Final = 20_000
+LIVE_CODES: Final = 200_000
+SIGNED_IN: Final = 1000
+OWNERS_FROM: Final = 900_001
+"""Users with a session and no code, for making codes: nobody looks for theirs."""
+REFERRERS: Final = {3: 10**7, 2: 10**5, 1: 10**3}
+Token = Callable[[int], str]
+"""Returns an access token of a user of the data set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request; `token` is "-" where nobody signs in, `body` where there is none."""
+
+    path: str
+    method: str = "GET"
+    token: str = "-"  # none
+    body: str = "-"
+
+    def line(self) -> str:
+        return f"{self.method}\t{self.path}\t{self.token}\t{self.body}\n"
+
+    def bytes(self) -> bytes:
+        return f"{self.method} {self.path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+
+
+def look_ups(_: Token) -> list[Request]:
+    """Look for referrers' codes, popular ones more often; 2 % are of e-mails nobody has."""
+    strangers = random.Random(SEED + 1)
+    return [
+        _look_up(f"{'stranger' if strangers.random() < 0.02 else 'person'}{rank}@example.com")
+        for rank in _zipf(LIVE_CODES)
+    ]
+
+
+def unknown_look_ups(_: Token) -> list[Request]:
+    """Look for codes of e-mails nobody has, some more often."""
+    return [_look_up(f"stranger{rank}@example.com") for rank in _zipf(LIVE_CODES)]
+
+
+def own_accounts(token: Token) -> list[Request]:
+    return [Request(f"{API}/users/me", token=token(number)) for number in range(1, SIGNED_IN + 1)]
+
+
+def pages(referrer: int, *, deep: bool) -> Callable[[Token], list[Request]]:
+    """Show a page of 20 referrals: the first, or one from the middle of all."""
+    before = sum(count for number, count in REFERRERS.items() if number < referrer)
+    middle = 1_000_001 + before + REFERRERS[referrer] // 2
+    # As data.sql has it: a millisecond after the user before.
+    at = datetime.fromtimestamp(datetime(2025, 6, 15, tzinfo=UTC).timestamp() + middle / 1000, UTC)
+    query = f"?cursor={Cursor(at, row_id(1, middle)).encode()}" if deep else ""
+
+    def requests(token: Token) -> list[Request]:
+        return [Request(f"{API}/referrals/me{query}", token=token(referrer))]
+
+    return requests
+
+
+def codes(token: Token) -> list[Request]:
+    """Create and delete codes; between the two of one user there are 255 other requests."""
+    wish = json.dumps({"expires_in_days": 30})
+    requests = []
+    for first in range(OWNERS_FROM, OWNERS_FROM + 1024, 256):
+        tokens = [token(number) for number in range(first, first + 256)]
+        requests += [Request(f"{API}/referral-code", "POST", one, wish) for one in tokens]
+        requests += [Request(f"{API}/referral-code", "DELETE", one) for one in tokens]
+    return requests
+
+
+def registrations(_: Token) -> list[Request]:
+    body = json.dumps({"email": "new{n}@example.com", "password": "a long walk by the river"})
+    return [Request(f"{API}/auth/register", "POST", body=body)]
+
+
+def to_file(requests: Iterable[Request]) -> str:
+    return "".join(request.line() for request in requests)
+
+
+def _look_up(email: str) -> Request:
+    return Request(f"{API}/referral-code/{email}")
+
+
+def _zipf(population: int) -> list[int]:
+    weights = list(itertools.accumulate(1 / rank for rank in range(1, population + 1)))
+    return random.Random(SEED).choices(range(1, population + 1), cum_weights=weights, k=DRAWS)

@@ -1,0 +1,102 @@
+"""Rows that are wanted at once are read at once, and nobody is given an old one."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from service.batches import MOST_AT_ONCE, Batches
+from service.database import Database, Repositories
+from service.domain.errors import DatabaseUnavailable
+
+
+class Source:
+    """What stands for a table: counts the statements, and can hold them up."""
+
+    def __init__(self) -> None:
+        self.rows = {"a": 1, "b": 2}
+        self.statements: list[list[str]] = []
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def read(self, _: Repositories, keys: Sequence[str]) -> Mapping[str, int]:
+        self.statements.append(list(keys))
+        found = {key: self.rows[key] for key in keys if key in self.rows}
+        await self.open.wait()  # what was read stays as it was
+        return found
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source()
+
+
+@pytest.fixture
+def batches(transactions: Database, source: Source) -> Batches[str, int]:
+    return Batches(transactions, source.read)
+
+
+async def test_all_that_is_wanted_in_one_turn_is_one_statement(
+    batches: Batches[str, int], source: Source
+) -> None:
+    found = await asyncio.gather(*map(batches.find, ["a", "b", "c", "a", "a"]))
+    assert found == [1, 2, None, 1, 1]
+    assert source.statements == [["a", "b", "c"]]
+
+
+async def test_under_load_there_are_few_statements_and_none_is_forgotten(
+    batches: Batches[str, int], source: Source
+) -> None:
+    source.open.clear()
+    early = []
+    for _ in range(10):
+        early.append(asyncio.create_task(batches.find("a")))
+        await asyncio.sleep(0.01)
+    assert len(source.statements) == MOST_AT_ONCE
+    source.open.set()
+    assert await asyncio.gather(*early) == [1] * 10
+    assert len(source.statements) == MOST_AT_ONCE + 1
+
+
+async def test_a_question_is_not_answered_with_what_was_read_before_it_was_asked(
+    batches: Batches[str, int], source: Source
+) -> None:
+    source.open.clear()
+    early = asyncio.create_task(batches.find("a"))
+    await asyncio.sleep(0.05)
+    assert source.statements == [["a"]]
+    source.rows["a"] = 7  # written, and answered
+    late = asyncio.create_task(batches.find("a"))
+    await asyncio.sleep(0.05)
+    source.open.set()
+    assert await late == 7
+    assert await early == 1
+
+
+async def test_who_gives_up_first_does_not_take_the_row_from_the_others(
+    batches: Batches[str, int], source: Source
+) -> None:
+    source.open.clear()
+    first, *others = [asyncio.create_task(batches.find("a")) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    first.cancel()
+    source.open.set()
+    assert await asyncio.gather(*others) == [1, 1]
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert await batches.find("b") == 2
+
+
+async def test_a_failure_is_everybodys_and_the_next_question_is_asked_anew(
+    transactions: Database, source: Source
+) -> None:
+    async def fail_once(repositories: Repositories, keys: Sequence[str]) -> Mapping[str, int]:
+        if not source.statements:
+            source.statements.append([])
+            raise DatabaseUnavailable
+        return await source.read(repositories, keys)
+
+    batches = Batches(transactions, fail_once)
+    answers = await asyncio.gather(*map(batches.find, ["a", "b"]), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [DatabaseUnavailable] * 2
+    assert await batches.find("a") == 1

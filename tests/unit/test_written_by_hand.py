@@ -1,0 +1,49 @@
+"""Answers that are written without their schema, for speed, are what the schema would write."""
+
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from uuid import UUID
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.api.referral_codes import PublicReferralCodeSchema, write_public
+from service.api.referrals import ReferralsSchema, write_page
+from service.domain.pages import Cursor, Page
+from service.domain.referral_codes import PublicReferralCode
+from service.domain.referrals import Referral
+
+MOMENTS = st.datetimes(
+    datetime(1970, 1, 1),  # noqa: DTZ001  # hypothesis adds the zone
+    datetime(9000, 1, 1),  # noqa: DTZ001
+    timezones=st.sampled_from([UTC, timezone(timedelta(hours=-7))]),
+)
+CODES = st.from_regex("[0-9A-Z-]{4,32}", fullmatch=True)
+REFERRALS = st.builds(
+    Referral,
+    user_id=st.uuids(),
+    email=st.none() | st.text(),
+    registered_at=MOMENTS,
+    code=CODES,
+)
+
+
+@given(st.builds(PublicReferralCode, code=CODES, expires_at=MOMENTS, referrer_id=st.uuids()))
+def test_a_public_code(code: PublicReferralCode) -> None:
+    assert json.loads(write_public(code)) == PublicReferralCodeSchema().dump(code)
+
+
+@given(
+    st.lists(REFERRALS, max_size=3),
+    st.none() | st.builds(Cursor, at=MOMENTS, row_id=st.uuids()),
+)
+def test_a_page_of_referrals(items: list[Referral], cursor: Cursor | None) -> None:
+    page = Page(items, cursor)
+    assert json.loads(write_page(page)) == ReferralsSchema().dump(page)
+
+
+def test_the_members_come_in_the_order_of_the_documentation() -> None:
+    code = PublicReferralCode(
+        code="ANNA-2026", expires_at=datetime(2027, 1, 1, tzinfo=UTC), referrer_id=UUID(int=1)
+    )
+    assert list(json.loads(write_public(code))) == list(PublicReferralCodeSchema().dump(code))
