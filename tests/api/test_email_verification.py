@@ -160,6 +160,33 @@ async def test_while_hunter_is_still_asking_it_is_asked_again(
     assert len(hunter.requests) == 4
 
 
+async def test_failures_before_cost_none_of_the_polls(
+    api: Api, hunter: Hunter, database: asyncpg.Connection
+) -> None:
+    """Else an hour without Hunter would make verdicts of afterwards unknown."""
+    hunter.verifier.play(
+        *[status(500)] * 4, status(202), status(403), status(202), verdict("webmail")
+    )
+    assert await verified(api, database, timedelta(seconds=5)) == "webmail"
+    assert len(hunter.requests) == 8
+
+
+async def test_each_poll_comes_three_times_later_than_the_one_before(
+    api: Api, hunter: Hunter, database: asyncpg.Connection
+) -> None:
+    hunter.verifier.play(status(202))
+    await api.register(EMAIL)
+    for polls, seconds in enumerate((5, 15, 45), start=1):
+        async with asyncio.timeout(5):
+            while len(hunter.requests) < polls or await database.fetchval(
+                "SELECT payload -> 'polls' IS DISTINCT FROM to_jsonb($1::int) FROM jobs", polls
+            ):
+                await asyncio.sleep(0.02)
+        due_at = await database.fetchval("SELECT due_at FROM jobs")
+        assert abs((due_at - api.clock()).total_seconds() - seconds) < 2
+        api.clock.ahead += timedelta(seconds=seconds)
+
+
 async def test_what_hunter_never_finds_out_is_unknown(
     api: Api, hunter: Hunter, database: asyncpg.Connection
 ) -> None:
@@ -231,6 +258,24 @@ async def test_a_verdict_ends_no_session_and_no_confirmed_account(
                 await asyncio.sleep(0.02)
         assert (await api.get("/users/me", by=carl)).status == 200
         assert (await api.log_in(EMAIL)).status == 200
+
+
+async def test_a_verdict_is_of_the_email_that_was_asked_about(
+    api: Api, hunter: Hunter, database: asyncpg.Connection
+) -> None:
+    """Without the condition in SET_VERIFICATION the new e-mail would get the old one's."""
+    hunter.verifier.play(verdict("invalid"))
+    hunter.hanging = True
+    await api.register(EMAIL)
+    async with asyncio.timeout(10):
+        while not hunter.in_flight:
+            await asyncio.sleep(0.02)
+    await database.execute("UPDATE users SET email = 'new@x.org', email_key = 'new@x.org'")
+    hunter.hanging = False
+    async with asyncio.timeout(10):
+        while await database.fetchval("SELECT count(*) FROM jobs"):
+            await asyncio.sleep(0.02)
+    assert await database.fetchval("SELECT email_verdict FROM users") is None
 
 
 async def test_an_erased_account_is_not_asked_about(

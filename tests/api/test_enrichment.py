@@ -222,6 +222,23 @@ async def test_it_is_not_stored_of_an_account_that_is_erased_meanwhile(
     assert await database.fetchval("SELECT count(*) FROM enrichments") == 0
 
 
+async def test_it_is_not_stored_of_an_email_that_is_another_by_now(
+    api: Api, provider: Provider, database: asyncpg.Connection
+) -> None:
+    """Without the condition in UPSERT it is."""
+    provider.hanging = True
+    await api.register(ANNA)
+    async with asyncio.timeout(10):
+        while not provider.in_flight:
+            await asyncio.sleep(0.02)
+    await database.execute("UPDATE users SET email = 'new@x.org', email_key = 'new@x.org'")
+    provider.hanging = False
+    async with asyncio.timeout(10):
+        while await database.fetchval("SELECT count(*) FROM jobs"):
+            await asyncio.sleep(0.02)
+    assert await database.fetchval("SELECT count(*) FROM enrichments") == 0
+
+
 async def test_it_is_off_until_a_key_is_set(
     environment: dict[str, str],
     hunter: Hunter,
