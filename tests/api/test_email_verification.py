@@ -16,6 +16,7 @@ from tests.factories import PASSWORD, Api, Person, new_email, running
 from tests.stand_ins import scripted
 from tests.stand_ins.hunter import TEST_KEY, VERDICTS, Hunter, verdict
 from tests.stand_ins.scripted import Step, as_usual, document, status
+from tests.stand_ins.smtp import SmtpServer
 
 EMAIL = "carl@example.org"
 
@@ -215,6 +216,56 @@ async def test_a_wrong_key_is_mended_by_operators_and_loses_nothing(
     assert await database.fetchval("SELECT email_verdict FROM users") == "valid"
 
 
+async def test_a_disposable_email_is_known_here_and_not_asked_about(
+    api: Api, hunter: Hunter, database: asyncpg.Connection
+) -> None:
+    """Each question is paid for."""
+    assert (await api.register("carl@mailinator.com")).status == 201
+    assert await database.fetchval("SELECT email_verdict FROM users") == "disposable"
+    assert await database.fetchval("SELECT count(*) FROM jobs") == 0
+    assert hunter.requests == []
+
+
+async def test_a_good_verdict_does_not_undo_that_an_email_has_to_be_confirmed(
+    hunter_environment: dict[str, str],
+    mail_environment: dict[str, str],
+    hunter: Hunter,
+    database: asyncpg.Connection,
+    redis: object,
+) -> None:
+    strict = {**mail_environment, **hunter_environment, "EMAIL_CONFIRMATION": "required"}
+    async with running(read_settings(strict)) as api:
+        await api.register(EMAIL)
+        async with asyncio.timeout(10):
+            while await database.fetchval("SELECT email_verdict FROM users") != "valid":
+                await asyncio.sleep(0.02)
+        assert (await api.log_in(EMAIL)).status == 401
+
+
+async def test_a_changed_email_is_asked_about(
+    hunter_environment: dict[str, str],
+    mail_environment: dict[str, str],
+    hunter: Hunter,
+    smtp: SmtpServer,
+    database: asyncpg.Connection,
+    redis: object,
+) -> None:
+    async with running(read_settings({**mail_environment, **hunter_environment})) as api:
+        carl = await api.new_person(EMAIL)
+        body = {"new_email": "carl@example.com", "password": PASSWORD}
+        await api.post("/auth/email/change", body, by=carl)
+        async with asyncio.timeout(10):
+            while not (mails := smtp.mails_to("carl@example.com")):
+                await asyncio.sleep(0.02)
+        token = mails[0].links[0].partition("#token=")[2]
+        assert (await api.post("/auth/email/confirm", {"token": token})).status == 204
+        async with asyncio.timeout(10):
+            while await database.fetchval("SELECT email_verdict FROM users") is None:
+                await asyncio.sleep(0.02)
+    asked = [request.query["email"] for request in hunter.requests]
+    assert asked == [EMAIL, "carl@example.com"]
+
+
 @pytest.mark.parametrize("word", VERDICTS)
 async def test_only_a_bad_verdict_asks_for_confirmation(
     hunter_environment: dict[str, str],
@@ -350,7 +401,13 @@ async def test_what_can_be_told_here_is_not_asked_elsewhere(
 
 @pytest.mark.parametrize(
     "step",
-    [status(202), status(403), status(429), status(451), status(500), scripted.huge, scripted.html],
+    [
+        *map(status, (202, 403, 429, 451, 500)),
+        scripted.huge,
+        scripted.html,
+        scripted.reset,
+        scripted.nested(10_000),
+    ],
 )
 async def test_what_hunter_does_not_tell_is_unknown(
     api: Api, hunter: Hunter, carl: Person, step: Step
@@ -358,6 +415,7 @@ async def test_what_hunter_does_not_tell_is_unknown(
     hunter.verifier.play(step)
     answer = await ask(api, "someone@example.org", carl)
     assert (answer["verdict"], answer["source"]) == ("unknown", "local")
+    assert len(hunter.requests) == 1  # each may be paid for
 
 
 async def test_a_service_that_fails_again_and_again_is_left_alone(
