@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     jobs = commands.add_parser("jobs", help="see and retry jobs").add_subparsers(required=True)
     list_jobs = jobs.add_parser("list", help="list the newest jobs that are not done")
     list_jobs.add_argument("--parked", action="store_true", help="only those that were given up")
-    list_jobs.add_argument("--limit", type=int, default=100, metavar="N")
+    list_jobs.add_argument("--limit", type=_limit, default=100, metavar="N")
     list_jobs.set_defaults(run=_list_jobs)
     retry = jobs.add_parser("retry", help="try parked jobs again")
     which = retry.add_mutually_exclusive_group(required=True)
@@ -127,6 +127,13 @@ def _parser() -> argparse.ArgumentParser:
     rotate.add_argument("--file", type=Path, help="the env file to change; else print the line")
     rotate.set_defaults(run=_rotate_keys)
     return parser
+
+
+def _limit(text: str) -> int:
+    limit = int(text)
+    if not 1 <= limit <= 1_000_000:
+        raise argparse.ArgumentTypeError("must lie between 1 and 1000000")
+    return limit
 
 
 def _serve(_: argparse.Namespace, environ: Environment) -> None:
