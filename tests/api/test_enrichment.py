@@ -173,6 +173,7 @@ async def test_texts_from_outside_are_cleaned(
             "\x00": 1,
             "k" * 500: 1,
             "deep": [[[[[[[["x"]]]]]]]],
+            "deeper": {"a": {"a": {"a": {"a": {"a": {"a": "x"}}}}}},
             "many": list(range(1000)),
             "number": 1e400,
             "large": 10**30,
@@ -188,7 +189,8 @@ async def test_texts_from_outside_are_cleaned(
     assert person["name"]["fullName"].isprintable()
     assert person["name"]["fullName"].split() == ["An", "na", "[31m", "evil"]
     assert len(person["bio"]) == 2000
-    assert set(person) == {"name", "bio", "deep", "many", "number", "large"}
+    assert set(person) == {"name", "bio", "deep", "deeper", "many", "number", "large"}
+    assert json.dumps(person["deeper"]).count("{") < 6
     assert json.dumps(person["deep"]).count("[") < 8
     assert len(person["many"]) == 100
     assert person["number"] is None
@@ -253,6 +255,37 @@ async def test_it_is_off_until_a_key_is_set(
         assert await database.fetchval("SELECT count(*) FROM jobs") == 0
         assert (await api.get("/users/me/enrichment", by=anna)).status == 404
     assert hunter.requests == []
+
+
+async def test_that_one_provider_fails_holds_up_no_other(
+    environment: dict[str, str],
+    hunter: Hunter,
+    clearbit: Clearbit,
+    database: asyncpg.Connection,
+    redis: object,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With one circuit breaker for all it would."""
+    monkeypatch.setattr(circuit_breaker, "OPEN_SECONDS", 60)
+    both = {
+        "HUNTER_API_KEY": TEST_KEY,
+        "HUNTER_URL": hunter.url,
+        "ENRICHMENT_PROVIDER": "clearbit",
+        "ENRICHMENT_API_KEY": clearbit.key,
+        "ENRICHMENT_URL": clearbit.url,
+    }
+    hunter.verifier.play(status(500))
+    async with running(read_settings({**environment, **both})) as api:
+        clearbit.hanging = True
+        await api.register(ANNA)
+        async with asyncio.timeout(10):
+            while len(hunter.requests) < circuit_breaker.FAILURES:
+                await asyncio.sleep(0.02)
+        clearbit.hanging = False
+        await api.register("bert@example.com")
+        async with asyncio.timeout(10):
+            while await database.fetchval("SELECT count(*) FROM enrichments") < 2:
+                await asyncio.sleep(0.02)
 
 
 async def test_the_key_of_verification_enriches_nobody(

@@ -253,6 +253,15 @@ async def test_mails_for_one_email_are_limited_known_or_not(
         await redis.flushdb()  # type: ignore[attr-defined]
 
 
+async def test_registrations_of_one_email_are_limited_where_each_sends_a_mail(
+    mail_environment: dict[str, str], database: object, redis: object
+) -> None:
+    limits = {"RATE_LIMIT_MAIL": "2/minute", "EMAIL_CONFIRMATION": "required"}
+    async with running(read_settings({**mail_environment, **limits})) as api:
+        answers = [await api.register(ANNA) for _ in range(3)]
+        assert [answer.status for answer in answers] == [202, 202, 429]
+
+
 # --- Resetting a password.
 
 
@@ -280,6 +289,30 @@ async def test_a_password_that_may_not_be_leaves_the_token_good(api: Api, smtp: 
         answer = await reset(api, token, unacceptable)
         assert_problem(answer, 422, "validation-failed", ["#/new_password"])
     assert (await reset(api, token)).status == 204
+
+
+async def test_a_mail_goes_to_the_stored_address_however_it_was_asked_for(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
+    """CVE-2019-19844: what only compares alike may be somebody else's."""
+    await api.register(ANNA)
+    await api.post("/auth/password/forgot", {"email": "ANNA@EXAMPLE.COM"})
+    await api.post("/auth/email/resend", {"email": "Anna@Example.com"})
+    await no_jobs(database)
+    assert [mail.rcpt_tos for mail in smtp.mails] == [(ANNA,)] * 3
+    assert {mail.message["To"] for mail in smtp.mails} == {ANNA}
+
+
+async def test_nothing_in_a_mail_is_taken_for_html(
+    mail_environment: dict[str, str], smtp: SmtpServer, database: object, redis: object
+) -> None:
+    named = {**mail_environment, "SERVICE_NAME": "Smith & <b>Sons</b>"}
+    async with running(read_settings(named)) as api:
+        await api.register(ANNA)
+        [mail] = await mailed(smtp, ANNA, "Smith & <b>Sons</b>")
+        assert "Smith & <b>Sons</b>" in mail.text
+        assert "Smith &amp; &lt;b&gt;Sons&lt;/b&gt;" in mail.html
+        assert "<b>" not in mail.html
 
 
 async def test_a_token_that_is_no_good_costs_no_hash(
@@ -708,6 +741,15 @@ async def test_an_email_of_another_account_is_answered_alike_and_its_owner_is_to
     assert await mailed(smtp, "bert@example.com", "You have an account")
     assert await mailed(smtp, "free@example.com", "Confirm your new e-mail")
     await no_jobs(database)
+
+
+async def test_the_own_email_is_spelt_differently_by_a_change(api: Api, smtp: SmtpServer) -> None:
+    anna = await api.new_person(ANNA)
+    body = {"new_email": "Anna@example.com", "password": PASSWORD}
+    assert (await api.post("/auth/email/change", body, by=anna)).status == 202
+    [mail] = await mailed(smtp, "Anna@example.com", "Confirm your new e-mail")
+    assert (await confirm(api, token_in(mail))).status == 204
+    assert (await api.get("/users/me", by=anna)).json()["email"] == "Anna@example.com"
 
 
 async def test_an_email_that_was_taken_meanwhile_is_not_given_twice(
