@@ -7,6 +7,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from aiohttp import web
 
 from service.providers import circuit_breaker, http
 from service.settings import read_settings
@@ -434,6 +435,66 @@ async def test_a_service_that_fails_again_and_again_is_left_alone(
     assert answers == ["valid"] * 3
     metrics = (await api.get("//metrics")).body.decode()
     assert 'provider_circuit_breaker_open{provider="hunter"} 0.0' in metrics
+
+
+async def test_one_call_finds_out_whether_a_service_is_back(
+    api: Api, hunter: Hunter, carl: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(circuit_breaker, "OPEN_SECONDS", 0.3)
+    hunter.verifier.play(status(500))
+    for _ in range(circuit_breaker.FAILURES):
+        await ask(api, new_email(), carl)
+    hunter.verifier.play()
+    hunter.hanging = True
+    await asyncio.sleep(0.4)
+    asking = [asyncio.create_task(ask(api, new_email(), carl)) for _ in range(5)]
+    await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.sleep(0.05)
+    assert hunter.in_flight == 1
+    hunter.hanging = False
+    verdicts = [answer["verdict"] for answer in await asyncio.gather(*asking)]
+    assert sorted(verdicts) == [*["unknown"] * 4, "valid"]
+
+
+async def test_a_cookie_is_not_sent_back(
+    hunter_environment: dict[str, str], hunter: Hunter, database: object, redis: object
+) -> None:
+    async def with_cookie(call: scripted.Call) -> web.StreamResponse:
+        answer = await as_usual(call)
+        answer.headers["Set-Cookie"] = "who=somebody; Path=/"
+        return answer
+
+    hunter.verifier.play(with_cookie)
+    # aiohttp keeps cookies of names, not of addresses.
+    named = {**hunter_environment, "HUNTER_URL": hunter.url.replace("127.0.0.1", "localhost")}
+    async with running(read_settings(named)) as api:
+        carl = await api.new_person()
+        for _ in range(2):
+            assert (await ask(api, new_email(), carl))["verdict"] == "valid"
+    assert len(hunter.requests) >= 2
+    assert not any("Cookie" in request.headers for request in hunter.requests)
+
+
+@pytest.mark.parametrize("code", [300, 302, 304])
+async def test_what_stands_in_a_redirect_is_not_believed(
+    api: Api, hunter: Hunter, carl: Person, code: int
+) -> None:
+    hunter.verifier.play(document({"data": {"status": "valid"}}, code=code))
+    assert (await ask(api, new_email(), carl))["verdict"] == "unknown"
+    metrics = (await api.get("//metrics")).body.decode()
+    assert 'provider_calls_total{provider="hunter",result="failed"}' in metrics
+
+
+async def test_a_verdict_is_erased_with_the_account(
+    api: Api, hunter: Hunter, database: asyncpg.Connection
+) -> None:
+    assert await verified(api, database) == "valid"
+    carl = await api.signed_in(EMAIL)
+    assert (await api.delete("/users/me", {"password": PASSWORD}, by=carl)).status == 204
+    [row] = await database.fetch(
+        "SELECT email_verdict, email_verdict_source, email_checked_at FROM users"
+    )
+    assert set(row) == {None}
 
 
 async def test_without_hunter_the_verdict_is_unknown(

@@ -145,6 +145,16 @@ async def test_too_many_calls_mean_later_to_clearbit_and_no_more_to_hunter(
     assert found == (404 if isinstance(provider, Hunter) else 200)
 
 
+async def test_an_unpaid_bill_is_mended_by_operators(
+    api: Api, provider: Provider, database: asyncpg.Connection
+) -> None:
+    """402 is Clearbit's; Hunter has no such answer, and means nothing by it."""
+    provider.finder.play(document({}, code=402), as_usual)
+    anna = await enriched(api, database)
+    found = (await api.get("/users/me/enrichment", by=anna)).status
+    assert found == (404 if isinstance(provider, Hunter) else 200)
+
+
 async def test_who_is_being_looked_up_is_asked_about_again(
     api: Api, provider: Provider, database: asyncpg.Connection
 ) -> None:
@@ -173,6 +183,7 @@ async def test_texts_from_outside_are_cleaned(
             "\x00": 1,
             "k" * 500: 1,
             "deep": [[[[[[[["x"]]]]]]]],
+            "members": {f"name{number}": number for number in range(1000)},
             "deeper": {"a": {"a": {"a": {"a": {"a": {"a": "x"}}}}}},
             "many": list(range(1000)),
             "number": 1e400,
@@ -189,7 +200,8 @@ async def test_texts_from_outside_are_cleaned(
     assert person["name"]["fullName"].isprintable()
     assert person["name"]["fullName"].split() == ["An", "na", "[31m", "evil"]
     assert len(person["bio"]) == 2000
-    assert set(person) == {"name", "bio", "deep", "deeper", "many", "number", "large"}
+    assert set(person) == {"name", "bio", "deep", "deeper", "members", "many", "number", "large"}
+    assert len(person["members"]) == 100
     assert json.dumps(person["deeper"]).count("{") < 6
     assert json.dumps(person["deep"]).count("[") < 8
     assert len(person["many"]) == 100

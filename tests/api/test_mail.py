@@ -783,6 +783,18 @@ async def test_a_change_that_proves_nothing_is_refused(
     assert_problem(answer, status, code, [f"#/{pointer}"])
 
 
+async def test_guessing_the_password_of_a_change_is_limited(
+    mail_environment: dict[str, str], database: object, redis: object
+) -> None:
+    settings = read_settings({**mail_environment, "RATE_LIMIT_LOGIN": "4/minute"})
+    async with running(settings) as api:
+        anna = await api.new_person(ANNA)
+        body = {"new_email": "anna@example.org", "password": "wrong"}
+        guesses = [await api.post("/auth/email/change", body, by=anna) for _ in range(5)]
+        statuses = [answer.status for answer in guesses]
+        assert statuses == [401, 401, 401, 429, 429]  # signing in was the first of four
+
+
 # --- Disposable e-mails.
 
 
@@ -907,3 +919,20 @@ async def test_a_wrong_password_of_ours_is_not_the_mails_fault(
                 else:
                     [mail] = await mailed(smtp, ANNA, "Confirm")
                     assert mail.login == login
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_password_of_ours_goes_to_no_other_machine_in_the_clear(
+    mail_environment: dict[str, str], database: asyncpg.Connection, redis: object
+) -> None:
+    """127.0.0.2 is, by its name, not this one."""
+    server = SmtpServer(credentials=("referrals", "right"))
+    async with server.serving("127.0.0.2") as smtp:
+        url = smtp.url.replace("//", "//referrals:right@")
+        async with running(read_settings({**mail_environment, "SMTP_URL": url})) as api:
+            await api.register(ANNA)
+            async with asyncio.timeout(10):
+                while not await database.fetchval("SELECT last_error FROM jobs"):
+                    await asyncio.sleep(0.02)
+        assert smtp.connections > 0
+        assert smtp.mails == []
