@@ -138,7 +138,7 @@ def _limit(text: str) -> int:
 
 def _serve(_: argparse.Namespace, environ: Environment) -> None:
     settings = read_settings(environ)
-    _check_tables(settings)
+    _check_tables(settings.database_url)
     with _listening(settings) as sockets:
         _serve_on(settings, sockets, lambda: None)
 
@@ -149,7 +149,7 @@ def _work(_: argparse.Namespace, environ: Environment) -> None:
         raise CommandError(
             "There is nothing to do: none of SMTP_URL, HUNTER_API_KEY, ENRICHMENT_API_KEY is set."
         )
-    _check_tables(settings)
+    _check_tables(settings.database_url)
     set_up_logging(settings.log_level, settings.log_format)
     from service import serving  # slow, and needless for the other commands
 
@@ -180,7 +180,9 @@ async def _with_jobs(environ: Environment, work: Callable[["Jobs"], Awaitable[No
     """Run `work` with the jobs of the database that the settings name."""
     from service.app import jobs_alone  # see _with_users
 
-    async with jobs_alone(read_database_url({**_of_dev(), **environ})) as jobs:
+    database_url = read_database_url({**_of_dev(), **environ})
+    _check_tables(database_url)
+    async with jobs_alone(database_url) as jobs:
         await work(jobs)
 
 
@@ -332,7 +334,9 @@ async def _with_clients(
     """Run `work` with the OAuth clients of the database that the settings name."""
     from service.app import clients_alone  # see _with_users
 
-    async with clients_alone(read_database_url({**_of_dev(), **environ})) as clients:
+    database_url = read_database_url({**_of_dev(), **environ})
+    _check_tables(database_url)
+    async with clients_alone(database_url) as clients:
         await work(clients)
 
 
@@ -341,13 +345,13 @@ async def _with_users(environ: Environment, work: Callable[["Users"], Awaitable[
     from service.app import users_alone  # slow, and needless for the other commands
 
     settings = _settings_beside_dev(environ)
-    _check_tables(settings)
+    _check_tables(settings.database_url)
     async with users_alone(settings) as users:
         await work(users)
 
 
-def _check_tables(settings: Settings) -> None:
-    if not has_tables(settings.database_url):
+def _check_tables(database_url: str) -> None:
+    if not has_tables(database_url):
         raise CommandError("The database has no tables yet: run `python -m service migrate`.")
 
 

@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psycopg
 import pytest
 
 from service.__main__ import main
+from tests.conftest import Servers
 from tests.e2e.processes import (
     COMMAND,
     LOOPBACK,
@@ -372,6 +374,23 @@ def test_a_worker_without_work_says_so(environment: dict[str, str]) -> None:
     assert done.stderr == (
         "There is nothing to do: none of SMTP_URL, HUNTER_API_KEY, ENRICHMENT_API_KEY is set.\n"
     )
+
+
+@pytest.mark.parametrize("command", [("jobs", "list"), ("clients", "list")])
+def test_a_database_without_tables_is_one_clear_line(
+    command: tuple[str, str], servers: Servers, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    name = f"test_{uuid4().hex}"
+    with psycopg.connect(servers.database_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        try:
+            url = urlsplit(servers.database_url)._replace(path=f"/{name}").geturl()
+            monkeypatch.setenv("DATABASE_URL", url)
+            assert main(command) == 1
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    told = capsys.readouterr().err
+    assert told == "The database has no tables yet: run `python -m service migrate`.\n"
 
 
 @pytest.mark.parametrize(
