@@ -481,8 +481,6 @@ async def test_what_stands_in_a_redirect_is_not_believed(
 ) -> None:
     hunter.verifier.play(document({"data": {"status": "valid"}}, code=code))
     assert (await ask(api, new_email(), carl))["verdict"] == "unknown"
-    metrics = (await api.get("//metrics")).body.decode()
-    assert 'provider_calls_total{provider="hunter",result="failed"}' in metrics
 
 
 async def test_a_verdict_is_erased_with_the_account(

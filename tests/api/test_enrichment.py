@@ -288,12 +288,16 @@ async def test_that_one_provider_fails_holds_up_no_other(
     }
     hunter.verifier.play(status(500))
     async with running(read_settings({**environment, **both})) as api:
-        clearbit.hanging = True
+        hunter.hanging = True
         await api.register(ANNA)
+        async with asyncio.timeout(10):
+            while not await database.fetchval("SELECT count(*) FROM enrichments"):
+                await asyncio.sleep(0.02)
+        hunter.hanging = False
         async with asyncio.timeout(10):
             while len(hunter.requests) < circuit_breaker.FAILURES:
                 await asyncio.sleep(0.02)
-        clearbit.hanging = False
+            await asyncio.sleep(0.1)
         await api.register("bert@example.com")
         async with asyncio.timeout(10):
             while await database.fetchval("SELECT count(*) FROM enrichments") < 2:
