@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn
 from aiohttp import web
 from prometheus_client.multiprocess import mark_process_dead
 
-from service.app import create_app, worker_alone
+from service.app import FINISH_SECONDS, create_app, worker_alone
 from service.settings import Settings
 
 DRAIN_SECONDS: Final = 3.0
@@ -120,7 +120,7 @@ class _Supervisor:
             listener.close()
         for pid in self._workers:
             os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + DRAIN_SECONDS + 1
+        deadline = time.monotonic() + DRAIN_SECONDS + FINISH_SECONDS + 1
         while self._workers and time.monotonic() < deadline:
             for pid in self._reap():
                 del self._workers[pid]
