@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from uuid import UUID
 
 from dotenv import dotenv_values
 
@@ -33,6 +34,7 @@ from service.settings import (
 from service.tokens import JWKS_MAX_AGE, SigningKey, SigningKeys
 
 if TYPE_CHECKING:
+    from service.use_cases.jobs import Jobs
     from service.use_cases.oauth import OAuthClients
     from service.use_cases.users import Users
 
@@ -67,6 +69,10 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="serve the API, on all cores")
     serve.set_defaults(run=_serve)
+    worker = commands.add_parser(
+        "worker", help="do the jobs (mails, verifications), and serve nothing"
+    )
+    worker.set_defaults(run=_work)
     dev = commands.add_parser("dev", help="serve with servers and secrets of its own, in .data")
     dev.set_defaults(run=_dev)
     migrate = commands.add_parser("migrate", help="apply the migrations in sql/migrations")
@@ -79,6 +85,17 @@ def _parser() -> argparse.ArgumentParser:
     promote = admin.add_parser("promote", help="give an account the role admin")
     promote.add_argument("email")
     promote.set_defaults(run=_promote)
+
+    jobs = commands.add_parser("jobs", help="see and retry jobs").add_subparsers(required=True)
+    list_jobs = jobs.add_parser("list", help="list the newest jobs that are not done")
+    list_jobs.add_argument("--parked", action="store_true", help="only those that were given up")
+    list_jobs.add_argument("--limit", type=int, default=100, metavar="N")
+    list_jobs.set_defaults(run=_list_jobs)
+    retry = jobs.add_parser("retry", help="try parked jobs again")
+    which = retry.add_mutually_exclusive_group(required=True)
+    which.add_argument("job_id", type=UUID, nargs="?")
+    which.add_argument("--all", action="store_true")
+    retry.set_defaults(run=_retry_jobs)
 
     clients = commands.add_parser("clients", help="manage the OAuth clients")
     clients_commands = clients.add_subparsers(required=True)
@@ -118,6 +135,47 @@ def _serve(_: argparse.Namespace, environ: Environment) -> None:
         _serve_on(settings, sockets, lambda: None)
 
 
+def _work(_: argparse.Namespace, environ: Environment) -> None:
+    settings = _settings_beside_dev(environ)
+    if not (settings.mail or settings.hunter or settings.enrichment):
+        raise CommandError(
+            "There is nothing to do: none of SMTP_URL, HUNTER_API_KEY, ENRICHMENT_API_KEY is set."
+        )
+    asyncio.run(_check_tables(settings))
+    set_up_logging(settings.log_level, settings.log_format)
+    from service import serving  # slow, and needless for the other commands
+
+    serving.work_off_jobs(settings)
+
+
+def _list_jobs(parsed: argparse.Namespace, environ: Environment) -> None:
+    async def show(jobs: "Jobs") -> None:
+        for job in await jobs.newest(parsed.limit, parked_alone=parsed.parked):
+            parked, due = job.parked_at, job.due_at
+            state = f"parked {parked:%FT%TZ}" if parked else f"due {due:%FT%TZ}" if due else "due"
+            print(job.job_id, job.kind, state, f"{job.tries} tries", job.last_error or "", sep="\t")
+
+    asyncio.run(_with_jobs(environ, show))
+
+
+def _retry_jobs(parsed: argparse.Namespace, environ: Environment) -> None:
+    async def retry(jobs: "Jobs") -> None:
+        retried = await jobs.retry(parsed.job_id)
+        if parsed.job_id and not retried:
+            raise CommandError(f"There is no parked job {parsed.job_id}.")
+        print(f"{retried} to be tried again")
+
+    asyncio.run(_with_jobs(environ, retry))
+
+
+async def _with_jobs(environ: Environment, work: Callable[["Jobs"], Awaitable[None]]) -> None:
+    """Run `work` with the jobs of the database that the settings name."""
+    from service.app import jobs_alone  # see _with_users
+
+    async with jobs_alone(read_database_url({**_of_dev(), **environ})) as jobs:
+        await work(jobs)
+
+
 def _dev(_: argparse.Namespace, environ: Environment) -> None:
     """Serve with embedded PostgreSQL and Valkey, unless the environment names other servers."""
     from service import embedded  # not there in production
@@ -130,7 +188,7 @@ def _dev(_: argparse.Namespace, environ: Environment) -> None:
             # Not known yet; what else is wrong is told before the servers start.
             unknown = {"DATABASE_URL": "postgresql://", "REDIS_URL": "unix://"}
             defaults = {"WORKERS": "1", **_read_file(DATA / "secrets.env"), **unknown}
-            settings = read_settings({**defaults, **environ})
+            settings = read_settings({**defaults, **environ}, DATA / "mailbox")
             sockets = stack.enter_context(_listening(settings))
             print("Starting PostgreSQL and Valkey …", flush=True)
             if "DATABASE_URL" not in environ:
@@ -148,12 +206,14 @@ def _dev(_: argparse.Namespace, environ: Environment) -> None:
         )
         stack.callback((DATA / "running.env").unlink, missing_ok=True)
         url = settings.public_url
+        in_folder = settings.mail and isinstance(settings.mail.delivery, Path)
+        mailbox = f"  Mailbox     {url}/dev/mailbox\n" if in_folder else ""
         greeting = f"""
   Swagger UI  {url}/docs
   ReDoc       {url}/redoc
   OpenAPI     {url}/openapi.json
   Ready?      {url}/health/ready
-
+{mailbox}
   Ctrl-C ends it; the data stays in {DATA}/.
 """
         _serve_on(settings, sockets, lambda: print(greeting, flush=True))
@@ -272,7 +332,7 @@ async def _with_users(environ: Environment, work: Callable[["Users"], Awaitable[
     """Run `work` with the accounts of the database that the settings name."""
     from service.app import users_alone  # slow, and needless for the other commands
 
-    settings = read_settings({**_of_dev(), **environ})
+    settings = _settings_beside_dev(environ)
     await _check_tables(settings)
     async with users_alone(settings) as users:
         await work(users)
@@ -318,6 +378,12 @@ def _serve_on(
     from service import serving  # see _listening
 
     serving.serve(settings, sockets, when_ready)
+
+
+def _settings_beside_dev(environ: Environment) -> Settings:
+    """Return the settings, those of a running `dev` if there is one."""
+    of_dev = _of_dev()
+    return read_settings({**of_dev, **environ}, DATA / "mailbox" if of_dev else None)
 
 
 def _of_dev() -> dict[str, str]:

@@ -4,41 +4,54 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final
 
 from aiohttp import web
 
 from service import database
 from service.access_log import AccessLog
 from service.api import keys
+from service.api.mailbox import MAILBOX_ROUTES
 from service.api.middleware import around_every_request
 from service.api.openapi import build_openapi
 from service.api.providers import callback_url
-from service.api.rate_limits import LOGIN, LOOKUP, REGISTER
+from service.api.rate_limits import LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION
 from service.api.requests import LARGEST_BODY, answer_expectation
 from service.api.routes import ROUTES
 from service.cache import Cache, RedisServer
 from service.database import Database
 from service.domain.clock import Clock, utc_now
 from service.domain.errors import DatabaseUnavailable
+from service.domain.jobs import JobKind
 from service.domain.oauth import Client
 from service.domain.scopes import Scope
 from service.passwords import PasswordHasher
 from service.providers import make_provider
-from service.providers.http import open_http_client
+from service.providers.clearbit import ClearbitEnricher
+from service.providers.http import HttpClient, open_http_client
+from service.providers.hunter import HunterEnricher, HunterVerifier
+from service.providers.mail import Mailer
 from service.rate_limits import RateLimiter
 from service.redis_connection import RedisAway
-from service.settings import Settings
+from service.settings import EnrichmentSettings, Settings
 from service.tokens import AccessTokens, RefreshTokens
+from service.use_cases.email_verification import EmailVerification
+from service.use_cases.enrichment import Enrichments
 from service.use_cases.forgetting import Forgetting
 from service.use_cases.housekeeping import Housekeeping
 from service.use_cases.idempotency import Refusals
 from service.use_cases.identities import Identities
+from service.use_cases.jobs import Handler, Jobs, Worker
+from service.use_cases.mail_tokens import MailTokens
+from service.use_cases.mails import Mails
 from service.use_cases.oauth import OAuth, OAuthClients
 from service.use_cases.referral_codes import ReferralCodes
 from service.use_cases.referrals import Referrals
 from service.use_cases.sessions import Sessions
 from service.use_cases.users import Users
 
+FINISH_SECONDS: Final = 3.0
 log = logging.getLogger(__name__)
 
 
@@ -54,10 +67,14 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
         REGISTER: settings.rate_limit_register,
         LOGIN: settings.rate_limit_login,
         LOOKUP: settings.rate_limit_lookup,
+        MAIL: settings.rate_limit_mail,
+        VERIFICATION: settings.rate_limit_verification,
     }
     for route in ROUTES:
         route.kwargs["expect_handler"] = answer_expectation
     app.add_routes(ROUTES)
+    if settings.mail and isinstance(settings.mail.delivery, Path):
+        app.add_routes(MAILBOX_ROUTES)
     build_openapi(app, settings)
 
     async def resources(app: web.Application) -> AsyncIterator[None]:
@@ -80,7 +97,8 @@ async def users_alone(settings: Settings) -> AsyncIterator[Users]:
         hasher = PasswordHasher(settings.argon2, 1, 1)
         stack.callback(hasher.close)
         forgetting = Forgetting(postgresql, Cache(redis, utc_now), redis)
-        yield _users(postgresql, forgetting, hasher, utc_now, settings)
+        jobs = _jobs(postgresql, settings, utc_now)
+        yield _users(postgresql, forgetting, jobs, hasher, utc_now, settings)
 
 
 @asynccontextmanager
@@ -90,9 +108,91 @@ async def clients_alone(database_url: str) -> AsyncIterator[OAuthClients]:
         yield OAuthClients(postgresql, utc_now)
 
 
+@asynccontextmanager
+async def jobs_alone(database_url: str) -> AsyncIterator[Jobs]:
+    """Yield the jobs for a command beside the service."""
+    async with database.connect(database_url, 1) as postgresql:
+        yield Jobs(postgresql, (), utc_now)
+
+
+@asynccontextmanager
+async def worker_alone(settings: Settings) -> AsyncIterator[Worker]:
+    """Yield a worker that does jobs without serving requests."""
+    async with AsyncExitStack() as stack:
+        postgresql = await stack.enter_async_context(
+            database.connect(settings.database_url, settings.database_pool_size)
+        )
+        redis = RedisServer(settings.redis_url)
+        stack.push_async_callback(redis.close)
+        http = await stack.enter_async_context(open_http_client())
+        verification = _verification(postgresql, Cache(redis, utc_now), http, settings, utc_now)
+        enrichments = _enrichments(postgresql, http, settings, utc_now)
+        yield _worker(postgresql, verification, enrichments, settings, utc_now)
+
+
+def _jobs(postgresql: Database, settings: Settings, clock: Clock) -> Jobs:
+    doers = {
+        JobKind.MAIL: settings.mail,
+        JobKind.VERIFY_EMAIL: settings.hunter,
+        JobKind.ENRICH: settings.enrichment,
+    }
+    return Jobs(postgresql, [kind for kind, doer in doers.items() if doer is not None], clock)
+
+
+def _verification(
+    postgresql: Database, cache: Cache, http: HttpClient, settings: Settings, clock: Clock
+) -> EmailVerification:
+    return EmailVerification(
+        postgresql,
+        cache,
+        HunterVerifier(settings.hunter, http) if settings.hunter else None,
+        clock,
+        mail_is_sent=settings.mail is not None,
+    )
+
+
+def _enrichments(
+    postgresql: Database, http: HttpClient, settings: Settings, clock: Clock
+) -> Enrichments:
+    match settings.enrichment:
+        case None:
+            return Enrichments(postgresql, None)
+        case EnrichmentSettings(provider="clearbit"):
+            return Enrichments(
+                postgresql, ClearbitEnricher(settings.enrichment, http, clock).enrich
+            )
+        case _:
+            return Enrichments(postgresql, HunterEnricher(settings.enrichment, http, clock).enrich)
+
+
+def _worker(
+    postgresql: Database,
+    verification: EmailVerification,
+    enrichments: Enrichments,
+    settings: Settings,
+    clock: Clock,
+) -> Worker:
+    handlers: dict[JobKind, Handler] = {}
+    if settings.hunter:
+        handlers[JobKind.VERIFY_EMAIL] = verification.verify
+    if settings.enrichment:
+        handlers[JobKind.ENRICH] = enrichments.fetch
+    if settings.mail:
+        mails = Mails(
+            postgresql,
+            Mailer(settings.mail, settings.service_name),
+            clock,
+            service_name=settings.service_name,
+            app_url=settings.mail.app_url,
+        )
+        handlers[JobKind.MAIL] = mails.deliver
+    return Worker(postgresql, handlers, clock)
+
+
 def _users(
     postgresql: Database,
     forgetting: Forgetting,
+    jobs: Jobs,
     hasher: PasswordHasher,
     clock: Clock,
     settings: Settings,
@@ -100,10 +200,12 @@ def _users(
     return Users(
         postgresql,
         forgetting,
+        jobs,
         hasher,
         clock,
         password_min_length=settings.password_min_length,
         hash_key=settings.hash_key,
+        confirmation_required=settings.confirmation_required,
     )
 
 
@@ -122,16 +224,19 @@ async def _open(
 
     cache = Cache(redis, clock)
     forgetting = Forgetting(postgresql, cache, redis)
+    jobs = _jobs(postgresql, settings, clock)
     app[keys.DATABASE] = postgresql
+    app[keys.JOBS] = jobs
     app[keys.REDIS] = redis
     app[keys.HASHER] = hasher
     app[keys.RATE_LIMITER] = RateLimiter(redis, clock)
     app[keys.REFUSALS] = Refusals(postgresql, clock)
-    app[keys.USERS] = _users(postgresql, forgetting, hasher, clock, settings)
+    app[keys.USERS] = _users(postgresql, forgetting, jobs, hasher, clock, settings)
     app[keys.SESSIONS] = Sessions(
         postgresql,
         cache,
         forgetting,
+        jobs,
         hasher,
         AccessTokens(settings.signing_keys, settings.public_url, settings.access_token_ttl),
         RefreshTokens(settings.refresh_token_keys),
@@ -154,6 +259,17 @@ async def _open(
         },
         clock,
     )
+    app[keys.MAIL_TOKENS] = MailTokens(
+        postgresql,
+        forgetting,
+        jobs,
+        app[keys.USERS],
+        hasher,
+        clock,
+        password_min_length=settings.password_min_length,
+    )
+    app[keys.EMAIL_VERIFICATION] = _verification(postgresql, cache, http, settings, clock)
+    app[keys.ENRICHMENTS] = _enrichments(postgresql, http, settings, clock)
     app[keys.REFERRAL_CODES] = ReferralCodes(postgresql, cache, forgetting, clock)
     app[keys.REFERRALS] = Referrals(postgresql)
 
@@ -163,6 +279,12 @@ async def _open(
     for run in (forgetting.run, Housekeeping(postgresql, clock).run):
         task = asyncio.create_task(_for_ever(run))
         stack.push_async_callback(_cancel, task)
+    if settings.serve_jobs:
+        worker = _worker(
+            postgresql, app[keys.EMAIL_VERIFICATION], app[keys.ENRICHMENTS], settings, clock
+        )
+        task = asyncio.create_task(_for_ever(worker.run))
+        stack.push_async_callback(_finish, worker, task)
 
 
 def _built_in_clients(settings: Settings) -> dict[str, Client]:
@@ -181,10 +303,17 @@ async def _for_ever(run: Callable[[], Awaitable[None]]) -> None:
     """Run a background loop again when it fails of something nobody foresaw."""
     while True:
         try:
-            await run()
+            return await run()
         except Exception:
             log.exception("a background loop failed and goes on")
             await asyncio.sleep(1)
+
+
+async def _finish(worker: Worker, task: asyncio.Task[None]) -> None:
+    """Let the jobs under way end: one that is broken off is done twice."""
+    worker.stop()
+    await asyncio.wait([task], timeout=FINISH_SECONDS)
+    await _cancel(task)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import functools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final, ParamSpec, Self, TypeVar
 
@@ -14,9 +14,11 @@ from service.connections import Connections
 from service.domain.errors import DatabaseUnavailable
 from service.repositories.authorization_codes import AuthorizationCodeRepository
 from service.repositories.connection import Connection
+from service.repositories.enrichments import EnrichmentRepository
 from service.repositories.idempotency_keys import IdempotencyKeyRepository
 from service.repositories.identities import IdentityRepository
 from service.repositories.jobs import JobRepository
+from service.repositories.mail_tokens import MailTokenRepository
 from service.repositories.oauth_clients import OAuthClientRepository
 from service.repositories.referral_codes import ReferralCodeRepository
 from service.repositories.referrals import ReferralRepository
@@ -34,32 +36,41 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Repositories:
-    """All repositories, bound to one connection."""
+    """All repositories, bound to one connection.
+
+    `savepoint` begins a part of the transaction that can be undone alone.
+    """
 
     authorization_codes: AuthorizationCodeRepository
+    enrichments: EnrichmentRepository
     idempotency_keys: IdempotencyKeyRepository
     identities: IdentityRepository
     jobs: JobRepository
+    mail_tokens: MailTokenRepository
     oauth_clients: OAuthClientRepository
     referral_codes: ReferralCodeRepository
     referrals: ReferralRepository
     sessions: SessionRepository
     sign_ins: SignInRepository
     users: UserRepository
+    savepoint: Callable[[], AbstractAsyncContextManager[object]]
 
     @classmethod
     def on(cls, connection: Connection) -> Self:
         return cls(
             AuthorizationCodeRepository(connection),
+            EnrichmentRepository(connection),
             IdempotencyKeyRepository(connection),
             IdentityRepository(connection),
             JobRepository(connection),
+            MailTokenRepository(connection),
             OAuthClientRepository(connection),
             ReferralCodeRepository(connection),
             ReferralRepository(connection),
             SessionRepository(connection),
             SignInRepository(connection),
             UserRepository(connection),
+            savepoint=connection.transaction,
         )
 
 

@@ -44,9 +44,31 @@ RATE_LIMITED: Final = Counter(
     "rate_limited", "Requests refused because there were too many, by limit.", ["limit"]
 )
 PROVIDER_CALLS: Final = Counter(
-    "provider_calls", "Calls to other issuers, by provider and how it went.", ["provider", "result"]
+    "provider_calls",
+    "Calls to services outside, by provider and how it went.",
+    ["provider", "result"],
+)
+PROVIDER_BREAKER_OPEN: Final = Gauge(
+    "provider_circuit_breaker_open",
+    "1 in a worker that leaves a service outside alone; the sum over the workers.",
+    ["provider"],
+    multiprocess_mode="livesum",
 )
 JOBS_DONE: Final = Counter("jobs_done", "Jobs done, by kind.", ["kind"])
+JOBS_FAILED: Final = Counter("jobs_failed", "Tries at jobs that failed, by kind.", ["kind"])
+# The same in every worker: what was last read from the database.
+JOBS_PENDING: Final = Gauge(
+    "jobs_pending", "Jobs to do, by kind.", ["kind"], multiprocess_mode="mostrecent"
+)
+JOBS_PARKED: Final = Gauge(
+    "jobs_parked", "Jobs given up, by kind.", ["kind"], multiprocess_mode="mostrecent"
+)
+JOBS_OLDEST_SECONDS: Final = Gauge(
+    "jobs_oldest_seconds",
+    "Age of the oldest job to do, by kind.",
+    ["kind"],
+    multiprocess_mode="mostrecent",
+)
 
 
 def exposition() -> bytes:

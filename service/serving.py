@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn
 from aiohttp import web
 from prometheus_client.multiprocess import mark_process_dead
 
-from service.app import create_app
+from service.app import create_app, worker_alone
 from service.settings import Settings
 
 DRAIN_SECONDS: Final = 3.0
@@ -165,6 +165,21 @@ async def _work(
         log.info("stopping")
     finally:
         await runner.cleanup()
+
+
+def work_off_jobs(settings: Settings) -> None:
+    """Do jobs until SIGTERM or SIGINT, then let those under way end."""
+    _run(_work_off_jobs(settings))
+
+
+async def _work_off_jobs(settings: Settings) -> None:
+    loop = asyncio.get_running_loop()
+    async with worker_alone(settings) as worker:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, worker.stop)
+        log.info("doing jobs")
+        await worker.run()
+        log.info("stopping")
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

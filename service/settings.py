@@ -12,18 +12,25 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Any, Literal, get_args
-from urllib.parse import urlsplit
+from typing import Any, Final, Literal, get_args
+from urllib.parse import unquote, urlsplit
 
 from dotenv import dotenv_values
 from jwt.exceptions import PyJWTError
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate, validates_schema
 
+from service.domain.errors import EmailMalformed
 from service.domain.identities import is_safe_url
+from service.domain.users import parse_email
 from service.tokens import SigningKey, SigningKeys
 
 LogFormat = Literal["json", "text", "auto"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+EmailConfirmation = Literal["required", "off"]
+EnrichmentProvider = Literal["hunter", "clearbit"]
+OnOff = Literal["on", "off"]
+HUNTER_URL: Final = "https://api.hunter.io"
+CLEARBIT_URL: Final = "https://person.clearbit.com"
 SECONDS_OF = {"second": 1, "minute": 60, "hour": 3600}
 
 
@@ -75,6 +82,43 @@ class GitHubSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HunterSettings:
+    """Where e-mails are verified."""
+
+    api_key: str = field(repr=False)
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrichmentSettings:
+    """Who is asked about the people behind e-mails."""
+
+    provider: EnrichmentProvider
+    api_key: str = field(repr=False)
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmtpSettings:
+    """The mail server. `implicit_tls` is smtps; else STARTTLS is used where the server has it."""
+
+    host: str
+    port: int
+    implicit_tls: bool
+    user: str | None
+    password: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MailSettings:
+    """How mails leave: by `smtp`, or into a folder that developers look into."""
+
+    sender: str
+    app_url: str | None
+    delivery: SmtpSettings | Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What an operator decides. Durations are timedeltas, `None` stands for "not set"."""
 
@@ -103,6 +147,13 @@ class Settings:
     refresh_token_keys: tuple[bytes, ...] = field(repr=False)
     hash_key: bytes = field(repr=False)
     providers: tuple[OidcSettings | GitHubSettings, ...]
+    rate_limit_mail: RateLimit | None
+    rate_limit_verification: RateLimit | None
+    serve_jobs: bool
+    hunter: HunterSettings | None
+    enrichment: EnrichmentSettings | None
+    mail: MailSettings | None
+    confirmation_required: bool
 
 
 class _RateLimit(fields.Field[RateLimit | None]):
@@ -208,6 +259,36 @@ class _Url(fields.String):
         )
 
 
+class _SmtpUrl(_Url):
+    """`smtp://USER:PASSWORD@HOST:PORT` or `smtps://…`; user and password percent-encoded."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("smtp", "smtps", **kwargs)
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        parts = urlsplit(super()._deserialize(value, attr, data, **kwargs))
+        if not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
+            raise ValidationError("must have a host, and nothing behind the port.")
+        implicit_tls = parts.scheme == "smtps"
+        return SmtpSettings(
+            host=parts.hostname,
+            port=parts.port or (465 if implicit_tls else 587),
+            implicit_tls=implicit_tls,
+            user=parts.username and unquote(parts.username),
+            password=parts.password and unquote(parts.password),
+        )
+
+
+class _Address(fields.String):
+    """An e-mail address."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> str:
+        try:
+            return parse_email(value).mailbox
+        except EmailMalformed as error:
+            raise ValidationError("must be an e-mail address.") from error
+
+
 class _PublicUrl(_Url):
     """Where clients reach the service: an origin, because its addresses begin at the root."""
 
@@ -224,6 +305,15 @@ class _ProviderUrl(fields.String):
     def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> str:
         if not is_safe_url(value) or set("?#@") & set(value) or not value.isprintable():
             raise ValidationError("must be a URL that begins with https://, without ? # and @.")
+        return str(value)
+
+
+class _Header(fields.String):
+    """A secret that is sent in a header. The value is never repeated."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> str:
+        if not re.fullmatch(r"[\x21-\x7e]+", value):
+            raise ValidationError("must be printable ASCII without spaces.")
         return str(value)
 
 
@@ -356,6 +446,20 @@ class SettingsSchema(Schema):
     refresh_token_keys = _Secrets(**_required("REFRESH_TOKEN_KEYS"))
     hash_key = _Secrets(**_required("HASH_KEY"))
     providers = _Providers(data_key="PROVIDERS", load_default=())
+    rate_limit_mail = _RateLimit(data_key="RATE_LIMIT_MAIL", load_default=RateLimit(10, 60))
+    rate_limit_verification = _RateLimit(
+        data_key="RATE_LIMIT_VERIFICATION", load_default=RateLimit(30, 60)
+    )
+    serve_jobs = _one_of(OnOff, "on", "SERVE_JOBS")
+    hunter_api_key = _Header(data_key="HUNTER_API_KEY", load_default=None)
+    hunter_url = _ProviderUrl(data_key="HUNTER_URL", load_default=HUNTER_URL)
+    enrichment_provider = _one_of(EnrichmentProvider, "hunter", "ENRICHMENT_PROVIDER")
+    enrichment_api_key = _Header(data_key="ENRICHMENT_API_KEY", load_default=None)
+    enrichment_url = _ProviderUrl(data_key="ENRICHMENT_URL", load_default=None)
+    smtp = _SmtpUrl(data_key="SMTP_URL", load_default=None)
+    mail_sender = _Address(data_key="MAIL_FROM", load_default=None)
+    app_url = _Url("http", "https", data_key="APP_URL", load_default=None)
+    email_confirmation = _one_of(EmailConfirmation, "off", "EMAIL_CONFIRMATION")
 
     @validates_schema
     def _lanes_have_memory(self, data: dict[str, Any], **_: Any) -> None:
@@ -374,10 +478,14 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for source in (file, environ) for name, value in source.items() if value}
 
 
-def read_settings(environ: Mapping[str, str]) -> Settings:
-    """Return the settings that `environ` gives; raise SettingsError naming every bad variable."""
+def read_settings(environ: Mapping[str, str], mailbox: Path | None = None) -> Settings:
+    """Return the settings that `environ` gives; raise SettingsError naming every bad variable.
+
+    Without a mail server, mails go into the folder `mailbox` if there is one.
+    """
     values = _load(environ)
     workers = values.pop("workers") or available_cores()
+    mail = _read_mail(values, mailbox)
     public_url = values.pop("public_url") or f"http://localhost:{values['port']}"
     return Settings(
         workers=workers,
@@ -391,7 +499,41 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
             passes=values.pop("argon2_passes"),
             lanes=values.pop("argon2_lanes"),
         ),
+        serve_jobs=values.pop("serve_jobs") == "on",
+        hunter=_read_hunter(values),
+        enrichment=_read_enrichment(values),
+        mail=mail,
+        confirmation_required=values.pop("email_confirmation") == "required",
         **values,
+    )
+
+
+def _read_hunter(values: dict[str, Any]) -> HunterSettings | None:
+    api_key, url = values.pop("hunter_api_key"), values.pop("hunter_url")
+    return api_key and HunterSettings(api_key=api_key, url=url)
+
+
+def _read_enrichment(values: dict[str, Any]) -> EnrichmentSettings | None:
+    provider, api_key, url = (
+        values.pop(f"enrichment_{name}") for name in ("provider", "api_key", "url")
+    )
+    url = url or (HUNTER_URL if provider == "hunter" else CLEARBIT_URL)
+    return api_key and EnrichmentSettings(provider=provider, api_key=api_key, url=url)
+
+
+def _read_mail(values: dict[str, Any], mailbox: Path | None) -> MailSettings | None:
+    smtp, sender, app_url = (values.pop(name) for name in ("smtp", "mail_sender", "app_url"))
+    delivery: SmtpSettings | Path | None = smtp or mailbox
+    if delivery is None:
+        if values["email_confirmation"] == "required":
+            raise SettingsError("EMAIL_CONFIRMATION needs a mail server: set SMTP_URL.")
+        return None
+    if sender is None and smtp is not None:
+        raise SettingsError("MAIL_FROM is not set; mails need a sender.")
+    return MailSettings(
+        sender=sender or "referrals@localhost.test",
+        app_url=app_url and app_url.rstrip("/"),
+        delivery=delivery,
     )
 
 

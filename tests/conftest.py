@@ -54,6 +54,8 @@ def environment(servers: Servers) -> dict[str, str]:
         "RATE_LIMIT_REGISTER": "off",
         "RATE_LIMIT_LOGIN": "off",
         "RATE_LIMIT_LOOKUP": "off",
+        "RATE_LIMIT_MAIL": "off",
+        "RATE_LIMIT_VERIFICATION": "off",
     }
 
 

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
-from marshmallow import fields
+from marshmallow import Schema, fields
 
 from service.api.answers import PageSchema, respond
 from service.api.authentication import current_admin
 from service.api.keys import USERS
 from service.api.openapi import refuses
 from service.api.requests import (
+    Moment,
     PageQuery,
     RequestSchema,
     TrueOrFalse,
@@ -19,11 +20,26 @@ from service.api.requests import (
     read_page,
 )
 from service.api.users import UserSchema
+from service.domain.email_verification import Verdict
 from service.domain.errors import NotAllowed, UserNotFound
+
+
+class EmailVerificationSchema(Schema):
+    verdict = fields.Enum(Verdict, by_value=True)
+    checked_at = Moment()
+    source = fields.String(metadata={"example": "hunter"})
 
 
 class AdminUserSchema(UserSchema):
     disabled = fields.Boolean()
+    awaits_confirmation = fields.Boolean(
+        metadata={"description": "Whether nobody can sign in before the e-mail is confirmed."}
+    )
+    email_verification = fields.Nested(
+        EmailVerificationSchema,
+        allow_none=True,
+        metadata={"description": "What was found out about the e-mail; null until something was."},
+    )
 
 
 class AdminUsersSchema(PageSchema):

@@ -1,16 +1,28 @@
 """What operators and their tools ask: is it alive, is it ready, what has it done."""
 
+from contextlib import suppress
 from typing import Final
 
 from aiohttp import web
 from aiohttp_apispec import docs
 
 from service.api.answers import to_json
-from service.api.keys import CONTEXT, DATABASE, HASHER, REDIS
+from service.api.keys import CONTEXT, DATABASE, HASHER, JOBS, REDIS
 from service.api.openapi import refuses
 from service.api.problems import problem, problem_type_of
+from service.domain.clock import utc_now
 from service.domain.errors import DatabaseUnavailable
-from service.metrics import CONTENT_TYPE, DATABASE_CONNECTIONS, HASHES_PENDING, exposition
+from service.domain.jobs import JobKind
+from service.metrics import (
+    CONTENT_TYPE,
+    DATABASE_CONNECTIONS,
+    HASHES_PENDING,
+    JOBS_OLDEST_SECONDS,
+    JOBS_PARKED,
+    JOBS_PENDING,
+    exposition,
+)
+from service.use_cases.jobs import Jobs
 
 _JSON: Final = {"application/json": {"schema": {"type": "object"}}}
 
@@ -62,7 +74,20 @@ async def metrics(request: web.Request) -> web.Response:
     for state, count in request.app[DATABASE].connections.items():
         DATABASE_CONNECTIONS.labels(state).set(count)
     HASHES_PENDING.set(request.app[HASHER].pending)
+    with suppress(DatabaseUnavailable):  # then the last known figures have to do
+        await _measure_jobs(request.app[JOBS])
     return web.Response(body=exposition(), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def _measure_jobs(jobs: Jobs) -> None:
+    backlogs = {backlog.kind: backlog for backlog in await jobs.backlogs()}
+    now = utc_now()
+    for kind in JobKind:
+        backlog = backlogs.get(kind)
+        oldest = backlog.oldest if backlog else None
+        JOBS_PENDING.labels(kind).set(backlog.pending if backlog else 0)
+        JOBS_PARKED.labels(kind).set(backlog.parked if backlog else 0)
+        JOBS_OLDEST_SECONDS.labels(kind).set((now - oldest).total_seconds() if oldest else 0)
 
 
 def _status(document: dict[str, object]) -> web.Response:

@@ -12,8 +12,12 @@ from service.database import Database
 from service.passwords import PasswordHasher
 from service.rate_limits import RateLimiter, Window
 from service.settings import RateLimit, Settings
+from service.use_cases.email_verification import EmailVerification
+from service.use_cases.enrichment import Enrichments
 from service.use_cases.idempotency import Refusals
 from service.use_cases.identities import Identities
+from service.use_cases.jobs import Jobs
+from service.use_cases.mail_tokens import MailTokens
 from service.use_cases.oauth import OAuth
 from service.use_cases.referral_codes import ReferralCodes
 from service.use_cases.referrals import Referrals
@@ -23,11 +27,15 @@ from service.use_cases.users import Users
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)
 DATABASE: Final = web.AppKey("DATABASE", Database)
 REDIS: Final = web.AppKey("REDIS", RedisServer)
+JOBS: Final = web.AppKey("JOBS", Jobs)
 HASHER: Final = web.AppKey("HASHER", PasswordHasher)
 RATE_LIMITER: Final = web.AppKey("RATE_LIMITER", RateLimiter)
 RATE_LIMITS: Final = web.AppKey("RATE_LIMITS", Mapping[str, RateLimit | None])
 REFUSALS: Final = web.AppKey("REFUSALS", Refusals)
 USERS: Final = web.AppKey("USERS", Users)
+MAIL_TOKENS: Final = web.AppKey("MAIL_TOKENS", MailTokens)
+EMAIL_VERIFICATION: Final = web.AppKey("EMAIL_VERIFICATION", EmailVerification)
+ENRICHMENTS: Final = web.AppKey("ENRICHMENTS", Enrichments)
 IDENTITIES: Final = web.AppKey("IDENTITIES", Identities)
 OAUTH: Final = web.AppKey("OAUTH", OAuth)
 SESSIONS: Final = web.AppKey("SESSIONS", Sessions)

@@ -18,7 +18,7 @@ from service.api.oauth_pages import show_refusal, show_sign_in
 from service.api.problems import status_of
 from service.api.rate_limits import LOGIN, count_request
 from service.api.requests import RequestSchema, Text, header_text, is_https, read_bytes
-from service.api.sessions import account_of
+from service.api.users import account_of
 from service.domain.errors import (
     AccountDisabled,
     InvalidCredentials,

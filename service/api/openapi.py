@@ -67,6 +67,7 @@ as `cursor` to get the next one.
 TAGS: Final = {
     "Accounts": "Registering, with a referral code or without, and one's own account.",
     "Sessions": "Signing in, staying signed in, signing out, and the password.",
+    "E-mail": "What goes through the owner's mailbox, and whether an e-mail is a good one.",
     "Referral codes": "One live code a user; anyone finds it by the owner's e-mail.",
     "Referrals": "Who registered with one's code.",
     "OAuth 2.0": "Access for other applications, with the user's leave. Errors are RFC 6749's.",

@@ -13,6 +13,8 @@ from service.rate_limits import Counting, Subjects, Window
 REGISTER: Final = "register"
 LOGIN: Final = "login"
 LOOKUP: Final = "lookup"
+MAIL: Final = "mail"
+VERIFICATION: Final = "verification"
 
 
 class Admission:
@@ -60,7 +62,8 @@ def start_count(request: web.Request, name: str) -> Admission:
 
 
 def _judge(request: web.Request, name: str, windows: list[Window]) -> None:
-    request[CONTEXT].windows = windows
+    context = request[CONTEXT]
+    context.windows = [*(context.windows or ()), *windows]
     exceeded = [window for window in windows if window.exceeded]
     if exceeded:
         RATE_LIMITED.labels(name).inc()

@@ -9,6 +9,9 @@ from service.domain.scopes import Scope
 SCOPE_OF: Final[Mapping[tuple[str, str], Scope]] = {
     ("GET", f"{API}/users/me"): Scope.PROFILE,
     ("DELETE", f"{API}/users/me"): Scope.PROFILE,
+    ("GET", f"{API}/users/me/enrichment"): Scope.PROFILE,
+    ("POST", f"{API}/auth/email/change"): Scope.PROFILE,
+    ("GET", f"{API}/email-verification/{{email}}"): Scope.PROFILE,
     ("POST", f"{API}/auth/logout"): Scope.PROFILE,
     ("POST", f"{API}/auth/password/change"): Scope.PROFILE,
     ("GET", f"{API}/auth/sessions"): Scope.PROFILE,
@@ -21,5 +24,6 @@ SCOPE_OF: Final[Mapping[tuple[str, str], Scope]] = {
     ("GET", f"{API}/referrals/{{referrer_id}}"): Scope.REFERRALS_READ,
     ("GET", f"{API}/admin/users"): Scope.ADMIN,
     ("GET", f"{API}/admin/users/{{user_id}}"): Scope.ADMIN,
+    ("GET", f"{API}/admin/users/{{user_id}}/enrichment"): Scope.ADMIN,
     ("PATCH", f"{API}/admin/users/{{user_id}}"): Scope.ADMIN,
 }

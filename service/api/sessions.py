@@ -21,10 +21,9 @@ from service.api.requests import (
     read_id,
     read_page,
 )
-from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD
+from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, account_of
 from service.domain.errors import (
     AccountDisabled,
-    EmailMalformed,
     HashingQueueFull,
     InvalidCredentials,
     InvalidToken,
@@ -32,7 +31,6 @@ from service.domain.errors import (
     TooMany,
 )
 from service.domain.pages import Page
-from service.domain.users import parse_email
 
 
 class LoginSchema(RequestSchema):
@@ -202,11 +200,3 @@ async def change_password(request: web.Request) -> web.Response:
         caller, change.current_password, change.new_password
     )
     return no_content()
-
-
-def account_of(email: str) -> str:
-    """Return what attempts to sign in with `email` are counted under."""
-    try:
-        return parse_email(email).key
-    except EmailMalformed:
-        return "malformed"  # nobody's: all of them together

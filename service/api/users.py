@@ -6,14 +6,15 @@ from aiohttp import web
 from aiohttp_apispec import docs, request_schema, response_schema
 from marshmallow import Schema, fields
 
-from service.api.answers import answer, no_content, respond
+from service.api.answers import answer, no_content, respond, to_json
 from service.api.authentication import current_user
 from service.api.idempotency import answer_once
-from service.api.keys import USERS
+from service.api.keys import SETTINGS, USERS
 from service.api.openapi import IDEMPOTENCY_KEY, refuses
-from service.api.rate_limits import LOGIN, REGISTER, count_request
+from service.api.rate_limits import LOGIN, MAIL, REGISTER, count_request
 from service.api.requests import Moment, RequestSchema, Text, read_body
 from service.domain.errors import (
+    EmailMalformed,
     EmailTaken,
     HashingQueueFull,
     InvalidCredentials,
@@ -21,7 +22,8 @@ from service.domain.errors import (
     SignInTooOld,
     TooMany,
 )
-from service.domain.users import Role
+from service.domain.idempotency import Answer
+from service.domain.users import Role, parse_email
 from service.use_cases.users import Registration
 
 EXAMPLE_EMAIL = "anna@example.com"
@@ -66,6 +68,7 @@ class Erasure:
     password: str | None
 
 
+CONFIRMATION_SENT = {"status": "confirmation-sent"}
 REGISTER_SCHEMA = RegisterSchema()
 ERASURE_SCHEMA = ErasureSchema()
 USER_SCHEMA = UserSchema()
@@ -74,8 +77,18 @@ USER_SCHEMA = UserSchema()
 @docs(
     tags=["Accounts"],
     summary="Register",
-    description="Makes an account, and a referral if there is a code. An unusable code makes none.",
+    description="Makes an account, and a referral if there is a code. An unusable code makes none. "
+    "Where e-mails have to be confirmed first, the answer is 202 for a new and a known e-mail "
+    "alike, and its owner gets a mail.",
     parameters=[IDEMPOTENCY_KEY],
+    responses={
+        202: {
+            "description": "With `EMAIL_CONFIRMATION=required`: a mail was sent.",
+            "content": {
+                "application/json": {"schema": {"const": CONFIRMATION_SENT, "type": "object"}}
+            },
+        }
+    },
 )
 @request_schema(RegisterSchema, example={"email": EXAMPLE_EMAIL, "password": EXAMPLE_PASSWORD})
 @response_schema(UserSchema, 201, description="The new account.")
@@ -83,12 +96,28 @@ USER_SCHEMA = UserSchema()
 async def register(request: web.Request) -> web.Response:
     await count_request(request, REGISTER)
     registration = await read_body(request, REGISTER_SCHEMA, into=Registration)
+    confirmed_first = request.app[SETTINGS].confirmation_required
+    if confirmed_first:
+        # It sends a mail whoever's the e-mail is.
+        await count_request(request, MAIL, account=account_of(registration.email))
     return await answer_once(
         request,
         "register",
         lambda once: request.app[USERS].register(registration, once),
-        lambda user: answer(USER_SCHEMA, user, 201),
+        lambda user: (
+            Answer(202, to_json(CONFIRMATION_SENT))
+            if confirmed_first
+            else answer(USER_SCHEMA, user, 201)
+        ),
     )
+
+
+def account_of(email: str) -> str:
+    """Return what requests about an e-mail are counted under."""
+    try:
+        return parse_email(email).key
+    except EmailMalformed:
+        return "malformed"  # nobody's: all of them together
 
 
 @docs(tags=["Accounts"], summary="Show my account")

@@ -8,7 +8,8 @@
     │   ├── IdempotencyKeyReused
     │   ├── PasswordUnacceptable
     │   ├── ReferralCodeUnusable
-    │   └── SignInUnusable
+    │   ├── SignInUnusable
+    │   └── TokenUnusable
     ├── NotAuthenticated
     │   ├── InvalidCredentials
     │   ├── InvalidToken
@@ -16,10 +17,12 @@
     │   └── TokenMissing
     ├── NotAllowed
     │   ├── AccountDisabled
+    │   ├── EmailNotConfirmed
     │   ├── EmailWithheld
     │   ├── InsufficientScope
     │   └── SignInRefused
     ├── NotFound
+    │   ├── EnrichmentNotFound
     │   ├── ProviderNotFound
     │   ├── ReferralCodeNotFound
     │   ├── SessionNotFound
@@ -155,10 +158,17 @@ class SignInUnusable(InvalidInput):
     default_pointer = "#/state"
 
 
+class TokenUnusable(InvalidInput):
+    code = "token-unusable"
+    title = "The token has expired or was used before."
+    remedy = "Ask for a new mail with `/auth/email/resend` or `/auth/password/forgot`."
+    default_pointer = "#/token"
+
+
 class InvalidCredentials(NotAuthenticated):
     code = "invalid-credentials"
-    title = "The e-mail or the password is wrong."
-    remedy = "Check both, and try again."
+    title = "The e-mail or the password is wrong, or the e-mail has yet to be confirmed."
+    remedy = "Check both, and look for a mail that asks you to confirm."
 
 
 class InvalidToken(NotAuthenticated):
@@ -183,6 +193,12 @@ class AccountDisabled(NotAllowed):
     remedy = "Ask the operators of the service."
 
 
+class EmailNotConfirmed(NotAllowed):
+    code = "email-not-confirmed"
+    title = "The e-mail of this account has yet to be confirmed."
+    remedy = "Follow the mail that asks you to confirm, or get another with `/auth/email/resend`."
+
+
 class EmailWithheld(NotAllowed):
     code = "email-withheld"
     title = "The issuer gives no e-mail that an account can have."
@@ -205,6 +221,12 @@ class SignInRefused(NotAllowed):
     code = "sign-in-refused"
     title = "The issuer does not sign the user in, or its answer cannot be trusted."
     remedy = "Begin again; if it happens again, tell the operators the `request_id`."
+
+
+class EnrichmentNotFound(NotFound):
+    code = "enrichment-not-found"
+    title = "Nothing is known about this person."
+    remedy = "Ask again later: data providers are asked in the background."
 
 
 class ProviderNotFound(NotFound):
@@ -272,5 +294,5 @@ class HashingQueueFull(Unavailable):
 
 class ProviderUnavailable(Unavailable):
     code = "provider-unavailable"
-    title = "The issuer does not answer as it should."
+    title = "The provider does not answer as it should."
     default_retry_after = 5

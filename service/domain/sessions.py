@@ -69,3 +69,4 @@ class Credentials:
     role: Role
     password_hash: str
     disabled: bool
+    awaits_confirmation: bool

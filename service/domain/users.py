@@ -4,12 +4,15 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from email_validator import EmailNotValidError, validate_email
 
 from service.domain.errors import EmailMalformed
+
+if TYPE_CHECKING:
+    from service.domain.email_verification import Verification
 
 
 class Role(StrEnum):
@@ -30,6 +33,9 @@ class User:
     created_at: datetime
     disabled: bool
     referrer_id: UUID | None
+    awaits_confirmation: bool = False
+    """Whether nobody can sign in to it before the e-mail is confirmed."""
+    email_verification: "Verification | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,11 @@ class Email:
 
     shown: str
     key: str
+
+    @property
+    def mailbox(self) -> str:
+        """The address for mail servers: the local part as given, the domain in ASCII."""
+        return f"{self.shown.rpartition('@')[0]}@{self.key.rpartition('@')[2]}"
 
 
 # What the parser is sure to leave as it is. No two hyphens in a row, as in IDNA's "xn--".

@@ -5,12 +5,14 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final
 
 import aiohttp
 
 from service.domain.errors import ProviderUnavailable
 from service.metrics import PROVIDER_CALLS
+from service.providers.circuit_breaker import CircuitBreaker
 
 TOTAL_SECONDS: Final = 3.0
 LARGEST_ANSWER: Final = 64 * 1024
@@ -19,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer in JSON: `document` is whatever the other side has sent."""
+    """An answer: `document` is whatever JSON the other side has sent, None if it need not have."""
 
     status: int
     document: Any
@@ -40,16 +42,23 @@ class HttpClient:
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
+        self._breakers: dict[str, CircuitBreaker] = {}
 
     async def call(self, provider: str, method: str, url: str, **options: Any) -> Reply:
-        """Return the answer below 500, if it is JSON; else raise ProviderUnavailable.
+        """Return the answer below 500; raise ProviderUnavailable if it is not JSON.
 
-        `provider` is what the call is counted under. Errors name neither the answer nor what
-        was sent: both hold secrets.
+        A 202 may be empty, and a refusal is what its status says. `provider` is what the call is
+        counted under. Errors name neither the answer nor what was sent: both hold secrets.
         """
+        if provider not in self._breakers:
+            self._breakers[provider] = CircuitBreaker(provider)
+        with self._breakers[provider].watching():
+            return await self._call(provider, method, url, **options)
+
+    async def _call(self, provider: str, method: str, url: str, **options: Any) -> Reply:
         try:
             status, body = await self._exchange(method, url, **options)
-            reply = Reply(status, json.loads(body))
+            reply = Reply(status, _read(body, status))
         # ValueError: not JSON, or not UTF-8; RecursionError: brackets without end.
         except (aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
             PROVIDER_CALLS.labels(provider, "failed").inc()
@@ -71,6 +80,16 @@ class HttpClient:
             return response.status, bytes(body)
 
 
+def _read(body: bytes, status: int) -> Any:
+    """Return the JSON; None where the status alone says enough; raise ValueError."""
+    try:
+        return json.loads(body)
+    except ValueError:
+        if status >= HTTPStatus.BAD_REQUEST or (status == HTTPStatus.ACCEPTED and not body):
+            return None
+        raise
+
+
 @asynccontextmanager
 async def open_http_client() -> AsyncIterator[HttpClient]:
     """Yield the client, open until the block ends."""
@@ -84,4 +103,6 @@ async def open_http_client() -> AsyncIterator[HttpClient]:
             "User-Agent": "referrals",
         },
     ) as session:
+        # aiohttp would repeat a GET by itself, and some calls are paid for.
+        session._retry_connection = False  # noqa: SLF001  # there is no public way
         yield HttpClient(session)

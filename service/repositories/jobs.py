@@ -1,27 +1,59 @@
 """The SQL of jobs: work that follows a write, stored in its transaction."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 from uuid6 import uuid7
 
+from service.domain.jobs import Backlog, Job, JobKind, JobState
 from service.repositories.connection import Connection
 
 INSERT: Final = """
-    INSERT INTO jobs (job_id, kind, payload, created_at)
-    VALUES ($1, $2, $3, $4)
+    INSERT INTO jobs (job_id, kind, payload, created_at, due_at)
+    SELECT job_id, kind, payload, $4, $5
+      FROM unnest($1::uuid[], $2::text[], $3::jsonb[]) AS new (job_id, kind, payload)
 """
 
 OLDEST: Final = """
-    SELECT job_id, payload
+    SELECT job_id, kind, payload, tries, created_at
       FROM jobs
      WHERE kind = $1
      ORDER BY job_id
      LIMIT $2
+"""
+
+CLAIM: Final = """
+    UPDATE jobs
+       SET tries = tries + 1, due_at = $3
+     WHERE job_id = (
+        SELECT job_id
+          FROM jobs
+         WHERE kind = $1
+           AND due_at <= $2
+           AND parked_at IS NULL
+         ORDER BY due_at
+         LIMIT 1
+           FOR UPDATE SKIP LOCKED
+     )
+    RETURNING job_id, kind, payload, tries, created_at
+"""
+
+# Unless another worker has claimed it meanwhile, because this one took too long.
+POSTPONE: Final = """
+    UPDATE jobs
+       SET due_at = $3, last_error = $4
+     WHERE job_id = $1
+       AND tries = $2
+"""
+
+PARK: Final = """
+    UPDATE jobs
+       SET parked_at = $3, last_error = $4
+     WHERE job_id = $1
+       AND tries = $2
 """
 
 DELETE: Final = """
@@ -29,13 +61,37 @@ DELETE: Final = """
      WHERE job_id = ANY ($1)
 """
 
+NEWEST: Final = """
+    SELECT job_id, kind, tries, created_at, due_at, parked_at, last_error
+      FROM jobs
+     WHERE parked_at IS NOT NULL OR NOT $1
+     ORDER BY job_id DESC
+     LIMIT $2
+"""
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A piece of work: what `payload` means is its kind's matter."""
+RETRY: Final = """
+    UPDATE jobs
+       SET parked_at = NULL, tries = 0, due_at = $2
+     WHERE parked_at IS NOT NULL
+       AND ($1::uuid IS NULL OR job_id = $1)
+    RETURNING job_id
+"""
 
-    job_id: UUID
-    payload: Any
+BACKLOGS: Final = """
+    SELECT kind,
+           count(*) FILTER (WHERE parked_at IS NULL) AS pending,
+           count(*) FILTER (WHERE parked_at IS NOT NULL) AS parked,
+           min(created_at) FILTER (WHERE parked_at IS NULL) AS oldest
+      FROM jobs
+     GROUP BY kind
+"""
+
+DELETE_PARKED: Final = """
+    DELETE FROM jobs
+     WHERE job_id IN (
+        SELECT job_id FROM jobs WHERE parked_at <= $1 ORDER BY parked_at LIMIT 1000
+     )
+"""
 
 
 class JobRepository:
@@ -44,12 +100,64 @@ class JobRepository:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def add(self, kind: str, payload: Any, now: datetime) -> None:
-        await self._connection.execute(INSERT, uuid7(), kind, json.dumps(payload), now)
+    async def add(self, kind: JobKind, payload: Any, now: datetime) -> None:
+        """Store a job that nobody claims."""
+        await self._insert({kind: payload}, now, None)
 
-    async def oldest(self, kind: str, limit: int) -> list[Job]:
-        rows = await self._connection.fetch(OLDEST, kind, limit)
-        return [Job(row["job_id"], json.loads(row["payload"])) for row in rows]
+    async def add_due(self, payloads: Mapping[JobKind, Any], now: datetime) -> None:
+        """Store a job of each kind, to be claimed at once."""
+        await self._insert(payloads, now, now)
+
+    async def _insert(
+        self, payloads: Mapping[JobKind, Any], now: datetime, due_at: datetime | None
+    ) -> None:
+        await self._connection.execute(
+            INSERT,
+            [uuid7() for _ in payloads],
+            list(payloads),
+            [json.dumps(payload) for payload in payloads.values()],
+            now,
+            due_at,
+        )
+
+    async def oldest(self, kind: JobKind, limit: int) -> list[Job]:
+        return [_job(row) for row in await self._connection.fetch(OLDEST, kind, limit)]
+
+    async def claim(self, kind: JobKind, now: datetime, until: datetime) -> Job | None:
+        """Return the job that has been due for longest, which is nobody else's `until` then."""
+        row = await self._connection.fetchrow(CLAIM, kind, now, until)
+        return None if row is None else _job(row)
+
+    async def postpone(self, job: Job, due_at: datetime, error: str | None) -> None:
+        await self._connection.execute(POSTPONE, job.job_id, job.tries, due_at, error)
+
+    async def park(self, job: Job, now: datetime, error: str) -> None:
+        await self._connection.execute(PARK, job.job_id, job.tries, now, error)
 
     async def delete(self, job_ids: Sequence[UUID]) -> None:
         await self._connection.execute(DELETE, job_ids)
+
+    async def newest(self, limit: int, *, parked_alone: bool) -> list[JobState]:
+        rows = await self._connection.fetch(NEWEST, parked_alone, limit)
+        return [JobState(**row) for row in rows]
+
+    async def retry(self, job_id: UUID | None, now: datetime) -> int:
+        """Make a parked job, or without an id all of them, due again; return how many were."""
+        return len(await self._connection.fetch(RETRY, job_id, now))
+
+    async def backlogs(self) -> list[Backlog]:
+        return [Backlog(**row) for row in await self._connection.fetch(BACKLOGS)]
+
+    async def delete_parked(self, before: datetime) -> None:
+        """Delete up to 1 000 jobs that were parked before then."""
+        await self._connection.execute(DELETE_PARKED, before)
+
+
+def _job(row: Any) -> Job:
+    return Job(
+        job_id=row["job_id"],
+        kind=JobKind(row["kind"]),
+        payload=json.loads(row["payload"]),
+        tries=row["tries"],
+        created_at=row["created_at"],
+    )

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+from service.domain.email_verification import Verdict, Verification
 from service.domain.errors import EmailTaken
 from service.domain.pages import Cursor
 from service.domain.sessions import Credentials
@@ -14,12 +15,14 @@ from service.repositories.constraints import on_violation
 
 INSERT: Final = """
     INSERT INTO users (user_id, email, email_key, password_hash, role, created_at,
-                       email_confirmed_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7)
+                       email_confirmed_at, confirmation_required,
+                       email_verdict, email_verdict_source, email_checked_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 """
 
 FIND: Final = """
     SELECT u.user_id, u.email, u.role, u.created_at, u.email_confirmed_at, u.disabled_at,
+           u.confirmation_required, u.email_verdict, u.email_verdict_source, u.email_checked_at,
            r.referrer_id
       FROM users u
       LEFT JOIN referrals r ON r.user_id = u.user_id
@@ -38,6 +41,7 @@ FIND_SEVERAL: Final = """
 
 FIND_BY_EMAIL: Final = """
     SELECT u.user_id, u.email, u.role, u.created_at, u.email_confirmed_at, u.disabled_at,
+           u.confirmation_required, u.email_verdict, u.email_verdict_source, u.email_checked_at,
            r.referrer_id
       FROM users u
       LEFT JOIN referrals r ON r.user_id = u.user_id
@@ -46,6 +50,7 @@ FIND_BY_EMAIL: Final = """
 
 NEWEST: Final = """
     SELECT u.user_id, u.email, u.role, u.created_at, u.email_confirmed_at, u.disabled_at,
+           u.confirmation_required, u.email_verdict, u.email_verdict_source, u.email_checked_at,
            r.referrer_id
       FROM users u
       LEFT JOIN referrals r ON r.user_id = u.user_id
@@ -56,6 +61,7 @@ NEWEST: Final = """
 
 NEWEST_BEHIND: Final = """
     SELECT u.user_id, u.email, u.role, u.created_at, u.email_confirmed_at, u.disabled_at,
+           u.confirmation_required, u.email_verdict, u.email_verdict_source, u.email_checked_at,
            r.referrer_id
       FROM users u
       LEFT JOIN referrals r ON r.user_id = u.user_id
@@ -66,14 +72,16 @@ NEWEST_BEHIND: Final = """
 """
 
 FIND_CREDENTIALS_BY_EMAIL: Final = """
-    SELECT user_id, role, password_hash, disabled_at
+    SELECT user_id, role, password_hash, disabled_at,
+           confirmation_required AND email_confirmed_at IS NULL AS awaits_confirmation
       FROM users
      WHERE email_key = $1
        AND password_hash IS NOT NULL
 """
 
 FIND_CREDENTIALS: Final = """
-    SELECT user_id, role, password_hash, disabled_at
+    SELECT user_id, role, password_hash, disabled_at,
+           confirmation_required AND email_confirmed_at IS NULL AS awaits_confirmation
       FROM users
      WHERE user_id = $1
        AND password_hash IS NOT NULL
@@ -104,11 +112,51 @@ SET_DISABLED: Final = """
 ERASE: Final = """
     UPDATE users
        SET email = NULL, email_key = NULL, password_hash = NULL, email_confirmed_at = NULL,
+           email_verdict = NULL, email_verdict_source = NULL, email_checked_at = NULL,
            erased_at = $3
      WHERE user_id = $1
        AND password_hash IS NOT DISTINCT FROM $2
        AND erased_at IS NULL
     RETURNING user_id
+"""
+
+CONFIRM_EMAIL: Final = """
+    UPDATE users
+       SET email_confirmed_at = coalesce(email_confirmed_at, $3)
+     WHERE user_id = $1
+       AND email_key = $2
+    RETURNING user_id
+"""
+
+CHANGE_EMAIL: Final = """
+    UPDATE users
+       SET email = $2, email_key = $3, email_confirmed_at = $4,
+           email_verdict = NULL, email_verdict_source = NULL, email_checked_at = NULL
+     WHERE user_id = $1
+       AND erased_at IS NULL
+"""
+
+LOCK: Final = """
+    SELECT email, email_key, email_confirmed_at IS NOT NULL AS email_confirmed
+      FROM users
+     WHERE user_id = $1
+       AND erased_at IS NULL
+       FOR UPDATE
+"""
+
+SET_HASH: Final = """
+    UPDATE users
+       SET password_hash = $2
+     WHERE user_id = $1
+"""
+
+# Of the e-mail that was asked about, which may have been changed meanwhile.
+SET_VERIFICATION: Final = """
+    UPDATE users
+       SET email_verdict = $3, email_verdict_source = $4, email_checked_at = $5,
+           confirmation_required = confirmation_required OR $6
+     WHERE user_id = $1
+       AND email_key = $2
 """
 
 SET_ROLE: Final = """
@@ -132,7 +180,10 @@ class UserRepository:
         password_hash: str | None,
         role: Role,
         now: datetime,
+        *,
         email_confirmed_at: datetime | None = None,
+        confirmation_required: bool = False,
+        verification: Verification | None = None,
     ) -> None:
         """Store a new account; raise EmailTaken where one has the e-mail already.
 
@@ -148,6 +199,10 @@ class UserRepository:
                 role,
                 now,
                 email_confirmed_at,
+                confirmation_required,
+                verification and verification.verdict,
+                verification and verification.source,
+                verification and verification.checked_at,
             )
 
     async def find(self, user_id: UUID) -> User | None:
@@ -199,6 +254,39 @@ class UserRepository:
         """
         return await self._found(ERASE, user_id, password_hash, now)
 
+    async def confirm_email(self, user_id: UUID, email_key: str, now: datetime) -> bool:
+        """Note that the e-mail is the account's; return whether it is still this one."""
+        return await self._found(CONFIRM_EMAIL, user_id, email_key, now)
+
+    async def change_email(self, user_id: UUID, email: Email, now: datetime) -> None:
+        """Store another e-mail, confirmed just now; raise EmailTaken."""
+        with on_violation({"users_email_unique": EmailTaken}):
+            await self._connection.execute(CHANGE_EMAIL, user_id, email.shown, email.key, now)
+
+    async def lock(self, user_id: UUID) -> tuple[Email, bool] | None:
+        """Return the e-mail and whether it is confirmed; both stay until the transaction ends."""
+        row = await self._connection.fetchrow(LOCK, user_id)
+        if row is None:
+            return None
+        return Email(row["email"], row["email_key"]), row["email_confirmed"]
+
+    async def set_password_hash(self, user_id: UUID, password_hash: str) -> None:
+        await self._connection.execute(SET_HASH, user_id, password_hash)
+
+    async def set_verification(
+        self, user_id: UUID, email_key: str, verification: Verification, *, confirm: bool
+    ) -> None:
+        """Store the verdict on the account's e-mail, and whether it has to be confirmed now."""
+        await self._connection.execute(
+            SET_VERIFICATION,
+            user_id,
+            email_key,
+            verification.verdict,
+            verification.source,
+            verification.checked_at,
+            confirm,
+        )
+
     async def set_role(self, email_key: str, role: Role) -> bool:
         """Give the account another role; return whether there is one."""
         return await self._found(SET_ROLE, email_key, role)
@@ -208,14 +296,24 @@ class UserRepository:
 
 
 def _user(row: Any) -> User:
+    verification = None
+    if row["email_verdict"] is not None:
+        verification = Verification(
+            verdict=Verdict(row["email_verdict"]),
+            source=row["email_verdict_source"],
+            checked_at=row["email_checked_at"],
+        )
+    email_confirmed = row["email_confirmed_at"] is not None
     return User(
         user_id=row["user_id"],
         email=row["email"],
-        email_confirmed=row["email_confirmed_at"] is not None,
+        email_confirmed=email_confirmed,
         role=Role(row["role"]),
         created_at=row["created_at"],
         disabled=row["disabled_at"] is not None,
         referrer_id=row["referrer_id"],
+        awaits_confirmation=row["confirmation_required"] and not email_confirmed,
+        email_verification=verification,
     )
 
 
@@ -225,4 +323,5 @@ def _credentials(row: Any) -> Credentials:
         role=Role(row["role"]),
         password_hash=row["password_hash"],
         disabled=row["disabled_at"] is not None,
+        awaits_confirmation=row["awaits_confirmation"],
     )

@@ -15,12 +15,12 @@ from uuid import UUID
 from service.cache import Cache, RedisServer
 from service.database import Database, Repositories
 from service.domain.errors import DatabaseUnavailable
+from service.domain.jobs import JobKind
 from service.metrics import JOBS_DONE
 from service.redis_connection import RedisAway
 
 POLL_SECONDS: Final = 0.5
 BATCH: Final = 1000
-_KIND: Final = "forget"
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +47,7 @@ class Forgetting:
     async def plan(self, repositories: Repositories, keys: Sequence[str], now: datetime) -> None:
         """Write the job, in the transaction that makes the values of `keys` old."""
         if keys:
-            await repositories.jobs.add(_KIND, keys, now)
+            await repositories.jobs.add(JobKind.FORGET, keys, now)
 
     async def forget(self, keys: Sequence[str]) -> None:
         """Remove `keys` after the commit; while Redis is away the job does it."""
@@ -66,14 +66,14 @@ class Forgetting:
         while True:
             self._put_off = False
             async with self._database.reading() as repositories:
-                jobs = await repositories.jobs.oldest(_KIND, BATCH)
+                jobs = await repositories.jobs.oldest(JobKind.FORGET, BATCH)
             if not jobs and not self._server.away:
                 return
             await self._cache.forget_anyway([key for job in jobs for key in job.payload])
             if jobs:
                 async with self._database.reading() as repositories:
                     await repositories.jobs.delete([job.job_id for job in jobs])
-                JOBS_DONE.labels(_KIND).inc(len(jobs))
+                JOBS_DONE.labels(JobKind.FORGET).inc(len(jobs))
             if len(jobs) < BATCH and not self._put_off:
                 self._server.resume()
                 return

@@ -8,13 +8,14 @@ from service.database import Database
 from service.domain.clock import Clock
 from service.domain.errors import DatabaseUnavailable
 from service.domain.idempotency import KEPT_FOR
+from service.domain.jobs import PARKED_FOR
 
 PERIOD_SECONDS: Final = 60.0
 log = logging.getLogger(__name__)
 
 
 class Housekeeping:
-    """Deletes expired sessions, codes, sign-ins and idempotency keys, a thousand at a time."""
+    """Deletes what has expired, of each table a thousand rows at a time."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -27,6 +28,8 @@ class Housekeeping:
             await repositories.sign_ins.delete_expired(now)
             await repositories.sessions.delete_expired(now)
             await repositories.idempotency_keys.delete_old(now - KEPT_FOR)
+            await repositories.mail_tokens.delete_expired(now)
+            await repositories.jobs.delete_parked(now - PARKED_FOR)
 
     async def run(self) -> None:
         """Tidy up for ever, once a minute."""

@@ -29,7 +29,7 @@ class AnswerOnce(Generic[T]):
         if self._key is not None:
             await _claim(repositories, self._key, now)
 
-    async def keep(self, repositories: Repositories, result: T, user_id: UUID) -> None:
+    async def keep(self, repositories: Repositories, result: T, user_id: UUID | None) -> None:
         """Keep the answer, last thing in the transaction; `user_id` is whose data it holds."""
         if self._key is not None:
             await repositories.idempotency_keys.keep(self._key, self._render(result), user_id)

@@ -8,6 +8,7 @@ from service.database import Database, Repositories, TransactionConflict, retrie
 from service.domain.clock import Clock
 from service.domain.errors import (
     AccountDisabled,
+    EmailNotConfirmed,
     EmailTaken,
     EmailWithheld,
     IdentityNotLinked,
@@ -100,7 +101,7 @@ class Identities:
 
         Raises ProviderNotFound; SignInUnusable for a state that is not this browser's; what
         `identify` of the provider raises; and EmailWithheld, IdentityNotLinked,
-        ReferralCodeUnusable or AccountDisabled.
+        ReferralCodeUnusable, EmailNotConfirmed or AccountDisabled.
         """
         provider = self._find(name)
         sign_in = await self._take(hash_secret(state), hash_secret(browser), name)
@@ -144,17 +145,23 @@ class Identities:
                     user, old_keys = await self._make_user(repositories, identity, sign_in, now)
                 if user.disabled:
                     raise AccountDisabled
-                tokens = await self._sessions.open(
-                    repositories,
-                    user.user_id,
-                    user.role,
-                    origin=sign_in.provider,
-                    user_agent=user_agent,
+                tokens = (
+                    None
+                    if user.awaits_confirmation
+                    else await self._sessions.open(
+                        repositories,
+                        user.user_id,
+                        user.role,
+                        origin=sign_in.provider,
+                        user_agent=user_agent,
+                    )
                 )
         except (EmailTaken, IdentityTaken, InvalidCredentials) as error:
             # Made, disabled or erased by another request of the same moment: to be looked at anew.
             raise TransactionConflict from error
         await self._forgetting.forget(old_keys)
+        if tokens is None:  # told behind the commit: the account is there, and its mail is written
+            raise EmailNotConfirmed
         return tokens
 
     async def _find_user(

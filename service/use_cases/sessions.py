@@ -19,6 +19,7 @@ from service.domain.errors import (
     InvalidToken,
     SessionNotFound,
 )
+from service.domain.mails import MailKind
 from service.domain.pages import Cursor, Page
 from service.domain.passwords import check_password
 from service.domain.scopes import Scope, scopes_of
@@ -27,6 +28,8 @@ from service.domain.users import Role, parse_email
 from service.passwords import PasswordHasher
 from service.tokens import LEEWAY, AccessToken, AccessTokens, RefreshTokens
 from service.use_cases.forgetting import Forgetting, session_key
+from service.use_cases.jobs import Jobs
+from service.use_cases.mails import mail_to_user
 
 LONGEST_USER_AGENT: Final = 200
 GRACE: Final = timedelta(seconds=10)
@@ -45,6 +48,7 @@ class Sessions:
         database: Database,
         cache: Cache,
         forgetting: Forgetting,
+        jobs: Jobs,
         hasher: PasswordHasher,
         access_tokens: AccessTokens,
         refresh_tokens: RefreshTokens,
@@ -56,6 +60,7 @@ class Sessions:
         self._database = database
         self._cache = cache
         self._forgetting = forgetting
+        self._jobs = jobs
         self._hasher = hasher
         self._access_tokens = access_tokens
         self._refresh_tokens = refresh_tokens
@@ -98,7 +103,9 @@ class Sessions:
             credentials = await repositories.users.find_credentials_by_email(email_key)
         password_hash = credentials.password_hash if credentials else None
         verified, new_hash = await self._hasher.verify(password, password_hash)
-        if not verified or credentials is None:
+        if not verified or credentials is None or credentials.awaits_confirmation:
+            # The one like the other: where e-mails have to be confirmed, nobody learns here
+            # whether an e-mail had an account before it was registered with this password.
             raise InvalidCredentials
         if credentials.disabled:
             raise AccountDisabled
@@ -299,6 +306,9 @@ class Sessions:
             await repositories.authorization_codes.delete_of_user(caller.user_id)
             keys = [session_key(session_id) for session_id in ended]
             await self._forgetting.plan(repositories, keys, now)
+            await self._jobs.plan(
+                repositories, mail_to_user(MailKind.PASSWORD_CHANGED, caller.user_id)
+            )
         await self._forgetting.forget(keys)
 
     def _tokens(

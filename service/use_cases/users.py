@@ -3,9 +3,10 @@
 import hmac
 import logging
 import secrets
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from uuid6 import uuid7
@@ -13,7 +14,9 @@ from uuid6 import uuid7
 from service.batches import Batches
 from service.database import Database, Repositories, TransactionConflict, retried
 from service.domain.clock import Clock
+from service.domain.email_verification import LOCAL, Verdict, Verification, is_disposable
 from service.domain.errors import (
+    EmailTaken,
     InvalidCredentials,
     InvalidInput,
     InvalidToken,
@@ -21,6 +24,8 @@ from service.domain.errors import (
     SignInTooOld,
     UserNotFound,
 )
+from service.domain.jobs import JobKind
+from service.domain.mails import MailKind
 from service.domain.pages import Cursor, Page
 from service.domain.passwords import check_password
 from service.domain.referral_codes import normalise_code
@@ -29,6 +34,8 @@ from service.domain.users import Email, Role, User, parse_email
 from service.passwords import PasswordHasher
 from service.use_cases.forgetting import Forgetting, code_key, session_key
 from service.use_cases.idempotency import AnswerOnce
+from service.use_cases.jobs import Jobs
+from service.use_cases.mails import mail_to_email
 
 USE_SLOTS: Final = 16
 """How many registrations with one unlimited code can be counted at the same instant."""
@@ -51,14 +58,17 @@ class Users:
         self,
         database: Database,
         forgetting: Forgetting,
+        jobs: Jobs,
         hasher: PasswordHasher,
         clock: Clock,
         *,
         password_min_length: int,
         hash_key: bytes,
+        confirmation_required: bool,
     ) -> None:
         self._database = database
         self._forgetting = forgetting
+        self._jobs = jobs
         self._hasher = hasher
         self._clock = clock
         self._password_min_length = password_min_length
@@ -66,13 +76,17 @@ class Users:
         self._by_id = Batches(
             database, lambda repositories, user_ids: repositories.users.find_several(user_ids)
         )
+        self._confirmation_required = confirmation_required
 
     @retried
-    async def register(self, registration: Registration, once: AnswerOnce[User]) -> User:
+    async def register(
+        self, registration: Registration, once: AnswerOnce[User | None]
+    ) -> User | None:
         """Make an account, and in the same transaction the referral, if there is a code.
 
         Raises EmailMalformed, PasswordUnacceptable, EmailTaken, or ReferralCodeUnusable; then
-        there is no account.
+        there is no account. Where e-mails have to be confirmed, there is no EmailTaken: it returns
+        None, after the same work, and the owner of the e-mail gets a mail.
         """
         email = parse_email(registration.email)
         check_password(registration.password, email, self._password_min_length, "#/password")
@@ -80,10 +94,25 @@ class Users:
         now = self._clock()
         async with self._database.transaction() as repositories:
             await once.claim(repositories, now)
-            user, old_keys = await self.add(
-                repositories, email, now, registration.referral_code, password_hash=password_hash
-            )
-            await once.keep(repositories, user, user.user_id)
+            user: User | None
+            # Undone alone, the transaction goes on: a known e-mail must cause a mail as well.
+            undoable = repositories.savepoint if self._confirmation_required else nullcontext
+            try:
+                async with undoable():
+                    user, old_keys = await self.add(
+                        repositories,
+                        email,
+                        now,
+                        registration.referral_code,
+                        password_hash=password_hash,
+                    )
+            except EmailTaken:
+                if not self._confirmation_required:
+                    raise
+                user, old_keys = None, []
+                await self._check_code(repositories, registration.referral_code, now)
+                await self._jobs.plan(repositories, mail_to_email(MailKind.REGISTRATION, email))
+            await once.keep(repositories, user, user.user_id if user else None)
         await self._forgetting.forget(old_keys)
         return user
 
@@ -105,8 +134,22 @@ class Users:
         user_id = uuid7()
         old_keys: list[str] = []
         referrer_id = None
+        disposable = is_disposable(email)
+        verification = None
+        if disposable:
+            verification = Verification(verdict=Verdict.DISPOSABLE, source=LOCAL, checked_at=now)
+        confirmation_required = self._confirmation_required or (
+            disposable and self._jobs.include(JobKind.MAIL)
+        )
         await repositories.users.add(
-            user_id, email, password_hash, Role.USER, now, now if email_confirmed else None
+            user_id,
+            email,
+            password_hash,
+            Role.USER,
+            now,
+            email_confirmed_at=now if email_confirmed else None,
+            confirmation_required=confirmation_required,
+            verification=verification,
         )
         if referral_code is not None:
             referrer_id, old_keys = await self._refer(
@@ -120,7 +163,15 @@ class Users:
             created_at=now,
             disabled=False,
             referrer_id=referrer_id,
+            awaits_confirmation=confirmation_required and not email_confirmed,
+            email_verification=verification,
         )
+        follow_ups = jobs_about_email(user_id)
+        if disposable:
+            del follow_ups[JobKind.VERIFY_EMAIL]  # known already
+        if not email_confirmed:
+            follow_ups |= mail_to_email(MailKind.REGISTRATION, email)
+        await self._jobs.plan(repositories, follow_ups)
         return user, old_keys
 
     async def find(self, user_id: UUID) -> User:
@@ -167,39 +218,53 @@ class Users:
     async def erase(self, caller: Caller, password: str | None) -> None:
         """Remove the account's personal data, end its sessions and its code.
 
-        The row stays, without a name, so that the referrer's count does. Raises
-        InvalidCredentials if the password is wrong, InvalidInput if there is none. An account
-        that has none is erased in a session that has just begun; else raises SignInTooOld.
+        The row stays, without a name, so that the referrer's count does. Raises what `prove` does.
         """
         user_id = caller.user_id
+        password_hash = await self.prove(caller, password)
         now = self._clock()
-        async with self._database.reading() as repositories:
-            credentials = await repositories.users.find_credentials(user_id)
-            email_key = await repositories.users.find_email_key(user_id)
-            found = await repositories.sessions.find_open(caller.session_id, now)
-        if email_key is None or found is None:
-            raise InvalidToken  # erased, or signed out, since the session was checked
-        password_hash = credentials.password_hash if credentials else None
-        if password_hash is None:
-            if not found[0].has_just_begun(now):
-                raise SignInTooOld("Accounts without a password are erased just after signing in.")
-        elif password is None:
-            raise InvalidInput("This account has a password.", pointer="#/password")
-        elif not (await self._hasher.verify(password, password_hash))[0]:
-            raise InvalidCredentials("The password is wrong.", pointer="#/password")
         async with self._database.transaction() as repositories:
             # The code before its owner: registrations lock them in this order too.
             await repositories.referral_codes.end_of_owner(user_id, now)
+            locked = await repositories.users.lock(user_id)
+            if locked is None:
+                raise InvalidToken  # erased since the session was checked
             if not await repositories.users.erase(user_id, password_hash, now):
                 # Changed, or hashed anew by a sign-in, since it was read: to be verified again.
                 raise TransactionConflict
             ended = await repositories.sessions.delete_of_user(user_id)
             await repositories.identities.delete_of_user(user_id)
+            await repositories.enrichments.delete_of_user(user_id)
+            await repositories.mail_tokens.delete_of_user(user_id)
             await repositories.idempotency_keys.delete_of_user(user_id)
-            old_keys = [code_key(email_key), *map(session_key, ended)]
+            old_keys = [code_key(locked[0].key), *map(session_key, ended)]
             await self._forgetting.plan(repositories, old_keys, now)
         await self._forgetting.forget(old_keys)
         log.info("user erased: %s", user_id)
+
+    async def prove(self, caller: Caller, password: str | None) -> str | None:
+        """Return the hash of the caller's password, which has proved who makes the request.
+
+        Raises InvalidCredentials if the password is wrong, InvalidInput if there is none. An
+        account that has none proves itself in a session that has just begun, and the hash is
+        None; else raises SignInTooOld.
+        """
+        now = self._clock()
+        async with self._database.reading() as repositories:
+            credentials = await repositories.users.find_credentials(caller.user_id)
+            found = await repositories.sessions.find_open(caller.session_id, now)
+        if found is None:
+            raise InvalidToken  # erased, or signed out, since the session was checked
+        if credentials is None:
+            if not found[0].has_just_begun(now):
+                raise SignInTooOld("Without a password this is done just after signing in.")
+            return None
+        if password is None:
+            raise InvalidInput("This account has a password.", pointer="#/password")
+        verified, _ = await self._hasher.verify(password, credentials.password_hash)
+        if not verified:
+            raise InvalidCredentials("The password is wrong.", pointer="#/password")
+        return credentials.password_hash
 
     @retried
     async def make_admin(self, email: str, password: str) -> None:
@@ -244,5 +309,23 @@ class Users:
         await self._forgetting.plan(repositories, old_keys, now)
         return taken.owner_id, old_keys
 
+    async def _check_code(
+        self, repositories: Repositories, code: str | None, now: datetime
+    ) -> None:
+        """Raise ReferralCodeUnusable unless the code, if there is one, could be taken now."""
+        if code is not None:
+            try:
+                live = await repositories.referral_codes.is_live(normalise_code(code), now)
+            except InvalidInput as error:
+                raise ReferralCodeUnusable from error
+            if not live:
+                raise ReferralCodeUnusable
+
     def _email_hash(self, email: Email) -> bytes:
         return hmac.digest(self._hash_key, b"e-mail " + email.key.encode(), "sha256")
+
+
+def jobs_about_email(user_id: UUID) -> dict[JobKind, Any]:
+    """Return the jobs that find out about the e-mail which an account has from now on."""
+    about = {"user_id": str(user_id)}
+    return {JobKind.VERIFY_EMAIL: about, JobKind.ENRICH: about}

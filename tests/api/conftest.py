@@ -13,6 +13,9 @@ from service.migrations import apply_migrations
 from service.settings import Settings
 from tests.conftest import Servers
 from tests.factories import Api, Person, running
+from tests.stand_ins.clearbit import Clearbit
+from tests.stand_ins.hunter import Hunter
+from tests.stand_ins.smtp import SmtpServer
 
 
 @pytest.fixture
@@ -20,6 +23,35 @@ async def other(api: Api, settings: Settings) -> AsyncIterator[Api]:
     """Another process of the service, as far as its memory goes, on the same servers."""
     async with running(settings) as other:
         yield other
+
+
+@pytest.fixture
+async def hunter() -> AsyncIterator[Hunter]:
+    async with Hunter().serving() as hunter:
+        yield hunter
+
+
+@pytest.fixture
+async def clearbit() -> AsyncIterator[Clearbit]:
+    async with Clearbit().serving() as clearbit:
+        yield clearbit
+
+
+@pytest.fixture
+async def smtp() -> AsyncIterator[SmtpServer]:
+    async with SmtpServer().serving() as smtp:
+        yield smtp
+
+
+@pytest.fixture
+def mail_environment(environment: dict[str, str], smtp: SmtpServer) -> dict[str, str]:
+    """The environment of a service that sends mails."""
+    return {
+        **environment,
+        "SMTP_URL": smtp.url,
+        "MAIL_FROM": "referrals@example.com",
+        "APP_URL": "https://app.example.com",
+    }
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from tests.factories import Api, Person
 
 MEMBERS: Final = {
     *("id", "email", "email_confirmed", "role", "created_at", "referrer_id", "disabled"),
+    *("awaits_confirmation", "email_verification"),
 }
 
 
@@ -58,7 +59,12 @@ async def test_an_account_is_shown(api: Api, anna: Person, admin: Person) -> Non
     answer = await api.get(f"/admin/users/{anna.user_id}", by=admin)
     assert answer.status == 200
     own = (await api.get("/users/me", by=anna)).json()
-    assert answer.json() == {**own, "disabled": False}
+    assert answer.json() == {
+        **own,
+        "disabled": False,
+        "awaits_confirmation": False,
+        "email_verification": None,
+    }
 
 
 async def test_an_account_that_there_is_not_is_not_found(api: Api, admin: Person) -> None:

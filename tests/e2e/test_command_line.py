@@ -105,7 +105,7 @@ def test_the_last_requests_before_sigterm_are_in_the_log(
     file = tmp_path / "log"
     with (
         file.open("w") as log,
-        service_process(environment, log, WORKERS=workers) as service,
+        service_process(environment, stderr=log, WORKERS=workers) as service,
     ):
         for _ in range(20):
             assert status_of(f"{service.url}/health/live") == 200

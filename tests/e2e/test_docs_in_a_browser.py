@@ -16,6 +16,7 @@ PASSWORD = "a long walk by the river"
 TAGS = [
     "Accounts",
     "Sessions",
+    "E-mail",
     "Referral codes",
     "Referrals",
     "OAuth 2.0",

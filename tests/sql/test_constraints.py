@@ -33,6 +33,11 @@ NEW_IDENTITY = """
     INSERT INTO identities (issuer, subject, user_id, created_at)
     VALUES ('https://issuer.example', $1, $2, $3)
 """
+NEW_MAIL_TOKEN = """
+    INSERT INTO mail_tokens
+           (token_hash, purpose, user_id, email, email_key, created_at, expires_at)
+    VALUES ($1, 'sign_in', $2, 'anna@x', 'anna@x', $3, $4)
+"""
 CHANGE_USER = "UPDATE users SET {} WHERE user_id = $1"
 CHANGE_CODE = "UPDATE referral_codes SET {} WHERE owner_id = $1"
 ERASE = "erased_at = now(), email = NULL, email_key = NULL"
@@ -52,6 +57,8 @@ BROKEN = [
         )
     ),
     ("users_erased_keep_no_password", CHANGE_USER.format(ERASE), [ANNA]),
+    ("users_email_verdict_known", CHANGE_USER.format("email_verdict = 'good'"), [ANNA]),
+    ("mail_tokens_purpose_known", NEW_MAIL_TOKEN, [b"hash", ANNA, NOW, LATER]),
     ("sessions_expire_later", NEW_SESSION, [uuid4(), ANNA, NOW, NOW]),
     ("referral_codes_expire_later", CHANGE_CODE.format("expires_at = created_at"), [ANNA]),
     *(

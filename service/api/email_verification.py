@@ -1,0 +1,39 @@
+"""Whether an e-mail is one that mail arrives at."""
+
+from dataclasses import asdict
+
+from aiohttp import web
+from aiohttp_apispec import docs, response_schema
+from marshmallow import fields
+
+from service.api.admin import EmailVerificationSchema
+from service.api.answers import respond
+from service.api.authentication import current_user
+from service.api.keys import EMAIL_VERIFICATION
+from service.api.openapi import refuses
+from service.api.rate_limits import VERIFICATION, count_request
+from service.api.users import EXAMPLE_EMAIL
+from service.domain.errors import TooMany
+
+
+class CheckedEmailSchema(EmailVerificationSchema):
+    email = fields.String(metadata={"example": EXAMPLE_EMAIL})
+
+
+CHECKED_EMAIL_SCHEMA = CheckedEmailSchema()
+
+
+@docs(
+    tags=["E-mail"],
+    summary="Verify an e-mail",
+    description="Syntax and a list of disposable domains decide at once; else Hunter is asked, and "
+    "where it cannot tell in time the verdict is `unknown`. A verdict is repeated for a day.",
+)
+@response_schema(CheckedEmailSchema, 200, description="The verdict, whose it is, and from when.")
+@refuses(TooMany)
+async def verify_email(request: web.Request) -> web.Response:
+    caller = await current_user(request)
+    await count_request(request, VERIFICATION, account=str(caller.user_id))
+    email = request.match_info["email"]
+    verification = await request.app[EMAIL_VERIFICATION].check(email)
+    return respond(CHECKED_EMAIL_SCHEMA, {"email": email, **asdict(verification)})

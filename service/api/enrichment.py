@@ -1,0 +1,58 @@
+"""What a data provider knows about a user: for the user, and for admins."""
+
+from aiohttp import web
+from aiohttp_apispec import docs, response_schema
+from marshmallow import Schema, fields
+
+from service.api.answers import respond
+from service.api.authentication import current_admin, current_user
+from service.api.keys import ENRICHMENTS
+from service.api.openapi import refuses
+from service.api.requests import Moment, read_id
+from service.domain.errors import EnrichmentNotFound, NotAllowed
+
+
+class EnrichmentSchema(Schema):
+    person = fields.Dict(
+        allow_none=True,
+        metadata={
+            "description": "As Clearbit describes a person; every member may be missing or null.",
+            "example": {"name": {"fullName": "Anna Example"}, "location": "Vienna, AT"},
+        },
+    )
+    company = fields.Dict(
+        allow_none=True,
+        metadata={
+            "description": "As Clearbit describes a company; every member may be missing or null.",
+            "example": {"name": "Example GmbH", "domain": "example.com"},
+        },
+    )
+    fetched_at = Moment()
+    source = fields.String(metadata={"example": "hunter"})
+
+
+ENRICHMENT_SCHEMA = EnrichmentSchema()
+
+
+@docs(
+    tags=["Accounts"],
+    summary="Show what is known about me",
+    description="From a data provider, asked in the background after registering. It is stored "
+    "apart from the account and erased with it.",
+)
+@response_schema(EnrichmentSchema, 200, description="Person and company, and whose word it is.")
+@refuses(EnrichmentNotFound)
+async def show_my_enrichment(request: web.Request) -> web.Response:
+    caller = await current_user(request)
+    return respond(ENRICHMENT_SCHEMA, await request.app[ENRICHMENTS].find(caller.user_id))
+
+
+@docs(tags=["Admin"], summary="Show what is known about a user")
+@response_schema(EnrichmentSchema, 200, description="Person and company, and whose word it is.")
+@refuses(NotAllowed, EnrichmentNotFound)
+async def show_enrichment(request: web.Request) -> web.Response:
+    await current_admin(request)
+    user_id = read_id(request, "user_id")
+    if user_id is None:
+        raise EnrichmentNotFound
+    return respond(ENRICHMENT_SCHEMA, await request.app[ENRICHMENTS].find(user_id))

@@ -1,0 +1,70 @@
+"""The local mailbox at /dev/mailbox: what `make run` would have mailed, for developers to read."""
+
+import asyncio
+import email
+import secrets
+from email.policy import default
+from html import escape
+from pathlib import Path
+from typing import Any, Final
+
+from aiohttp import web
+
+from service.api.answers import to_json
+from service.api.keys import SETTINGS
+
+NEWEST: Final = 50
+_STYLE: Final = """
+:root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif; }
+body { margin: 0 auto; max-width: 42rem; padding: 2rem 1.25rem; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .25rem; }
+p { margin: 0; } pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .5rem 0 0; }
+"""
+
+
+async def show_mailbox(request: web.Request) -> web.Response:
+    """GET /dev/mailbox: the newest mails, as a page, or as JSON for scripts."""
+    mail = request.app[SETTINGS].mail
+    assert mail is not None
+    assert isinstance(mail.delivery, Path)
+    mails = await asyncio.to_thread(_read, mail.delivery)
+    if request.headers.get("Accept", "").startswith("application/json"):
+        return web.Response(body=to_json({"items": mails}), content_type="application/json")
+    nonce = secrets.token_urlsafe(16)
+    shown = "".join(
+        f"<h2>{escape(mail['subject'])}</h2><p>To {escape(mail['to'])}, {escape(mail['date'])}</p>"
+        f"<pre>{escape(mail['text'])}</pre>"
+        for mail in mails
+    )
+    return web.Response(
+        text='<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<title>Mailbox</title><style nonce="{nonce}">{_STYLE}</style></head>'
+        f"<body><h1>Mailbox</h1>{shown or '<p>No mail yet.</p>'}</body></html>\n",
+        content_type="text/html",
+        headers={
+            "Content-Security-Policy": f"default-src 'none'; style-src 'nonce-{nonce}'; "
+            "frame-ancestors 'none'; base-uri 'none'",
+            "Cache-Control": "no-store",
+        },
+    )
+
+
+def _read(folder: Path) -> list[dict[str, Any]]:
+    # Job ids begin with the time: the newest mail has the last name.
+    files = sorted(folder.glob("*.eml"), reverse=True)[:NEWEST]
+    return [_describe(file.read_bytes()) for file in files]
+
+
+def _describe(raw: bytes) -> dict[str, Any]:
+    message = email.message_from_bytes(raw, policy=default)
+    text = message.get_body(("plain",))
+    return {
+        "to": str(message["To"]),
+        "subject": str(message["Subject"]),
+        "date": str(message["Date"]),
+        "text": text.get_content() if text else "",
+    }
+
+
+MAILBOX_ROUTES: Final = [web.get("/dev/mailbox", show_mailbox)]

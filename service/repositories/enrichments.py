@@ -1,0 +1,66 @@
+"""The SQL of enrichments."""
+
+import json
+from typing import Any, Final
+from uuid import UUID
+
+from service.domain.enrichment import Enrichment
+from service.repositories.connection import Connection
+
+# The share lock makes the account's end wait, or be seen: nothing is stored of an erased one.
+UPSERT: Final = """
+    INSERT INTO enrichments (user_id, person, company, source, fetched_at)
+    SELECT user_id, $2::jsonb, $3::jsonb, $4, $5
+      FROM users
+     WHERE user_id = $1
+       AND erased_at IS NULL
+       FOR SHARE
+    ON CONFLICT (user_id) DO UPDATE
+       SET person = excluded.person, company = excluded.company,
+           source = excluded.source, fetched_at = excluded.fetched_at
+"""
+
+FIND: Final = """
+    SELECT person, company, source, fetched_at
+      FROM enrichments
+     WHERE user_id = $1
+"""
+
+DELETE_OF_USER: Final = """
+    DELETE FROM enrichments
+     WHERE user_id = $1
+"""
+
+
+class EnrichmentRepository:
+    """Enrichments, one statement a method."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def keep(self, user_id: UUID, enrichment: Enrichment) -> None:
+        """Store it in the place of an older one, unless the account is erased."""
+        await self._connection.execute(
+            UPSERT,
+            user_id,
+            _to_json(enrichment.person),
+            _to_json(enrichment.company),
+            enrichment.source,
+            enrichment.fetched_at,
+        )
+
+    async def find(self, user_id: UUID) -> Enrichment | None:
+        row = await self._connection.fetchrow(FIND, user_id)
+        if row is None:
+            return None
+        person, company = (value and json.loads(value) for value in (row["person"], row["company"]))
+        return Enrichment(
+            person=person, company=company, source=row["source"], fetched_at=row["fetched_at"]
+        )
+
+    async def delete_of_user(self, user_id: UUID) -> None:
+        await self._connection.execute(DELETE_OF_USER, user_id)
+
+
+def _to_json(document: dict[str, Any] | None) -> str | None:
+    return None if document is None else json.dumps(document)

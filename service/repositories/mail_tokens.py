@@ -1,0 +1,117 @@
+"""The SQL of the tokens in mails."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from service.domain.mails import MailToken, TokenPurpose
+from service.domain.users import Email
+from service.repositories.connection import Connection
+
+# No more than so many live ones, or one more for each worker that counts at the same instant.
+# The share lock makes the account's end wait, or be seen.
+INSERT: Final = """
+    INSERT INTO mail_tokens (token_hash, purpose, user_id, email, email_key, created_at, expires_at)
+    SELECT $1, $2, user_id, $4, $5, $6, $7
+      FROM users
+     WHERE user_id = $3
+       AND erased_at IS NULL
+       AND (SELECT count(*)
+              FROM mail_tokens
+             WHERE user_id = $3
+               AND purpose = $2
+               AND expires_at > $6) < $8
+       FOR SHARE
+    RETURNING token_hash
+"""
+
+FIND: Final = """
+    SELECT token_hash, purpose, user_id, email, email_key, created_at, expires_at
+      FROM mail_tokens
+     WHERE token_hash = $1
+       AND purpose = ANY ($2)
+       AND expires_at > $3
+"""
+
+# Deleting is what makes it good for once: of two requests one gets the row.
+TAKE: Final = """
+    DELETE FROM mail_tokens
+     WHERE token_hash = $1
+       AND purpose = ANY ($2)
+       AND expires_at > $3
+    RETURNING token_hash, purpose, user_id, email, email_key, created_at, expires_at
+"""
+
+DELETE: Final = """
+    DELETE FROM mail_tokens
+     WHERE token_hash = $1
+"""
+
+DELETE_OF_USER: Final = """
+    DELETE FROM mail_tokens
+     WHERE user_id = $1
+"""
+
+DELETE_EXPIRED: Final = """
+    DELETE FROM mail_tokens
+     WHERE token_hash IN (
+        SELECT token_hash FROM mail_tokens WHERE expires_at <= $1 ORDER BY expires_at LIMIT 1000
+     )
+"""
+
+
+class MailTokenRepository:
+    """Tokens in mails, one statement a method."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def add(self, token: MailToken, most_live: int) -> bool:
+        """Store it, unless its account is erased or has `most_live` of the kind; return whether."""
+        stored = await self._connection.fetchval(
+            INSERT,
+            token.token_hash,
+            token.purpose,
+            token.user_id,
+            token.email.shown,
+            token.email.key,
+            token.created_at,
+            token.expires_at,
+            most_live,
+        )
+        return stored is not None
+
+    async def find(
+        self, token_hash: bytes, purposes: Sequence[TokenPurpose], now: datetime
+    ) -> MailToken | None:
+        return await self._one(FIND, token_hash, purposes, now)
+
+    async def take(
+        self, token_hash: bytes, purposes: Sequence[TokenPurpose], now: datetime
+    ) -> MailToken | None:
+        """Return the token if it is still good, once; afterwards there is none."""
+        return await self._one(TAKE, token_hash, purposes, now)
+
+    async def delete(self, token_hash: bytes) -> None:
+        await self._connection.execute(DELETE, token_hash)
+
+    async def delete_of_user(self, user_id: UUID) -> None:
+        await self._connection.execute(DELETE_OF_USER, user_id)
+
+    async def delete_expired(self, now: datetime) -> None:
+        """Delete up to 1 000 tokens that have expired."""
+        await self._connection.execute(DELETE_EXPIRED, now)
+
+    async def _one(self, statement: str, *arguments: Any) -> MailToken | None:
+        row = await self._connection.fetchrow(statement, *arguments)
+        if row is None:
+            return None
+        return MailToken(
+            token_hash=row["token_hash"],
+            purpose=TokenPurpose(row["purpose"]),
+            user_id=row["user_id"],
+            email=Email(row["email"], row["email_key"]),
+            created_at=row["created_at"],
+            expires_at=row["expires_at"],
+        )

@@ -1,0 +1,87 @@
+"""Verifying e-mails: locally at once, by Hunter in the background. It never stops anybody."""
+
+import logging
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from service.cache import Cache, Entry
+from service.database import Database
+from service.domain.clock import Clock
+from service.domain.email_verification import LOCAL, Verdict, Verification, verify_locally
+from service.domain.errors import ProviderUnavailable
+from service.domain.jobs import Job, NotYet
+from service.domain.users import Email, parse_email
+from service.providers.hunter import SOURCE, HunterVerifier
+
+MOST_POLLS: Final = 3
+KEPT_FOR: Final = timedelta(days=1)
+"""How long a verdict is repeated before Hunter, who is paid for each, is asked again."""
+log = logging.getLogger(__name__)
+
+
+class EmailVerification:
+    """Verdicts on e-mails. Whatever fails outside, the verdict is UNKNOWN and changes nothing."""
+
+    def __init__(
+        self,
+        database: Database,
+        cache: Cache,
+        verifier: HunterVerifier | None,
+        clock: Clock,
+        *,
+        mail_is_sent: bool,
+    ) -> None:
+        self._database = database
+        self._cache = cache
+        self._verifier = verifier
+        self._clock = clock
+        self._mail_is_sent = mail_is_sent
+
+    async def check(self, text: str) -> Verification:
+        """Return the verdict on what may be an e-mail: now, or as found out in the last day."""
+        verdict, email = verify_locally(text)
+        verifier = self._verifier
+        if verdict is Verdict.UNKNOWN and email is not None and verifier is not None:
+            key = f"verification:{email.key}"
+            if kept := await self._cache.read_through(key, lambda: self._ask(verifier, email)):
+                word, _, checked_at = kept.decode().partition(" ")
+                return Verification(
+                    verdict=Verdict(word),
+                    source=SOURCE,
+                    checked_at=datetime.fromisoformat(checked_at),
+                )
+        return Verification(verdict=verdict, source=LOCAL, checked_at=self._clock())
+
+    async def _ask(self, verifier: HunterVerifier, email: Email) -> Entry | None:
+        try:
+            verdict = await verifier.verify(email)
+        except (NotYet, ProviderUnavailable):
+            return None
+        now = self._clock()
+        return (
+            None
+            if verdict is Verdict.UNKNOWN
+            else Entry(f"{verdict} {now}".encode(), now + KEPT_FOR)
+        )
+
+    async def verify(self, job: Job) -> None:
+        """Find out about an account's e-mail, and store the verdict."""
+        user_id = UUID(job.payload["user_id"])
+        async with self._database.reading() as repositories:
+            user = await repositories.users.find(user_id)
+        if user is None or user.email is None or self._verifier is None:
+            return
+        email = parse_email(user.email)
+        try:
+            verdict = await self._verifier.verify(email)
+        except NotYet as not_yet:
+            if job.tries <= MOST_POLLS:
+                raise NotYet(not_yet.wait * 3 ** (job.tries - 1)) from not_yet
+            verdict = Verdict.UNKNOWN
+        verification = Verification(verdict=verdict, source=SOURCE, checked_at=self._clock())
+        async with self._database.transaction() as repositories:
+            await repositories.users.set_verification(
+                user_id, email.key, verification, confirm=verdict.is_bad and self._mail_is_sent
+            )
+        log.info("e-mail verified: %s is %s", user_id, verdict)

@@ -1,0 +1,48 @@
+"""Enrichment: what a data provider knows about a user, shown to the user and to admins alone."""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+from uuid import UUID
+
+from service.database import Database
+from service.domain.enrichment import Enrichment
+from service.domain.errors import EnrichmentNotFound
+from service.domain.jobs import Job, NotYet
+from service.domain.users import Email, parse_email
+
+Enrich = Callable[[Email], Awaitable[Enrichment | None]]
+"""Asks a provider; raises NotYet or ProviderUnavailable."""
+MOST_POLLS: Final = 3
+
+
+class Enrichments:
+    """What is known about users, stored apart from their accounts."""
+
+    def __init__(self, database: Database, enrich: Enrich | None) -> None:
+        self._database = database
+        self._enrich = enrich
+
+    async def find(self, user_id: UUID) -> Enrichment:
+        """Return what is known about the user; raise EnrichmentNotFound."""
+        async with self._database.reading() as repositories:
+            enrichment = await repositories.enrichments.find(user_id)
+        if enrichment is None:
+            raise EnrichmentNotFound
+        return enrichment
+
+    async def fetch(self, job: Job) -> None:
+        """Ask the provider about a user, and store the answer."""
+        user_id = UUID(job.payload["user_id"])
+        async with self._database.reading() as repositories:
+            user = await repositories.users.find(user_id)
+        if user is None or user.email is None or self._enrich is None:
+            return
+        try:
+            enrichment = await self._enrich(parse_email(user.email))
+        except NotYet as not_yet:
+            if job.tries <= MOST_POLLS:
+                raise NotYet(not_yet.wait * 3 ** (job.tries - 1)) from not_yet
+            return
+        if enrichment is not None:
+            async with self._database.transaction() as repositories:
+                await repositories.enrichments.keep(user_id, enrichment)

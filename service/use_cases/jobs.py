@@ -1,0 +1,164 @@
+"""Jobs: planned in the transaction that causes them, done by any worker, at least once.
+
+A worker claims one job of a kind at a time, by a short transaction that counts the try and keeps
+others off for CLAIMED_FOR. It holds no transaction while it calls a service outside. A worker
+that is killed has begun one job of each kind at most, and that one is done again.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
+from typing import Any, Final
+from uuid import UUID
+
+from service.database import Database, Repositories
+from service.domain.clock import Clock
+from service.domain.errors import DatabaseUnavailable, ProviderUnavailable
+from service.domain.jobs import (
+    CLAIMED_FOR,
+    MOST_TRIES,
+    Backlog,
+    Hopeless,
+    Job,
+    JobKind,
+    JobState,
+    NotYet,
+    wait_after,
+)
+from service.metrics import JOBS_DONE, JOBS_FAILED
+
+POLL_SECONDS: Final = 0.5
+LONGEST_PAUSE_SECONDS: Final = 15.0
+Handler = Callable[[Job], Awaitable[None]]
+"""Does a job; raises NotYet, Hopeless, or whatever it failed of. It may be called twice."""
+log = logging.getLogger(__name__)
+
+
+class Jobs:
+    """The jobs as those see them who plan and who watch."""
+
+    def __init__(self, database: Database, kinds: Collection[JobKind], clock: Clock) -> None:
+        self._database = database
+        self._kinds = kinds
+        self._clock = clock
+
+    def include(self, kind: JobKind) -> bool:
+        """Whether the settings name somebody who does jobs of the kind."""
+        return kind in self._kinds
+
+    async def plan(self, repositories: Repositories, payloads: Mapping[JobKind, Any]) -> None:
+        """Write a job of each kind that can be done, in the transaction that is its cause."""
+        wanted = {kind: payload for kind, payload in payloads.items() if kind in self._kinds}
+        if wanted:
+            await repositories.jobs.add_due(wanted, self._clock())
+
+    async def newest(self, limit: int, *, parked_alone: bool) -> list[JobState]:
+        async with self._database.reading() as repositories:
+            return await repositories.jobs.newest(limit, parked_alone=parked_alone)
+
+    async def retry(self, job_id: UUID | None) -> int:
+        """Make a parked job, or without an id all of them, due again; return how many were."""
+        async with self._database.transaction() as repositories:
+            return await repositories.jobs.retry(job_id, self._clock())
+
+    async def backlogs(self) -> list[Backlog]:
+        async with self._database.reading() as repositories:
+            return await repositories.jobs.backlogs()
+
+
+class Worker:
+    """Does the jobs of each kind, one after the other, for ever."""
+
+    def __init__(
+        self, database: Database, handlers: Mapping[JobKind, Handler], clock: Clock
+    ) -> None:
+        self._database = database
+        self._handlers = handlers
+        self._clock = clock
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Let `run` return when the jobs under way are done."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Do jobs until `stop`. A kind that fails holds up no other."""
+        async with asyncio.TaskGroup() as tasks:
+            for kind in self._handlers:
+                tasks.create_task(self._run(kind))
+
+    async def _run(self, kind: JobKind) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                done = await self.work_one(kind)
+                failures = 0
+            except (DatabaseUnavailable, ProviderUnavailable):
+                # What the next job needs is away too: that one waits, without counting a try.
+                failures += 1
+                done = False
+            if not done:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_pause(failures)):
+                        await self._stopping.wait()
+
+    async def work_one(self, kind: JobKind) -> bool:
+        """Do the job that has been due for longest; return whether there was one.
+
+        Raises ProviderUnavailable, or DatabaseUnavailable, when the job has been put off because
+        of it.
+        """
+        now = self._clock()
+        async with self._database.reading() as repositories:
+            job = await repositories.jobs.claim(kind, now, now + CLAIMED_FOR)
+        if job is None:
+            return False
+        try:
+            await self._handlers[kind](job)
+        except NotYet as not_yet:
+            async with self._database.reading() as repositories:
+                await repositories.jobs.postpone(job, self._clock() + not_yet.wait, None)
+        except Hopeless as error:
+            await self._park(job, str(error))
+        except Exception as error:
+            await self._put_off(job, error)
+            if isinstance(error, ProviderUnavailable | DatabaseUnavailable):
+                raise
+        else:
+            async with self._database.reading() as repositories:
+                await repositories.jobs.delete([job.job_id])
+            JOBS_DONE.labels(kind).inc()
+        return True
+
+    async def _put_off(self, job: Job, error: Exception) -> None:
+        JOBS_FAILED.labels(job.kind).inc()
+        told = _describe(error)
+        if not isinstance(error, ProviderUnavailable | DatabaseUnavailable):
+            log.error("a job failed: %s %s", job.kind, job.job_id, exc_info=error)
+        if job.tries >= MOST_TRIES:
+            await self._park(job, told)
+            return
+        async with self._database.reading() as repositories:
+            due_at = self._clock() + wait_after(job.tries)
+            await repositories.jobs.postpone(job, due_at, told)
+
+    async def _park(self, job: Job, error: str) -> None:
+        log.error("a job is parked: %s %s: %s", job.kind, job.job_id, error)
+        async with self._database.reading() as repositories:
+            await repositories.jobs.park(job, self._clock(), error)
+
+
+def _pause(failures: int) -> float:
+    """Return for how many seconds a kind is left alone after so many failures in a row."""
+    return float(min(POLL_SECONDS * 2 ** min(failures, 10), LONGEST_PAUSE_SECONDS))
+
+
+def _describe(error: Exception) -> str:
+    """Return what went wrong, in words that hold no address and no key: mostly names of types."""
+    told = type(error).__name__
+    if isinstance(error, ProviderUnavailable):
+        told += f": {error}"
+    if error.__cause__ is not None:
+        told += f" ({type(error.__cause__).__name__})"
+    return told

@@ -1,0 +1,332 @@
+"""Jobs are done at least once, by one worker at a time, later if need be, and never lost."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+
+import asyncpg
+import pytest
+
+from service import database as databases
+from service.database import Database
+from service.domain.errors import DatabaseUnavailable, ProviderUnavailable
+from service.domain.jobs import (
+    CLAIMED_FOR,
+    MOST_TRIES,
+    PARKED_FOR,
+    Hopeless,
+    Job,
+    JobKind,
+    NotYet,
+    wait_after,
+)
+from service.use_cases.housekeeping import Housekeeping
+from service.use_cases.jobs import Jobs, Worker
+from tests.conftest import Servers
+from tests.factories import MovableClock
+
+KIND = JobKind.MAIL
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+async def pool(servers: Servers, database: asyncpg.Connection) -> AsyncIterator[Database]:
+    """What workers use; `database` empties the tables afterwards."""
+    async with databases.connect(servers.database_url, 8) as pool:
+        yield pool
+
+
+@pytest.fixture
+def clock() -> MovableClock:
+    return MovableClock()
+
+
+@pytest.fixture
+def jobs(pool: Database, clock: MovableClock) -> Jobs:
+    return Jobs(pool, [KIND, JobKind.ENRICH], clock)
+
+
+async def plan(pool: Database, jobs: Jobs, *payloads: object, kind: JobKind = KIND) -> None:
+    for payload in payloads:
+        async with pool.transaction() as repositories:
+            await jobs.plan(repositories, {kind: payload})
+
+
+class Doer:
+    """Does jobs as it is told, and remembers which."""
+
+    def __init__(self, *outcomes: BaseException | None) -> None:
+        self.done: list[Job] = []
+        self._outcomes = list(outcomes)
+
+    async def __call__(self, job: Job) -> None:
+        self.done.append(job)
+        outcome = self._outcomes.pop(0) if self._outcomes else None
+        if outcome is not None:
+            raise outcome
+
+    @property
+    def payloads(self) -> list[object]:
+        return [job.payload for job in self.done]
+
+
+def worker_of(
+    pool: Database, clock: MovableClock, handler: Callable[[Job], Awaitable[None]]
+) -> Worker:
+    return Worker(pool, {KIND: handler}, clock)
+
+
+async def row(database: asyncpg.Connection) -> asyncpg.Record:
+    [found] = await database.fetch("SELECT * FROM jobs")
+    return found
+
+
+async def test_a_job_is_done_and_gone(
+    pool: Database, jobs: Jobs, clock: MovableClock, database: asyncpg.Connection
+) -> None:
+    await plan(pool, jobs, {"of": "anna"})
+    doer = Doer()
+    assert await worker_of(pool, clock, doer).work_one(KIND)
+    assert doer.payloads == [{"of": "anna"}]
+    assert await database.fetchval("SELECT count(*) FROM jobs") == 0
+    assert not await worker_of(pool, clock, doer).work_one(KIND)
+
+
+async def test_a_transaction_that_is_rolled_back_plans_nothing(
+    pool: Database, jobs: Jobs, database: asyncpg.Connection
+) -> None:
+    async def fail() -> None:
+        async with pool.transaction() as repositories:
+            await jobs.plan(repositories, {KIND: 1})
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await fail()
+    assert await database.fetchval("SELECT count(*) FROM jobs") == 0
+
+
+async def test_what_nobody_does_is_not_planned(
+    pool: Database, jobs: Jobs, database: asyncpg.Connection
+) -> None:
+    await plan(pool, jobs, 1, kind=JobKind.VERIFY_EMAIL)
+    assert not jobs.include(JobKind.VERIFY_EMAIL)
+    assert await database.fetchval("SELECT count(*) FROM jobs") == 0
+
+
+async def test_workers_never_do_the_same_job(
+    pool: Database, jobs: Jobs, clock: MovableClock
+) -> None:
+    """Without FOR UPDATE SKIP LOCKED in CLAIM they do."""
+    await plan(pool, jobs, *range(40))
+    doer = Doer()
+
+    async def work() -> None:
+        while await worker_of(pool, clock, doer).work_one(KIND):
+            pass
+
+    await asyncio.gather(*(work() for _ in range(8)))
+    assert sorted(doer.payloads, key=str) == sorted(range(40), key=str)
+
+
+async def test_one_worker_does_not_wait_for_another(
+    pool: Database, jobs: Jobs, clock: MovableClock
+) -> None:
+    await plan(pool, jobs, "slow", "quick")
+    begun, finish = asyncio.Event(), asyncio.Event()
+
+    async def hang(job: Job) -> None:
+        begun.set()
+        await finish.wait()
+
+    slow = asyncio.create_task(worker_of(pool, clock, hang).work_one(KIND))
+    await begun.wait()
+    doer = Doer()
+    assert await worker_of(pool, clock, doer).work_one(KIND)
+    assert doer.payloads == ["quick"]
+    finish.set()
+    assert await slow
+
+
+async def test_the_job_of_a_worker_that_died_is_done_by_another(
+    pool: Database, jobs: Jobs, clock: MovableClock
+) -> None:
+    await plan(pool, jobs, "one")
+    dying = Doer(asyncio.CancelledError())
+    with pytest.raises(asyncio.CancelledError):
+        await worker_of(pool, clock, dying).work_one(KIND)
+    doer = Doer()
+    assert not await worker_of(pool, clock, doer).work_one(KIND)
+    clock.ahead += CLAIMED_FOR
+    assert await worker_of(pool, clock, doer).work_one(KIND)
+    assert doer.payloads == ["one"]
+    assert doer.done[0].tries == 2
+
+
+async def test_a_worker_that_took_too_long_does_not_disturb_the_next(
+    pool: Database, jobs: Jobs, clock: MovableClock, database: asyncpg.Connection
+) -> None:
+    """Without `tries` in POSTPONE the late failure would put off the job that another is doing."""
+    await plan(pool, jobs, "one")
+
+    async def fail_late(job: Job) -> None:
+        clock.ahead += CLAIMED_FOR
+        async with pool.transaction() as repositories:
+            claimed = await repositories.jobs.claim(KIND, clock(), clock() + CLAIMED_FOR)
+        assert claimed is not None
+        raise RuntimeError("late")
+
+    await worker_of(pool, clock, fail_late).work_one(KIND)
+    found = await row(database)
+    assert (found["tries"], found["last_error"]) == (2, None)
+
+
+async def test_a_job_that_fails_waits_longer_each_time(
+    pool: Database, jobs: Jobs, clock: MovableClock, database: asyncpg.Connection
+) -> None:
+    await plan(pool, jobs, 1)
+    worker = worker_of(pool, clock, Doer(*[RuntimeError("no")] * 4))
+    waits = []
+    for tries in range(1, 5):
+        assert await worker.work_one(KIND)
+        found = await row(database)
+        assert found["tries"] == tries
+        assert found["last_error"] == "RuntimeError"
+        waits.append((found["due_at"] - clock()).total_seconds())
+        assert not await worker.work_one(KIND)
+        clock.ahead += found["due_at"] - clock()
+    for seconds, longest in zip(waits, (5, 10, 20, 40), strict=True):
+        assert longest / 2 - 1 < seconds <= longest
+
+
+def test_no_wait_is_longer_than_an_hour() -> None:
+    waits = [wait_after(tries).total_seconds() for tries in (*range(1, 60), 10_000)]
+    assert max(waits) <= 3600
+    assert min(waits[20:]) >= 1800
+
+
+def test_two_jobs_that_failed_together_do_not_come_back_together() -> None:
+    assert len({wait_after(5) for _ in range(50)}) > 40
+
+
+async def test_after_the_last_try_it_is_parked_until_an_operator_wants_it(
+    pool: Database, jobs: Jobs, clock: MovableClock, database: asyncpg.Connection
+) -> None:
+    await plan(pool, jobs, 1)
+    worker = worker_of(pool, clock, Doer(*[RuntimeError("no")] * MOST_TRIES))
+    for _ in range(MOST_TRIES):
+        assert await worker.work_one(KIND)
+        clock.ahead += timedelta(hours=1)
+    found = await row(database)
+    assert found["parked_at"] is not None
+    assert not await worker.work_one(KIND)
+
+    [state] = await jobs.newest(10, parked_alone=True)
+    assert (state.kind, state.tries, state.last_error) == ("mail", MOST_TRIES, "RuntimeError")
+    assert await jobs.retry(state.job_id) == 1
+    assert await jobs.retry(state.job_id) == 0  # it is not parked any more
+    assert await worker.work_one(KIND)
+    assert await database.fetchval("SELECT count(*) FROM jobs") == 0
+
+
+async def test_what_is_hopeless_is_parked_at_once(
+    pool: Database, jobs: Jobs, clock: MovableClock, database: asyncpg.Connection
+) -> None:
+    await plan(pool, jobs, 1)
+    assert await worker_of(pool, clock, Doer(Hopeless("550"))).work_one(KIND)
+    found = await row(database)
+    assert (found["parked_at"] is not None, found["last_error"]) == (True, "550")
+
+
+async def test_all_parked_jobs_are_tried_again(
+    pool: Database, jobs: Jobs, clock: MovableClock
+) -> None:
+    await plan(pool, jobs, 1, 2, 3)
+    worker = worker_of(pool, clock, Doer(Hopeless("no"), Hopeless("no")))
+    while await worker.work_one(KIND):
+        pass
+    assert await jobs.retry(None) == 2
+
+
+async def test_what_is_parked_for_long_is_deleted(
+    pool: Database, jobs: Jobs, clock: MovableClock, database: asyncpg.Connection
+) -> None:
+    await plan(pool, jobs, 1)
+    await worker_of(pool, clock, Doer(Hopeless("no"))).work_one(KIND)
+    clock.ahead += PARKED_FOR - MINUTE
+    await Housekeeping(pool, clock).tidy_up()
+    assert await database.fetchval("SELECT count(*) FROM jobs") == 1
+    clock.ahead += MINUTE
+    await Housekeeping(pool, clock).tidy_up()
+    assert await database.fetchval("SELECT count(*) FROM jobs") == 0
+
+
+async def test_work_that_is_not_finished_waits_as_long_as_it_says(
+    pool: Database, jobs: Jobs, clock: MovableClock, database: asyncpg.Connection
+) -> None:
+    await plan(pool, jobs, 1)
+    assert await worker_of(pool, clock, Doer(NotYet(MINUTE))).work_one(KIND)
+    found = await row(database)
+    assert abs(found["due_at"] - clock() - MINUTE) < timedelta(seconds=2)
+    assert found["last_error"] is None
+
+
+async def test_a_worker_goes_on_after_each_kind_of_failure(
+    pool: Database, jobs: Jobs, clock: MovableClock, database: asyncpg.Connection
+) -> None:
+    await plan(pool, jobs, *range(6))
+    doer = Doer(ProviderUnavailable(), RuntimeError("a bug"), DatabaseUnavailable(), NotYet(MINUTE))
+    worker = worker_of(pool, clock, doer)
+    running = asyncio.create_task(worker.run())
+    async with asyncio.timeout(20):
+        while len(doer.done) < 6:
+            await asyncio.sleep(0.02)
+    worker.stop()
+    await running
+    assert await database.fetchval("SELECT count(*) FROM jobs") == 4
+    assert await database.fetchval("SELECT count(*) FROM jobs WHERE parked_at IS NOT NULL") == 0
+
+
+async def test_a_kind_that_hangs_holds_up_no_other(
+    pool: Database, jobs: Jobs, clock: MovableClock
+) -> None:
+    await plan(pool, jobs, 1)
+    await plan(pool, jobs, *range(5), kind=JobKind.ENRICH)
+    doer = Doer()
+
+    async def hang(job: Job) -> None:
+        await asyncio.sleep(60)
+
+    worker = Worker(pool, {KIND: hang, JobKind.ENRICH: doer}, clock)
+    running = asyncio.create_task(worker.run())
+    async with asyncio.timeout(10):
+        while len(doer.done) < 5:
+            await asyncio.sleep(0.02)
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def test_stopping_lets_the_job_under_way_end_and_begins_no_other(
+    pool: Database, jobs: Jobs, clock: MovableClock, database: asyncpg.Connection
+) -> None:
+    await plan(pool, jobs, 1, 2)
+    begun, finish = asyncio.Event(), asyncio.Event()
+
+    async def work(job: Job) -> None:
+        begun.set()
+        await finish.wait()
+
+    worker = worker_of(pool, clock, work)
+    running = asyncio.create_task(worker.run())
+    await begun.wait()
+    worker.stop()
+    finish.set()
+    await asyncio.wait_for(running, 5)
+    assert await database.fetchval("SELECT count(*) FROM jobs") == 1
+
+
+async def test_the_backlog_is_measured(pool: Database, jobs: Jobs, clock: MovableClock) -> None:
+    await plan(pool, jobs, 1, 2, 3)
+    await worker_of(pool, clock, Doer(Hopeless("no"))).work_one(KIND)
+    [backlog] = await jobs.backlogs()
+    assert (backlog.kind, backlog.pending, backlog.parked) == ("mail", 2, 1)
+    assert backlog.oldest is not None

@@ -1,0 +1,663 @@
+"""What goes through the owner's mailbox, driven end to end through a real SMTP server."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from service.domain.mails import MOST_LIVE_TOKENS, TOKEN_LIVES
+from service.passwords import PasswordHasher
+from service.providers import circuit_breaker, mail
+from service.settings import read_settings
+from service.use_cases import jobs
+from tests.api.assertions import assert_problem
+from tests.factories import PASSWORD, Answer, Api, Person, new_email, running
+from tests.stand_ins.smtp import (
+    Mail,
+    SmtpServer,
+    Stage,
+    accept,
+    drop,
+    hang,
+    refuse,
+    stored_then_dropped,
+    stored_then_hung,
+)
+
+NEW_PASSWORD = "two ships in the harbour"
+ANNA = "anna@example.com"
+
+
+@pytest.fixture
+async def api(
+    mail_environment: dict[str, str], database: asyncpg.Connection, redis: object
+) -> AsyncIterator[Api]:
+    async with running(read_settings(mail_environment)) as api:
+        yield api
+
+
+@pytest.fixture
+async def strict(
+    mail_environment: dict[str, str], database: asyncpg.Connection, redis: object
+) -> AsyncIterator[Api]:
+    """A service where e-mails have to be confirmed."""
+    settings = read_settings({**mail_environment, "EMAIL_CONFIRMATION": "required"})
+    async with running(settings) as api:
+        yield api
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every wait of the workers short, to see what comes behind it."""
+    monkeypatch.setattr(mail, "TOTAL_SECONDS", 0.5)
+    monkeypatch.setattr(circuit_breaker, "OPEN_SECONDS", 0.1)
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(jobs, "LONGEST_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(jobs, "wait_after", lambda tries: timedelta(seconds=0.05))
+
+
+def token_in(mail: Mail) -> str:
+    """Return the token in the mail's link."""
+    [link] = mail.links
+    return urlsplit(link).fragment.removeprefix("token=")
+
+
+async def mailed(smtp: SmtpServer, to: str, subject: str, count: int = 1) -> list[Mail]:
+    """Wait for so many mails to somebody with these words in the subject."""
+    async with asyncio.timeout(10):
+        while True:
+            found = [
+                mail
+                for mail in smtp.mails
+                if mail.rcpt_tos == (to,) and subject in mail.message["Subject"]
+            ]
+            if len(found) >= count:
+                return found
+            await asyncio.sleep(0.02)
+
+
+async def no_jobs(database: asyncpg.Connection) -> None:
+    """Wait until every mail that was asked for is sent, or will not be."""
+    async with asyncio.timeout(10):
+        while await database.fetchval("SELECT count(*) FROM jobs WHERE parked_at IS NULL"):
+            await asyncio.sleep(0.02)
+
+
+async def forgotten(api: Api, smtp: SmtpServer, email: str = ANNA, count: int = 1) -> str:
+    """Ask for a reset; return the token that was mailed."""
+    assert (await api.post("/auth/password/forgot", {"email": email})).status == 202
+    return token_in((await mailed(smtp, email, "Reset", count))[-1])
+
+
+async def reset(api: Api, token: str, new_password: str = NEW_PASSWORD) -> Answer:
+    return await api.post("/auth/password/reset", {"token": token, "new_password": new_password})
+
+
+async def confirm(api: Api, token: str) -> Answer:
+    return await api.post("/auth/email/confirm", {"token": token})
+
+
+def assert_unusable(answer: Answer) -> None:
+    assert_problem(answer, 422, "token-unusable", ["#/token"])
+
+
+# --- Confirming an e-mail.
+
+
+async def test_who_registers_confirms_the_email(api: Api, smtp: SmtpServer) -> None:
+    anna = await api.new_person(ANNA)
+    assert not (await api.get("/users/me", by=anna)).json()["email_confirmed"]
+    [mail] = await mailed(smtp, ANNA, "Confirm")
+    assert (await confirm(api, token_in(mail))).status == 204
+    assert (await api.get("/users/me", by=anna)).json()["email_confirmed"]
+    assert_unusable(await confirm(api, token_in(mail)))
+
+
+async def test_a_mail_is_plain_and_html_with_headers_of_its_kind(
+    api: Api, smtp: SmtpServer
+) -> None:
+    await api.register(ANNA)
+    [mail] = await mailed(smtp, ANNA, "Confirm")
+    token = token_in(mail)
+    assert mail.mail_from == "referrals@example.com"
+    assert mail.links == [f"https://app.example.com/confirm-email#token={token}"]
+    assert mail.html.count(f"https://app.example.com/confirm-email#token={token}") == 2
+    assert mail.message["From"] == "referrals <referrals@example.com>"
+    assert mail.message["To"] == ANNA
+    assert mail.message["Auto-Submitted"] == "auto-generated"
+    assert re.fullmatch(r"<[0-9a-f-]{36}@example\.com>", mail.message["Message-ID"])
+    assert len(token) >= 43
+
+
+async def test_without_a_front_end_the_mail_holds_the_token(
+    mail_environment: dict[str, str], smtp: SmtpServer, database: object, redis: object
+) -> None:
+    del mail_environment["APP_URL"]
+    async with running(read_settings(mail_environment)) as api:
+        await api.register(ANNA)
+        [mail] = await mailed(smtp, ANNA, "Confirm")
+        assert mail.links == []
+        found = re.search(r"/auth/email/confirm:\s+(\S+)", mail.text)
+        assert found
+        assert found[1] in mail.html
+        assert (await confirm(api, found[1])).status == 204
+
+
+@pytest.mark.parametrize("lives", [TOKEN_LIVES - timedelta(seconds=5), TOKEN_LIVES])
+async def test_a_token_is_good_for_ten_minutes(
+    api: Api, smtp: SmtpServer, lives: timedelta
+) -> None:
+    await api.register(ANNA)
+    [mail] = await mailed(smtp, ANNA, "Confirm")
+    api.clock.ahead += lives
+    answer = await confirm(api, token_in(mail))
+    assert answer.status == (422 if lives == TOKEN_LIVES else 204)
+
+
+async def test_of_many_who_send_a_token_at_once_one_is_first(api: Api, smtp: SmtpServer) -> None:
+    """Without DELETE … RETURNING in TAKE there are more."""
+    await api.register(ANNA)
+    [mail] = await mailed(smtp, ANNA, "Confirm")
+    answers = await asyncio.gather(*(confirm(api, token_in(mail)) for _ in range(10)))
+    assert sorted(answer.status for answer in answers) == [204, *[422] * 9]
+    token = await forgotten(api, smtp)
+    answers = await asyncio.gather(*(reset(api, token) for _ in range(5)))
+    assert sorted(answer.status for answer in answers) == [204, *[422] * 4]
+
+
+async def test_a_token_is_good_for_its_purpose_alone(api: Api, smtp: SmtpServer) -> None:
+    await api.register(ANNA)
+    [mail] = await mailed(smtp, ANNA, "Confirm")
+    to_reset = await forgotten(api, smtp)
+    assert_unusable(await reset(api, token_in(mail)))
+    assert_unusable(await confirm(api, to_reset))
+    assert (await confirm(api, token_in(mail))).status == 204
+    assert (await reset(api, to_reset)).status == 204
+
+
+@pytest.mark.parametrize("token", ["", "x", "\u0000", "ü" * 2000, "a" * 43])
+async def test_what_was_never_mailed_is_unusable(api: Api, token: str) -> None:
+    assert_unusable(await confirm(api, token))
+    assert_unusable(await reset(api, token))
+
+
+async def test_the_confirmation_is_sent_again(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
+    await api.register(ANNA)
+    await mailed(smtp, ANNA, "Confirm")
+    assert (await api.post("/auth/email/resend", {"email": "ANNA@example.com"})).status == 202
+    [_, second] = await mailed(smtp, ANNA, "Confirm", 2)
+    assert (await confirm(api, token_in(second))).status == 204
+    # There is nothing to confirm any more.
+    assert (await api.post("/auth/email/resend", {"email": ANNA})).status == 202
+    await no_jobs(database)
+    assert len(smtp.mails) == 2
+
+
+async def test_the_database_never_holds_a_token(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
+    await api.register(ANNA)
+    token = token_in((await mailed(smtp, ANNA, "Confirm"))[0])
+    tables = await database.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    for table in tables:
+        rows = await database.fetch(f'SELECT t::text AS row FROM "{table["tablename"]}" t')
+        assert not [row for row in rows if token in row["row"]]
+    assert await database.fetchval("SELECT octet_length(token_hash) FROM mail_tokens") == 32
+
+
+async def test_nobody_fills_a_mailbox(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
+    await api.register(ANNA)
+    for _ in range(MOST_LIVE_TOKENS + 3):
+        assert (await api.post("/auth/password/forgot", {"email": ANNA})).status == 202
+    await no_jobs(database)
+    assert len(await mailed(smtp, ANNA, "Reset")) == MOST_LIVE_TOKENS
+    api.clock.ahead += TOKEN_LIVES
+    await forgotten(api, smtp, count=MOST_LIVE_TOKENS + 1)
+
+
+async def test_mails_for_one_email_are_limited_known_or_not(
+    mail_environment: dict[str, str], database: object, redis: object
+) -> None:
+    settings = read_settings({**mail_environment, "RATE_LIMIT_MAIL": "3/minute"})
+    for email in (ANNA, "nobody@example.com"):
+        async with running(settings) as api:
+            if email == ANNA:
+                await api.register(ANNA)
+            paths = ["/auth/password/forgot", "/auth/email/resend"] * 2
+            statuses = [(await api.post(path, {"email": email})).status for path in paths]
+            assert statuses == [202, 202, 202, 429]
+        await redis.flushdb()  # type: ignore[attr-defined]
+
+
+# --- Resetting a password.
+
+
+async def test_a_forgotten_password_is_reset(api: Api, smtp: SmtpServer) -> None:
+    anna = await api.new_person(ANNA)
+    assert (await reset(api, await forgotten(api, smtp))).status == 204
+    assert (await api.get("/users/me", by=anna)).status == 401
+    refreshed = await api.post("/auth/refresh", {"refresh_token": anna.refresh_token})
+    assert refreshed.status == 401
+    assert (await api.log_in(ANNA)).status == 401
+    again = await api.log_in(ANNA, NEW_PASSWORD)
+    assert again.status == 200
+    # Whoever reads the mail is the owner of the e-mail.
+    me = await api.get("/users/me", by=again.json()["access_token"])
+    assert me.json()["email_confirmed"]
+    [told] = await mailed(smtp, ANNA, "was changed")
+    assert told.links == []
+
+
+async def test_a_password_that_may_not_be_leaves_the_token_good(api: Api, smtp: SmtpServer) -> None:
+    await api.register(ANNA)
+    token = await forgotten(api, smtp)
+    for unacceptable in ("short", "password123", ANNA):
+        answer = await reset(api, token, unacceptable)
+        assert_problem(answer, 422, "validation-failed", ["#/new_password"])
+    assert (await reset(api, token)).status == 204
+
+
+async def test_a_reset_ends_all_other_tokens(api: Api, smtp: SmtpServer) -> None:
+    await api.register(ANNA)
+    first = await forgotten(api, smtp)
+    second = await forgotten(api, smtp, count=2)
+    assert (await reset(api, second)).status == 204
+    assert_unusable(await reset(api, first, "another long password"))
+
+
+async def test_a_reset_ends_what_an_issuer_put_on_an_email_nobody_had_confirmed(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
+    """Else whoever has an identity with somebody else's e-mail keeps the owner's account."""
+    await api.register(ANNA)
+    await database.execute(
+        "INSERT INTO identities SELECT 'https://issuer.example', 'mallory', user_id, created_at"
+        " FROM users"
+    )
+    assert (await reset(api, await forgotten(api, smtp))).status == 204
+    assert await database.fetchval("SELECT count(*) FROM identities") == 0
+    await database.execute(
+        "INSERT INTO identities SELECT 'https://issuer.example', 'anna', user_id, created_at"
+        " FROM users"
+    )
+    token = await forgotten(api, smtp, count=2)
+    assert (await reset(api, token, "a third long password")).status == 204
+    assert await database.fetchval("SELECT count(*) FROM identities") == 1
+
+
+async def test_an_account_without_a_password_gets_one(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
+    await api.register(ANNA)
+    await database.execute("UPDATE users SET password_hash = NULL")
+    assert (await reset(api, await forgotten(api, smtp))).status == 204
+    assert (await api.log_in(ANNA, NEW_PASSWORD)).status == 200
+
+
+async def test_a_disabled_account_gets_no_mail(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
+    await api.register(ANNA)
+    await mailed(smtp, ANNA, "Confirm")
+    await database.execute("UPDATE users SET disabled_at = now()")
+    await api.post("/auth/password/forgot", {"email": ANNA})
+    await no_jobs(database)
+    assert len(smtp.mails) == 1
+
+
+async def test_a_change_of_password_is_told(api: Api, smtp: SmtpServer) -> None:
+    anna = await api.new_person(ANNA)
+    body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+    assert (await api.post("/auth/password/change", body, by=anna)).status == 204
+    assert await mailed(smtp, ANNA, "was changed")
+
+
+async def test_tokens_end_with_the_account(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
+    anna = await api.new_person(ANNA)
+    [mail] = await mailed(smtp, ANNA, "Confirm")
+    token = await forgotten(api, smtp)
+    assert (await api.delete("/users/me", {"password": PASSWORD}, by=anna)).status == 204
+    assert_unusable(await confirm(api, token_in(mail)))
+    assert_unusable(await reset(api, token))
+    assert await database.fetchval("SELECT count(*) FROM mail_tokens") == 0
+
+
+async def test_a_link_leads_where_the_settings_say_whatever_the_request_claims(
+    api: Api, smtp: SmtpServer
+) -> None:
+    await api.register(ANNA)
+    headers = {"Host": "evil.example", "X-Forwarded-Host": "evil.example"}
+    await api.post("/auth/password/forgot", {"email": ANNA}, headers=headers)
+    [mail] = await mailed(smtp, ANNA, "Reset")
+    assert mail.links[0].startswith("https://app.example.com/reset-password#token=")
+    assert "evil" not in str(mail.message)
+
+
+# --- Known and unknown e-mails are answered alike.
+
+
+def without_chance(answer: Answer) -> Any:
+    """Return all of an answer but what differs between any two."""
+    headers = {name.lower(): value for name, value in answer.headers.items()}
+    del headers["date"], headers["x-request-id"]
+    return answer.status, headers, answer.body
+
+
+@pytest.fixture
+def hashes(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Every password hash that is computed."""
+    counted: list[object] = []
+    run = PasswordHasher._run
+
+    async def count(self: PasswordHasher, work: Callable[[], Any]) -> Any:
+        counted.append(work)
+        return await run(self, work)
+
+    monkeypatch.setattr(PasswordHasher, "_run", count)
+    return counted
+
+
+@pytest.mark.parametrize("path", ["/auth/password/forgot", "/auth/email/resend"])
+async def test_asking_for_a_mail_is_answered_alike(
+    mail_environment: dict[str, str],
+    database: asyncpg.Connection,
+    redis: object,
+    hashes: list[object],
+    path: str,
+) -> None:
+    """The same bytes and the same work: one row, whose payload is what the client sent."""
+    # Nobody does the jobs, so that they can be looked at.
+    async with running(read_settings({**mail_environment, "SERVE_JOBS": "off"})) as api:
+        await api.register("known@example.com")
+        await api.register("confirmed@example.com")
+        await database.execute(
+            "UPDATE users SET email_confirmed_at = now() WHERE email = 'confirmed@example.com'"
+        )
+        await database.execute("DELETE FROM jobs")
+        hashes.clear()
+        answers = []
+        for name in ("known", "confirmed", "unknown"):
+            answers.append(await api.post(path, {"email": f"{name}@example.com"}))
+            [written] = await database.fetch("DELETE FROM jobs RETURNING kind, payload")
+            assert written["kind"] == "mail"
+            assert f'"{name}@example.com"' in written["payload"]
+        assert answers[0].status == 202
+        assert len({repr(without_chance(answer)) for answer in answers}) == 1
+        assert hashes == []
+
+
+async def test_registering_is_answered_alike_where_emails_are_confirmed(
+    mail_environment: dict[str, str],
+    database: asyncpg.Connection,
+    redis: object,
+    hashes: list[object],
+) -> None:
+    settings = read_settings(
+        {**mail_environment, "SERVE_JOBS": "off", "EMAIL_CONFIRMATION": "required"}
+    )
+    async with running(settings) as api:
+        await api.register("unconfirmed@example.com")
+        await api.register("confirmed@example.com")
+        await database.execute(
+            "UPDATE users SET email_confirmed_at = now() WHERE email = 'confirmed@example.com'"
+        )
+        await database.execute("DELETE FROM jobs")
+        hashes.clear()
+        answers = []
+        for name in ("unconfirmed", "confirmed", "new"):
+            answers.append(await api.register(f"{name}@example.com"))
+            [written] = await database.fetch("DELETE FROM jobs RETURNING kind, payload")
+            assert written["kind"] == "mail"
+        assert answers[0].status == 202
+        assert answers[0].json() == {"status": "confirmation-sent"}
+        assert len({repr(without_chance(answer)) for answer in answers}) == 1
+        assert len(hashes) == 3
+
+
+@pytest.mark.parametrize("code", ["NOBODYS", "?"])
+async def test_an_unusable_code_is_refused_alike(strict: Api, code: str) -> None:
+    await strict.register(ANNA)
+    for email in (ANNA, new_email()):
+        answer = await strict.register(email, referral_code=code)
+        assert_problem(answer, 422, "referral-code-unusable", ["#/referral_code"])
+
+
+async def test_signing_in_tells_nobody_that_an_email_was_new(strict: Api) -> None:
+    """Else registering somebody else's e-mail, and signing in, would tell whether it was known."""
+    await strict.register(ANNA)
+    await strict.register(ANNA, password="the password of a stranger")
+    right = await strict.log_in(ANNA)
+    wrong = await strict.log_in(ANNA, "the password of a stranger")
+    unknown = await strict.log_in("unknown@example.com")
+    assert_problem(right, 401, "invalid-credentials")
+    bodies = [{**answer.json(), "request_id": ""} for answer in (right, wrong, unknown)]
+    assert bodies[0] == bodies[1] == bodies[2]
+
+
+async def test_the_owner_of_a_known_email_is_told(
+    strict: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
+    await strict.register(ANNA)
+    [mail] = await mailed(smtp, ANNA, "Confirm")
+    assert (await confirm(strict, token_in(mail))).status == 204
+    assert (await strict.log_in(ANNA)).status == 200
+    answer = await strict.register(ANNA, password="the password of a stranger")
+    assert answer.status == 202
+    [note] = await mailed(smtp, ANNA, "You have an account")
+    assert note.links == []
+    assert (await strict.log_in(ANNA)).status == 200
+    assert await database.fetchval("SELECT count(*) FROM users") == 1
+
+
+async def test_a_referral_by_code_is_kept_until_the_email_is_confirmed(
+    strict: Api, smtp: SmtpServer
+) -> None:
+    await strict.register(ANNA)
+    [mail] = await mailed(smtp, ANNA, "Confirm")
+    await confirm(strict, token_in(mail))
+    anna = await strict.signed_in(ANNA)
+    code = await strict.new_code(anna, max_uses=2)
+    for _ in range(2):  # the second one changes nothing
+        answer = await strict.register("bert@example.com", referral_code=code)
+        assert answer.status == 202
+    referrals = (await strict.get("/referrals/me", by=anna)).json()["items"]
+    assert [referral["email"] for referral in referrals] == ["bert@example.com"]
+    own = (await strict.get("/referral-code", by=anna)).json()
+    assert own["uses"] == 1
+
+
+async def test_a_repeated_registration_is_answered_once_and_mailed_once(
+    strict: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
+    key = {"Idempotency-Key": "one"}
+    body = {"email": ANNA, "password": PASSWORD}
+    answers = [await strict.post("/auth/register", body, headers=key) for _ in range(3)]
+    assert [answer.status for answer in answers] == [202] * 3
+    assert answers[0].body == answers[1].body
+    await no_jobs(database)
+    assert len(smtp.mails) == 1
+
+
+# --- Changing an e-mail.
+
+
+async def test_a_changed_email_is_confirmed_at_the_new_address_and_told_at_the_old(
+    api: Api, smtp: SmtpServer
+) -> None:
+    anna = await api.new_person(ANNA)
+    code = await api.new_code(anna)
+    assert (await api.get(f"/referral-code/{ANNA}")).json()["code"] == code
+    assert (await api.get("/referral-code/anna@example.org")).status == 404
+    body = {"new_email": "anna@example.org", "password": PASSWORD}
+    assert (await api.post("/auth/email/change", body, by=anna)).status == 202
+    [mail] = await mailed(smtp, "anna@example.org", "Confirm your new e-mail")
+    # Nothing has changed yet.
+    assert (await api.get("/users/me", by=anna)).json()["email"] == ANNA
+    assert (await confirm(api, token_in(mail))).status == 204
+    me = (await api.get("/users/me", by=anna)).json()
+    assert (me["email"], me["email_confirmed"]) == ("anna@example.org", True)
+    # At once, whatever was cached.
+    assert (await api.get(f"/referral-code/{ANNA}")).status == 404
+    assert (await api.get("/referral-code/anna@example.org")).json()["code"] == code
+    assert await mailed(smtp, ANNA, "Your e-mail for referrals was changed")
+    assert (await api.log_in("anna@example.org")).status == 200
+    assert (await api.log_in(ANNA)).status == 401
+
+
+async def test_tokens_in_the_old_mailbox_end_with_the_change(api: Api, smtp: SmtpServer) -> None:
+    anna = await api.new_person(ANNA)
+    old = await forgotten(api, smtp)
+    body = {"new_email": "anna@example.org", "password": PASSWORD}
+    await api.post("/auth/email/change", body, by=anna)
+    [mail] = await mailed(smtp, "anna@example.org", "Confirm your new e-mail")
+    await confirm(api, token_in(mail))
+    assert_unusable(await reset(api, old))
+
+
+async def test_an_email_of_another_account_is_answered_alike_and_its_owner_is_told(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
+    anna = await api.new_person(ANNA)
+    await api.register("bert@example.com")
+    answers = [
+        await api.post("/auth/email/change", {"new_email": email, "password": PASSWORD}, by=anna)
+        for email in ("bert@example.com", "free@example.com")
+    ]
+    assert without_chance(answers[0]) == without_chance(answers[1])
+    assert await mailed(smtp, "bert@example.com", "You have an account")
+    assert await mailed(smtp, "free@example.com", "Confirm your new e-mail")
+    await no_jobs(database)
+
+
+async def test_an_email_that_was_taken_meanwhile_is_not_given_twice(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
+    """Without the unique constraint there would be two accounts with it."""
+    anna = await api.new_person(ANNA)
+    body = {"new_email": "new@example.com", "password": PASSWORD}
+    await api.post("/auth/email/change", body, by=anna)
+    [mail] = await mailed(smtp, "new@example.com", "Confirm your new e-mail")
+    assert (await api.register("new@example.com")).status == 201
+    assert_unusable(await confirm(api, token_in(mail)))
+    assert (await api.get("/users/me", by=anna)).json()["email"] == ANNA
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "pointer"),
+    [
+        ({"new_email": "b@example.com", "password": "wrong"}, 401, "password"),
+        ({"new_email": "b@example.com"}, 422, "password"),
+        ({"new_email": "nonsense", "password": PASSWORD}, 422, "new_email"),
+        ({"password": PASSWORD}, 422, "new_email"),
+    ],
+)
+async def test_a_change_that_proves_nothing_is_refused(
+    api: Api, body: dict[str, str], status: int, pointer: str
+) -> None:
+    anna = await api.new_person(ANNA)
+    answer = await api.post("/auth/email/change", body, by=anna)
+    code = "invalid-credentials" if status == 401 else "validation-failed"
+    assert_problem(answer, status, code, [f"#/{pointer}"])
+
+
+# --- Disposable e-mails.
+
+
+async def test_a_disposable_email_has_to_be_confirmed(
+    api: Api, smtp: SmtpServer, admin: Person
+) -> None:
+    email = "anna@sub.mailinator.com"
+    registered = await api.register(email)
+    assert registered.status == 201
+    assert_problem(await api.log_in(email), 401, "invalid-credentials")
+    shown = (await api.get(f"/admin/users/{registered.json()['id']}", by=admin)).json()
+    assert shown["awaits_confirmation"]
+    assert shown["email_verification"]["verdict"] == "disposable"
+    assert shown["email_verification"]["source"] == "local"
+    [mail] = await mailed(smtp, email, "Confirm")
+    assert (await confirm(api, token_in(mail))).status == 204
+    assert (await api.log_in(email)).status == 200
+
+
+# --- Mail servers that do not do as they should.
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param([refuse("450 4.2.1 Try again later"), accept], id="later"),
+        pytest.param([refuse("421 4.3.2 Going down"), accept], id="going down"),
+        pytest.param([refuse("451 4.3.0 Trouble", at=Stage.DATA), accept], id="later, at DATA"),
+        pytest.param([hang(), accept], id="hangs at once"),
+        pytest.param([hang(Stage.RECIPIENT), accept], id="hangs"),
+        pytest.param([drop(), accept], id="ends the connection"),
+        pytest.param([refuse("554 5.3.2 No service here", at=Stage.GREETING), accept], id="554"),
+    ],
+)
+async def test_a_mail_that_was_not_taken_is_sent_later_once(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection, steps: list[Any]
+) -> None:
+    smtp.play(*steps)
+    await api.register(ANNA)
+    [mail] = await mailed(smtp, ANNA, "Confirm")
+    await no_jobs(database)
+    assert len(smtp.mails) == 1
+    assert (await confirm(api, token_in(mail))).status == 204
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("step", [stored_then_dropped, stored_then_hung])
+async def test_a_mail_that_was_taken_without_a_word_is_sent_twice_under_one_id(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection, step: Any
+) -> None:
+    smtp.play(step, accept)
+    await api.register(ANNA)
+    first, second = await mailed(smtp, ANNA, "Confirm", 2)
+    await no_jobs(database)
+    assert len(smtp.mails) == 2
+    assert first.message["Message-ID"] == second.message["Message-ID"]
+    assert (await confirm(api, token_in(second))).status == 204
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_mail_that_is_refused_for_good_is_parked(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
+    smtp.play(refuse("550 5.1.1 No such user"), accept)
+    await api.register(ANNA)
+    await api.register("bert@example.com")
+    assert await mailed(smtp, "bert@example.com", "Confirm")
+    await no_jobs(database)
+    [parked] = await database.fetch("SELECT * FROM jobs")
+    assert (parked["tries"], parked["last_error"]) == (1, "SMTPRecipientsRefused 550")
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_wrong_password_of_ours_is_not_the_mails_fault(
+    mail_environment: dict[str, str], database: asyncpg.Connection, redis: object
+) -> None:
+    async with SmtpServer(credentials=("referrals", "right")).serving() as smtp:
+        for password, login in (("wrong", None), ("right", "referrals")):
+            url = smtp.url.replace("//", f"//referrals:{password}@")
+            async with running(read_settings({**mail_environment, "SMTP_URL": url})) as api:
+                if login is None:
+                    await api.register(ANNA)
+                    await asyncio.sleep(0.5)
+                    [job] = await database.fetch("SELECT * FROM jobs")
+                    assert job["parked_at"] is None
+                    assert "SMTPAuthenticationError 535" in job["last_error"]
+                else:
+                    [mail] = await mailed(smtp, ANNA, "Confirm")
+                    assert mail.login == login
