@@ -32,6 +32,7 @@ FIND: Final = """
 
 FIND_SEVERAL: Final = """
     SELECT u.user_id, u.email, u.role, u.created_at, u.email_confirmed_at, u.disabled_at,
+           u.confirmation_required, u.email_verdict, u.email_verdict_source, u.email_checked_at,
            r.referrer_id
       FROM users u
       LEFT JOIN referrals r ON r.user_id = u.user_id
