@@ -19,7 +19,7 @@ class Proxy:
         self._open = True
         self._flowing = asyncio.Event()
         self._flowing.set()
-        self._pairs: set[asyncio.Task[None]] = set()
+        self.pairs: set[asyncio.Task[None]] = set()
         self.url = ""
         self.connections = 0
         """How often somebody has connected, or tried to."""
@@ -29,7 +29,7 @@ class Proxy:
     def cut(self) -> None:
         """End all connections, and every new one at once."""
         self._open = False
-        for pair in self._pairs:
+        for pair in self.pairs:
             pair.cancel()
 
     def hold_up(self) -> None:
@@ -46,8 +46,8 @@ class Proxy:
             writer.transport.abort()
             return
         pair = asyncio.create_task(self._join(reader, writer))
-        self._pairs.add(pair)
-        pair.add_done_callback(self._pairs.discard)
+        self.pairs.add(pair)
+        pair.add_done_callback(self.pairs.discard)
         await asyncio.wait([pair])
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -80,7 +80,7 @@ class Proxy:
 
     async def close(self) -> None:
         self.cut()
-        await asyncio.gather(*self._pairs, return_exceptions=True)
+        await asyncio.gather(*self.pairs, return_exceptions=True)
 
 
 @asynccontextmanager

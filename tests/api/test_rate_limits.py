@@ -35,6 +35,20 @@ async def test_the_headers_tell_the_policy_and_what_is_left(settings: Settings) 
         assert refused.headers["Retry-After"] == "60"
 
 
+async def test_a_look_up_too_many_does_not_reach_the_database(
+    settings: Settings, redis: Redis
+) -> None:
+    """It is counted while Redis is asked for the code, and judged before PostgreSQL would be."""
+    async with running(replace(settings, rate_limit_lookup=RateLimit(1, 60))) as api:
+        for email, found in (("first@example.com", 1), ("second@example.com", 0)):
+            await api.get(f"/referral-code/{email}")
+            # That nobody has the e-mail is kept, once PostgreSQL has said so.
+            kept = [key async for key in redis.scan_iter(f"*{{code:{email}}}")]
+            assert len(kept) == found
+        malformed = await api.get("/referral-code/no-email")
+        assert_problem(malformed, 429, "too-many-requests")
+
+
 async def test_without_a_limit_there_are_no_headers(api: Api) -> None:
     answer = await api.get(LOOKUP)
     assert "RateLimit" not in answer.headers

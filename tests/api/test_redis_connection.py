@@ -181,7 +181,10 @@ async def test_no_more_calls_wait_than_memory_allows(
     monkeypatch.setattr(redis_connection, "MOST_UNDER_WAY", 5)
     redis = await server.connect()
     proxy.hold_up()
-    calls = [redis.call(("ECHO", number)) for number in range(6)]
+    calls = [redis.call(("ECHO", number)) for number in range(5)]
+    assert not redis.is_closed
+    calls.append(redis.call(("ECHO", "one too many")))
+    assert redis.is_closed, "at once, and not when the others have waited too long"
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(answer) for answer in answers] == [RedisAway] * 6
     assert server.away
@@ -225,6 +228,10 @@ async def test_closing_tells_the_calls_under_way(server: RedisServer, proxy: Pro
     await server.close()
     with pytest.raises(RedisAway):
         await call
+    proxy.mend()
+    async with asyncio.timeout(1):
+        while proxy.pairs:  # Redis sees the end too
+            await asyncio.sleep(0.01)
 
 
 async def test_it_signs_in_and_chooses_the_database(settings: Settings, redis: Redis) -> None:

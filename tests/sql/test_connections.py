@@ -1,6 +1,7 @@
 """Connections are handed on in order, and none that was left amid something is used again."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import asyncpg
@@ -62,8 +63,10 @@ async def test_whoever_waits_longest_is_first(opened: Connections) -> None:
 async def test_nobody_waits_for_ever(opened: Connections, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WAIT_SECONDS", 0.05)
     held = [await opened.acquire(), await opened.acquire()]
+    started = time.perf_counter()
     with pytest.raises(TimeoutError):
         await opened.acquire()
+    assert time.perf_counter() - started < 1
     for connection in held:
         opened.release(connection, whole=True)
     assert opened.idle == 2, "and whoever gave up is handed nothing"
