@@ -25,6 +25,7 @@ from service.repositories.users import UserRepository
 
 CONNECT_SECONDS: Final = 2.0
 STATEMENT_SECONDS: Final = 3.0
+"""Longer than the second after which PostgreSQL looks for a deadlock, which is then tried again."""
 WAIT_FOR_CONNECTION_SECONDS: Final = 1.0
 TRIES: Final = 4
 P = ParamSpec("P")
@@ -76,7 +77,8 @@ class Database:
     async def transaction(self) -> AsyncIterator[Repositories]:
         """Commit when the block ends; roll back when it raises."""
         async with self._connection() as connection, connection.transaction():
-            yield Repositories.on(connection)
+            with _silence_given_up(connection):  # or the rollback would wait for it too
+                yield Repositories.on(connection)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Repositories]:
@@ -104,7 +106,20 @@ class Database:
                     connection = await stack.enter_async_context(acquired)
                 except asyncpg.PostgresError as error:  # whatever keeps one from connecting
                     raise DatabaseUnavailable from error
-                yield connection
+                with _silence_given_up(
+                    connection
+                ):  # or the pool would wait before it takes it back
+                    yield connection
+
+
+@contextmanager
+def _silence_given_up(connection: Connection) -> Iterator[None]:
+    """Give up a connection on which a statement took too long; asyncpg cancels the statement."""
+    try:
+        yield
+    except TimeoutError:
+        connection.terminate()
+        raise
 
 
 @contextmanager
