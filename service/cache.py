@@ -16,6 +16,7 @@ is never older than the promise in three parts:
    the id of the server's run.
 """
 
+import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -34,6 +35,9 @@ from service.domain.clock import Clock
 from service.metrics import CACHE_READS, CIRCUIT_BREAKER_OPEN
 
 TIMEOUT_SECONDS: Final = 0.25
+CALLS_AT_ONCE: Final = 32
+"""More would not be answered sooner, and each takes a connection; under a flood those that wait
+here do not run into TIMEOUT_SECONDS, and do not open the breaker."""
 LEASE_FOR: Final = timedelta(seconds=3)
 """Longer than a read from PostgreSQL may take; a reader that died holds up no fill for longer."""
 NOTHING_FOR: Final = timedelta(seconds=30)
@@ -69,6 +73,7 @@ class RedisServer:
             max_connections=1000,
             redis_connect_func=self._on_connect,
         )
+        self._slots = asyncio.Semaphore(CALLS_AT_ONCE)
         self.run_id = ""
         """Changes when the server restarts, or another takes its place."""
         self.away = True
@@ -76,9 +81,10 @@ class RedisServer:
 
     async def call(self, work: Callable[[Redis], Awaitable[T]]) -> T:
         """Return what `work` gets from Redis; raise RedisAway while the breaker is open."""
-        if self.away:
-            raise RedisAway
-        return await self.call_anyway(work)
+        async with self._slots:
+            if self.away:
+                raise RedisAway
+            return await self.call_anyway(work)
 
     async def call_anyway(self, work: Callable[[Redis], Awaitable[T]]) -> T:
         """Like `call`, whatever the breaker says: to find out whether Redis is back."""

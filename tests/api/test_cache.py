@@ -15,7 +15,15 @@ import pytest
 from redis.asyncio import Redis
 
 from service.api.keys import DATABASE, REDIS
-from service.cache import LEASE_FOR, NOTHING_FOR, TIMEOUT_SECONDS, Cache, Entry, RedisServer
+from service.cache import (
+    CALLS_AT_ONCE,
+    LEASE_FOR,
+    NOTHING_FOR,
+    TIMEOUT_SECONDS,
+    Cache,
+    Entry,
+    RedisServer,
+)
 from service.domain.clock import utc_now
 from service.settings import RateLimit, Settings
 from service.use_cases.forgetting import POLL_SECONDS, Forgetting, code_key
@@ -427,6 +435,22 @@ async def test_once_the_breaker_is_open_no_request_waits_for_redis(
         assert longest < TIMEOUT_SECONDS / 2
         probes = 1 + (time.perf_counter() - started) / POLL_SECONDS
         assert proxy.connections - connections <= probes
+
+
+async def test_a_flood_takes_few_connections_to_redis_and_does_not_open_the_breaker(
+    api: Api, anna: Person, redis: Redis
+) -> None:
+    """CALLS_AT_ONCE: without it each request opens a connection, so many that all are late."""
+    code = await api.new_code(anna)
+    assert await seen(api, anna) == code
+    others = len(await redis.client_list())
+    flood = [asyncio.create_task(seen(api, anna)) for _ in range(600)]
+    most = 0
+    while not all(look_up.done() for look_up in flood):
+        most = max(most, len(await redis.client_list()))
+    assert {look_up.result() for look_up in flood} == {code}
+    assert most - others <= CALLS_AT_ONCE
+    assert not api.app[REDIS].away
 
 
 async def test_without_redis_rate_limits_count_in_the_process(
