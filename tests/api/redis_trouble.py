@@ -50,7 +50,11 @@ class Proxy:
         await asyncio.wait([pair])
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await self._connect()
+        try:
+            there, back = await self._connect()
+        except OSError:  # nobody is there
+            writer.transport.abort()
+            return
         pumps = [
             asyncio.create_task(self._pump(reader, back)),
             asyncio.create_task(self._pump(there, writer)),
@@ -71,11 +75,15 @@ class Proxy:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
-            await self._flowing.wait()
-            if self.run_id is not None:
-                data = re.sub(rb"run_id:\w{40}", b"run_id:" + self.run_id.encode(), data)
-            writer.write(data)
+            writer.write(await self._passed_on(data))
             await writer.drain()
+
+    async def _passed_on(self, data: bytes) -> bytes:
+        """Return what is delivered, when it is."""
+        await self._flowing.wait()
+        if self.run_id is None:
+            return data
+        return re.sub(rb"run_id:\w{40}", b"run_id:" + self.run_id.encode(), data)
 
     async def close(self) -> None:
         self.cut()
@@ -86,7 +94,7 @@ class Proxy:
 async def proxied(target: str) -> AsyncIterator[Proxy]:
     """Open a way to the Redis at `target`."""
     proxy = Proxy(target)
-    async with _listening(proxy.serve) as url:
+    async with listening(proxy.serve) as url:
         proxy.url = url
         try:
             yield proxy
@@ -111,7 +119,7 @@ async def silent(_: str) -> AsyncIterator[str]:
             pass
         writer.transport.abort()
 
-    async with _listening(say_nothing) as url:
+    async with listening(say_nothing) as url:
         yield url
 
 
@@ -123,7 +131,7 @@ async def hanging_up(_: str) -> AsyncIterator[str]:
         await reader.read(1)
         writer.transport.abort()
 
-    async with _listening(hang_up) as url:
+    async with listening(hang_up) as url:
         yield url
 
 
@@ -136,12 +144,13 @@ async def babbling(_: str) -> AsyncIterator[str]:
         writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
         writer.close()
 
-    async with _listening(babble) as url:
+    async with listening(babble) as url:
         yield url
 
 
 @asynccontextmanager
-async def _listening(streams: Streams) -> AsyncIterator[str]:
+async def listening(streams: Streams) -> AsyncIterator[str]:
+    """Have `streams` serve a port of loopback; yield its address as if it were of Redis."""
     server = await asyncio.start_server(streams, "127.0.0.1", 0)
     try:
         host, port = server.sockets[0].getsockname()
