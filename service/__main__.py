@@ -27,6 +27,7 @@ from service.migrations import MigrationError, apply_migrations, has_tables
 from service.settings import (
     Settings,
     SettingsError,
+    read_database,
     read_database_url,
     read_environment,
     read_settings,
@@ -173,7 +174,7 @@ async def _with_jobs(environ: Environment, work: Callable[["Jobs"], Awaitable[No
     """Run `work` with the jobs of the database that the settings name."""
     from service.app import jobs_alone  # see _with_users
 
-    async with jobs_alone(read_database_url({**_of_dev(), **environ})) as jobs:
+    async with jobs_alone(*read_database({**_of_dev(), **environ})) as jobs:
         await work(jobs)
 
 
@@ -325,7 +326,7 @@ async def _with_clients(
     """Run `work` with the OAuth clients of the database that the settings name."""
     from service.app import clients_alone  # see _with_users
 
-    async with clients_alone(read_database_url({**_of_dev(), **environ})) as clients:
+    async with clients_alone(*read_database({**_of_dev(), **environ})) as clients:
         await work(clients)
 
 

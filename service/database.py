@@ -2,15 +2,18 @@
 
 import asyncio
 import functools
+import logging
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Final, ParamSpec, Self, TypeVar
+from typing import Any, Final, ParamSpec, Self, TypeVar
 
 import asyncpg
 
 from service.domain.errors import DatabaseUnavailable
+from service.metrics import REPLICA_READS
 from service.repositories.authorization_codes import AuthorizationCodeRepository
 from service.repositories.connection import Connection
 from service.repositories.enrichments import EnrichmentRepository
@@ -24,13 +27,42 @@ from service.repositories.referrals import ReferralRepository
 from service.repositories.sessions import SessionRepository
 from service.repositories.sign_ins import SignInRepository
 from service.repositories.users import UserRepository
+from service.settings import one_url_a_host
 
 CONNECT_SECONDS: Final = 2.0
 STATEMENT_SECONDS: Final = 3.0
 WAIT_FOR_CONNECTION_SECONDS: Final = 1.0
 TRIES: Final = 4
+PREPARED_STATEMENTS: Final = 100
+"""How many each connection keeps: all that the service has."""
+REPLICA_SECONDS: Final = 0.5
+"""How long the replica may take for a list before the primary is asked."""
+REPLICA_RESTS_SECONDS: Final = 2.0
+"""How long the replica is left alone once it was away, or behind."""
+REPLAY_PAUSES: Final = (0.002, 0.005, 0.01, 0.0)
+"""Seconds between looks whether the replica has caught up: mostly it is a millisecond behind."""
+log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
+
+# The newest there is, flushed or not, so that it holds with synchronous_commit=off too.
+_WRITTEN: Final = "SELECT pg_current_wal_insert_lsn()::text"
+
+# False on a server that is no standby, or is one no longer.
+_HAS_REPLAYED: Final = """
+    SELECT pg_is_in_recovery() AND pg_last_wal_replay_lsn() >= $1::text::pg_lsn
+"""
+
+# What an operation raises when its connection leads nowhere, or to a primary that was demoted:
+# then the other connections may do so too.
+_GONE: Final = (
+    OSError,  # TimeoutError is one: a machine that is gone does not say so
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InternalClientError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +107,16 @@ class TransactionConflict(Exception):
 class Database:
     """Connections to PostgreSQL. Raises DatabaseUnavailable where it cannot be reached in time."""
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+    def __init__(
+        self,
+        pool: "asyncpg.Pool[asyncpg.Record]",
+        prepared_statements: bool,
+        replica: "Database | None" = None,
+    ) -> None:
         self._pool = pool
+        self._prepared_statements = prepared_statements
+        self._replica = replica
+        self._replica_rests_until = 0.0
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Repositories]:
@@ -87,8 +127,38 @@ class Database:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Repositories]:
         """Run each statement of the block by itself: for reads, which need no transaction."""
-        async with self._connection() as connection:
+        async with self._reading() as connection:
             yield Repositories.on(connection)
+
+    async def listing(self, read: Callable[[Repositories], Awaitable[T]]) -> T:
+        """Return what `read` returns: it may be called twice, and with the replica's data.
+
+        These are as new as the primary's: the replica is asked only if it has what the primary
+        had written when the call began.
+        """
+        if self._replica is not None and time.monotonic() >= self._replica_rests_until:
+            result = "away"
+            try:
+                async with asyncio.timeout(REPLICA_SECONDS):
+                    written = await self._written()
+                    async with self._replica._reading() as connection:  # noqa: SLF001
+                        if await _has_replayed(connection, written):
+                            found = await read(Repositories.on(connection))
+                            REPLICA_READS.labels("read").inc()
+                            return found
+                        result = "behind"
+            except (DatabaseUnavailable, TransactionConflict, TimeoutError) as error:
+                log.warning("the replica is left alone: %r", error.__cause__ or error)
+            REPLICA_READS.labels(result).inc()
+            self._replica_rests_until = time.monotonic() + REPLICA_RESTS_SECONDS
+        async with self.reading() as repositories:
+            return await read(repositories)
+
+    async def _written(self) -> str:
+        """Return how far the primary's log goes."""
+        async with self._reading() as connection:
+            written: str = await connection.fetchval(_WRITTEN)
+            return written
 
     async def ping(self) -> None:
         """Raise DatabaseUnavailable unless PostgreSQL answers."""
@@ -102,6 +172,17 @@ class Database:
         return {"in_use": size - idle, "idle": idle, "limit": self._pool.get_max_size()}
 
     @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[Connection]:
+        async with self._connection() as connection:
+            if self._prepared_statements:
+                yield connection
+            else:
+                # A statement without a name is parsed and run in two exchanges. A pooler may
+                # lead them to different servers, unless a transaction holds them together.
+                async with connection.transaction():
+                    yield connection
+
+    @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
         with _failures_told():
             async with AsyncExitStack() as stack:
@@ -110,7 +191,20 @@ class Database:
                     connection = await stack.enter_async_context(acquired)
                 except asyncpg.PostgresError as error:  # whatever keeps one from connecting
                     raise DatabaseUnavailable from error
-                yield connection
+                try:
+                    yield connection
+                except _GONE:
+                    await self._pool.expire_connections()
+                    raise
+
+
+async def _has_replayed(replica: Connection, written: str) -> bool:
+    """Return whether the replica has all up to there, or gets it within some milliseconds."""
+    for pause in REPLAY_PAUSES:
+        if await replica.fetchval(_HAS_REPLAYED, written):
+            return True
+        await asyncio.sleep(pause)
+    return False
 
 
 @contextmanager
@@ -157,26 +251,79 @@ def retried(method: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
 
 
 @asynccontextmanager
-async def connect(url: str, size: int) -> AsyncIterator[Database]:
-    """Yield the database at `url`, with at most `size` connections.
+async def connect(
+    url: str, size: int, prepared_statements: bool = True, replica_url: str | None = None
+) -> AsyncIterator[Database]:
+    """Yield the database at `url`, with at most `size` connections, and as many to its replica.
 
     Connections are opened when they are needed, so that the service starts, and says what is
     wrong, while PostgreSQL is down.
     """
-    pool = asyncpg.create_pool(
+    async with AsyncExitStack() as stack:
+        replica = None
+        if replica_url is not None:
+            replica = await stack.enter_async_context(
+                connect(replica_url, size, prepared_statements)
+            )
+        pool = await stack.enter_async_context(_pool(url, size, prepared_statements))
+        yield Database(pool, prepared_statements, replica)
+
+
+@asynccontextmanager
+async def _pool(
+    url: str, size: int, prepared_statements: bool
+) -> AsyncIterator["asyncpg.Pool[asyncpg.Record]"]:
+    pool: asyncpg.Pool[asyncpg.Record] = asyncpg.create_pool(
         url,
+        connect=_connect_to_any,
         min_size=0,
         max_size=size,
         timeout=CONNECT_SECONDS,
         command_timeout=STATEMENT_SECONDS,
         server_settings={"application_name": "referrals", "timezone": "UTC"},
+        statement_cache_size=PREPARED_STATEMENTS if prepared_statements else 0,
     )
     await pool
     try:
-        yield Database(pool)
+        yield pool
     finally:
         try:
             async with asyncio.timeout(STATEMENT_SECONDS):
                 await pool.close()
         except (TimeoutError, OSError, asyncpg.InterfaceError):
             pool.terminate()
+
+
+async def _connect_to_any(
+    dsn: str | None = None, **options: Any
+) -> "asyncpg.Connection[asyncpg.Record]":
+    """Return the first connection of the kind wanted to any of the hosts that the URL names.
+
+    They are asked at once: one that is gone does not refuse, and asyncpg alone would wait for it
+    before it asks the next.
+    """
+    urls = one_url_a_host(dsn or "")
+    if len(urls) == 1:
+        only: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(dsn, **options)
+        return only
+    attempts: list[asyncio.Task[asyncpg.Connection[asyncpg.Record]]] = [
+        asyncio.create_task(asyncpg.connect(each, **options)) for each in urls
+    ]
+    chosen = None
+    pending = set(attempts)
+    try:
+        while True:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            chosen = next((attempt for attempt in done if attempt.exception() is None), None)
+            if chosen is not None or not pending:
+                return (chosen or done.pop()).result()
+    finally:
+        for attempt in attempts:
+            if attempt is not chosen:
+                attempt.add_done_callback(_let_go)
+                attempt.cancel()
+
+
+def _let_go(attempt: "asyncio.Task[asyncpg.Connection[asyncpg.Record]]") -> None:
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().terminate()
