@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final, ParamSpec, Self, TypeVar
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
+from asyncpg.exceptions import TargetServerAttributeNotMatched
 
 from service.domain.errors import DatabaseUnavailable
 from service.metrics import REPLICA_READS
@@ -27,7 +29,7 @@ from service.repositories.referrals import ReferralRepository
 from service.repositories.sessions import SessionRepository
 from service.repositories.sign_ins import SignInRepository
 from service.repositories.users import UserRepository
-from service.settings import one_url_a_host
+from service.settings import is_of_standbys, one_url_a_host
 
 CONNECT_SECONDS: Final = 2.0
 STATEMENT_SECONDS: Final = 3.0
@@ -52,6 +54,9 @@ _WRITTEN: Final = "SELECT pg_current_wal_insert_lsn()::text"
 _HAS_REPLAYED: Final = """
     SELECT pg_is_in_recovery() AND pg_last_wal_replay_lsn() >= $1::text::pg_lsn
 """
+
+_PRIMARY: Final = "SELECT WHERE NOT pg_is_in_recovery()"
+_STANDBYS: Final = "SELECT WHERE pg_is_in_recovery()"
 
 # What an operation raises when its connection leads nowhere, or to a primary that was demoted:
 # then the other connections may do so too.
@@ -110,11 +115,11 @@ class Database:
     def __init__(
         self,
         pool: "asyncpg.Pool[asyncpg.Record]",
-        prepared_statements: bool,
         replica: "Database | None" = None,
+        wait_seconds: float = WAIT_FOR_CONNECTION_SECONDS,
     ) -> None:
         self._pool = pool
-        self._prepared_statements = prepared_statements
+        self._wait_seconds = wait_seconds
         self._replica = replica
         self._replica_rests_until = 0.0
 
@@ -127,7 +132,7 @@ class Database:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Repositories]:
         """Run each statement of the block by itself: for reads, which need no transaction."""
-        async with self._reading() as connection:
+        async with self._connection() as connection:
             yield Repositories.on(connection)
 
     async def listing(self, read: Callable[[Repositories], Awaitable[T]]) -> T:
@@ -141,7 +146,7 @@ class Database:
             try:
                 async with asyncio.timeout(REPLICA_SECONDS):
                     written = await self._written()
-                    async with self._replica._reading() as connection:  # noqa: SLF001
+                    async with self._replica._connection() as connection:  # noqa: SLF001
                         if await _has_replayed(connection, written):
                             found = await read(Repositories.on(connection))
                             REPLICA_READS.labels("read").inc()
@@ -156,7 +161,7 @@ class Database:
 
     async def _written(self) -> str:
         """Return how far the primary's log goes."""
-        async with self._reading() as connection:
+        async with self._connection() as connection:
             written: str = await connection.fetchval(_WRITTEN)
             return written
 
@@ -172,22 +177,11 @@ class Database:
         return {"in_use": size - idle, "idle": idle, "limit": self._pool.get_max_size()}
 
     @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[Connection]:
-        async with self._connection() as connection:
-            if self._prepared_statements:
-                yield connection
-            else:
-                # A statement without a name is parsed and run in two exchanges. A pooler may
-                # lead them to different servers, unless a transaction holds them together.
-                async with connection.transaction():
-                    yield connection
-
-    @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
         with _failures_told():
             async with AsyncExitStack() as stack:
                 try:
-                    acquired = self._pool.acquire(timeout=WAIT_FOR_CONNECTION_SECONDS)
+                    acquired = self._pool.acquire(timeout=self._wait_seconds)
                     connection = await stack.enter_async_context(acquired)
                 except asyncpg.PostgresError as error:  # whatever keeps one from connecting
                     raise DatabaseUnavailable from error
@@ -262,11 +256,11 @@ async def connect(
     async with AsyncExitStack() as stack:
         replica = None
         if replica_url is not None:
-            replica = await stack.enter_async_context(
-                connect(replica_url, size, prepared_statements)
-            )
+            copy = await stack.enter_async_context(_pool(replica_url, size, prepared_statements))
+            # So long it also takes to give up a connection that hangs.
+            replica = Database(copy, wait_seconds=REPLICA_SECONDS / 2)
         pool = await stack.enter_async_context(_pool(url, size, prepared_statements))
-        yield Database(pool, prepared_statements, replica)
+        yield Database(pool, replica)
 
 
 @asynccontextmanager
@@ -306,9 +300,7 @@ async def _connect_to_any(
     if len(urls) == 1:
         only: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(dsn, **options)
         return only
-    attempts: list[asyncio.Task[asyncpg.Connection[asyncpg.Record]]] = [
-        asyncio.create_task(asyncpg.connect(each, **options)) for each in urls
-    ]
+    attempts = [asyncio.create_task(_connect_if_wanted(each, **options)) for each in urls]
     chosen = None
     pending = set(attempts)
     try:
@@ -322,6 +314,26 @@ async def _connect_to_any(
             if attempt is not chosen:
                 attempt.add_done_callback(_let_go)
                 attempt.cancel()
+
+
+async def _connect_if_wanted(url: str, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
+    """Connect to the one host; raise TargetServerAttributeNotMatched if it is of another kind.
+
+    The server is asked what it is, because PgBouncer repeats what it was when it first spoke to
+    it.
+    """
+    wanted = _STANDBYS if is_of_standbys(url) else _PRIMARY
+    connection: asyncpg.Connection[asyncpg.Record]
+    connection = await asyncpg.connect(url, target_session_attrs=SessionAttribute.any, **options)
+    is_wanted = False
+    try:
+        is_wanted = await connection.execute(wanted) == "SELECT 1"
+    finally:
+        if not is_wanted:
+            connection.terminate()
+    if not is_wanted:
+        raise TargetServerAttributeNotMatched
+    return connection
 
 
 def _let_go(attempt: "asyncio.Task[asyncpg.Connection[asyncpg.Record]]") -> None:

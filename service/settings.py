@@ -31,6 +31,9 @@ EnrichmentProvider = Literal["hunter", "clearbit"]
 OnOff = Literal["on", "off"]
 HUNTER_URL: Final = "https://api.hunter.io"
 CLEARBIT_URL: Final = "https://person.clearbit.com"
+PRIMARY_KINDS: Final = ("read-write", "primary")
+STANDBY_KINDS: Final = ("standby", "read-only")
+"""What libpq calls them, in `target_session_attrs`."""
 SECONDS_OF = {"second": 1, "minute": 60, "hour": 3600}
 
 
@@ -278,10 +281,18 @@ class _DatabaseUrl(_Url):
             urls = [value]
         for url in urls:
             super()._deserialize(url, attr, data, **kwargs)
-        wanted = parse_qs(urlsplit(urls[0]).query).get("target_session_attrs", [""])
-        if len(urls) > 1 and wanted[-1] not in self._kinds:
+        if len(urls) > 1 and _kind_wanted(urls[0]) not in self._kinds:
             raise ValidationError(f"has several hosts: add target_session_attrs={self._kinds[0]}.")
         return str(value)
+
+
+def _kind_wanted(database_url: str) -> str:
+    return parse_qs(urlsplit(database_url).query).get("target_session_attrs", [""])[-1]
+
+
+def is_of_standbys(database_url: str) -> bool:
+    """Return whether a URL of several hosts is of the standbys, not of the primary."""
+    return _kind_wanted(database_url) in STANDBY_KINDS
 
 
 def one_url_a_host(database_url: str) -> list[str]:
@@ -458,9 +469,9 @@ class SettingsSchema(Schema):
     workers = _number(None, 1, 256, "WORKERS")
     public_url = _PublicUrl("http", "https", data_key="PUBLIC_URL", load_default=None)
     service_name = fields.String(data_key="SERVICE_NAME", load_default="referrals")
-    database_url = _DatabaseUrl("read-write", "primary", **_required("DATABASE_URL"))
+    database_url = _DatabaseUrl(*PRIMARY_KINDS, **_required("DATABASE_URL"))
     database_replica_url = _DatabaseUrl(
-        "standby", "read-only", data_key="DATABASE_REPLICA_URL", load_default=None
+        *STANDBY_KINDS, data_key="DATABASE_REPLICA_URL", load_default=None
     )
     database_pool_size = _number(10, 1, 1000, "DATABASE_POOL_SIZE")
     database_prepared_statements = _one_of(OnOff, "on", "DATABASE_PREPARED_STATEMENTS")
