@@ -11,6 +11,7 @@ from aiohttp import web
 
 from service import database
 from service.api import keys
+from service.api.health import close_when_stopping
 from service.api.mailbox import MAILBOX_ROUTES
 from service.api.middleware import around_every_request
 from service.api.openapi import build_openapi
@@ -57,6 +58,8 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
     """Return the application; what it holds open lives from its startup to its cleanup."""
     app = web.Application(middlewares=[around_every_request], client_max_size=LARGEST_BODY)
     app[keys.SETTINGS] = settings
+    app[keys.STOPPING] = asyncio.Event()
+    app.on_response_prepare.append(close_when_stopping)
     app[keys.RATE_LIMITS] = {
         REGISTER: settings.rate_limit_register,
         LOGIN: settings.rate_limit_login,

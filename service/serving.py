@@ -18,6 +18,7 @@ from typing import Any, Final, NoReturn
 from aiohttp import web
 from prometheus_client.multiprocess import mark_process_dead
 
+from service.api.keys import STOPPING
 from service.app import create_app, worker_alone
 from service.settings import Settings
 
@@ -51,7 +52,11 @@ def listen(host: str, port: int, workers: int) -> list[socket.socket]:
 
 
 def serve(settings: Settings, sockets: list[socket.socket], when_ready: Callable[[], None]) -> None:
-    """Serve on `sockets` until SIGTERM or SIGINT, then let requests under way end."""
+    """Serve on `sockets` until SIGTERM or SIGINT, then let requests under way end.
+
+    For `shutdown_delay` requests are still taken, and /health/ready tells that they will not be:
+    whatever stands in front has to hear of it first.
+    """
     if len(sockets) == 1:
         _run(_work(settings, sockets[0], None, when_ready))
     else:
@@ -119,7 +124,8 @@ class _Supervisor:
             listener.close()
         for pid in self._workers:
             os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + DRAIN_SECONDS + 1
+        delay = self._settings.shutdown_delay.total_seconds()
+        deadline = time.monotonic() + delay + DRAIN_SECONDS + 1
         while self._workers and time.monotonic() < deadline:
             for pid in self._reap():
                 del self._workers[pid]
@@ -145,8 +151,9 @@ async def _work(
         loop.add_signal_handler(signal.SIGINT, stop.set)
     else:
         loop.add_reader(parent_lives, stop.set)
+    app = create_app(settings)
     runner = web.AppRunner(
-        create_app(settings),
+        app,
         access_log=None,
         shutdown_timeout=DRAIN_SECONDS,
         auto_decompress=False,  # a compressed body is refused, not unpacked to see how large it is
@@ -158,6 +165,8 @@ async def _work(
         when_ready()
         await stop.wait()
         log.info("stopping")
+        app[STOPPING].set()
+        await asyncio.sleep(settings.shutdown_delay.total_seconds())
     finally:
         await runner.cleanup()
 

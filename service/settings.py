@@ -128,6 +128,7 @@ class Settings:
     host: str
     port: int
     workers: int
+    shutdown_delay: timedelta
     public_url: str
     service_name: str
     database_url: str = field(repr=False)
@@ -467,6 +468,7 @@ class SettingsSchema(Schema):
     host = fields.String(data_key="HOST", load_default="127.0.0.1")
     port = _number(8080, 1, 65535, "PORT")
     workers = _number(None, 1, 256, "WORKERS")
+    shutdown_delay = _number(0, 0, 300, "SHUTDOWN_DELAY_SECONDS")
     public_url = _PublicUrl("http", "https", data_key="PUBLIC_URL", load_default=None)
     service_name = fields.String(data_key="SERVICE_NAME", load_default="referrals")
     database_url = _DatabaseUrl(*PRIMARY_KINDS, **_required("DATABASE_URL"))
@@ -541,6 +543,7 @@ def read_settings(environ: Mapping[str, str], mailbox: Path | None = None) -> Se
         public_url=public_url,
         hashing_threads=values.pop("hashing_threads") or max(1, available_cores() // workers),
         hash_key=values.pop("hash_key")[0],
+        shutdown_delay=timedelta(seconds=values.pop("shutdown_delay")),
         access_token_ttl=timedelta(seconds=values.pop("access_token_ttl")),
         refresh_token_ttl=timedelta(seconds=values.pop("refresh_token_ttl")),
         argon2=Argon2(
