@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SERVICE := $(BIN)/python -m service
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench faults sabotage check format admin clean
+.PHONY: help run test bench faults sabotage nodes backups check format admin clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -49,6 +49,12 @@ $(VENV)/bench: $(VENV)/run tests/load/requirements.txt
 
 bench: $(VENV)/bench  ## how fast it is beside aiohttp alone: needs Linux and wrk, takes 20 minutes
 	$(BIN)/python -m tests.load $(BENCH)
+
+nodes: $(VENV)/test  ## several machines in network namespaces: failover, upgrade (2 minutes, root, SEED=…)
+	$(BIN)/python -m tests.faults.nodes $(if $(SEED),--seed $(SEED)) $(NODES)
+
+backups: $(VENV)/test  ## back PostgreSQL up, restore it to a point in time, see what the service makes of it
+	$(BIN)/python -m tests.faults.backups
 
 format: $(VENV)/test  ## format the code
 	$(BIN)/ruff format .

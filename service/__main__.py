@@ -26,6 +26,7 @@ from service.logs import set_up_logging
 from service.settings import (
     Settings,
     SettingsError,
+    read_database,
     read_database_url,
     read_environment,
     read_settings,
@@ -137,7 +138,7 @@ def _limit(text: str) -> int:
 
 def _serve(_: argparse.Namespace, environ: Environment) -> None:
     settings = read_settings(environ)
-    asyncio.run(_check_tables(settings.database_url))
+    asyncio.run(_check_tables(settings.database_url, settings.database_prepared_statements))
     with _listening(settings) as sockets:
         _serve_on(settings, sockets, lambda: None)
 
@@ -148,7 +149,7 @@ def _work(_: argparse.Namespace, environ: Environment) -> None:
         raise CommandError(
             "There is nothing to do: none of SMTP_URL, HUNTER_API_KEY, ENRICHMENT_API_KEY is set."
         )
-    asyncio.run(_check_tables(settings.database_url))
+    asyncio.run(_check_tables(settings.database_url, settings.database_prepared_statements))
     set_up_logging(settings.log_level, settings.log_format)
     from service import serving  # slow, and needless for the other commands
 
@@ -179,9 +180,9 @@ async def _with_jobs(environ: Environment, work: Callable[["Jobs"], Awaitable[No
     """Run `work` with the jobs of the database that the settings name."""
     from service.app import jobs_alone  # see _with_users
 
-    database_url = read_database_url({**_of_dev(), **environ})
-    await _check_tables(database_url)
-    async with jobs_alone(database_url) as jobs:
+    database = read_database({**_of_dev(), **environ})
+    await _check_tables(*database)
+    async with jobs_alone(*database) as jobs:
         await work(jobs)
 
 
@@ -333,9 +334,9 @@ async def _with_clients(
     """Run `work` with the OAuth clients of the database that the settings name."""
     from service.app import clients_alone  # see _with_users
 
-    database_url = read_database_url({**_of_dev(), **environ})
-    await _check_tables(database_url)
-    async with clients_alone(database_url) as clients:
+    database = read_database({**_of_dev(), **environ})
+    await _check_tables(*database)
+    async with clients_alone(*database) as clients:
         await work(clients)
 
 
@@ -344,7 +345,7 @@ async def _with_users(environ: Environment, work: Callable[["Users"], Awaitable[
     from service.app import users_alone  # slow, and needless for the other commands
 
     settings = _settings_beside_dev(environ)
-    await _check_tables(settings.database_url)
+    await _check_tables(settings.database_url, settings.database_prepared_statements)
     async with users_alone(settings) as users:
         await work(users)
 
@@ -359,10 +360,10 @@ def _apply_migrations(database_url: str) -> list[str]:
         raise CommandError(error) from error
 
 
-async def _check_tables(database_url: str) -> None:
+async def _check_tables(database_url: str, prepared_statements: bool) -> None:
     from service.database import connect  # slow, and needless for other commands
 
-    async with connect(database_url, 1) as database:
+    async with connect(database_url, 1, prepared_statements) as database:
         if not await database.has_tables():
             raise CommandError("The database has no tables yet: run `python -m service migrate`.")
 

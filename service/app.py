@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +12,7 @@ from aiohttp import web
 from service import database
 from service.access_log import AccessLog
 from service.api import keys
+from service.api.health import close_when_stopping
 from service.api.mailbox import MAILBOX_ROUTES
 from service.api.middleware import around_every_request
 from service.api.openapi import build_openapi
@@ -64,6 +65,8 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
     )
     app[keys.ACCESS_LOG] = access_log
     app[keys.SETTINGS] = settings
+    app[keys.STOPPING] = asyncio.Event()
+    app.on_response_prepare.append(close_when_stopping)
     app[keys.RATE_LIMITS] = {
         REGISTER: settings.rate_limit_register,
         LOGIN: settings.rate_limit_login,
@@ -92,7 +95,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
 async def users_alone(settings: Settings) -> AsyncIterator[Users]:
     """Yield the accounts for a command beside the service: what it changes, jobs make known."""
     async with AsyncExitStack() as stack:
-        postgresql = await stack.enter_async_context(database.connect(settings.database_url, 1))
+        postgresql = await stack.enter_async_context(_connect(settings, 1))
         redis = RedisServer(settings.redis_url)
         stack.push_async_callback(redis.close)
         hasher = PasswordHasher(settings.argon2, 1, 1)
@@ -103,16 +106,18 @@ async def users_alone(settings: Settings) -> AsyncIterator[Users]:
 
 
 @asynccontextmanager
-async def clients_alone(database_url: str) -> AsyncIterator[OAuthClients]:
+async def clients_alone(
+    database_url: str, prepared_statements: bool
+) -> AsyncIterator[OAuthClients]:
     """Yield the OAuth clients for a command beside the service."""
-    async with database.connect(database_url, 1) as postgresql:
+    async with database.connect(database_url, 1, prepared_statements) as postgresql:
         yield OAuthClients(postgresql, utc_now)
 
 
 @asynccontextmanager
-async def jobs_alone(database_url: str) -> AsyncIterator[Jobs]:
+async def jobs_alone(database_url: str, prepared_statements: bool) -> AsyncIterator[Jobs]:
     """Yield the jobs for a command beside the service."""
-    async with database.connect(database_url, 1) as postgresql:
+    async with database.connect(database_url, 1, prepared_statements) as postgresql:
         yield Jobs(postgresql, (), utc_now)
 
 
@@ -121,7 +126,7 @@ async def worker_alone(settings: Settings) -> AsyncIterator[Worker]:
     """Yield a worker that does jobs without serving requests."""
     async with AsyncExitStack() as stack:
         postgresql = await stack.enter_async_context(
-            database.connect(settings.database_url, settings.database_pool_size)
+            _connect(settings, settings.database_pool_size)
         )
         redis = RedisServer(settings.redis_url)
         stack.push_async_callback(redis.close)
@@ -129,6 +134,14 @@ async def worker_alone(settings: Settings) -> AsyncIterator[Worker]:
         verification = _verification(postgresql, Cache(redis, utc_now), http, settings, utc_now)
         enrichments = _enrichments(postgresql, http, settings, utc_now)
         yield _worker(postgresql, verification, enrichments, settings, utc_now)
+
+
+def _connect(
+    settings: Settings, size: int, replica_url: str | None = None
+) -> AbstractAsyncContextManager[Database]:
+    return database.connect(
+        settings.database_url, size, settings.database_prepared_statements, replica_url
+    )
 
 
 def _jobs(postgresql: Database, settings: Settings, clock: Clock) -> Jobs:
@@ -215,7 +228,7 @@ async def _open(
 ) -> None:
     """Open what the use cases need, and leave the closing to `stack`."""
     postgresql = await stack.enter_async_context(
-        database.connect(settings.database_url, settings.database_pool_size)
+        _connect(settings, settings.database_pool_size, settings.database_replica_url)
     )
     redis = RedisServer(settings.redis_url)
     stack.push_async_callback(redis.close)

@@ -23,13 +23,21 @@ CLOSE_SECONDS: Final = 3.0
 class Connections:
     """At most `limit` connections, opened when they are needed."""
 
-    def __init__(self, connect: "Callable[[], Awaitable[Connection]]", limit: int) -> None:
+    def __init__(
+        self,
+        connect: "Callable[[], Awaitable[Connection]]",
+        limit: int,
+        wait_seconds: float = WAIT_SECONDS,
+    ) -> None:
         self._connect = connect
+        self.wait_seconds = wait_seconds
         self.limit = limit
         self.size = 0
         """Those that are open or being opened."""
         self._idle: deque[Connection] = deque()
         self._in_use: set[Connection] = set()
+        self._expired: set[Connection] = set()
+        """Those in use that nobody is to get afterwards."""
         self._waiting: deque[Handed] = deque()
 
     @property
@@ -55,6 +63,8 @@ class Connections:
     def release(self, connection: "Connection", *, whole: bool) -> None:
         """Give it to the next one; unless `whole`, it was left amid something, and is of no use."""
         self._in_use.discard(connection)
+        whole = whole and connection not in self._expired
+        self._expired.discard(connection)
         if not whole or connection.is_closed() or connection.is_in_transaction():
             connection.terminate()
             self._make_room()
@@ -66,6 +76,13 @@ class Connections:
                 future.set_result(connection)
                 return
         self._idle.append(connection)
+
+    def expire(self) -> None:
+        """Let nobody get those that are open now: the server is gone, or writes no more."""
+        self._expired |= self._in_use
+        while self._idle:
+            self._idle.pop().terminate()
+            self.size -= 1
 
     async def close(self) -> None:
         """Close those that nobody uses, and end the others."""
@@ -79,7 +96,7 @@ class Connections:
         loop = asyncio.get_running_loop()
         future: Handed = loop.create_future()
         self._waiting.append(future)
-        timer = loop.call_later(WAIT_SECONDS, _give_up, future)
+        timer = loop.call_later(self.wait_seconds, _give_up, future)
         try:
             return await future
         except asyncio.CancelledError:

@@ -2,16 +2,26 @@
 
 import asyncio
 import functools
+import logging
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from dataclasses import dataclass
-from typing import Final, ParamSpec, Self, TypeVar
+from typing import Any, Final, ParamSpec, Self, TypeVar
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
+from asyncpg.exceptions import TargetServerAttributeNotMatched
 
-from service.connections import Connections
+from service.connections import WAIT_SECONDS, Connections
 from service.domain.errors import DatabaseUnavailable
+from service.metrics import REPLICA_READS
 from service.repositories.authorization_codes import AuthorizationCodeRepository
 from service.repositories.connection import Connection
 from service.repositories.enrichments import EnrichmentRepository
@@ -25,14 +35,46 @@ from service.repositories.referrals import ReferralRepository
 from service.repositories.sessions import SessionRepository
 from service.repositories.sign_ins import SignInRepository
 from service.repositories.users import UserRepository
+from service.settings import is_of_standbys, one_url_a_host
 
 CONNECT_SECONDS: Final = 2.0
 STATEMENT_SECONDS: Final = 3.0
 """Longer than the second after which PostgreSQL looks for a deadlock, which is then tried again."""
 TRIES: Final = 4
 _CUT_OFF: Final = (OSError, asyncpg.InterfaceError)  # TimeoutError is an OSError
+PREPARED_STATEMENTS: Final = 100
+"""How many each connection keeps: all that the service has."""
+REPLICA_SECONDS: Final = 0.5
+"""How long the replica may take for a list before the primary is asked."""
+REPLICA_RESTS_SECONDS: Final = 2.0
+"""How long the replica is left alone once it was away, or behind."""
+REPLAY_PAUSES: Final = (0.002, 0.005, 0.01, 0.0)
+"""Seconds between looks whether the replica has caught up: mostly it is a millisecond behind."""
+log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
+
+# The newest there is, flushed or not, so that it holds with synchronous_commit=off too.
+_WRITTEN: Final = "SELECT pg_current_wal_insert_lsn()::text"
+
+# False on a server that is no standby, or is one no longer.
+_HAS_REPLAYED: Final = """
+    SELECT pg_is_in_recovery() AND pg_last_wal_replay_lsn() >= $1::text::pg_lsn
+"""
+
+_PRIMARY: Final = "SELECT WHERE NOT pg_is_in_recovery()"
+_STANDBYS: Final = "SELECT WHERE pg_is_in_recovery()"
+
+# What an operation raises when its connection leads nowhere, or to a primary that was demoted:
+# then the other connections may do so too.
+_GONE: Final = (
+    OSError,  # TimeoutError is one: a machine that is gone does not say so
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InternalClientError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +124,10 @@ class TransactionConflict(Exception):
 class Database:
     """Connections to PostgreSQL. Raises DatabaseUnavailable where it cannot be reached in time."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Connections, replica: "Database | None" = None) -> None:
         self._connections = connections
+        self._replica = replica
+        self._replica_rests_until = 0.0
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Repositories]:
@@ -106,6 +150,36 @@ class Database:
         except DatabaseUnavailable:
             return True  # the service starts without PostgreSQL, and says what is wrong
         return found
+
+    async def listing(self, read: Callable[[Repositories], Awaitable[T]]) -> T:
+        """Return what `read` returns: it may be called twice, and with the replica's data.
+
+        These are as new as the primary's: the replica is asked only if it has what the primary
+        had written when the call began.
+        """
+        if self._replica is not None and time.monotonic() >= self._replica_rests_until:
+            result = "away"
+            try:
+                async with asyncio.timeout(REPLICA_SECONDS):
+                    written = await self._written()
+                    async with self._replica._connection() as connection:  # noqa: SLF001
+                        if await _has_replayed(connection, written):
+                            found = await read(Repositories.on(connection))
+                            REPLICA_READS.labels("read").inc()
+                            return found
+                        result = "behind"
+            except (DatabaseUnavailable, TransactionConflict, TimeoutError) as error:
+                log.warning("the replica is left alone: %r", error.__cause__ or error)
+            REPLICA_READS.labels(result).inc()
+            self._replica_rests_until = time.monotonic() + REPLICA_RESTS_SECONDS
+        async with self.reading() as repositories:
+            return await read(repositories)
+
+    async def _written(self) -> str:
+        """Return how far the primary's log goes."""
+        async with self._connection() as connection:
+            written: str = await connection.fetchval(_WRITTEN)
+            return written
 
     async def ping(self) -> None:
         """Raise DatabaseUnavailable unless PostgreSQL answers."""
@@ -132,6 +206,8 @@ class Database:
             except BaseException as error:
                 # Cancelled, timed out or cut off: a statement may still be under way.
                 whole = isinstance(error, Exception) and not isinstance(error, _CUT_OFF)
+                if isinstance(error, _GONE):
+                    self._connections.expire()
                 raise
             finally:
                 self._connections.release(connection, whole=whole)
@@ -145,6 +221,15 @@ def _silence_given_up(connection: Connection) -> Iterator[None]:
     except TimeoutError:
         connection.terminate()
         raise
+
+
+async def _has_replayed(replica: Connection, written: str) -> bool:
+    """Return whether the replica has all up to there, or gets it within some milliseconds."""
+    for pause in REPLAY_PAUSES:
+        if await replica.fetchval(_HAS_REPLAYED, written):
+            return True
+        await asyncio.sleep(pause)
+    return False
 
 
 @contextmanager
@@ -191,22 +276,84 @@ def retried(method: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
 
 
 @asynccontextmanager
-async def connect(url: str, size: int) -> AsyncIterator[Database]:
-    """Yield the database at `url`, with at most `size` connections.
+async def connect(
+    url: str, size: int, prepared_statements: bool = True, replica_url: str | None = None
+) -> AsyncIterator[Database]:
+    """Yield the database at `url`, with at most `size` connections, and as many to its replica.
 
     Connections are opened when they are needed, so that the service starts, and says what is
     wrong, while PostgreSQL is down.
     """
-    connections = Connections(
-        lambda: asyncpg.connect(
-            url,
-            timeout=CONNECT_SECONDS,
-            command_timeout=STATEMENT_SECONDS,
-            server_settings={"application_name": "referrals", "timezone": "UTC"},
-        ),
-        size,
-    )
+    async with AsyncExitStack() as stack:
+
+        def open_connections(of: str, wait_seconds: float = WAIT_SECONDS) -> Connections:
+            connections = Connections(
+                lambda: _connect_to_any(
+                    of,
+                    timeout=CONNECT_SECONDS,
+                    command_timeout=STATEMENT_SECONDS,
+                    server_settings={"application_name": "referrals", "timezone": "UTC"},
+                    statement_cache_size=PREPARED_STATEMENTS if prepared_statements else 0,
+                ),
+                size,
+                wait_seconds,
+            )
+            stack.push_async_callback(connections.close)
+            return connections
+
+        replica = None
+        if replica_url is not None:
+            # So long it also takes to give up a connection that hangs.
+            replica = Database(open_connections(replica_url, REPLICA_SECONDS / 2))
+        yield Database(open_connections(url), replica)
+
+
+async def _connect_to_any(url: str, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
+    """Return the first connection of the kind wanted to any of the hosts that the URL names.
+
+    They are asked at once: one that is gone does not refuse, and asyncpg alone would wait for it
+    before it asks the next.
+    """
+    urls = one_url_a_host(url)
+    if len(urls) == 1:
+        only: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(url, **options)
+        return only
+    attempts = [asyncio.create_task(_connect_if_wanted(each, **options)) for each in urls]
+    chosen = None
+    pending = set(attempts)
     try:
-        yield Database(connections)
+        while True:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            chosen = next((attempt for attempt in done if attempt.exception() is None), None)
+            if chosen is not None or not pending:
+                return (chosen or done.pop()).result()
     finally:
-        await connections.close()
+        for attempt in attempts:
+            if attempt is not chosen:
+                attempt.add_done_callback(_let_go)
+                attempt.cancel()
+
+
+async def _connect_if_wanted(url: str, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
+    """Connect to the one host; raise TargetServerAttributeNotMatched if it is of another kind.
+
+    The server is asked what it is, because PgBouncer repeats what it was when it first spoke to
+    it.
+    """
+    wanted = _STANDBYS if is_of_standbys(url) else _PRIMARY
+    connection: asyncpg.Connection[asyncpg.Record]
+    connection = await asyncpg.connect(url, target_session_attrs=SessionAttribute.any, **options)
+    is_wanted = False
+    try:
+        is_wanted = await connection.execute(wanted) == "SELECT 1"
+    finally:
+        if not is_wanted:
+            connection.terminate()
+    if not is_wanted:
+        raise TargetServerAttributeNotMatched
+    return connection
+
+
+def _let_go(attempt: "asyncio.Task[asyncpg.Connection[asyncpg.Record]]") -> None:
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().terminate()

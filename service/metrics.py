@@ -35,6 +35,11 @@ DATABASE_CONNECTIONS: Final = Gauge(
     ["state"],
     multiprocess_mode="livesum",
 )
+REPLICA_READS: Final = Counter(
+    "replica_reads",
+    "Lists wanted of the replica: read there, or it was behind, or away.",
+    ["result"],
+)
 HASHES_PENDING: Final = Gauge(
     "password_hashes_pending",
     "Password hashes that wait or run.",

@@ -15,6 +15,8 @@ from yoyo.connections import parse_uri
 from yoyo.exceptions import LockTimeout
 from yoyo.migrations import default_migration_table
 
+from service.settings import one_url_a_host
+
 FOLDER: Final = Path(__file__).parent.parent / "sql" / "migrations"
 LONGEST_WAIT: Final = timedelta(minutes=5)
 _POLL_SECONDS: Final = 0.2
@@ -80,12 +82,9 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no t
 
 def apply_migrations(database_url: str) -> list[str]:
     """Apply what is not applied yet; return the names. Raises MigrationError."""
-    _, _, rest = database_url.partition("://")
-    url = parse_uri(f"postgresql+psycopg://{rest}")
-    url = url._replace(args={**url.args, "application_name": _OURS})
     migrations = read_migrations(str(FOLDER))
     try:
-        with _Backend(url, default_migration_table) as backend:
+        with _Backend(_yoyo_url(database_url), default_migration_table) as backend:
             backend.init_database()
             with backend.lock():
                 pending = backend.to_apply(migrations)
@@ -97,6 +96,21 @@ def apply_migrations(database_url: str) -> list[str]:
         raise MigrationError(f"PostgreSQL cannot be reached: {_first_line(error)}") from error
     except psycopg.Error as error:
         raise MigrationError(f"A migration failed: {_first_line(error)}") from error
+
+
+def _yoyo_url(database_url: str) -> Any:
+    """Return the URL as yoyo has it; several hosts stand together, as libpq takes them."""
+    urls = [
+        parse_uri(f"postgresql+psycopg://{url.partition('://')[2]}")
+        for url in one_url_a_host(database_url)
+    ]
+    url = urls[0]._replace(args={**urls[0].args, "application_name": _OURS})
+    if len(urls) == 1:
+        return url
+    return url._replace(
+        hostname=",".join(each.hostname for each in urls),
+        port=",".join(str(each.port or "") for each in urls),
+    )
 
 
 def _first_line(error: Any) -> str:

@@ -20,6 +20,7 @@ from typing import Any, Final, NoReturn
 from aiohttp import web
 from prometheus_client.multiprocess import mark_process_dead
 
+from service.api.keys import STOPPING
 from service.app import FINISH_SECONDS, create_app, worker_alone
 from service.settings import Settings
 
@@ -67,7 +68,11 @@ def listen(host: str, port: int, workers: int) -> list[socket.socket]:
 
 
 def serve(settings: Settings, sockets: list[socket.socket], when_ready: Callable[[], None]) -> None:
-    """Serve on `sockets` until SIGTERM or SIGINT, then let requests under way end."""
+    """Serve on `sockets` until SIGTERM or SIGINT, then let requests under way end.
+
+    For `shutdown_delay` requests are still taken, and /health/ready tells that they will not be:
+    whatever stands in front has to hear of it first.
+    """
     if len(sockets) == 1:
         _run(_work(settings, sockets[0], None, when_ready))
     else:
@@ -135,7 +140,9 @@ class _Supervisor:
             listener.close()
         for pid in self._workers:
             os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + GOODBYE_SECONDS + DRAIN_SECONDS + FINISH_SECONDS + 1
+        delay = self._settings.shutdown_delay.total_seconds()
+        ending = GOODBYE_SECONDS + DRAIN_SECONDS + FINISH_SECONDS
+        deadline = time.monotonic() + delay + ending + 1
         while self._workers and time.monotonic() < deadline:
             for pid in self._reap():
                 del self._workers[pid]
@@ -189,6 +196,8 @@ async def _work(
         when_ready()
         await stop.wait()
         log.info("stopping")
+        app[STOPPING].set()
+        await asyncio.sleep(settings.shutdown_delay.total_seconds())
         await site.stop()
         await _take_those_who_wait(runner, listener)
         deadline = loop.time() + GOODBYE_SECONDS

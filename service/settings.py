@@ -13,7 +13,7 @@ from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from dotenv import dotenv_values
 from jwt.exceptions import PyJWTError
@@ -31,6 +31,9 @@ EnrichmentProvider = Literal["hunter", "clearbit"]
 OnOff = Literal["on", "off"]
 HUNTER_URL: Final = "https://api.hunter.io"
 CLEARBIT_URL: Final = "https://person.clearbit.com"
+PRIMARY_KINDS: Final = ("read-write", "primary")
+STANDBY_KINDS: Final = ("standby", "read-only")
+"""What libpq calls them, in `target_session_attrs`."""
 SECONDS_OF = {"second": 1, "minute": 60, "hour": 3600}
 
 
@@ -125,10 +128,13 @@ class Settings:
     host: str
     port: int
     workers: int
+    shutdown_delay: timedelta
     public_url: str
     service_name: str
     database_url: str = field(repr=False)
+    database_replica_url: str | None = field(repr=False)
     database_pool_size: int
+    database_prepared_statements: bool
     redis_url: str = field(repr=False)
     log_level: LogLevel
     log_format: LogFormat
@@ -257,6 +263,46 @@ class _Url(fields.String):
             and value[len(parts.scheme) :].startswith("://")
             and has_host
         )
+
+
+class _DatabaseUrl(_Url):
+    """A URL of PostgreSQL, which may name several hosts between commas: then also the kind wanted.
+
+    Without that kind a connection would be to any of them, and writes would go to a standby.
+    """
+
+    def __init__(self, *kinds: str, **kwargs: Any) -> None:
+        super().__init__("postgresql", "postgres", **kwargs)
+        self._kinds = kinds
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
+        try:
+            urls = one_url_a_host(value)
+        except ValueError:  # a bracket without its other one
+            urls = [value]
+        for url in urls:
+            super()._deserialize(url, attr, data, **kwargs)
+        if len(urls) > 1 and _kind_wanted(urls[0]) not in self._kinds:
+            raise ValidationError(f"has several hosts: add target_session_attrs={self._kinds[0]}.")
+        return str(value)
+
+
+def _kind_wanted(database_url: str) -> str:
+    return parse_qs(urlsplit(database_url).query).get("target_session_attrs", [""])[-1]
+
+
+def is_of_standbys(database_url: str) -> bool:
+    """Return whether a URL of several hosts is of the standbys, not of the primary."""
+    return _kind_wanted(database_url) in STANDBY_KINDS
+
+
+def one_url_a_host(database_url: str) -> list[str]:
+    """Return the URL with each of the hosts that it names between commas."""
+    parts = urlsplit(database_url)
+    user, at, hosts = parts.netloc.rpartition("@")
+    if "," not in hosts:
+        return [database_url]  # untouched: putting it together again would change some
+    return [parts._replace(netloc=f"{user}{at}{host}").geturl() for host in hosts.split(",")]
 
 
 class _SmtpUrl(_Url):
@@ -434,10 +480,15 @@ class SettingsSchema(Schema):
     host = fields.String(data_key="HOST", load_default="127.0.0.1")
     port = _number(8080, 1, 65535, "PORT")
     workers = _number(None, 1, 256, "WORKERS")
+    shutdown_delay = _number(0, 0, 300, "SHUTDOWN_DELAY_SECONDS")
     public_url = _PublicUrl("http", "https", data_key="PUBLIC_URL", load_default=None)
     service_name = fields.String(data_key="SERVICE_NAME", load_default="referrals")
-    database_url = _Url("postgresql", "postgres", **_required("DATABASE_URL"))
+    database_url = _DatabaseUrl(*PRIMARY_KINDS, **_required("DATABASE_URL"))
+    database_replica_url = _DatabaseUrl(
+        *STANDBY_KINDS, data_key="DATABASE_REPLICA_URL", load_default=None
+    )
     database_pool_size = _number(10, 1, 1000, "DATABASE_POOL_SIZE")
+    database_prepared_statements = _one_of(OnOff, "on", "DATABASE_PREPARED_STATEMENTS")
     redis_url = _Url("redis", "rediss", "unix", **_required("REDIS_URL"))
     log_level = _one_of(LogLevel, "info", "LOG_LEVEL")
     log_format = _one_of(LogFormat, "auto", "LOG_FORMAT")
@@ -521,6 +572,7 @@ def read_settings(environ: Mapping[str, str], mailbox: Path | None = None) -> Se
         public_url=public_url,
         hashing_threads=values.pop("hashing_threads") or max(1, available_cores() // workers),
         hash_key=values.pop("hash_key")[0],
+        shutdown_delay=timedelta(seconds=values.pop("shutdown_delay")),
         access_token_ttl=timedelta(seconds=values.pop("access_token_ttl")),
         refresh_token_ttl=timedelta(seconds=values.pop("refresh_token_ttl")),
         argon2=Argon2(
@@ -528,6 +580,7 @@ def read_settings(environ: Mapping[str, str], mailbox: Path | None = None) -> Se
             passes=values.pop("argon2_passes"),
             lanes=values.pop("argon2_lanes"),
         ),
+        database_prepared_statements=values.pop("database_prepared_statements") == "on",
         serve_jobs=values.pop("serve_jobs") == "on",
         hunter=_read_hunter(values),
         enrichment=_read_enrichment(values),
@@ -566,6 +619,12 @@ def read_database_url(environ: Mapping[str, str]) -> str:
     """Return DATABASE_URL, which is all that a migration needs; raise SettingsError."""
     url: str = _load(environ, "database_url")["database_url"]
     return url
+
+
+def read_database(environ: Mapping[str, str]) -> tuple[str, bool]:
+    """Return DATABASE_URL, and whether statements may be prepared; raise SettingsError."""
+    values = _load(environ, "database_url", "database_prepared_statements")
+    return values["database_url"], values["database_prepared_statements"] == "on"
 
 
 def read_signing_keys(environ: Mapping[str, str]) -> tuple[SigningKeys, timedelta]:

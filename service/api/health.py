@@ -7,11 +7,11 @@ from aiohttp import web
 from aiohttp_apispec import docs
 
 from service.api.answers import to_json
-from service.api.keys import CONTEXT, DATABASE, HASHER, JOBS, REDIS
+from service.api.keys import CONTEXT, DATABASE, HASHER, JOBS, REDIS, STOPPING
 from service.api.openapi import refuses
 from service.api.problems import problem, problem_type_of
 from service.domain.clock import utc_now
-from service.domain.errors import DatabaseUnavailable
+from service.domain.errors import DatabaseUnavailable, Unavailable
 from service.domain.jobs import JobKind
 from service.metrics import (
     CONTENT_TYPE,
@@ -40,11 +40,16 @@ async def live(request: web.Request) -> web.Response:
 @docs(
     tags=["Operating"],
     summary="Can the process answer?",
-    description="Without PostgreSQL it cannot; without Redis it can, from PostgreSQL.",
+    description=(
+        "Without PostgreSQL it cannot, and not once it is told to end; "
+        "without Redis it can, from PostgreSQL."
+    ),
     responses={200: {"description": "It can; `checks` says with what.", "content": _JSON}},
 )
-@refuses(DatabaseUnavailable)
+@refuses(DatabaseUnavailable, Unavailable)
 async def ready(request: web.Request) -> web.Response:
+    if request.app[STOPPING].is_set():
+        raise Unavailable("The process is about to end.")
     checks = {"postgresql": "ok", "redis": "down" if request.app[REDIS].away else "ok"}
     try:
         await request.app[DATABASE].ping()
@@ -88,6 +93,13 @@ async def _measure_jobs(jobs: Jobs) -> None:
         JOBS_PENDING.labels(kind).set(backlog.pending if backlog else 0)
         JOBS_PARKED.labels(kind).set(backlog.parked if backlog else 0)
         JOBS_OLDEST_SECONDS.labels(kind).set((now - oldest).total_seconds() if oldest else 0)
+
+
+async def close_when_stopping(request: web.Request, response: web.StreamResponse) -> None:
+    """Have the client of an ending process open its next connection to another."""
+    if request.app[STOPPING].is_set():
+        response.force_close()
+        response.headers["Connection"] = "close"
 
 
 def _status(document: dict[str, object]) -> web.Response:

@@ -1,5 +1,6 @@
 """What handlers find on the application and on the request, by typed key."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,6 +28,8 @@ from service.use_cases.users import Users
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)
 DATABASE: Final = web.AppKey("DATABASE", Database)
 REDIS: Final = web.AppKey("REDIS", RedisServer)
+STOPPING: Final = web.AppKey("STOPPING", asyncio.Event)
+"""Set when the process is told to end, while it still answers."""
 JOBS: Final = web.AppKey("JOBS", Jobs)
 HASHER: Final = web.AppKey("HASHER", PasswordHasher)
 RATE_LIMITER: Final = web.AppKey("RATE_LIMITER", RateLimiter)

@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from service.database import Database
+from service.database import Database, Repositories
 from service.domain.errors import NotAllowed, UserNotFound
 from service.domain.pages import Cursor, Page
 from service.domain.referrals import Referral
@@ -28,7 +28,8 @@ class Referrals:
         None); anyone else gets NotAllowed, whether there is such a referrer or not.
         `referrer_id` None is an id that nobody can have. Who may see all gets UserNotFound.
         """
-        async with self._database.reading() as repositories:
+
+        async def read(repositories: Repositories) -> list[Referral]:
             if caller_id is None or referrer_id != caller_id:
                 caller = caller_id and await repositories.users.find(caller_id)
                 if caller_id and (not caller or caller.role is not Role.ADMIN):
@@ -36,7 +37,9 @@ class Referrals:
                 if referrer_id is None or await repositories.users.find(referrer_id) is None:
                     raise UserNotFound
             assert referrer_id is not None
-            referrals = await repositories.referrals.newest_of(referrer_id, limit + 1, behind)
+            return await repositories.referrals.newest_of(referrer_id, limit + 1, behind)
+
+        referrals = await self._database.listing(read)
         return Page.of(
             referrals, limit, lambda referral: Cursor(referral.registered_at, referral.user_id)
         )

@@ -238,10 +238,10 @@ class Sessions:
 
     async def page(self, user_id: UUID, limit: int, behind: Cursor | None) -> Page[Session]:
         """Return a page of the user's open sessions, newest first."""
-        async with self._database.reading() as repositories:
-            sessions = await repositories.sessions.newest_open(
-                user_id, self._clock(), limit + 1, behind
-            )
+        now = self._clock()
+        sessions = await self._database.listing(
+            lambda repositories: repositories.sessions.newest_open(user_id, now, limit + 1, behind)
+        )
         return Page.of(
             sessions, limit, lambda session: Cursor(session.created_at, session.session_id)
         )

@@ -183,8 +183,9 @@ class Users:
 
     async def page(self, limit: int, behind: Cursor | None) -> Page[User]:
         """Return a page of all accounts, newest first."""
-        async with self._database.reading() as repositories:
-            users = await repositories.users.newest(limit + 1, behind)
+        users = await self._database.listing(
+            lambda repositories: repositories.users.newest(limit + 1, behind)
+        )
         return Page.of(users, limit, lambda user: Cursor(user.created_at, user.user_id))
 
     async def find_by_email(self, email: str) -> Page[User]:

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from service import connections as module
 from service.connections import Connections
 from service.database import Database
 from service.domain.errors import DatabaseUnavailable
@@ -60,8 +59,8 @@ async def test_whoever_waits_longest_is_first(opened: Connections) -> None:
     assert opened.size == 2
 
 
-async def test_nobody_waits_for_ever(opened: Connections, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WAIT_SECONDS", 0.05)
+async def test_nobody_waits_for_ever(opened: Connections) -> None:
+    opened.wait_seconds = 0.05
     held = [await opened.acquire(), await opened.acquire()]
     started = time.perf_counter()
     with pytest.raises(TimeoutError):
@@ -148,3 +147,19 @@ async def test_a_statement_that_was_cut_off_is_not_read_by_the_next_one(
     assert transactions.connections["in_use"] == 0
     async with transactions._connection() as connection:
         assert await connection.fetchval("SELECT 7") == 7
+
+
+async def test_after_a_server_is_gone_nobody_gets_a_connection_from_before(
+    opened: Connections,
+) -> None:
+    idle, in_use = await opened.acquire(), await opened.acquire()
+    opened.release(idle, whole=True)
+    opened.expire()
+    assert idle.is_closed()
+    assert not in_use.is_closed()
+    opened.release(in_use, whole=True)
+    assert in_use.is_closed()
+    assert (opened.size, opened.idle) == (0, 0)
+    fresh = await opened.acquire()
+    opened.release(fresh, whole=True)
+    assert (opened.size, opened.idle) == (1, 1)

@@ -277,6 +277,9 @@ def test_what_is_no_network_is_refused(text: str) -> None:
         ("DATABASE_URL", "postgresql://u@localhost:5432/db?sslmode=require"),
         ("DATABASE_URL", "postgres://localhost"),
         ("DATABASE_URL", "postgresql:///db?host=/var/run/postgresql"),
+        ("DATABASE_URL", "postgresql://u:p@a:1,b,[::1]:3/db?target_session_attrs=read-write"),
+        ("DATABASE_URL", "postgresql://a,b/db?target_session_attrs=primary"),
+        ("DATABASE_REPLICA_URL", "postgresql://a,b/db?target_session_attrs=standby"),
         ("REDIS_URL", "redis://:secret@localhost:6379/0"),
         ("REDIS_URL", "rediss://localhost"),
         ("REDIS_URL", "unix:///run/valkey.sock"),
@@ -292,6 +295,11 @@ def test_a_url_is_taken_as_it_is(variable: str, value: str) -> None:
     ("variable", "value"),
     [
         pytest.param("DATABASE_URL", "postgresql:db", id="no slashes"),
+        pytest.param(
+            "DATABASE_URL",
+            "postgresql://a:1,b:port/db?target_session_attrs=read-write",
+            id="a word for the second port",
+        ),
         pytest.param("DATABASE_URL", "postgresql", id="a word"),
         pytest.param("DATABASE_URL", "postgresql://localhost:port/db", id="a word for a port"),
         pytest.param("REDIS_URL", "redis://localhost:65536", id="a port too high"),
@@ -303,6 +311,23 @@ def test_a_url_is_taken_as_it_is(variable: str, value: str) -> None:
 def test_what_is_no_url_of_its_kind_is_refused(variable: str, value: str) -> None:
     [line] = faults({**GIVEN, variable: value})
     assert line.startswith(f"{variable} must be a URL ")
+
+
+@pytest.mark.parametrize(
+    ("variable", "query", "wanted"),
+    [
+        ("DATABASE_URL", "", "read-write"),
+        ("DATABASE_URL", "?target_session_attrs=any", "read-write"),
+        ("DATABASE_URL", "?target_session_attrs=standby", "read-write"),
+        ("DATABASE_REPLICA_URL", "?target_session_attrs=read-write", "standby"),
+    ],
+)
+def test_of_several_hosts_the_kind_wanted_has_to_be_named(
+    variable: str, query: str, wanted: str
+) -> None:
+    assert faults({**GIVEN, variable: f"postgresql://u:hunter2@a,b/db{query}"}) == [
+        f"{variable} has several hosts: add target_session_attrs={wanted}."
+    ]
 
 
 @pytest.mark.parametrize(
