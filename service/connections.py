@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Handed: TypeAlias = asyncio.Future[Connection | None]
 
 WAIT_SECONDS: Final = 1.0
-"""How long a request may wait for a connection."""
+"""How long a request may wait for a connection, or for its opening."""
 CLOSE_SECONDS: Final = 3.0
 
 
@@ -46,6 +46,7 @@ class Connections:
 
     async def acquire(self) -> "Connection":
         """Return a connection for this caller alone; raise TimeoutError, or why there is none."""
+        until = asyncio.get_running_loop().time() + self.wait_seconds
         while self._idle:
             connection = self._idle.pop()
             if not connection.is_closed():
@@ -58,7 +59,7 @@ class Connections:
                 return handed
         else:
             self.size += 1
-        return await self._open()
+        return await self._open(until)
 
     def release(self, connection: "Connection", *, whole: bool) -> None:
         """Give it to the next one; unless `whole`, it was left amid something, and is of no use."""
@@ -111,9 +112,10 @@ class Connections:
         finally:
             timer.cancel()
 
-    async def _open(self) -> "Connection":
+    async def _open(self, until: float) -> "Connection":
         try:
-            connection = await self._connect()
+            async with asyncio.timeout_at(until):
+                connection = await self._connect()
         except BaseException:
             self._make_room()
             raise

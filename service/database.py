@@ -54,8 +54,9 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# The newest there is, flushed or not, so that it holds with synchronous_commit=off too.
-_WRITTEN: Final = "SELECT pg_current_wal_insert_lsn()::text"
+# A commit is answered when it is flushed (unless synchronous_commit is off). What is written behind
+# that is no commit: hint bits say, which nobody flushes for a while.
+_WRITTEN: Final = "SELECT pg_current_wal_flush_lsn()::text"
 
 # False on a server that is no standby, or is one no longer.
 _HAS_REPLAYED: Final = """

@@ -74,7 +74,7 @@ async def caught_up(pair: list[PostgreSQL]) -> None:
     async with asyncio.timeout(10):
         while not await standby.fetchval(
             "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn",
-            await primary.fetchval("SELECT pg_current_wal_lsn()::text"),
+            await primary.fetchval("SELECT pg_current_wal_flush_lsn()::text"),
         ):
             await asyncio.sleep(0.01)
     await primary.close()
