@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SERVICE := $(BIN)/python -m service
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench format admin clean
+.PHONY: help run test bench faults sabotage check format admin clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -26,6 +26,12 @@ run: $(VENV)/run  ## serve on http://localhost:8080, with PostgreSQL and Valkey 
 
 test: $(VENV)/test  ## run the tests
 	$(BIN)/python -m pytest $(TESTS)
+
+faults: $(VENV)/test  ## kill, hang and cut everything under load, and check what clients saw (6 minutes, SEED=…)
+	$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(FAULTS)
+
+sabotage: $(VENV)/test  ## break the service on purpose, and see that make faults would see it (5 minutes)
+	$(BIN)/python -m tests.faults --sabotage --seconds 5 $(if $(SEED),--seed $(SEED)) $(FAULTS)
 
 check: $(VENV)/test  ## everything that has to hold: format, lint, types, imports, tests, coverage
 	$(BIN)/ruff format --check .

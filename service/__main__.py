@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     jobs = commands.add_parser("jobs", help="see and retry jobs").add_subparsers(required=True)
     list_jobs = jobs.add_parser("list", help="list the newest jobs that are not done")
     list_jobs.add_argument("--parked", action="store_true", help="only those that were given up")
-    list_jobs.add_argument("--limit", type=int, default=100, metavar="N")
+    list_jobs.add_argument("--limit", type=_limit, default=100, metavar="N")
     list_jobs.set_defaults(run=_list_jobs)
     retry = jobs.add_parser("retry", help="try parked jobs again")
     which = retry.add_mutually_exclusive_group(required=True)
@@ -128,9 +128,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _limit(text: str) -> int:
+    limit = int(text)
+    if not 1 <= limit <= 1_000_000:
+        raise argparse.ArgumentTypeError("must lie between 1 and 1000000")
+    return limit
+
+
 def _serve(_: argparse.Namespace, environ: Environment) -> None:
     settings = read_settings(environ)
-    asyncio.run(_check_tables(settings))
+    asyncio.run(_check_tables(settings.database_url))
     with _listening(settings) as sockets:
         _serve_on(settings, sockets, lambda: None)
 
@@ -141,7 +148,7 @@ def _work(_: argparse.Namespace, environ: Environment) -> None:
         raise CommandError(
             "There is nothing to do: none of SMTP_URL, HUNTER_API_KEY, ENRICHMENT_API_KEY is set."
         )
-    asyncio.run(_check_tables(settings))
+    asyncio.run(_check_tables(settings.database_url))
     set_up_logging(settings.log_level, settings.log_format)
     from service import serving  # slow, and needless for the other commands
 
@@ -172,7 +179,9 @@ async def _with_jobs(environ: Environment, work: Callable[["Jobs"], Awaitable[No
     """Run `work` with the jobs of the database that the settings name."""
     from service.app import jobs_alone  # see _with_users
 
-    async with jobs_alone(read_database_url({**_of_dev(), **environ})) as jobs:
+    database_url = read_database_url({**_of_dev(), **environ})
+    await _check_tables(database_url)
+    async with jobs_alone(database_url) as jobs:
         await work(jobs)
 
 
@@ -324,7 +333,9 @@ async def _with_clients(
     """Run `work` with the OAuth clients of the database that the settings name."""
     from service.app import clients_alone  # see _with_users
 
-    async with clients_alone(read_database_url({**_of_dev(), **environ})) as clients:
+    database_url = read_database_url({**_of_dev(), **environ})
+    await _check_tables(database_url)
+    async with clients_alone(database_url) as clients:
         await work(clients)
 
 
@@ -333,7 +344,7 @@ async def _with_users(environ: Environment, work: Callable[["Users"], Awaitable[
     from service.app import users_alone  # slow, and needless for the other commands
 
     settings = _settings_beside_dev(environ)
-    await _check_tables(settings)
+    await _check_tables(settings.database_url)
     async with users_alone(settings) as users:
         await work(users)
 
@@ -348,10 +359,10 @@ def _apply_migrations(database_url: str) -> list[str]:
         raise CommandError(error) from error
 
 
-async def _check_tables(settings: Settings) -> None:
+async def _check_tables(database_url: str) -> None:
     from service.database import connect  # slow, and needless for other commands
 
-    async with connect(settings.database_url, 1) as database:
+    async with connect(database_url, 1) as database:
         if not await database.has_tables():
             raise CommandError("The database has no tables yet: run `python -m service migrate`.")
 

@@ -52,6 +52,7 @@ from service.use_cases.sessions import Sessions
 from service.use_cases.users import Users
 
 FINISH_SECONDS: Final = 3.0
+"""How long jobs under way may take once the process is told to end."""
 log = logging.getLogger(__name__)
 
 

@@ -28,6 +28,7 @@ from service.repositories.users import UserRepository
 
 CONNECT_SECONDS: Final = 2.0
 STATEMENT_SECONDS: Final = 3.0
+"""Longer than the second after which PostgreSQL looks for a deadlock, which is then tried again."""
 TRIES: Final = 4
 _CUT_OFF: Final = (OSError, asyncpg.InterfaceError)  # TimeoutError is an OSError
 P = ParamSpec("P")
@@ -88,7 +89,8 @@ class Database:
     async def transaction(self) -> AsyncIterator[Repositories]:
         """Commit when the block ends; roll back when it raises."""
         async with self._connection() as connection, connection.transaction():
-            yield Repositories.on(connection)
+            with _silence_given_up(connection):  # or the rollback would wait for it too
+                yield Repositories.on(connection)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Repositories]:
@@ -133,6 +135,16 @@ class Database:
                 raise
             finally:
                 self._connections.release(connection, whole=whole)
+
+
+@contextmanager
+def _silence_given_up(connection: Connection) -> Iterator[None]:
+    """Give up a connection on which a statement took too long; asyncpg cancels the statement."""
+    try:
+        yield
+    except TimeoutError:
+        connection.terminate()
+        raise
 
 
 @contextmanager

@@ -18,6 +18,8 @@ from service.redis_connection import RedisAway, pack
 from service.settings import RateLimit
 
 MOST_LOCAL_WINDOWS: Final = 100_000
+KNOWN_SECONDS: Final = 30 * 24 * 3600
+"""How long an address counts as one that an account is signed in to from."""
 Subjects = tuple[tuple[str, str], ...]
 """What is counted: names of limits, and whom each is about."""
 
@@ -93,6 +95,21 @@ class RateLimiter:
         """
         return Counting(self, limit, subjects)
 
+    async def knows(self, account: str, address: str) -> bool:
+        """Whether somebody has signed in to the account from there; no while Redis is away."""
+        try:
+            redis = await self.server.connect()
+            [found] = await redis.call(("EXISTS", _place(account, address)))
+        except RedisAway:
+            return False
+        return bool(found)
+
+    async def remember(self, account: str, address: str) -> None:
+        """Note that somebody has signed in to the account from there."""
+        with suppress(RedisAway):
+            redis = await self.server.connect()
+            await redis.call(("SET", _place(account, address), 1, "EX", KNOWN_SECONDS))
+
     def count_here(self, limit: RateLimit, subjects: Subjects) -> list[Window]:
         """Count one request in the memory of the process."""
         windows = []
@@ -120,6 +137,10 @@ def _count_commands(subjects: Subjects) -> bytes:
 
 def _key(name: str, subject: str) -> str:
     return f"limit:{name}:{subject}"
+
+
+def _place(account: str, address: str) -> str:
+    return f"signed-in:{account}:{address}"
 
 
 def _seconds(milliseconds: int) -> int:

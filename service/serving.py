@@ -14,16 +14,26 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Final, NoReturn
 
 from aiohttp import web
 from prometheus_client.multiprocess import mark_process_dead
 
-from service.app import create_app, worker_alone
+from service.app import FINISH_SECONDS, create_app, worker_alone
 from service.settings import Settings
 
+GOODBYE_SECONDS: Final = 0.5
+"""Once the process is told to end, how long clients may still ask on connections they hold."""
 DRAIN_SECONDS: Final = 3.0
-"""How long requests under way may take once the process is told to end."""
+"""How long requests under way may then take."""
+IDLE_SECONDS: Final = 75.0
+"""How long a connection may take for the headers of its first request, and be idle afterwards:
+longer than proxies keep theirs, which would otherwise send a request on one that is ending."""
+LINGERING_SECONDS: Final = 2.0
+"""How long what is left of a refused body is read, for the client to see the answer."""
+UNREAD_SECONDS: Final = 30.0
+"""How long a client may leave an answer unread, or unacknowledged, before it counts as gone."""
 BACKLOG: Final = 2048
 log = logging.getLogger(__name__)
 
@@ -41,14 +51,19 @@ def listen(host: str, port: int, workers: int) -> list[socket.socket]:
             # With SO_REUSEPORT another service on the port would go unseen, and get half of
             # the connections.
             socket.create_server(address, family=family).close()
-        return [
+        sockets = [
             socket.create_server(address, family=family, backlog=BACKLOG, reuse_port=shared)
             for _ in range(workers)
         ]
+        for listener in sockets:
+            if sys.platform == "linux":  # the connections have it from the listening socket
+                milliseconds = int(UNREAD_SECONDS * 1000)
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     except OSError as error:
         # Python adds the address to the system's words.
         reason = str(error.strerror).partition(" (while")[0]
         raise PortTaken(f"Cannot listen on {host}:{port}: {reason}.") from error
+    return sockets
 
 
 def serve(settings: Settings, sockets: list[socket.socket], when_ready: Callable[[], None]) -> None:
@@ -120,7 +135,7 @@ class _Supervisor:
             listener.close()
         for pid in self._workers:
             os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + DRAIN_SECONDS + 1
+        deadline = time.monotonic() + GOODBYE_SECONDS + DRAIN_SECONDS + FINISH_SECONDS + 1
         while self._workers and time.monotonic() < deadline:
             for pid in self._reap():
                 del self._workers[pid]
@@ -146,10 +161,20 @@ async def _work(
         loop.add_signal_handler(signal.SIGINT, stop.set)
     else:
         loop.add_reader(parent_lives, stop.set)
+    app = create_app(settings)
+
+    async def say_goodbye(_: web.Request, response: web.StreamResponse) -> None:
+        if stop.is_set():
+            response.force_close()
+            response.headers["Connection"] = "close"
+
+    app.on_response_prepare.append(say_goodbye)
     runner = web.AppRunner(
-        create_app(settings),
+        app,
         access_log=None,
         shutdown_timeout=DRAIN_SECONDS,
+        keepalive_timeout=IDLE_SECONDS,
+        lingering_time=LINGERING_SECONDS,
         auto_decompress=False,  # a compressed body is refused, not unpacked to see how large it is
     )
     await runner.setup()
@@ -158,13 +183,32 @@ async def _work(
     gc.freeze()
     gc.set_threshold(50_000)
     try:
-        await web.SockSite(runner, listener, backlog=BACKLOG).start()
+        site = web.SockSite(runner, listener.dup(), backlog=BACKLOG)
+        await site.start()
         log.info("listening on %s", settings.public_url)
         when_ready()
         await stop.wait()
         log.info("stopping")
+        await site.stop()
+        await _take_those_who_wait(runner, listener)
+        deadline = loop.time() + GOODBYE_SECONDS
+        assert runner.server is not None
+        while runner.server.connections and loop.time() < deadline:  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0.02)
     finally:
         await runner.cleanup()
+
+
+async def _take_those_who_wait(runner: web.AppRunner, listener: socket.socket) -> None:
+    """Accept the connections in the queue of the socket, which closing it would reset."""
+    assert runner.server is not None
+    listener.setblocking(False)
+    with listener, suppress(OSError):  # nobody waits any more
+        while True:
+            connection, _ = listener.accept()
+            connection.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(runner.server, connection)
 
 
 def work_off_jobs(settings: Settings) -> None:

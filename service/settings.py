@@ -269,13 +269,15 @@ class _SmtpUrl(_Url):
         parts = urlsplit(super()._deserialize(value, attr, data, **kwargs))
         if not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
             raise ValidationError("must have a host, and nothing behind the port.")
+        if bool(parts.username) != bool(parts.password):
+            raise ValidationError("must have a user and a password, or neither.")
         implicit_tls = parts.scheme == "smtps"
         return SmtpSettings(
             host=parts.hostname,
             port=parts.port or (465 if implicit_tls else 587),
             implicit_tls=implicit_tls,
-            user=parts.username and unquote(parts.username),
-            password=parts.password and unquote(parts.password),
+            user=unquote(parts.username) if parts.username else None,
+            password=unquote(parts.password) if parts.password else None,
         )
 
 
@@ -296,6 +298,16 @@ class _PublicUrl(_Url):
         url = super()._deserialize(value, attr, data, **kwargs).rstrip("/")
         if not _is_origin(url):
             raise ValidationError("must have no path, no query and no user.")
+        return url
+
+
+class _AppUrl(_Url):
+    """Where the front end begins: paths are added to it, and a `#` with a token."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
+        url = super()._deserialize(value, attr, data, **kwargs).rstrip("/")
+        if set("?#@ ") & set(url) or not url.isprintable():
+            raise ValidationError("must have no query, no fragment and no user.")
         return url
 
 
@@ -458,15 +470,32 @@ class SettingsSchema(Schema):
     enrichment_url = _ProviderUrl(data_key="ENRICHMENT_URL", load_default=None)
     smtp = _SmtpUrl(data_key="SMTP_URL", load_default=None)
     mail_sender = _Address(data_key="MAIL_FROM", load_default=None)
-    app_url = _Url("http", "https", data_key="APP_URL", load_default=None)
+    app_url = _AppUrl("http", "https", data_key="APP_URL", load_default=None)
     email_confirmation = _one_of(EmailConfirmation, "off", "EMAIL_CONFIRMATION")
 
-    @validates_schema
+    def __init__(self, mailbox: Path | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._mailbox = mailbox
+
+    @validates_schema(skip_on_field_errors=False)
     def _lanes_have_memory(self, data: dict[str, Any], **_: Any) -> None:
-        if "argon2_lanes" in data and data["argon2_memory_kib"] < 8 * data["argon2_lanes"]:
+        memory, lanes = data.get("argon2_memory_kib"), data.get("argon2_lanes")
+        if memory and lanes and memory < 8 * lanes:
             raise ValidationError(
                 "must be 8 for each of ARGON2_LANES, or more.", "ARGON2_MEMORY_KIB"
             )
+
+    @validates_schema(skip_on_field_errors=False)
+    def _mails_have_a_server_and_a_sender(self, data: dict[str, Any], **_: Any) -> None:
+        # A faulty variable is not in `data`, one that is not set is there as None.
+        faults = {}
+        if data.get("smtp") and data.get("mail_sender", "faulty") is None:
+            faults["MAIL_FROM"] = ["is not set; mails need a sender."]
+        required = data.get("email_confirmation") == "required"
+        if required and self._mailbox is None and data.get("smtp", "faulty") is None:
+            faults["EMAIL_CONFIRMATION"] = ["needs a mail server: set SMTP_URL."]
+        if faults:
+            raise ValidationError(faults)
 
 
 def read_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -483,7 +512,7 @@ def read_settings(environ: Mapping[str, str], mailbox: Path | None = None) -> Se
 
     Without a mail server, mails go into the folder `mailbox` if there is one.
     """
-    values = _load(environ)
+    values = _load(environ, mailbox=mailbox)
     workers = values.pop("workers") or available_cores()
     mail = _read_mail(values, mailbox)
     public_url = values.pop("public_url") or f"http://localhost:{values['port']}"
@@ -510,7 +539,7 @@ def read_settings(environ: Mapping[str, str], mailbox: Path | None = None) -> Se
 
 def _read_hunter(values: dict[str, Any]) -> HunterSettings | None:
     api_key, url = values.pop("hunter_api_key"), values.pop("hunter_url")
-    return api_key and HunterSettings(api_key=api_key, url=url)
+    return api_key and HunterSettings(api_key=api_key, url=url.rstrip("/"))
 
 
 def _read_enrichment(values: dict[str, Any]) -> EnrichmentSettings | None:
@@ -518,21 +547,17 @@ def _read_enrichment(values: dict[str, Any]) -> EnrichmentSettings | None:
         values.pop(f"enrichment_{name}") for name in ("provider", "api_key", "url")
     )
     url = url or (HUNTER_URL if provider == "hunter" else CLEARBIT_URL)
-    return api_key and EnrichmentSettings(provider=provider, api_key=api_key, url=url)
+    return api_key and EnrichmentSettings(provider=provider, api_key=api_key, url=url.rstrip("/"))
 
 
 def _read_mail(values: dict[str, Any], mailbox: Path | None) -> MailSettings | None:
     smtp, sender, app_url = (values.pop(name) for name in ("smtp", "mail_sender", "app_url"))
     delivery: SmtpSettings | Path | None = smtp or mailbox
     if delivery is None:
-        if values["email_confirmation"] == "required":
-            raise SettingsError("EMAIL_CONFIRMATION needs a mail server: set SMTP_URL.")
         return None
-    if sender is None and smtp is not None:
-        raise SettingsError("MAIL_FROM is not set; mails need a sender.")
     return MailSettings(
         sender=sender or "referrals@localhost.test",
-        app_url=app_url and app_url.rstrip("/"),
+        app_url=app_url,
         delivery=delivery,
     )
 
@@ -549,9 +574,9 @@ def read_signing_keys(environ: Mapping[str, str]) -> tuple[SigningKeys, timedelt
     return values["signing_keys"], timedelta(seconds=values["access_token_ttl"])
 
 
-def _load(environ: Mapping[str, str], *only: str) -> dict[str, Any]:
+def _load(environ: Mapping[str, str], *only: str, mailbox: Path | None = None) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = SettingsSchema(only=only or None).load(environ)
+        values: dict[str, Any] = SettingsSchema(mailbox, only=only or None).load(environ)
     except ValidationError as error:
         messages: dict[str, Any] = error.normalized_messages()  # type: ignore[no-untyped-call]
         if isinstance(messages.get("PROVIDERS"), dict):  # told under the variables' own names

@@ -16,7 +16,7 @@ from service.api.keys import SETTINGS
 NEWEST: Final = 50
 _STYLE: Final = """
 :root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif; }
-body { margin: 0 auto; max-width: 42rem; padding: 2rem 1.25rem; }
+body { margin: 0 auto; max-width: 48rem; padding: 2rem 1.25rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .25rem; }
 p { margin: 0; } pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .5rem 0 0; }
 """

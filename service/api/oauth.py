@@ -16,7 +16,7 @@ from service.api.answers import to_json
 from service.api.keys import OAUTH, SETTINGS
 from service.api.oauth_pages import show_refusal, show_sign_in
 from service.api.problems import status_of
-from service.api.rate_limits import LOGIN, count_request
+from service.api.rate_limits import count_sign_in, note_sign_in
 from service.api.requests import RequestSchema, Text, header_text, is_https, read_bytes
 from service.api.users import account_of
 from service.domain.errors import (
@@ -154,8 +154,9 @@ async def decide_authorization(request: web.Request) -> web.Response:
         return _send_back_error(request, authorization.redirect_uri, authorization.state, denied)
     email = form.get("email", "")
     try:
-        await count_request(request, LOGIN, account=account_of(email))
+        await count_sign_in(request, account_of(email))
         code = await request.app[OAUTH].grant(authorization, email, form.get("password", ""))
+        await note_sign_in(request, account_of(email))
     except (InvalidCredentials, AccountDisabled, TooMany, Unavailable) as error:
         return _sign_in_page(request, authorization, parameters, cookie, nonce, error, email)
     return _send_back(request, authorization.redirect_uri, authorization.state, {"code": code})

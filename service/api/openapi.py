@@ -404,6 +404,7 @@ def _problems(
         add(problem_type_of(IdempotencyKeyReused))
     if "requestBody" in operation:
         add(BAD_REQUEST)
+        add(PROBLEM_TYPES["request-timeout"])
         add(PROBLEM_TYPES["body-too-large"])
         add(PROBLEM_TYPES["unsupported-media-type"])
     for schema in validated:

@@ -86,6 +86,12 @@ _OF_HTTP: Final = (
         "Send `Accept: application/json`, or none.",
     ),
     ProblemType(
+        HTTPStatus.REQUEST_TIMEOUT,
+        "request-timeout",
+        "The request did not arrive in time.",
+        "Send it again, faster.",
+    ),
+    ProblemType(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "body-too-large",
         "The body is larger than 16 KiB.",

@@ -48,6 +48,25 @@ async def count_request(request: web.Request, name: str, account: str | None = N
         _judge(request, name, windows)
 
 
+async def count_sign_in(request: web.Request, account: str) -> None:
+    """Count an attempt to sign in, before the password is hashed; raise TooMany.
+
+    An address from which somebody has signed in to the account before has a window of its own: by
+    guessing from elsewhere nobody locks the owner out.
+    """
+    address = client_address(request)
+    limited = request.app[RATE_LIMITS][LOGIN] is not None
+    if limited and await request.app[RATE_LIMITER].knows(account, address):
+        account = f"{account} {address}"
+    await count_request(request, LOGIN, account=account)
+
+
+async def note_sign_in(request: web.Request, account: str) -> None:
+    """Note that an attempt has succeeded."""
+    if request.app[RATE_LIMITS][LOGIN] is not None:
+        await request.app[RATE_LIMITER].remember(account, client_address(request))
+
+
 def start_count(request: web.Request, name: str) -> Admission:
     """Begin to count the request for its client's address; the caller has to check.
 

@@ -1,5 +1,6 @@
 """Reading a request: its JSON body, its query, its client's address."""
 
+import asyncio
 import functools
 import json
 import re
@@ -16,6 +17,7 @@ from service.api.keys import CONTEXT, SETTINGS
 from service.domain.pages import Cursor
 
 LARGEST_BODY: Final = 16 * 1024
+BODY_SECONDS: Final = 10.0
 LARGEST_PAGE: Final = 100
 T = TypeVar("T")
 
@@ -194,9 +196,12 @@ def _parse_address(text: str) -> Any:
 
 
 async def read_bytes(request: web.Request) -> bytes:
-    """Return the body as it was sent; raise an HTTP error if it is broken or compressed."""
+    """Return the body as it was sent; raise an HTTP error if it is broken, compressed or late."""
     try:
-        raw = await request.read()
+        async with asyncio.timeout(BODY_SECONDS):
+            raw = await request.read()
+    except TimeoutError as error:
+        raise web.HTTPRequestTimeout(reason="The body did not arrive in time.") from error
     except (web.RequestPayloadError, HttpProcessingError, ConnectionError) as error:
         raise web.HTTPBadRequest(reason="The body cannot be read.") from error
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":

@@ -10,7 +10,7 @@ from service.api.answers import PageSchema, no_content, respond
 from service.api.authentication import current_user
 from service.api.keys import SESSIONS
 from service.api.openapi import refuses
-from service.api.rate_limits import LOGIN, count_request
+from service.api.rate_limits import LOGIN, count_request, count_sign_in, note_sign_in
 from service.api.requests import (
     Moment,
     PageQuery,
@@ -106,11 +106,12 @@ SESSIONS_SCHEMA = SessionsSchema()
 @refuses(InvalidCredentials, AccountDisabled, TooMany, HashingQueueFull)
 async def log_in(request: web.Request) -> web.Response:
     login = await read_body(request, LOGIN_SCHEMA, into=Login)
-    # Counted before the password is hashed, known account or not.
-    await count_request(request, LOGIN, account=account_of(login.email))
+    account = account_of(login.email)
+    await count_sign_in(request, account)
     tokens = await request.app[SESSIONS].log_in(
         login.email, login.password, header_text(request, "User-Agent")
     )
+    await note_sign_in(request, account)
     return respond(TOKENS_SCHEMA, tokens)
 
 

@@ -12,6 +12,8 @@ MOST_TRIES: Final = 24
 CLAIMED_FOR: Final = timedelta(seconds=30)
 """Longer than any job takes: after this another worker may do it."""
 PARKED_FOR: Final = timedelta(days=30)
+MOST_POLLS: Final = 3
+"""So often a service that is still looking is asked again."""
 _FIRST_WAIT: Final = timedelta(seconds=5)
 _LONGEST_WAIT: Final = timedelta(hours=1)
 
@@ -60,15 +62,27 @@ class Backlog:
 
 
 class NotYet(Exception):
-    """The work has not failed, but can only be done in `wait`."""
+    """The work has not failed, but can only be done in `wait`, then with `payload` if given."""
 
-    def __init__(self, wait: timedelta) -> None:
+    def __init__(self, wait: timedelta, payload: Any = None) -> None:
         super().__init__(f"in {wait}")
         self.wait = wait
+        self.payload = payload
 
 
 class Hopeless(Exception):
     """Trying again would end in the same way: the job is parked at once."""
+
+
+def poll_again(job: Job, not_yet: NotYet) -> NotYet | None:
+    """Return when to ask once more, each time three times later; None after MOST_POLLS.
+
+    Failures do not count: a service that was away for hours is asked as often as any other.
+    """
+    polls = job.payload.get("polls", 0)
+    if polls >= MOST_POLLS:
+        return None
+    return NotYet(not_yet.wait * 3**polls, {**job.payload, "polls": polls + 1})
 
 
 def wait_after(tries: int) -> timedelta:

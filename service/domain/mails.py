@@ -18,7 +18,9 @@ class MailKind(StrEnum):
     """Why a mail is written. What it says depends on the account when it is sent."""
 
     REGISTRATION = "registration"
-    """Somebody has registered with the e-mail, which may have had an account before."""
+    """Somebody has made an account with the e-mail."""
+    REGISTERED_AGAIN = "registered_again"
+    """Somebody has registered with an e-mail that had an account before."""
     CONFIRMATION = "confirmation"
     """Somebody wants to be sent the confirmation once more."""
     PASSWORD_RESET = "password_reset"  # noqa: S105  # a name
@@ -86,6 +88,25 @@ def account_exists(service: str) -> Mail:
                 "If it was not, do nothing: nothing has changed."
             ),
         ),
+    )
+
+
+def registered_again(service: str, token: str, link: str | None) -> Mail:
+    return Mail(
+        subject=f"Finish registering at {service}",
+        paragraphs=(
+            (
+                f"Somebody, we hope you, has registered at {service} with this e-mail, "
+                "and not for the first time."
+            ),
+            (
+                "Choose a new password within 10 minutes: nobody can tell whose the others were. "
+                "If it was not you, do nothing."
+            ),
+        ),
+        token=token,
+        link=link,
+        call="POST /api/v1/auth/password/reset",
     )
 
 

@@ -23,6 +23,12 @@ from service.settings import MailSettings, SmtpSettings
 TOTAL_SECONDS: Final = 10.0
 """For a whole conversation with the mail server, whose greeting alone may take a while."""
 _PROVIDER: Final = "smtp"
+_OURS: Final = (
+    aiosmtplib.SMTPAuthenticationError,
+    aiosmtplib.SMTPConnectError,
+    aiosmtplib.SMTPHeloError,
+    aiosmtplib.SMTPSenderRefused,
+)
 _LOOPBACK: Final = {"localhost", "127.0.0.1", "::1"}
 log = logging.getLogger(__name__)
 
@@ -113,9 +119,12 @@ def _codes(error: Exception) -> list[int]:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether the server has refused this mail for good: not us (535), which operators mend."""
+    """Whether the server has refused this mail for good: not us, which operators mend.
+
+    A server that wants a password or TLS first says so (530) when it hears the sender.
+    """
     codes = _codes(error)
-    ours = isinstance(error, aiosmtplib.SMTPAuthenticationError | aiosmtplib.SMTPConnectError)
+    ours = isinstance(error, _OURS)
     return bool(codes) and not ours and all(500 <= code < 600 for code in codes)
 
 

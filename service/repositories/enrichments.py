@@ -7,13 +7,14 @@ from uuid import UUID
 from service.domain.enrichment import Enrichment
 from service.repositories.connection import Connection
 
-# The share lock makes the account's end wait, or be seen: nothing is stored of an erased one.
+# The share lock makes the account's end, or a change of its e-mail, wait or be seen: nothing is
+# stored of an erased one, nor of an e-mail that is another's by now.
 UPSERT: Final = """
     INSERT INTO enrichments (user_id, person, company, source, fetched_at)
     SELECT user_id, $2::jsonb, $3::jsonb, $4, $5
       FROM users
      WHERE user_id = $1
-       AND erased_at IS NULL
+       AND email_key = $6
        FOR SHARE
     ON CONFLICT (user_id) DO UPDATE
        SET person = excluded.person, company = excluded.company,
@@ -38,8 +39,8 @@ class EnrichmentRepository:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def keep(self, user_id: UUID, enrichment: Enrichment) -> None:
-        """Store it in the place of an older one, unless the account is erased."""
+    async def keep(self, user_id: UUID, email_key: str, enrichment: Enrichment) -> None:
+        """Store it in the place of an older one, if the account still has the e-mail."""
         await self._connection.execute(
             UPSERT,
             user_id,
@@ -47,6 +48,7 @@ class EnrichmentRepository:
             _to_json(enrichment.company),
             enrichment.source,
             enrichment.fetched_at,
+            email_key,
         )
 
     async def find(self, user_id: UUID) -> Enrichment | None:

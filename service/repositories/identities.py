@@ -8,11 +8,14 @@ from service.domain.identities import Identity, IdentityTaken
 from service.repositories.connection import Connection
 from service.repositories.constraints import on_violation
 
+# The lock makes the identity's end wait, or be seen: a reset of the password leaves no session
+# behind of somebody who signs in with it at that moment.
 FIND_USER_ID: Final = """
     SELECT user_id
       FROM identities
      WHERE issuer = $1
        AND subject = $2
+       FOR KEY SHARE
 """
 
 INSERT: Final = """

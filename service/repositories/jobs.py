@@ -44,7 +44,7 @@ CLAIM: Final = """
 # Unless another worker has claimed it meanwhile, because this one took too long.
 POSTPONE: Final = """
     UPDATE jobs
-       SET due_at = $3, last_error = $4
+       SET due_at = $3, last_error = $4, payload = coalesce($5, payload)
      WHERE job_id = $1
        AND tries = $2
 """
@@ -93,6 +93,13 @@ DELETE_PARKED: Final = """
      )
 """
 
+# The others find nobody any more, and are gone when they are done.
+DELETE_PARKED_OF_USER: Final = """
+    DELETE FROM jobs
+     WHERE parked_at IS NOT NULL
+       AND (payload ->> 'user_id' = $1 OR payload ->> 'email_key' = $2)
+"""
+
 
 class JobRepository:
     """Jobs, one statement a method."""
@@ -128,8 +135,12 @@ class JobRepository:
         row = await self._connection.fetchrow(CLAIM, kind, now, until)
         return None if row is None else _job(row)
 
-    async def postpone(self, job: Job, due_at: datetime, error: str | None) -> None:
-        await self._connection.execute(POSTPONE, job.job_id, job.tries, due_at, error)
+    async def postpone(
+        self, job: Job, due_at: datetime, error: str | None, payload: Any = None
+    ) -> None:
+        """Have the job done later, with another payload if there is one."""
+        changed = None if payload is None else json.dumps(payload)
+        await self._connection.execute(POSTPONE, job.job_id, job.tries, due_at, error, changed)
 
     async def park(self, job: Job, now: datetime, error: str) -> None:
         await self._connection.execute(PARK, job.job_id, job.tries, now, error)
@@ -151,6 +162,10 @@ class JobRepository:
     async def delete_parked(self, before: datetime) -> None:
         """Delete up to 1 000 jobs that were parked before then."""
         await self._connection.execute(DELETE_PARKED, before)
+
+    async def delete_parked_of_user(self, user_id: UUID, email_key: str) -> None:
+        """Delete what was given up of an account, and of anybody's mails to its e-mail."""
+        await self._connection.execute(DELETE_PARKED_OF_USER, str(user_id), email_key)
 
 
 def _job(row: Any) -> Job:

@@ -162,7 +162,7 @@ class ReferralCodeRepository:
         }
 
     async def lock_owner(self, owner_id: UUID) -> None:
-        """Let one replacement of an owner's code at a time go on until it commits."""
+        """Let one replacement or deletion of an owner's code at a time go on until it commits."""
         await self._connection.fetchval(LOCK_OWNER, owner_id)
 
     async def end_of_owner(self, owner_id: UUID, now: datetime) -> tuple[bool, str | None]:

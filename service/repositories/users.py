@@ -271,7 +271,7 @@ class UserRepository:
             return None
         return Email(row["email"], row["email_key"]), row["email_confirmed"]
 
-    async def set_password_hash(self, user_id: UUID, password_hash: str) -> None:
+    async def set_password_hash(self, user_id: UUID, password_hash: str | None) -> None:
         await self._connection.execute(SET_HASH, user_id, password_hash)
 
     async def set_verification(

@@ -10,11 +10,10 @@ from service.database import Database
 from service.domain.clock import Clock
 from service.domain.email_verification import LOCAL, Verdict, Verification, verify_locally
 from service.domain.errors import ProviderUnavailable
-from service.domain.jobs import Job, NotYet
+from service.domain.jobs import Job, NotYet, poll_again
 from service.domain.users import Email, parse_email
 from service.providers.hunter import SOURCE, HunterVerifier
 
-MOST_POLLS: Final = 3
 KEPT_FOR: Final = timedelta(days=1)
 """How long a verdict is repeated before Hunter, who is paid for each, is asked again."""
 log = logging.getLogger(__name__)
@@ -59,11 +58,9 @@ class EmailVerification:
         except (NotYet, ProviderUnavailable):
             return None
         now = self._clock()
-        return (
-            None
-            if verdict is Verdict.UNKNOWN
-            else Entry(f"{verdict} {now}".encode(), now + KEPT_FOR)
-        )
+        if verdict is Verdict.UNKNOWN:
+            return None
+        return Entry(f"{verdict} {now}".encode(), now + KEPT_FOR)
 
     async def verify(self, job: Job) -> None:
         """Find out about an account's e-mail, and store the verdict."""
@@ -76,8 +73,8 @@ class EmailVerification:
         try:
             verdict = await self._verifier.verify(email)
         except NotYet as not_yet:
-            if job.tries <= MOST_POLLS:
-                raise NotYet(not_yet.wait * 3 ** (job.tries - 1)) from not_yet
+            if later := poll_again(job, not_yet):
+                raise later from not_yet
             verdict = Verdict.UNKNOWN
         verification = Verification(verdict=verdict, source=SOURCE, checked_at=self._clock())
         async with self._database.transaction() as repositories:

@@ -1,18 +1,16 @@
 """Enrichment: what a data provider knows about a user, shown to the user and to admins alone."""
 
 from collections.abc import Awaitable, Callable
-from typing import Final
 from uuid import UUID
 
 from service.database import Database
 from service.domain.enrichment import Enrichment
 from service.domain.errors import EnrichmentNotFound
-from service.domain.jobs import Job, NotYet
+from service.domain.jobs import Job, NotYet, poll_again
 from service.domain.users import Email, parse_email
 
 Enrich = Callable[[Email], Awaitable[Enrichment | None]]
 """Asks a provider; raises NotYet or ProviderUnavailable."""
-MOST_POLLS: Final = 3
 
 
 class Enrichments:
@@ -37,12 +35,13 @@ class Enrichments:
             user = await repositories.users.find(user_id)
         if user is None or user.email is None or self._enrich is None:
             return
+        email = parse_email(user.email)
         try:
-            enrichment = await self._enrich(parse_email(user.email))
+            enrichment = await self._enrich(email)
         except NotYet as not_yet:
-            if job.tries <= MOST_POLLS:
-                raise NotYet(not_yet.wait * 3 ** (job.tries - 1)) from not_yet
+            if later := poll_again(job, not_yet):
+                raise later from not_yet
             return
         if enrichment is not None:
             async with self._database.transaction() as repositories:
-                await repositories.enrichments.keep(user_id, enrichment)
+                await repositories.enrichments.keep(user_id, email.key, enrichment)

@@ -98,6 +98,11 @@ class Worker:
                 # What the next job needs is away too: that one waits, without counting a try.
                 failures += 1
                 done = False
+            except Exception:
+                # Of something nobody foresaw: it must not break off what is done of other kinds.
+                log.exception("a worker failed and goes on: %s", kind)
+                failures += 1
+                done = False
             if not done:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_pause(failures)):
@@ -118,8 +123,10 @@ class Worker:
             await self._handlers[kind](job)
         except NotYet as not_yet:
             async with self._database.reading() as repositories:
-                await repositories.jobs.postpone(job, self._clock() + not_yet.wait, None)
+                due_at = self._clock() + not_yet.wait
+                await repositories.jobs.postpone(job, due_at, None, not_yet.payload)
         except Hopeless as error:
+            JOBS_FAILED.labels(kind).inc()
             await self._park(job, str(error))
         except Exception as error:
             await self._put_off(job, error)

@@ -75,7 +75,7 @@ class MailTokens:
             raise EmailMalformed(error.detail, pointer="#/new_email") from error
         await self._users.prove(caller, password)
         async with self._database.transaction() as repositories:
-            await self._jobs.plan(repositories, mail_to_new_email(caller.user_id, email))
+            await self._jobs.plan(repositories, mail_to_new_email(caller, email))
 
     @retried
     async def confirm(self, token: str) -> None:
@@ -106,11 +106,15 @@ class MailTokens:
             raise TokenUnusable from error
         # Those in the old mailbox are for somebody who may no longer be the owner.
         await repositories.mail_tokens.delete_of_user(token.user_id)
+        await repositories.enrichments.delete_of_user(token.user_id)
         old_keys = [code_key(old.key), code_key(token.email.key)]
         await self._forgetting.plan(repositories, old_keys, now)
         await self._jobs.plan(
             repositories,
-            {**mail_to_email(MailKind.EMAIL_CHANGED, old), **jobs_about_email(token.user_id)},
+            {
+                **mail_to_email(MailKind.EMAIL_CHANGED, old, token.user_id),
+                **jobs_about_email(token.user_id),
+            },
         )
         return old_keys
 

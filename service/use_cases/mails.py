@@ -22,6 +22,7 @@ from service.domain.mails import (
     TokenPurpose,
 )
 from service.domain.oauth import hash_secret, new_secret
+from service.domain.sessions import Caller
 from service.domain.users import Email, User, parse_email
 from service.providers.mail import Mailer
 
@@ -30,7 +31,8 @@ _PAGES: Final = {
     TokenPurpose.CHANGE_EMAIL: "confirm-email",
     TokenPurpose.RESET_PASSWORD: "reset-password",
 }
-_WITH_TOKEN: Final[dict[TokenPurpose, Callable[[str, str, str | None], Mail]]] = {
+WithToken = Callable[[str, str, str | None], Mail]
+_WITH_TOKEN: Final[dict[TokenPurpose, WithToken]] = {
     TokenPurpose.CONFIRM_EMAIL: mails.confirmation,
     TokenPurpose.CHANGE_EMAIL: mails.email_change,
     TokenPurpose.RESET_PASSWORD: mails.password_reset,
@@ -38,9 +40,10 @@ _WITH_TOKEN: Final[dict[TokenPurpose, Callable[[str, str, str | None], Mail]]] =
 log = logging.getLogger(__name__)
 
 
-def mail_to_email(kind: MailKind, email: Email) -> dict[JobKind, Any]:
-    """Return the job of a mail to an e-mail, which may be nobody's."""
-    return {JobKind.MAIL: {"mail": kind, "email": email.shown}}
+def mail_to_email(kind: MailKind, email: Email, user_id: UUID | None = None) -> dict[JobKind, Any]:
+    """Return the job of a mail to an e-mail, which may be nobody's, or no longer the user's."""
+    payload = {"mail": kind, "email": email.shown, "email_key": email.key}
+    return {JobKind.MAIL: payload if user_id is None else {**payload, "user_id": str(user_id)}}
 
 
 def mail_to_user(kind: MailKind, user_id: UUID) -> dict[JobKind, Any]:
@@ -48,12 +51,13 @@ def mail_to_user(kind: MailKind, user_id: UUID) -> dict[JobKind, Any]:
     return {JobKind.MAIL: {"mail": kind, "user_id": str(user_id)}}
 
 
-def mail_to_new_email(user_id: UUID, email: Email) -> dict[JobKind, Any]:
-    """Return the job of a mail to the e-mail that an account is to have."""
+def mail_to_new_email(caller: Caller, email: Email) -> dict[JobKind, Any]:
+    """Return the job of a mail to the e-mail that the caller's account is to have."""
     return {
         JobKind.MAIL: {
             "mail": MailKind.EMAIL_CHANGE,
-            "user_id": str(user_id),
+            "user_id": str(caller.user_id),
+            "session_id": str(caller.session_id),
             "email": email.shown,
         }
     }
@@ -92,7 +96,7 @@ class Mails:
                     await self._send(
                         job, mails.password_changed(self._service_name), _email_of(user)
                     )
-            case MailKind.REGISTRATION | MailKind.CONFIRMATION | MailKind.PASSWORD_RESET:
+            case _:
                 user = await self._find_by_email(parse_email(job.payload["email"]))
                 if user is not None and not user.disabled:
                     await self._to_owner(job, kind, user)
@@ -100,17 +104,40 @@ class Mails:
     async def _to_owner(self, job: Job, kind: MailKind, user: User) -> None:
         """Send what is asked for in the name of an e-mail's owner, by whoever it was."""
         email = _email_of(user)
-        if kind is MailKind.PASSWORD_RESET:
-            await self._send_token(job, TokenPurpose.RESET_PASSWORD, user.user_id, email)
-        elif not user.email_confirmed:
-            await self._send_token(job, TokenPurpose.CONFIRM_EMAIL, user.user_id, email)
-        elif kind is MailKind.REGISTRATION:
-            await self._send(job, mails.account_exists(self._service_name), email)
+        match kind:
+            case MailKind.PASSWORD_RESET:
+                await self._send_token(job, TokenPurpose.RESET_PASSWORD, user.user_id, email)
+            case MailKind.REGISTERED_AGAIN if user.email_confirmed:
+                await self._send(job, mails.account_exists(self._service_name), email)
+            case MailKind.REGISTERED_AGAIN:
+                if user.awaits_confirmation:
+                    await self._disown(user)
+                await self._send_token(
+                    job, TokenPurpose.RESET_PASSWORD, user.user_id, email, mails.registered_again
+                )
+            case _ if not user.email_confirmed:
+                await self._send_token(job, TokenPurpose.CONFIRM_EMAIL, user.user_id, email)
+
+    async def _disown(self, user: User) -> None:
+        """Remove what signs in to an account that nobody has signed in to.
+
+        Else whoever registers a stranger's e-mail would have the account once the stranger
+        registers too, and confirms.
+        """
+        async with self._database.transaction() as repositories:
+            locked = await repositories.users.lock(user.user_id)
+            if locked is not None and not locked[1]:
+                await repositories.users.set_password_hash(user.user_id, None)
+                await repositories.identities.delete_of_user(user.user_id)
 
     async def _confirm_new_email(self, job: Job) -> None:
+        async with self._database.reading() as repositories:
+            session = await repositories.sessions.find_open(
+                UUID(job.payload["session_id"]), self._clock()
+            )
         user = await self._find(job)
-        if user is None:
-            return
+        if session is None or user is None:
+            return  # a new password has ended the session, and what was asked for in it
         email = parse_email(job.payload["email"])
         owner = await self._find_by_email(email)
         if owner is None or owner.user_id == user.user_id:
@@ -119,7 +146,12 @@ class Mails:
             await self._send(job, mails.account_exists(self._service_name), _email_of(owner))
 
     async def _send_token(
-        self, job: Job, purpose: TokenPurpose, user_id: UUID, email: Email
+        self,
+        job: Job,
+        purpose: TokenPurpose,
+        user_id: UUID,
+        email: Email,
+        written: WithToken | None = None,
     ) -> None:
         now = self._clock()
         secret = new_secret()
@@ -136,8 +168,9 @@ class Mails:
                 log.warning("too many mails in a short time, not sent: %s to %s", purpose, user_id)
                 return
         link = self._app_url and f"{self._app_url}/{_PAGES[purpose]}#token={secret}"
+        mail = (written or _WITH_TOKEN[purpose])(self._service_name, secret, link)
         try:
-            await self._send(job, _WITH_TOKEN[purpose](self._service_name, secret, link), email)
+            await self._send(job, mail, email)
         except Exception:
             # Not sent, as far as is known: it must not count as one of the live ones.
             async with self._database.transaction() as repositories:

@@ -91,6 +91,9 @@ class ReferralCodes:
         """End the owner's live code; raise ReferralCodeNotFound."""
         now = self._clock()
         async with self._database.transaction() as repositories:
+            # Or a deletion that meets a replacement would find the old code ended, and not see
+            # the new one.
+            await repositories.referral_codes.lock_owner(owner_id)
             deleted, email_key = await repositories.referral_codes.end_of_owner(owner_id, now)
             keys = [code_key(email_key)] if email_key else []
             await self._forgetting.plan(repositories, keys, now)

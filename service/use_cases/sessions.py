@@ -304,6 +304,8 @@ class Sessions:
                 raise TransactionConflict
             ended = await repositories.sessions.end_all_but(caller.user_id, caller.session_id, now)
             await repositories.authorization_codes.delete_of_user(caller.user_id)
+            # Whoever else knew the old password may have had the e-mail changed to another one.
+            await repositories.mail_tokens.delete_of_user(caller.user_id)
             keys = [session_key(session_id) for session_id in ended]
             await self._forgetting.plan(repositories, keys, now)
             await self._jobs.plan(

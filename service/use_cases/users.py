@@ -73,10 +73,10 @@ class Users:
         self._clock = clock
         self._password_min_length = password_min_length
         self._hash_key = hash_key
+        self._confirmation_required = confirmation_required
         self._by_id = Batches(
             database, lambda repositories, user_ids: repositories.users.find_several(user_ids)
         )
-        self._confirmation_required = confirmation_required
 
     @retried
     async def register(
@@ -111,7 +111,7 @@ class Users:
                     raise
                 user, old_keys = None, []
                 await self._check_code(repositories, registration.referral_code, now)
-                await self._jobs.plan(repositories, mail_to_email(MailKind.REGISTRATION, email))
+                await self._jobs.plan(repositories, mail_to_email(MailKind.REGISTERED_AGAIN, email))
             await once.keep(repositories, user, user.user_id if user else None)
         await self._forgetting.forget(old_keys)
         return user
@@ -237,6 +237,7 @@ class Users:
             await repositories.enrichments.delete_of_user(user_id)
             await repositories.mail_tokens.delete_of_user(user_id)
             await repositories.idempotency_keys.delete_of_user(user_id)
+            await repositories.jobs.delete_parked_of_user(user_id, locked[0].key)
             old_keys = [code_key(locked[0].key), *map(session_key, ended)]
             await self._forgetting.plan(repositories, old_keys, now)
         await self._forgetting.forget(old_keys)

@@ -1,5 +1,5 @@
 -- What belongs to a user is found by an index: changing a password or erasing read whole tables.
--- depends: 0007_oauth
+-- depends: 0011_enrichments
 
 CREATE INDEX IF NOT EXISTS sessions_of_a_user ON sessions (user_id);
 

@@ -51,7 +51,11 @@ class Proxy:
         await asyncio.wait([pair])
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await self._connect()
+        try:
+            there, back = await self._connect()
+        except OSError:  # nobody is there
+            writer.transport.abort()
+            return
         pumps = [
             asyncio.create_task(self._pump(reader, back)),
             asyncio.create_task(self._pump(there, writer)),
@@ -72,11 +76,15 @@ class Proxy:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
-            await self._flowing.wait()
-            if self.run_id is not None:
-                data = re.sub(rb"run_id:\w{40}", b"run_id:" + self.run_id.encode(), data)
-            writer.write(data)
+            writer.write(await self._passed_on(data))
             await writer.drain()
+
+    async def _passed_on(self, data: bytes) -> bytes:
+        """Return what is delivered, when it is."""
+        await self._flowing.wait()
+        if self.run_id is None:
+            return data
+        return re.sub(rb"run_id:\w{40}", b"run_id:" + self.run_id.encode(), data)
 
     async def close(self) -> None:
         self.cut()
@@ -143,7 +151,7 @@ async def babbling(_: str) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def listening(streams: Streams, **options: Any) -> AsyncIterator[str]:
-    """Serve each connection with `streams`; yield the address."""
+    """Have `streams` serve a port of loopback; yield its address as if it were of Redis."""
     server = await asyncio.start_server(streams, "127.0.0.1", 0, **options)
     try:
         host, port = server.sockets[0].getsockname()

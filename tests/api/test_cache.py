@@ -430,6 +430,22 @@ async def test_once_the_breaker_is_open_no_request_waits_for_redis(
         assert proxy.connections - connections <= probes
 
 
+async def test_a_flood_takes_no_more_connections_to_redis_and_does_not_open_the_breaker(
+    api: Api, anna: Person, redis: Redis
+) -> None:
+    """With a connection for each request they are so many that all are late."""
+    code = await api.new_code(anna)
+    assert await seen(api, anna) == code
+    others = len(await redis.client_list())
+    flood = [asyncio.create_task(seen(api, anna)) for _ in range(600)]
+    most = 0
+    while not all(look_up.done() for look_up in flood):
+        most = max(most, len(await redis.client_list()))
+    assert {look_up.result() for look_up in flood} == {code}
+    assert most == others
+    assert not api.app[REDIS].away
+
+
 async def test_without_redis_rate_limits_count_in_the_process(
     settings: Settings, database: asyncpg.Connection
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from aiohttp import web
 
 from service.providers import circuit_breaker, http
 from service.settings import read_settings
@@ -16,6 +17,7 @@ from tests.factories import PASSWORD, Api, Person, new_email, running
 from tests.stand_ins import scripted
 from tests.stand_ins.hunter import TEST_KEY, VERDICTS, Hunter, verdict
 from tests.stand_ins.scripted import Step, as_usual, document, status
+from tests.stand_ins.smtp import SmtpServer
 
 EMAIL = "carl@example.org"
 
@@ -160,6 +162,33 @@ async def test_while_hunter_is_still_asking_it_is_asked_again(
     assert len(hunter.requests) == 4
 
 
+async def test_failures_before_cost_none_of_the_polls(
+    api: Api, hunter: Hunter, database: asyncpg.Connection
+) -> None:
+    """Else an hour without Hunter would make verdicts of afterwards unknown."""
+    hunter.verifier.play(
+        *[status(500)] * 4, status(202), status(403), status(202), verdict("webmail")
+    )
+    assert await verified(api, database, timedelta(seconds=5)) == "webmail"
+    assert len(hunter.requests) == 8
+
+
+async def test_each_poll_comes_three_times_later_than_the_one_before(
+    api: Api, hunter: Hunter, database: asyncpg.Connection
+) -> None:
+    hunter.verifier.play(status(202))
+    await api.register(EMAIL)
+    for polls, seconds in enumerate((5, 15, 45), start=1):
+        async with asyncio.timeout(5):
+            while len(hunter.requests) < polls or await database.fetchval(
+                "SELECT payload -> 'polls' IS DISTINCT FROM to_jsonb($1::int) FROM jobs", polls
+            ):
+                await asyncio.sleep(0.02)
+        due_at = await database.fetchval("SELECT due_at FROM jobs")
+        assert abs((due_at - api.clock()).total_seconds() - seconds) < 2
+        api.clock.ahead += timedelta(seconds=seconds)
+
+
 async def test_what_hunter_never_finds_out_is_unknown(
     api: Api, hunter: Hunter, database: asyncpg.Connection
 ) -> None:
@@ -186,6 +215,56 @@ async def test_a_wrong_key_is_mended_by_operators_and_loses_nothing(
             while await database.fetchval("SELECT count(*) FROM jobs"):
                 await asyncio.sleep(0.02)
     assert await database.fetchval("SELECT email_verdict FROM users") == "valid"
+
+
+async def test_a_disposable_email_is_known_here_and_not_asked_about(
+    api: Api, hunter: Hunter, database: asyncpg.Connection
+) -> None:
+    """Each question is paid for."""
+    assert (await api.register("carl@mailinator.com")).status == 201
+    assert await database.fetchval("SELECT email_verdict FROM users") == "disposable"
+    assert await database.fetchval("SELECT count(*) FROM jobs") == 0
+    assert hunter.requests == []
+
+
+async def test_a_good_verdict_does_not_undo_that_an_email_has_to_be_confirmed(
+    hunter_environment: dict[str, str],
+    mail_environment: dict[str, str],
+    hunter: Hunter,
+    database: asyncpg.Connection,
+    redis: object,
+) -> None:
+    strict = {**mail_environment, **hunter_environment, "EMAIL_CONFIRMATION": "required"}
+    async with running(read_settings(strict)) as api:
+        await api.register(EMAIL)
+        async with asyncio.timeout(10):
+            while await database.fetchval("SELECT email_verdict FROM users") != "valid":
+                await asyncio.sleep(0.02)
+        assert (await api.log_in(EMAIL)).status == 401
+
+
+async def test_a_changed_email_is_asked_about(
+    hunter_environment: dict[str, str],
+    mail_environment: dict[str, str],
+    hunter: Hunter,
+    smtp: SmtpServer,
+    database: asyncpg.Connection,
+    redis: object,
+) -> None:
+    async with running(read_settings({**mail_environment, **hunter_environment})) as api:
+        carl = await api.new_person(EMAIL)
+        body = {"new_email": "carl@example.com", "password": PASSWORD}
+        await api.post("/auth/email/change", body, by=carl)
+        async with asyncio.timeout(10):
+            while not (mails := smtp.mails_to("carl@example.com")):
+                await asyncio.sleep(0.02)
+        token = mails[0].links[0].partition("#token=")[2]
+        assert (await api.post("/auth/email/confirm", {"token": token})).status == 204
+        async with asyncio.timeout(10):
+            while await database.fetchval("SELECT email_verdict FROM users") is None:
+                await asyncio.sleep(0.02)
+    asked = [request.query["email"] for request in hunter.requests]
+    assert asked == [EMAIL, "carl@example.com"]
 
 
 @pytest.mark.parametrize("word", VERDICTS)
@@ -231,6 +310,24 @@ async def test_a_verdict_ends_no_session_and_no_confirmed_account(
                 await asyncio.sleep(0.02)
         assert (await api.get("/users/me", by=carl)).status == 200
         assert (await api.log_in(EMAIL)).status == 200
+
+
+async def test_a_verdict_is_of_the_email_that_was_asked_about(
+    api: Api, hunter: Hunter, database: asyncpg.Connection
+) -> None:
+    """Without the condition in SET_VERIFICATION the new e-mail would get the old one's."""
+    hunter.verifier.play(verdict("invalid"))
+    hunter.hanging = True
+    await api.register(EMAIL)
+    async with asyncio.timeout(10):
+        while not hunter.in_flight:
+            await asyncio.sleep(0.02)
+    await database.execute("UPDATE users SET email = 'new@x.org', email_key = 'new@x.org'")
+    hunter.hanging = False
+    async with asyncio.timeout(10):
+        while await database.fetchval("SELECT count(*) FROM jobs"):
+            await asyncio.sleep(0.02)
+    assert await database.fetchval("SELECT email_verdict FROM users") is None
 
 
 async def test_an_erased_account_is_not_asked_about(
@@ -305,7 +402,13 @@ async def test_what_can_be_told_here_is_not_asked_elsewhere(
 
 @pytest.mark.parametrize(
     "step",
-    [status(202), status(403), status(429), status(451), status(500), scripted.huge, scripted.html],
+    [
+        *map(status, (202, 403, 429, 451, 500)),
+        scripted.huge,
+        scripted.html,
+        scripted.reset,
+        scripted.nested(10_000),
+    ],
 )
 async def test_what_hunter_does_not_tell_is_unknown(
     api: Api, hunter: Hunter, carl: Person, step: Step
@@ -313,6 +416,7 @@ async def test_what_hunter_does_not_tell_is_unknown(
     hunter.verifier.play(step)
     answer = await ask(api, "someone@example.org", carl)
     assert (answer["verdict"], answer["source"]) == ("unknown", "local")
+    assert len(hunter.requests) == 1  # each may be paid for
 
 
 async def test_a_service_that_fails_again_and_again_is_left_alone(
@@ -331,6 +435,64 @@ async def test_a_service_that_fails_again_and_again_is_left_alone(
     assert answers == ["valid"] * 3
     metrics = (await api.get("//metrics")).body.decode()
     assert 'provider_circuit_breaker_open{provider="hunter"} 0.0' in metrics
+
+
+async def test_one_call_finds_out_whether_a_service_is_back(
+    api: Api, hunter: Hunter, carl: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(circuit_breaker, "OPEN_SECONDS", 0.3)
+    hunter.verifier.play(status(500))
+    for _ in range(circuit_breaker.FAILURES):
+        await ask(api, new_email(), carl)
+    hunter.verifier.play()
+    hunter.hanging = True
+    await asyncio.sleep(0.4)
+    asking = [asyncio.create_task(ask(api, new_email(), carl)) for _ in range(5)]
+    await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.sleep(0.05)
+    assert hunter.in_flight == 1
+    hunter.hanging = False
+    verdicts = [answer["verdict"] for answer in await asyncio.gather(*asking)]
+    assert sorted(verdicts) == [*["unknown"] * 4, "valid"]
+
+
+async def test_a_cookie_is_not_sent_back(
+    hunter_environment: dict[str, str], hunter: Hunter, database: object, redis: object
+) -> None:
+    async def with_cookie(call: scripted.Call) -> web.StreamResponse:
+        answer = await as_usual(call)
+        answer.headers["Set-Cookie"] = "who=somebody; Path=/"
+        return answer
+
+    hunter.verifier.play(with_cookie)
+    # aiohttp keeps cookies of names, not of addresses.
+    named = {**hunter_environment, "HUNTER_URL": hunter.url.replace("127.0.0.1", "localhost")}
+    async with running(read_settings(named)) as api:
+        carl = await api.new_person()
+        for _ in range(2):
+            assert (await ask(api, new_email(), carl))["verdict"] == "valid"
+    assert len(hunter.requests) >= 2
+    assert not any("Cookie" in request.headers for request in hunter.requests)
+
+
+@pytest.mark.parametrize("code", [300, 302, 304])
+async def test_what_stands_in_a_redirect_is_not_believed(
+    api: Api, hunter: Hunter, carl: Person, code: int
+) -> None:
+    hunter.verifier.play(document({"data": {"status": "valid"}}, code=code))
+    assert (await ask(api, new_email(), carl))["verdict"] == "unknown"
+
+
+async def test_a_verdict_is_erased_with_the_account(
+    api: Api, hunter: Hunter, database: asyncpg.Connection
+) -> None:
+    assert await verified(api, database) == "valid"
+    carl = await api.signed_in(EMAIL)
+    assert (await api.delete("/users/me", {"password": PASSWORD}, by=carl)).status == 204
+    [row] = await database.fetch(
+        "SELECT email_verdict, email_verdict_source, email_checked_at FROM users"
+    )
+    assert set(row) == {None}
 
 
 async def test_without_hunter_the_verdict_is_unknown(

@@ -145,6 +145,16 @@ async def test_too_many_calls_mean_later_to_clearbit_and_no_more_to_hunter(
     assert found == (404 if isinstance(provider, Hunter) else 200)
 
 
+async def test_an_unpaid_bill_is_mended_by_operators(
+    api: Api, provider: Provider, database: asyncpg.Connection
+) -> None:
+    """402 is Clearbit's; Hunter has no such answer, and means nothing by it."""
+    provider.finder.play(document({}, code=402), as_usual)
+    anna = await enriched(api, database)
+    found = (await api.get("/users/me/enrichment", by=anna)).status
+    assert found == (404 if isinstance(provider, Hunter) else 200)
+
+
 async def test_who_is_being_looked_up_is_asked_about_again(
     api: Api, provider: Provider, database: asyncpg.Connection
 ) -> None:
@@ -173,6 +183,8 @@ async def test_texts_from_outside_are_cleaned(
             "\x00": 1,
             "k" * 500: 1,
             "deep": [[[[[[[["x"]]]]]]]],
+            "members": {f"name{number}": number for number in range(1000)},
+            "deeper": {"a": {"a": {"a": {"a": {"a": {"a": "x"}}}}}},
             "many": list(range(1000)),
             "number": 1e400,
             "large": 10**30,
@@ -188,7 +200,9 @@ async def test_texts_from_outside_are_cleaned(
     assert person["name"]["fullName"].isprintable()
     assert person["name"]["fullName"].split() == ["An", "na", "[31m", "evil"]
     assert len(person["bio"]) == 2000
-    assert set(person) == {"name", "bio", "deep", "many", "number", "large"}
+    assert set(person) == {"name", "bio", "deep", "deeper", "members", "many", "number", "large"}
+    assert len(person["members"]) == 100
+    assert json.dumps(person["deeper"]).count("{") < 6
     assert json.dumps(person["deep"]).count("[") < 8
     assert len(person["many"]) == 100
     assert person["number"] is None
@@ -222,6 +236,23 @@ async def test_it_is_not_stored_of_an_account_that_is_erased_meanwhile(
     assert await database.fetchval("SELECT count(*) FROM enrichments") == 0
 
 
+async def test_it_is_not_stored_of_an_email_that_is_another_by_now(
+    api: Api, provider: Provider, database: asyncpg.Connection
+) -> None:
+    """Without the condition in UPSERT it is."""
+    provider.hanging = True
+    await api.register(ANNA)
+    async with asyncio.timeout(10):
+        while not provider.in_flight:
+            await asyncio.sleep(0.02)
+    await database.execute("UPDATE users SET email = 'new@x.org', email_key = 'new@x.org'")
+    provider.hanging = False
+    async with asyncio.timeout(10):
+        while await database.fetchval("SELECT count(*) FROM jobs"):
+            await asyncio.sleep(0.02)
+    assert await database.fetchval("SELECT count(*) FROM enrichments") == 0
+
+
 async def test_it_is_off_until_a_key_is_set(
     environment: dict[str, str],
     hunter: Hunter,
@@ -236,6 +267,41 @@ async def test_it_is_off_until_a_key_is_set(
         assert await database.fetchval("SELECT count(*) FROM jobs") == 0
         assert (await api.get("/users/me/enrichment", by=anna)).status == 404
     assert hunter.requests == []
+
+
+async def test_that_one_provider_fails_holds_up_no_other(
+    environment: dict[str, str],
+    hunter: Hunter,
+    clearbit: Clearbit,
+    database: asyncpg.Connection,
+    redis: object,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With one circuit breaker for all it would."""
+    monkeypatch.setattr(circuit_breaker, "OPEN_SECONDS", 60)
+    both = {
+        "HUNTER_API_KEY": TEST_KEY,
+        "HUNTER_URL": hunter.url,
+        "ENRICHMENT_PROVIDER": "clearbit",
+        "ENRICHMENT_API_KEY": clearbit.key,
+        "ENRICHMENT_URL": clearbit.url,
+    }
+    hunter.verifier.play(status(500))
+    async with running(read_settings({**environment, **both})) as api:
+        hunter.hanging = True
+        await api.register(ANNA)
+        async with asyncio.timeout(10):
+            while not await database.fetchval("SELECT count(*) FROM enrichments"):
+                await asyncio.sleep(0.02)
+        hunter.hanging = False
+        async with asyncio.timeout(10):
+            while len(hunter.requests) < circuit_breaker.FAILURES:
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.1)
+        await api.register("bert@example.com")
+        async with asyncio.timeout(10):
+            while await database.fetchval("SELECT count(*) FROM enrichments") < 2:
+                await asyncio.sleep(0.02)
 
 
 async def test_the_key_of_verification_enriches_nobody(

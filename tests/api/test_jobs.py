@@ -20,6 +20,7 @@ from service.domain.jobs import (
     NotYet,
     wait_after,
 )
+from service.metrics import JOBS_DONE, JOBS_FAILED
 from service.use_cases.housekeeping import Housekeeping
 from service.use_cases.jobs import Jobs, Worker
 from tests.conftest import Servers
@@ -147,6 +148,20 @@ async def test_one_worker_does_not_wait_for_another(
     assert await slow
 
 
+async def test_a_worker_that_is_claiming_a_job_holds_up_no_other(
+    pool: Database, jobs: Jobs, clock: MovableClock
+) -> None:
+    """Without SKIP LOCKED in CLAIM the second waits until the first has committed."""
+    await plan(pool, jobs, "one", "two")
+    doer = Doer()
+    async with pool.transaction() as repositories:
+        claimed = await repositories.jobs.claim(KIND, clock(), clock() + CLAIMED_FOR)
+        assert claimed is not None
+        async with asyncio.timeout(1):
+            assert await worker_of(pool, clock, doer).work_one(KIND)
+    assert [claimed.payload, *doer.payloads] == ["one", "two"]
+
+
 async def test_the_job_of_a_worker_that_died_is_done_by_another(
     pool: Database, jobs: Jobs, clock: MovableClock
 ) -> None:
@@ -162,10 +177,16 @@ async def test_the_job_of_a_worker_that_died_is_done_by_another(
     assert doer.done[0].tries == 2
 
 
+@pytest.mark.parametrize("failure", [RuntimeError("late"), Hopeless("late"), NotYet(MINUTE)])
 async def test_a_worker_that_took_too_long_does_not_disturb_the_next(
-    pool: Database, jobs: Jobs, clock: MovableClock, database: asyncpg.Connection
+    pool: Database,
+    jobs: Jobs,
+    clock: MovableClock,
+    database: asyncpg.Connection,
+    failure: Exception,
 ) -> None:
-    """Without `tries` in POSTPONE the late failure would put off the job that another is doing."""
+    """Without `tries` in POSTPONE and PARK the late failure would put off the job that another is
+    doing, or take it away."""
     await plan(pool, jobs, "one")
 
     async def fail_late(job: Job) -> None:
@@ -173,11 +194,12 @@ async def test_a_worker_that_took_too_long_does_not_disturb_the_next(
         async with pool.transaction() as repositories:
             claimed = await repositories.jobs.claim(KIND, clock(), clock() + CLAIMED_FOR)
         assert claimed is not None
-        raise RuntimeError("late")
+        raise failure
 
     await worker_of(pool, clock, fail_late).work_one(KIND)
     found = await row(database)
-    assert (found["tries"], found["last_error"]) == (2, None)
+    assert (found["tries"], found["last_error"], found["parked_at"]) == (2, None, None)
+    assert found["due_at"] - clock() > CLAIMED_FOR - timedelta(seconds=5)
 
 
 async def test_a_job_that_fails_waits_longer_each_time(
@@ -245,12 +267,19 @@ async def test_all_parked_jobs_are_tried_again(
     while await worker.work_one(KIND):
         pass
     assert await jobs.retry(None) == 2
+    # At once, and as patiently as new ones.
+    doer = Doer()
+    retrying = worker_of(pool, clock, doer)
+    while await retrying.work_one(KIND):
+        pass
+    assert [job.tries for job in doer.done] == [1, 1]
 
 
 async def test_what_is_parked_for_long_is_deleted(
     pool: Database, jobs: Jobs, clock: MovableClock, database: asyncpg.Connection
 ) -> None:
     await plan(pool, jobs, 1)
+    clock.ahead += timedelta(days=1)  # it is old before it is parked
     await worker_of(pool, clock, Doer(Hopeless("no"))).work_one(KIND)
     clock.ahead += PARKED_FOR - MINUTE
     await Housekeeping(pool, clock).tidy_up()
@@ -325,8 +354,82 @@ async def test_stopping_lets_the_job_under_way_end_and_begins_no_other(
 
 
 async def test_the_backlog_is_measured(pool: Database, jobs: Jobs, clock: MovableClock) -> None:
-    await plan(pool, jobs, 1, 2, 3)
+    await plan(pool, jobs, 1)
+    clock.ahead += MINUTE
+    planned_at = clock()
+    await plan(pool, jobs, 2, 3)
     await worker_of(pool, clock, Doer(Hopeless("no"))).work_one(KIND)
     [backlog] = await jobs.backlogs()
     assert (backlog.kind, backlog.pending, backlog.parked) == ("mail", 2, 1)
     assert backlog.oldest is not None
+    assert backlog.oldest >= planned_at  # what is parked waits for nobody
+
+
+async def test_the_newest_jobs_come_first(pool: Database, jobs: Jobs, clock: MovableClock) -> None:
+    await plan(pool, jobs, 1, 2, 3)
+    ids = [state.job_id for state in await jobs.newest(2, parked_alone=False)]
+    assert len(ids) == 2
+    assert ids == sorted(ids, reverse=True)
+    await worker_of(pool, clock, Doer(Hopeless("no"))).work_one(KIND)
+    [parked] = await jobs.newest(3, parked_alone=True)
+    assert parked.job_id < min(ids)
+
+
+async def test_what_is_done_and_what_fails_is_counted(
+    pool: Database, jobs: Jobs, clock: MovableClock
+) -> None:
+    def counted() -> tuple[float, float]:
+        done, failed = JOBS_DONE.labels(KIND), JOBS_FAILED.labels(KIND)
+        return done._value.get(), failed._value.get()
+
+    done, failed = counted()
+    await plan(pool, jobs, *range(4))
+    worker = worker_of(pool, clock, Doer(RuntimeError("no"), NotYet(MINUTE), Hopeless("no")))
+    while await worker.work_one(KIND):
+        pass
+    # To be asked again later is no failure.
+    assert counted() == (done + 1, failed + 2)
+
+
+async def test_a_service_that_is_away_is_left_alone_for_longer_and_longer(
+    pool: Database, jobs: Jobs, clock: MovableClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.use_cases.jobs.POLL_SECONDS", 0.05)
+    await plan(pool, jobs, *range(20))
+    doer = Doer(*[ProviderUnavailable()] * 20)
+    running = asyncio.create_task((worker := worker_of(pool, clock, doer)).run())
+    await asyncio.sleep(0.9)  # 0.1, 0.2, 0.4 and 0.8 s lie between the tries
+    worker.stop()
+    await running
+    assert 2 <= len(doer.done) <= 4
+
+
+async def test_a_failure_that_nobody_foresaw_breaks_off_no_other_kind(
+    pool: Database, jobs: Jobs, clock: MovableClock, database: asyncpg.Connection
+) -> None:
+    """Let alone a mail that is being sent, and would be sent twice."""
+    await plan(pool, jobs, 1)
+    await plan(pool, jobs, 2, kind=JobKind.ENRICH)
+    begun, finish, ended = asyncio.Event(), asyncio.Event(), []
+
+    async def work(job: Job) -> None:
+        begun.set()
+        await finish.wait()
+        ended.append(job.payload)
+
+    # As a disk that is broken, or a migration under way, would have it.
+    await database.execute(
+        "ALTER TABLE jobs ADD CONSTRAINT broken CHECK (kind <> 'enrich' OR tries = 0)"
+    )
+    try:
+        worker = Worker(pool, {KIND: work, JobKind.ENRICH: Doer()}, clock)
+        running = asyncio.create_task(worker.run())
+        await begun.wait()
+        await asyncio.sleep(0.3)
+        assert not running.done()
+        finish.set()
+        worker.stop()
+        await asyncio.wait_for(running, 5)
+    finally:
+        await database.execute("ALTER TABLE jobs DROP CONSTRAINT broken")
+    assert ended == [1]

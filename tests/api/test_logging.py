@@ -183,7 +183,7 @@ def service_records(log: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     [
         # PostgreSQL quotes the row that it refuses, and the key that it has already.
         "ALTER TABLE users ADD CONSTRAINT nobody_knows CHECK (length(email) < 5) NOT VALID",
-        "CREATE UNIQUE INDEX nobody_knows ON users (left(email_key, 1), email_key)",
+        "CREATE UNIQUE INDEX nobody_knows ON users (replace(email_key, 'anton', 'anna'))",
         "ALTER TABLE users RENAME COLUMN email_key TO email_kee",
     ],
 )
@@ -193,14 +193,13 @@ async def test_neither_does_the_traceback_of_a_failure(
     async with running(replace(own_database, redis_url="redis://127.0.0.1:1")) as api:
         await api.register("anna@example.com")
         with psycopg.connect(own_database.database_url) as connection:
-            connection.execute("ALTER TABLE users DROP CONSTRAINT users_email_unique")
             connection.execute(sabotage)
-        answer = await api.register("anna@example.com")
+        answer = await api.register("anton@example.com")
         assert answer.status == 500
     for formatter in (JsonFormatter(), TextFormatter()):
         lines = "\n".join(map(formatter.format, service_records(log)))
         assert "Traceback" in lines
-        for secret in ("anna@", "argon2", PASSWORD):
+        for secret in ("anna@", "anton@", "argon2", PASSWORD):
             assert secret not in lines
 
 

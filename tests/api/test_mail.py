@@ -1,6 +1,7 @@
 """What goes through the owner's mailbox, driven end to end through a real SMTP server."""
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
@@ -17,6 +18,7 @@ from service.settings import read_settings
 from service.use_cases import jobs
 from tests.api.assertions import assert_problem
 from tests.factories import PASSWORD, Answer, Api, Person, new_email, running
+from tests.oauth import new_application, refusal
 from tests.stand_ins.smtp import (
     Mail,
     SmtpServer,
@@ -186,6 +188,19 @@ async def test_what_was_never_mailed_is_unusable(api: Api, token: str) -> None:
     assert_unusable(await reset(api, token))
 
 
+async def test_a_token_proves_the_email_that_it_was_mailed_to_and_no_other(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
+    """Without the condition in CONFIRM_EMAIL it would confirm whatever e-mail the account has."""
+    await api.register(ANNA)
+    [mail] = await mailed(smtp, ANNA, "Confirm")
+    to_reset = await forgotten(api, smtp)
+    await database.execute("UPDATE users SET email = 'new@x.org', email_key = 'new@x.org'")
+    assert_unusable(await confirm(api, token_in(mail)))
+    assert_unusable(await reset(api, to_reset))
+    assert await database.fetchval("SELECT email_confirmed_at FROM users") is None
+
+
 async def test_the_confirmation_is_sent_again(
     api: Api, smtp: SmtpServer, database: asyncpg.Connection
 ) -> None:
@@ -238,11 +253,21 @@ async def test_mails_for_one_email_are_limited_known_or_not(
         await redis.flushdb()  # type: ignore[attr-defined]
 
 
+async def test_registrations_of_one_email_are_limited_where_each_sends_a_mail(
+    mail_environment: dict[str, str], database: object, redis: object
+) -> None:
+    limits = {"RATE_LIMIT_MAIL": "2/minute", "EMAIL_CONFIRMATION": "required"}
+    async with running(read_settings({**mail_environment, **limits})) as api:
+        answers = [await api.register(ANNA) for _ in range(3)]
+        assert [answer.status for answer in answers] == [202, 202, 429]
+
+
 # --- Resetting a password.
 
 
 async def test_a_forgotten_password_is_reset(api: Api, smtp: SmtpServer) -> None:
     anna = await api.new_person(ANNA)
+    assert (await api.get("/users/me", by=anna)).status == 200  # and that is cached
     assert (await reset(api, await forgotten(api, smtp))).status == 204
     assert (await api.get("/users/me", by=anna)).status == 401
     refreshed = await api.post("/auth/refresh", {"refresh_token": anna.refresh_token})
@@ -264,6 +289,87 @@ async def test_a_password_that_may_not_be_leaves_the_token_good(api: Api, smtp: 
         answer = await reset(api, token, unacceptable)
         assert_problem(answer, 422, "validation-failed", ["#/new_password"])
     assert (await reset(api, token)).status == 204
+
+
+async def test_a_mail_goes_to_the_stored_address_however_it_was_asked_for(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
+    """CVE-2019-19844: what only compares alike may be somebody else's."""
+    await api.register(ANNA)
+    await api.post("/auth/password/forgot", {"email": "ANNA@EXAMPLE.COM"})
+    await api.post("/auth/email/resend", {"email": "Anna@Example.com"})
+    await no_jobs(database)
+    assert [mail.rcpt_tos for mail in smtp.mails] == [(ANNA,)] * 3
+    assert {mail.message["To"] for mail in smtp.mails} == {ANNA}
+
+
+async def test_nothing_in_a_mail_is_taken_for_html(
+    mail_environment: dict[str, str], smtp: SmtpServer, database: object, redis: object
+) -> None:
+    named = {**mail_environment, "SERVICE_NAME": "Smith & <b>Sons</b>"}
+    async with running(read_settings(named)) as api:
+        await api.register(ANNA)
+        [mail] = await mailed(smtp, ANNA, "Smith & <b>Sons</b>")
+        assert "Smith & <b>Sons</b>" in mail.text
+        assert "Smith &amp; &lt;b&gt;Sons&lt;/b&gt;" in mail.html
+        assert "<b>" not in mail.html
+
+
+async def test_a_token_that_is_no_good_costs_no_hash(
+    api: Api, smtp: SmtpServer, hashes: list[object]
+) -> None:
+    """Without the conditions in FIND a hash is computed before TAKE refuses."""
+    await api.register(ANNA)
+    [mail] = await mailed(smtp, ANNA, "Confirm")
+    expired = await forgotten(api, smtp)
+    api.clock.ahead += TOKEN_LIVES
+    hashes.clear()
+    for token in ("a" * 43, token_in(mail), expired):
+        assert_unusable(await reset(api, token))
+        assert_unusable(await reset(api, token, "short"))  # nor does it tell what is acceptable
+    fresh = await forgotten(api, smtp, count=2)
+    await api.post("/auth/email/resend", {"email": ANNA})
+    [_, second] = await mailed(smtp, ANNA, "Confirm", 2)
+    assert_unusable(await reset(api, token_in(second)))
+    assert hashes == []
+    assert (await reset(api, fresh)).status == 204
+
+
+async def test_what_a_reset_or_a_change_makes_old_is_forgotten_by_a_job_too(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
+    """The request may be killed between its commit and the cache."""
+    await database.execute("CREATE TABLE planned AS SELECT payload FROM jobs WITH NO DATA")
+    await database.execute(
+        "CREATE RULE planned AS ON INSERT TO jobs WHERE new.kind = 'forget'"
+        " DO ALSO INSERT INTO planned VALUES (new.payload)"
+    )
+    try:
+        anna = await api.new_person(ANNA)
+        session_id = await database.fetchval("SELECT session_id FROM sessions")
+        body = {"new_email": "anna@example.org", "password": PASSWORD}
+        await api.post("/auth/email/change", body, by=anna)
+        [mail] = await mailed(smtp, "anna@example.org", "Confirm your new e-mail")
+        assert (await confirm(api, token_in(mail))).status == 204
+        token = await forgotten(api, smtp, "anna@example.org")
+        assert (await reset(api, token)).status == 204
+        planned = [row["payload"] for row in await database.fetch("SELECT payload FROM planned")]
+    finally:
+        await database.execute("DROP RULE planned ON jobs")
+        await database.execute("DROP TABLE planned")
+    assert [set(json.loads(payload)) for payload in planned] == [
+        {f"code:{ANNA}", "code:anna@example.org"},
+        {f"session:{session_id}"},
+    ]
+
+
+async def test_a_reset_ends_what_an_application_was_about_to_get(
+    api: Api, smtp: SmtpServer, anna: Person
+) -> None:
+    application = await new_application(api)
+    code = await application.code_of(anna)
+    assert (await reset(api, await forgotten(api, smtp))).status == 204
+    assert refusal(await application.redeem(code)) == (400, "invalid_grant")
 
 
 async def test_a_reset_ends_all_other_tokens(api: Api, smtp: SmtpServer) -> None:
@@ -319,6 +425,44 @@ async def test_a_change_of_password_is_told(api: Api, smtp: SmtpServer) -> None:
     body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
     assert (await api.post("/auth/password/change", body, by=anna)).status == 204
     assert await mailed(smtp, ANNA, "was changed")
+
+
+async def test_a_change_of_password_ends_the_tokens_of_whoever_knew_the_old_one(
+    api: Api, smtp: SmtpServer
+) -> None:
+    """Else a thief has ten minutes in which to take the account away by its e-mail."""
+    anna = await api.new_person(ANNA)
+    thief = await api.signed_in(ANNA)
+    change = {"new_email": "thief@example.org", "password": PASSWORD}
+    assert (await api.post("/auth/email/change", change, by=thief)).status == 202
+    [mail] = await mailed(smtp, "thief@example.org", "Confirm your new e-mail")
+    body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+    assert (await api.post("/auth/password/change", body, by=anna)).status == 204
+    assert_unusable(await confirm(api, token_in(mail)))
+
+
+@pytest.mark.parametrize("way", ["change", "reset"])
+async def test_a_mail_asked_for_before_the_password_was_changed_is_not_sent_afterwards(
+    mail_environment: dict[str, str],
+    smtp: SmtpServer,
+    database: asyncpg.Connection,
+    redis: object,
+    way: str,
+) -> None:
+    """Else a thief who can hold up his mail server waits there for a token."""
+    async with running(read_settings({**mail_environment, "SERVE_JOBS": "off"})) as api:
+        anna = await api.new_person(ANNA)
+        thief = await api.signed_in(ANNA)
+        change = {"new_email": "thief@example.org", "password": PASSWORD}
+        assert (await api.post("/auth/email/change", change, by=thief)).status == 202
+        if way == "change":
+            body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+            assert (await api.post("/auth/password/change", body, by=anna)).status == 204
+        else:
+            await database.execute("UPDATE sessions SET ended_at = now()")
+    async with running(read_settings(mail_environment)):
+        await no_jobs(database)
+    assert smtp.mails_to("thief@example.org") == []
 
 
 async def test_tokens_end_with_the_account(
@@ -460,6 +604,46 @@ async def test_the_owner_of_a_known_email_is_told(
     assert await database.fetchval("SELECT count(*) FROM users") == 1
 
 
+async def test_who_registers_again_gets_the_account_from_whoever_was_there_before(
+    strict: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
+    """Else a stranger who has registered Anna's e-mail gets the account that she confirms."""
+    stranger, annas = "the password of a stranger", "the password of anna"
+    await strict.register(ANNA, password=stranger)
+    [first] = await mailed(smtp, ANNA, "Confirm")
+    await database.execute(
+        "INSERT INTO identities SELECT 'https://issuer.example', 'mallory', user_id, created_at"
+        " FROM users"
+    )
+    assert (await strict.register(ANNA, password=annas)).status == 202
+    [again] = await mailed(smtp, ANNA, "Finish registering")
+    assert again.links[0].startswith("https://app.example.com/reset-password#token=")
+    # Whichever mail she believes, the stranger does not get in.
+    assert (await confirm(strict, token_in(first))).status == 204
+    assert (await strict.log_in(ANNA, stranger)).status == 401
+    assert await database.fetchval("SELECT count(*) FROM identities") == 0
+    assert (await reset(strict, token_in(again), annas)).status == 204
+    assert (await strict.log_in(ANNA, annas)).status == 200
+    assert (await strict.log_in(ANNA, stranger)).status == 401
+
+
+async def test_registering_again_ends_nothing_of_an_account_that_is_in_use(
+    mail_environment: dict[str, str],
+    smtp: SmtpServer,
+    database: asyncpg.Connection,
+    redis: object,
+) -> None:
+    """Of before e-mails had to be confirmed: whose it is is known by its password."""
+    async with running(read_settings(mail_environment)) as api:
+        await api.register(ANNA)
+        await no_jobs(database)
+    settings = read_settings({**mail_environment, "EMAIL_CONFIRMATION": "required"})
+    async with running(settings) as strict:
+        await strict.register(ANNA, password="the password of a stranger")
+        await mailed(smtp, ANNA, "Finish registering")
+        assert (await strict.log_in(ANNA)).status == 200
+
+
 async def test_a_referral_by_code_is_kept_until_the_email_is_confirmed(
     strict: Api, smtp: SmtpServer
 ) -> None:
@@ -515,7 +699,25 @@ async def test_a_changed_email_is_confirmed_at_the_new_address_and_told_at_the_o
     assert (await api.log_in(ANNA)).status == 401
 
 
-async def test_tokens_in_the_old_mailbox_end_with_the_change(api: Api, smtp: SmtpServer) -> None:
+async def test_what_was_known_of_the_old_email_ends_with_the_change(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
+    anna = await api.new_person(ANNA)
+    await database.execute("UPDATE users SET email_verdict = 'valid', email_verdict_source = 'x'")
+    await database.execute(
+        "INSERT INTO enrichments SELECT user_id, '{}', NULL, 'x', now() FROM users"
+    )
+    body = {"new_email": "anna@example.org", "password": PASSWORD}
+    await api.post("/auth/email/change", body, by=anna)
+    [mail] = await mailed(smtp, "anna@example.org", "Confirm your new e-mail")
+    assert (await confirm(api, token_in(mail))).status == 204
+    assert await database.fetchval("SELECT email_verdict FROM users") is None
+    assert await database.fetchval("SELECT count(*) FROM enrichments") == 0
+
+
+async def test_tokens_in_the_old_mailbox_end_with_the_change(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
     anna = await api.new_person(ANNA)
     old = await forgotten(api, smtp)
     body = {"new_email": "anna@example.org", "password": PASSWORD}
@@ -523,6 +725,7 @@ async def test_tokens_in_the_old_mailbox_end_with_the_change(api: Api, smtp: Smt
     [mail] = await mailed(smtp, "anna@example.org", "Confirm your new e-mail")
     await confirm(api, token_in(mail))
     assert_unusable(await reset(api, old))
+    assert await database.fetchval("SELECT count(*) FROM mail_tokens") == 0
 
 
 async def test_an_email_of_another_account_is_answered_alike_and_its_owner_is_told(
@@ -538,6 +741,15 @@ async def test_an_email_of_another_account_is_answered_alike_and_its_owner_is_to
     assert await mailed(smtp, "bert@example.com", "You have an account")
     assert await mailed(smtp, "free@example.com", "Confirm your new e-mail")
     await no_jobs(database)
+
+
+async def test_the_own_email_is_spelt_differently_by_a_change(api: Api, smtp: SmtpServer) -> None:
+    anna = await api.new_person(ANNA)
+    body = {"new_email": "Anna@example.com", "password": PASSWORD}
+    assert (await api.post("/auth/email/change", body, by=anna)).status == 202
+    [mail] = await mailed(smtp, "Anna@example.com", "Confirm your new e-mail")
+    assert (await confirm(api, token_in(mail))).status == 204
+    assert (await api.get("/users/me", by=anna)).json()["email"] == "Anna@example.com"
 
 
 async def test_an_email_that_was_taken_meanwhile_is_not_given_twice(
@@ -569,6 +781,18 @@ async def test_a_change_that_proves_nothing_is_refused(
     answer = await api.post("/auth/email/change", body, by=anna)
     code = "invalid-credentials" if status == 401 else "validation-failed"
     assert_problem(answer, status, code, [f"#/{pointer}"])
+
+
+async def test_guessing_the_password_of_a_change_is_limited(
+    mail_environment: dict[str, str], database: object, redis: object
+) -> None:
+    settings = read_settings({**mail_environment, "RATE_LIMIT_LOGIN": "4/minute"})
+    async with running(settings) as api:
+        anna = await api.new_person(ANNA)
+        body = {"new_email": "anna@example.org", "password": "wrong"}
+        guesses = [await api.post("/auth/email/change", body, by=anna) for _ in range(5)]
+        statuses = [answer.status for answer in guesses]
+        assert statuses == [401, 401, 401, 429, 429]  # signing in was the first of four
 
 
 # --- Disposable e-mails.
@@ -645,6 +869,40 @@ async def test_a_mail_that_is_refused_for_good_is_parked(
 
 
 @pytest.mark.usefixtures("impatient")
+async def test_what_was_given_up_is_erased_with_the_account(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
+    """A parked job would keep the e-mail for a month."""
+    smtp.play(refuse("550 5.1.1 No such user"))
+    anna = await api.new_person(ANNA)
+    await api.post("/auth/password/forgot", {"email": "ANNA@EXAMPLE.com"})
+    await api.register("bert@example.com")
+    await no_jobs(database)
+    assert await database.fetchval("SELECT count(*) FROM jobs") == 3
+    assert (await api.delete("/users/me", {"password": PASSWORD}, by=anna)).status == 204
+    await no_jobs(database)
+    [left] = await database.fetch("SELECT payload FROM jobs")
+    assert "bert@example.com" in left["payload"]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_that_we_have_not_signed_in_is_not_the_mails_fault(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
+    """The server says so when it hears the sender: 530 5.7.0 Authentication required."""
+    smtp.credentials = ("referrals", "right")
+    await api.register(ANNA)
+    async with asyncio.timeout(10):
+        while not await database.fetchval("SELECT last_error FROM jobs"):
+            await asyncio.sleep(0.02)
+    [job] = await database.fetch("SELECT * FROM jobs")
+    assert job["parked_at"] is None
+    assert "SMTPSenderRefused 530" in job["last_error"]
+    smtp.credentials = None
+    assert await mailed(smtp, ANNA, "Confirm")
+
+
+@pytest.mark.usefixtures("impatient")
 async def test_a_wrong_password_of_ours_is_not_the_mails_fault(
     mail_environment: dict[str, str], database: asyncpg.Connection, redis: object
 ) -> None:
@@ -661,3 +919,20 @@ async def test_a_wrong_password_of_ours_is_not_the_mails_fault(
                 else:
                     [mail] = await mailed(smtp, ANNA, "Confirm")
                     assert mail.login == login
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_password_of_ours_goes_to_no_other_machine_in_the_clear(
+    mail_environment: dict[str, str], database: asyncpg.Connection, redis: object
+) -> None:
+    """127.0.0.2 is, by its name, not this one."""
+    server = SmtpServer(credentials=("referrals", "right"))
+    async with server.serving("127.0.0.2") as smtp:
+        url = smtp.url.replace("//", "//referrals:right@")
+        async with running(read_settings({**mail_environment, "SMTP_URL": url})) as api:
+            await api.register(ANNA)
+            async with asyncio.timeout(10):
+                while not await database.fetchval("SELECT last_error FROM jobs"):
+                    await asyncio.sleep(0.02)
+        assert smtp.connections > 0
+        assert smtp.mails == []

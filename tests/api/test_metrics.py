@@ -84,6 +84,12 @@ async def test_connections_hashes_and_refusals_are_told(
         assert now[("password_hashes_pending", ())] == 0
 
 
+async def test_while_the_database_is_away_the_rest_is_told(settings: Settings) -> None:
+    away = replace(settings, database_url="postgresql://127.0.0.1:1/nowhere")
+    async with running(away) as api:
+        assert (await measured(api))[("password_hashes_pending", ())] == 0
+
+
 async def test_nobody_is_named(api: Api, anna: Person) -> None:
     code = await api.new_code(anna)
     await api.get(f"/referral-code/{anna.email}")

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from http.cookies import SimpleCookie
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -21,7 +22,7 @@ from service.api.keys import ACCESS_LOG
 from service.database import connect
 from service.domain.clock import utc_now
 from service.logs import JsonFormatter
-from service.settings import OidcSettings, RateLimit, Settings, read_settings
+from service.settings import MailSettings, OidcSettings, RateLimit, Settings, read_settings
 from service.use_cases.housekeeping import Housekeeping
 from tests.api.assertions import assert_problem
 from tests.api.issuer import (
@@ -1037,3 +1038,19 @@ async def test_starts_are_limited_as_logins_are(api: Api, settings: Settings) ->
             for _ in range(3)
         ]
     assert statuses == [303, 303, 429]
+
+
+async def test_an_email_that_has_to_be_confirmed_begins_no_session(
+    settings: Settings, issuer: Issuer, tmp_path: Path, database: asyncpg.Connection, redis: object
+) -> None:
+    """Neither for who is new nor for who comes back."""
+    issuer.claims["email_verified"] = False
+    mail = MailSettings(sender="referrals@example.com", app_url=None, delivery=tmp_path)
+    async with running(replace(settings, mail=mail, confirmation_required=True)) as api:
+        for _ in range(2):
+            assert_problem(await sign_in(api, issuer), 403, "email-not-confirmed")
+        assert await rows(database) == (1, 1)
+        assert await database.fetchval("SELECT count(*) FROM sessions") == 0
+        issuer.claims["email_verified"] = True
+        await database.execute("UPDATE users SET email_confirmed_at = now()")
+        assert (await sign_in(api, issuer)).status == 200

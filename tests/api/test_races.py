@@ -197,6 +197,21 @@ async def test_of_40_replacements_one_is_new_and_the_last_one_lives(
     assert (await api.get(f"/referral-code/{anna.email}")).json()["code"] == live["code"]
 
 
+async def test_a_deletion_beside_replacements_finds_a_live_code(
+    api: Api, other: Api, anna: Person
+) -> None:
+    """The lock on the owner's row, again: without it a deletion that waits for a replacement finds
+    the old code ended, does not see the new one, and says that there is none."""
+    for _ in range(10):
+        await api.put("/referral-code", DAYS, by=anna)
+        deleted, *replaced = await asyncio.gather(
+            other.delete("/referral-code", by=anna),
+            *(api.put("/referral-code", DAYS, by=anna) for _ in range(5)),
+        )
+        assert deleted.status == 204
+        assert set(statuses(replaced)) <= {200, 201}
+
+
 @pytest.mark.parametrize("wish", [{}, {"max_uses": 100}], ids=["unlimited", "limited"])
 async def test_after_the_answer_to_a_deletion_no_registration_gets_in(
     api: Api, anna: Person, database: asyncpg.Connection, wish: dict[str, int]

@@ -205,3 +205,24 @@ async def test_the_window_in_the_memory_of_a_process_ends_too(
         assert answers[1].headers["Retry-After"] == "3600"
         api.clock.ahead = timedelta(seconds=3601)
         assert (await api.log_in("nobody@example.com", PASSWORD)).status == 401
+
+
+async def test_guessing_from_elsewhere_locks_nobody_out(settings: Settings) -> None:
+    """The owner signs in from where the owner has signed in before, and guesses no more there."""
+    limited = replace(settings, rate_limit_login=RateLimit(3, 60), trusted_proxies=(PROXY,))
+    async with running(limited) as api:
+        anna = "anna@example.com"
+
+        async def log_in(address: str, password: str = PASSWORD) -> int:
+            body = {"email": anna, "password": password}
+            headers = {"X-Forwarded-For": address}
+            return (await api.post("/auth/login", body, headers=headers)).status
+
+        await api.register(anna)
+        assert await log_in("203.0.113.1") == 200
+        guesses = [await log_in(f"198.51.100.{number}", "wrong") for number in range(6)]
+        assert guesses == [401, 401, 429, 429, 429, 429]  # Anna's was the first of the three
+        assert await log_in("203.0.113.1") == 200
+        assert await log_in("203.0.113.2") == 429
+        guesses = [await log_in("203.0.113.1", "wrong") for _ in range(3)]
+        assert guesses == [401, 429, 429]

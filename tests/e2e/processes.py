@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -37,7 +37,7 @@ class Service:
 
 @contextmanager
 def service_process(
-    environment: Mapping[str, str], *, stderr: Any = None, **changes: str
+    environment: Mapping[str, str], log: IO[str] | None = None, /, **changes: str
 ) -> Iterator[Service]:
     """Run `serve` with a database of its own, until the block ends."""
     port = free_port()
@@ -45,7 +45,7 @@ def service_process(
     with own_database(environment["DATABASE_URL"]) as database_url:
         own = {"HOST": LOOPBACK, "PORT": str(port), "PUBLIC_URL": url, "WORKERS": "1"}
         told = {**environment, "DATABASE_URL": database_url, **own, **changes}
-        with started([*COMMAND, "serve"], told, stderr=stderr) as process:
+        with started([*COMMAND, "serve"], told, stderr=log) as process:
             wait_for(f"{url}/health/ready", process)
             yield Service(url, told, process)
 

@@ -1,7 +1,9 @@
 """The commands as operators use them: what they print, how they end, what survives."""
 
+import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -10,10 +12,14 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 import psycopg
 import pytest
 
+from service.__main__ import main
+from tests.conftest import Servers
 from tests.e2e.processes import (
     COMMAND,
     LOOPBACK,
@@ -27,6 +33,7 @@ from tests.e2e.processes import (
     wait_until,
 )
 from tests.factories import PASSWORD, new_secrets
+from tests.stand_ins.smtp import SmtpServer, accept, refuse
 
 ENDS_WITHIN = 5
 """Seconds that a signal may take to end everything."""
@@ -105,7 +112,7 @@ def test_the_last_requests_before_sigterm_are_in_the_log(
     file = tmp_path / "log"
     with (
         file.open("w") as log,
-        service_process(environment, stderr=log, WORKERS=workers) as service,
+        service_process(environment, log, WORKERS=workers) as service,
     ):
         for _ in range(20):
             assert status_of(f"{service.url}/health/live") == 200
@@ -335,6 +342,117 @@ def test_migrate_says_what_it_has_applied(environment: dict[str, str]) -> None:
     assert away.returncode == 1
     assert away.stderr.startswith("PostgreSQL cannot be reached:")
     assert "Traceback" not in away.stderr
+
+
+async def test_jobs_are_done_by_a_worker_and_what_it_gives_up_is_listed_and_tried_again(
+    environment: dict[str, str],
+) -> None:
+    async with SmtpServer().serving() as smtp:
+        mail = {"SMTP_URL": smtp.url, "MAIL_FROM": "referrals@example.com"}
+        with service_process({**environment, **mail, "SERVE_JOBS": "off"}) as service:
+
+            async def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
+                return await asyncio.to_thread(run, *arguments, environment=service.environment)
+
+            smtp.play(refuse("550 5.1.1 No such user"))
+            body = {"email": "anna@example.com", "password": PASSWORD}
+            await asyncio.to_thread(post, f"{service.url}/api/v1/auth/register", body)
+            listed = (await command("jobs", "list")).stdout
+            job_id, kind, state, tries, error = listed.rstrip("\n").split("\t")
+            assert (kind, state[:4], tries, error) == ("mail", "due ", "0 tries", "")
+            assert "anna" not in listed
+            assert smtp.connections == 0  # nobody does them here
+
+            with started([*COMMAND, "worker"], service.environment) as worker:
+                with psycopg.connect(service.environment["DATABASE_URL"], autocommit=True) as rows:
+                    given_up = "SELECT FROM jobs WHERE parked_at IS NOT NULL"
+                    while not rows.execute(given_up).rowcount:
+                        assert worker.poll() is None
+                        await asyncio.sleep(0.05)
+                parked = (await command("jobs", "list", "--parked")).stdout
+                assert parked.startswith(f"{job_id}\tmail\tparked 20")
+                assert parked.endswith("Z\t1 tries\tSMTPRecipientsRefused 550\n")
+
+                smtp.play(accept)
+                nobodys = str(uuid4())
+                missed = await command("jobs", "retry", nobodys)
+                assert missed.returncode == 1
+                assert missed.stderr == f"There is no parked job {nobodys}.\n"
+                assert (await command("jobs", "retry", job_id)).stdout == "1 to be tried again\n"
+                await smtp.wait_for(1, timeout=10)
+                worker.send_signal(signal.SIGTERM)
+                assert await asyncio.to_thread(worker.wait, ENDS_WITHIN) == 0
+    assert smtp.mails[0].rcpt_tos == ("anna@example.com",)
+
+
+def test_a_worker_without_work_says_so(environment: dict[str, str]) -> None:
+    done = run("worker", environment=environment)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "There is nothing to do: none of SMTP_URL, HUNTER_API_KEY, ENRICHMENT_API_KEY is set.\n"
+    )
+
+
+@pytest.mark.parametrize("command", [("jobs", "list"), ("clients", "list")])
+def test_a_database_without_tables_is_one_clear_line(
+    command: tuple[str, str], servers: Servers, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    name = f"test_{uuid4().hex}"
+    with psycopg.connect(servers.database_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        try:
+            url = urlsplit(servers.database_url)._replace(path=f"/{name}").geturl()
+            monkeypatch.setenv("DATABASE_URL", url)
+            assert main(command) == 1
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    told = capsys.readouterr().err
+    assert told == "The database has no tables yet: run `python -m service migrate`.\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("list", "--limit", "0"),
+        ("list", "--limit", "99999999999999999999"),
+        ("list", "--limit", "many"),
+        ("retry",),
+        ("retry", "one"),
+        ("retry", str(uuid4()), "--all"),
+    ],
+)
+def test_wrong_arguments_are_explained(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["jobs", *arguments])
+    assert ended.value.code == 2
+    assert re.search(r"error: (argument|one of the arguments) ", capsys.readouterr().err)
+
+
+def test_what_waits_is_measured_whichever_worker_is_asked(environment: dict[str, str]) -> None:
+    mail = {"SMTP_URL": f"smtp://{LOOPBACK}:{free_port()}", "MAIL_FROM": "referrals@example.com"}
+    told = {**environment, **mail, "SERVE_JOBS": "off"}
+    with service_process(told, WORKERS="2") as service:
+        for name in ("anna", "bert"):
+            body = {"email": f"{name}@example.com", "password": PASSWORD}
+            post(f"{service.url}/api/v1/auth/register", body)
+        with psycopg.connect(service.environment["DATABASE_URL"]) as connection:
+            connection.execute("UPDATE jobs SET created_at = created_at - interval '1 minute'")
+            connection.execute(
+                "INSERT INTO jobs (job_id, kind, payload, created_at, due_at, parked_at)"
+                " VALUES (gen_random_uuid(), 'enrich', '{}', now(), now(), now())"
+            )
+        for _ in range(8):
+            with urllib.request.urlopen(f"{service.url}/metrics") as response:
+                lines = response.read().decode().splitlines()
+            measured = dict(line.rsplit(" ", 1) for line in lines if line.startswith("jobs_"))
+            assert float(measured['jobs_pending{kind="mail"}']) == 2
+            assert float(measured['jobs_parked{kind="mail"}']) == 0
+            assert 60 <= float(measured['jobs_oldest_seconds{kind="mail"}']) < 90
+            assert float(measured['jobs_pending{kind="enrich"}']) == 0
+            assert float(measured['jobs_parked{kind="enrich"}']) == 1
+            assert float(measured['jobs_oldest_seconds{kind="enrich"}']) == 0
 
 
 def test_an_unknown_command_is_explained() -> None:

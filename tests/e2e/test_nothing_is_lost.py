@@ -149,7 +149,7 @@ async def test_while_everything_outside_hangs_registering_goes_on_and_is_made_up
     log = tmp_path / "log"
     with ExitStack() as stack:
         written = stack.enter_context(log.open("w"))
-        service = stack.enter_context(service_process(outside.environment, stderr=written))
+        service = stack.enter_context(service_process(outside.environment, written))
         outside.hang(True)
         await register(service.url, range(people), seconds=8)
         assert outside.smtp.mails == []

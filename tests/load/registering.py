@@ -89,7 +89,7 @@ async def measure(rounds: int, seconds: float, rate: float) -> None:
             "answering": await environment_of(stack, hanging=False),
             "hanging": await environment_of(stack, hanging=True),
         }.items():
-            services[name] = stack.enter_context(service_process({**common, **outside}, stderr=log))
+            services[name] = stack.enter_context(service_process({**common, **outside}, log))
         latencies: dict[str, list[list[float]]] = {name: [] for name in services}
         for round_number in range(rounds + 1):
             for name, service in services.items():

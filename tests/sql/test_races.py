@@ -24,6 +24,8 @@ from service.domain.errors import (
     ReferralCodeUnusable,
 )
 from service.domain.idempotency import Answer, IdempotencyKey
+from service.domain.identities import Identity
+from service.domain.mails import MailToken, TokenPurpose
 from service.domain.referral_codes import (
     ReferralCode,
     ReferralCodeWish,
@@ -371,3 +373,59 @@ async def test_a_transaction_that_loses_every_time_is_given_up() -> None:
     with pytest.raises(DatabaseUnavailable):
         await lose()
     assert tries == 4
+
+
+async def erase(repositories: Repositories, user_id: UUID) -> None:
+    await repositories.users.lock(user_id)
+    assert await repositories.users.erase(user_id, HASH, NOW)
+    await repositories.mail_tokens.delete_of_user(user_id)
+    await repositories.enrichments.delete_of_user(user_id)
+
+
+async def test_no_token_is_stored_of_an_account_that_is_being_erased(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """Without FOR SHARE in INSERT it is, and the e-mail in it stays."""
+    async with transactions.transaction() as repositories:
+        user_id = await new_user(repositories)
+    token = MailToken(
+        token_hash=b"x" * 32,
+        purpose=TokenPurpose.RESET_PASSWORD,
+        user_id=user_id,
+        email=parse_email("anna@example.com"),
+        created_at=NOW,
+        expires_at=NOW + LIFE,
+    )
+
+    async def add() -> bool:
+        async with transactions.transaction() as repositories:
+            return await repositories.mail_tokens.add(token, 3)
+
+    async with transactions.transaction() as repositories:
+        await erase(repositories, user_id)
+        adding = await until_blocked(database, add())
+    assert not await adding
+    assert not await add()  # nor afterwards: without the condition in INSERT it is
+    assert await database.fetchval("SELECT count(*) FROM mail_tokens") == 0
+
+
+async def test_an_identity_that_is_being_removed_signs_nobody_in(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """Without FOR KEY SHARE in FIND_USER_ID it does, and the session outlives a new password."""
+    identity = Identity(
+        issuer="https://issuer.example", subject="mallory", email=None, email_verified=False
+    )
+    async with transactions.transaction() as repositories:
+        user_id = await new_user(repositories)
+        await repositories.identities.add(identity, user_id, NOW)
+
+    async def find() -> UUID | None:
+        async with transactions.transaction() as repositories:
+            return await repositories.identities.find_user_id(identity)
+
+    async with transactions.transaction() as repositories:
+        await repositories.users.lock(user_id)
+        await repositories.identities.delete_of_user(user_id)
+        finding = await until_blocked(database, find())
+    assert await finding is None

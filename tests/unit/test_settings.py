@@ -15,11 +15,13 @@ from service.domain.clock import utc_now
 from service.settings import (
     Argon2,
     GitHubSettings,
+    HunterSettings,
     OidcSettings,
     RateLimit,
     Settings,
     SettingsError,
     SettingsSchema,
+    SmtpSettings,
     available_cores,
     read_database_url,
     read_environment,
@@ -475,6 +477,134 @@ def test_an_issuer_on_loopback_needs_no_tls(issuer: str) -> None:
     [google] = read(**{**GOOGLE, "PROVIDERS": "google", "PROVIDER_GOOGLE_ISSUER": issuer}).providers
     assert isinstance(google, OidcSettings)
     assert google.issuer == issuer
+
+
+MAIL = {"SMTP_URL": "smtp://mail.example.com", "MAIL_FROM": "referrals@example.com"}
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("smtp://mail.example.com", ("mail.example.com", 587, False, None, None)),
+        ("smtps://mail.example.com/", ("mail.example.com", 465, True, None, None)),
+        ("smtp://127.0.0.1:25", ("127.0.0.1", 25, False, None, None)),
+        (
+            "smtp://me%40here:p%23ss%20@mail.example.com:2525",
+            ("mail.example.com", 2525, False, "me@here", "p#ss "),
+        ),
+    ],
+)
+def test_the_mail_server_is_a_url(url: str, expected: tuple[object, ...]) -> None:
+    mail = read(**MAIL | {"SMTP_URL": url}).mail
+    assert mail is not None
+    smtp = mail.delivery
+    assert isinstance(smtp, SmtpSettings)
+    assert (smtp.host, smtp.port, smtp.implicit_tls, smtp.user, smtp.password) == expected
+    assert "p#ss" not in repr(smtp)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "garbage",
+        "mail.example.com:25",
+        "http://mail.example.com",
+        "smtp://",
+        "smtp://me:hunter2@",
+        "smtp://mail.example.com:port",
+        "smtp://mail.example.com:99999",
+        "smtp://mail.example.com/hunter2",
+        "smtp://mail.example.com?hunter2",
+        "smtp://mail.example.com#hunter2",
+        "smtp://me@mail.example.com",
+        "smtp://:hunter2@mail.example.com",
+    ],
+)
+def test_another_mail_server_is_refused_without_repeating_its_password(url: str) -> None:
+    [line] = faults({**GIVEN, **MAIL, "SMTP_URL": url})
+    assert line.startswith("SMTP_URL must ")
+    assert "hunter2" not in line
+
+
+def test_a_mail_needs_a_sender_and_confirming_needs_mails_and_that_is_told_with_the_rest() -> None:
+    faulty = {"PORT": "0", "HUNTER_URL": "http://hunter.example", "EMAIL_CONFIRMATION": "required"}
+    others = [
+        "HUNTER_URL must be a URL that begins with https://, without ? # and @.",
+        "PORT must lie between 1 and 65535.",
+    ]
+    confirmation = "EMAIL_CONFIRMATION needs a mail server: set SMTP_URL."
+    assert faults({**GIVEN, **faulty}) == [confirmation, *others]
+    sender = "MAIL_FROM is not set; mails need a sender."
+    no_sender = {**GIVEN, **faulty, "SMTP_URL": MAIL["SMTP_URL"]}
+    assert faults(no_sender) == [others[0], sender, others[1]]
+    lanes = faults({**GIVEN, "PORT": "0", "ARGON2_MEMORY_KIB": "15", "ARGON2_LANES": "2"})
+    assert [line.split()[0] for line in lanes] == ["ARGON2_MEMORY_KIB", "PORT"]
+
+
+def test_a_faulty_mail_server_is_not_told_to_be_missing_too() -> None:
+    [line] = faults({**GIVEN, "SMTP_URL": "garbage", "EMAIL_CONFIRMATION": "required"})
+    assert line.startswith("SMTP_URL")
+    [line] = faults({**GIVEN, **MAIL, "MAIL_FROM": "nobody"})
+    assert line == "MAIL_FROM must be an e-mail address."
+
+
+def test_a_local_mailbox_is_a_mail_server_too_and_a_real_one_goes_before_it() -> None:
+    folder = Path("/nowhere/mailbox")
+    settings = read_settings({**GIVEN, "EMAIL_CONFIRMATION": "required"}, folder)
+    assert settings.confirmation_required
+    assert settings.mail is not None
+    assert settings.mail.delivery == folder
+    mail = read_settings({**GIVEN, **MAIL}, folder).mail
+    assert mail is not None
+    assert isinstance(mail.delivery, SmtpSettings)
+    assert read().mail is None
+
+
+@pytest.mark.parametrize("url", ["https://app.example.com", "https://app.example.com/start/"])
+def test_the_front_end_has_an_address_that_paths_are_added_to(url: str) -> None:
+    mail = read(**MAIL, APP_URL=url).mail
+    assert mail is not None
+    assert mail.app_url == url.rstrip("/")
+
+
+@pytest.mark.parametrize("end", ["?a=b", "#a", "/a b", "/\n"])
+def test_another_address_of_the_front_end_is_refused(end: str) -> None:
+    [line] = faults({**GIVEN, **MAIL, "APP_URL": f"https://app.example.com{end}"})
+    assert line.startswith("APP_URL must ")
+
+
+def test_nobody_is_asked_about_emails_until_there_is_a_key() -> None:
+    urls = {"HUNTER_URL": "https://h.example", "ENRICHMENT_URL": "https://e.example"}
+    settings = read(**urls, ENRICHMENT_PROVIDER="clearbit")
+    assert (settings.hunter, settings.enrichment) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "https://api.hunter.io"),
+        ({"ENRICHMENT_PROVIDER": "clearbit"}, "https://person.clearbit.com"),
+        ({"ENRICHMENT_URL": "https://e.example/"}, "https://e.example"),
+    ],
+)
+def test_who_is_asked_and_where(given: dict[str, str], expected: str) -> None:
+    """A slash at the end of an address would make another path, and every answer a 404."""
+    settings = read(**given, ENRICHMENT_API_KEY="hunter2", HUNTER_API_KEY="hunter2")
+    assert settings.enrichment is not None
+    assert settings.enrichment.url == expected
+    assert settings.hunter == HunterSettings(api_key="hunter2", url="https://api.hunter.io")
+    hunter = read(HUNTER_API_KEY="k", HUNTER_URL="https://h.example/api/").hunter
+    assert hunter is not None
+    assert hunter.url == "https://h.example/api"
+    assert "hunter2" not in repr(settings)
+
+
+@pytest.mark.parametrize("key", ["a b", "kéy", "a\r\nHost: evil"])
+@pytest.mark.parametrize("variable", ["HUNTER_API_KEY", "ENRICHMENT_API_KEY"])
+def test_a_key_that_no_header_can_hold_is_refused(variable: str, key: str) -> None:
+    assert faults({**GIVEN, variable: key}) == [
+        f"{variable} must be printable ASCII without spaces."
+    ]
 
 
 def test_migrating_needs_the_database_alone() -> None:

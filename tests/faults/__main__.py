@@ -1,0 +1,115 @@
+"""`python -m tests.faults`: every fault in turn, and a table of what came of it."""
+
+import argparse
+import asyncio
+import json
+import secrets
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from tests.faults import faults
+from tests.faults.run import Scenario, Skipped, Verdict, run
+from tests.faults.sabotage import SABOTAGES, is_seen
+
+SCENARIOS: Final = [
+    Scenario(faults.nothing),
+    Scenario(faults.slow_ways, ways=True),
+    Scenario(faults.workers_killed, ways=True),
+    Scenario(faults.workers_suspended),
+    Scenario(faults.valkey_killed),
+    Scenario(faults.valkey_suspended),
+    Scenario(faults.valkey_with_old_data),
+    Scenario(faults.way_to_valkey_broken, ways=True),
+    Scenario(faults.postgresql_killed),
+    Scenario(faults.postgresql_suspended),
+    Scenario(faults.commits_unanswered, ways=True),
+    Scenario(faults.way_to_postgresql_broken, ways=True),
+    Scenario(faults.backends_terminated),
+    Scenario(faults.pool_exhausted, environment={"DATABASE_POOL_SIZE": "3"}),
+    Scenario(faults.disk_full, small_disk=True),
+    Scenario(faults.clocks_stepped, movable_clocks=True),
+    Scenario(faults.one_after_the_other),
+]
+HEAD: Final = (
+    "fault",
+    "requests",
+    "errors",
+    "longest s without a look-up",
+    "… a write",
+    "violations",
+)
+WRITES: Final = ("create", "replace", "delete", "register")
+SAVED: Final = Path(".cache")
+SHOWN: Final = 5
+LONGEST: Final = 160
+"""Characters of a violation that a sabotage's row shows."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
+    parser.add_argument("--seconds", type=float, default=8.0, help="how long each fault strikes")
+    parser.add_argument("--only", nargs="*", default=[], metavar="FAULT", help="names, with _")
+    parser.add_argument(
+        "--sabotage", action="store_true", help="break the service, and see it seen"
+    )
+    parsed = parser.parse_args()
+    if parsed.sabotage:
+        return _sabotage(parsed.seed, parsed.seconds, parsed.only)
+    print(
+        f"seed {parsed.seed}: make faults SEED={parsed.seed} strikes in the same order", flush=True
+    )
+    rows = []
+    for scenario in SCENARIOS:
+        if not parsed.only or scenario.fault.__name__ in parsed.only:
+            rows.append(_row(scenario, parsed.seed, parsed.seconds))
+            print(_markdown([rows[-1]]), flush=True)
+    table = _markdown([dict(zip(HEAD, HEAD, strict=True)), dict.fromkeys(HEAD, "---"), *rows])
+    SAVED.mkdir(exist_ok=True)
+    (SAVED / "faults.md").write_text(f"seed {parsed.seed}\n\n{table}\n")
+    (SAVED / "faults.json").write_text(json.dumps({"seed": parsed.seed, "runs": rows}, indent=1))
+    print(f"\n{table}")
+    return any(row["violations"] not in {0, "skipped"} for row in rows)
+
+
+def _sabotage(seed: int, seconds: float, only: list[str]) -> int:
+    print(f"seed {seed}")
+    rows = []
+    for sabotage in SABOTAGES:
+        if only and sabotage.name not in only:
+            continue
+        seen = is_seen(sabotage, seed, seconds)
+        rows.append((sabotage.name, sabotage.scenario.name, seen and seen[:LONGEST]))
+        print(f"| {' | '.join(map(str, rows[-1]))} |", flush=True)
+    return any(seen is None for *_, seen in rows)
+
+
+def _row(scenario: Scenario, seed: int, seconds: float) -> dict[str, Any]:
+    try:
+        verdict = asyncio.run(run(scenario, seed, seconds))
+    except Skipped as skipped:
+        print(f"{scenario.name}: skipped, {skipped}")
+        return {**dict.fromkeys(HEAD, ""), "fault": scenario.name, "violations": "skipped"}
+    for violation in verdict.violations[:SHOWN]:
+        print(f"  VIOLATION {violation}")
+    return dict(zip(HEAD, (scenario.name, *_figures(verdict)), strict=True))
+
+
+def _figures(verdict: Verdict) -> tuple[Any, ...]:
+    tally = verdict.tally
+    return (
+        tally.requests,
+        ", ".join(f"{kind} {count}" for kind, count in sorted(tally.errors.items())),
+        round(tally.longest_gap(verdict.begun, verdict.ended, "look_up"), 1),
+        round(tally.longest_gap(verdict.begun, verdict.ended, *WRITES), 1),
+        len(verdict.violations),
+    )
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    return "\n".join(f"| {' | '.join(str(value) for value in row.values())} |" for row in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

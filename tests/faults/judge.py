@@ -1,0 +1,160 @@
+"""Judges a whole history: by itself, and against what PostgreSQL holds in the end."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+
+import asyncpg
+
+from tests.faults.checker import Register
+from tests.faults.history import History, Operation
+
+LIVE_CODES = """
+    SELECT u.email, c.code, c.max_uses, c.uses
+      FROM users u
+      LEFT JOIN referral_codes c ON c.owner_id = u.user_id AND c.ended_at IS NULL
+     WHERE u.email LIKE 'owner%'
+"""
+
+TWO_LIVE_CODES = """
+    SELECT owner_id, array_agg(code) AS codes
+      FROM referral_codes
+     WHERE ended_at IS NULL
+     GROUP BY owner_id
+    HAVING count(*) > 1
+"""
+
+TOO_MANY_USES = "SELECT code, uses, max_uses FROM referral_codes WHERE uses > max_uses"
+
+USES_WITHOUT_REFERRALS = """
+    SELECT c.code, c.uses + COALESCE((SELECT sum(s.uses) FROM referral_code_uses s
+                                       WHERE s.referral_code_id = c.referral_code_id), 0) AS uses,
+           (SELECT count(*) FROM referrals r WHERE r.code = c.code) AS referrals
+      FROM referral_codes c
+"""
+
+ACCOUNTS = """
+    SELECT u.user_id::text, u.email, r.code
+      FROM users u
+      LEFT JOIN referrals r ON r.user_id = u.user_id
+"""
+
+
+async def judge(history: History, database: asyncpg.Connection) -> list[str]:
+    """Return every violation, in words. The service must have ended: nothing is under way."""
+    accounts = await database.fetch(ACCOUNTS)
+    codes = {row["code"] for row in await database.fetch("SELECT code FROM referral_codes")}
+    operations = [*_resolved(history.operations, {row["email"]: row for row in accounts}, codes)]
+    return [
+        *history.complaints,
+        *_wrong_accounts(operations, accounts),
+        *await _wrong_rows(database),
+        *_wrong_registers(history, operations, await database.fetch(LIVE_CODES)),
+    ]
+
+
+async def wrong_now(database: asyncpg.Connection) -> list[str]:
+    """Return what may hold at no instant."""
+    return [
+        *(f"two live codes: {dict(row)}" for row in await database.fetch(TWO_LIVE_CODES)),
+        *(f"too many uses: {dict(row)}" for row in await database.fetch(TOO_MANY_USES)),
+    ]
+
+
+def _resolved(
+    operations: list[Operation], accounts: dict[str, asyncpg.Record], codes: set[str]
+) -> Iterator[Operation]:
+    """Leave out what turned out not to have happened: each write is known by what it left."""
+    acknowledged = {each.email for each in operations if each.kind == "register" and each.user_id}
+    unknown = Counter(
+        each.email for each in operations if each.kind == "register" and not each.known
+    )
+    for each in operations:
+        if each.known:
+            yield each
+        elif each.kind == "delete":
+            yield replace(each, certain=False)
+        elif each.kind == "register":
+            made = accounts.get(str(each.email))
+            if made and made["code"] == each.code and each.email not in acknowledged:
+                yield replace(each, certain=unknown[each.email] == 1)
+        elif each.code in codes:
+            yield each
+
+
+def _wrong_accounts(operations: list[Operation], accounts: list[asyncpg.Record]) -> Iterator[str]:
+    """Compare what registrations were told with the accounts that there are."""
+    rows = defaultdict(list)
+    for row in accounts:
+        rows[row["email"]].append(row)
+    tries = defaultdict(list)
+    for each in operations:
+        if each.kind == "register":
+            tries[str(each.email)].append(each)
+    for email, found in rows.items():
+        if len(found) > 1:
+            yield f"{len(found)} accounts have the e-mail {email}"
+    for email, tried in tries.items():
+        yield from _wrong_account(tried, {row["user_id"]: row["code"] for row in rows[email]})
+
+
+def _wrong_account(tried: list[Operation], found: dict[str, str | None]) -> Iterator[str]:
+    """Compare the registrations of one e-mail with its account: its id, and the code it took."""
+    made = [each for each in tried if each.status == 201]
+    if len(made) > 1:
+        yield f"registered twice: {_told(made)}"
+    for each in made:
+        if each.user_id not in found:
+            yield f"an acknowledged account is lost: {each}"
+        elif found[each.user_id] != each.code:
+            yield f"an account with another referral than was acknowledged: {each}, {found}"
+    if not found and any(each.status == 409 for each in tried):
+        yield f"refused, though nobody has the e-mail: {_told(tried)}"
+    if not {each.code for each in tried}.issuperset(found.values()):
+        yield f"an account without its referral: {found}, {_told(tried)}"
+
+
+def _told(operations: list[Operation]) -> str:
+    return "; ".join(map(str, operations))
+
+
+async def _wrong_rows(database: asyncpg.Connection) -> list[str]:
+    return [
+        *await wrong_now(database),
+        *(
+            f"uses that are no referrals: {dict(row)}"
+            for row in await database.fetch(USES_WITHOUT_REFERRALS)
+            if row["uses"] != row["referrals"]
+        ),
+    ]
+
+
+def _wrong_registers(
+    history: History, operations: list[Operation], live: list[asyncpg.Record]
+) -> Iterator[str]:
+    end = max((each.ended for each in operations if each.known), default=0.0)
+    for row in live:
+        own = [each for each in operations if each.owner == row["email"]]
+        last = Operation(
+            kind="show",
+            owner=row["email"],
+            begun=end,
+            ended=end + 1,
+            status=200 if row["code"] else 404,
+            code=row["code"],
+            uses=row["uses"] if row["max_uses"] else None,
+        )
+        register = Register([*filter(_is_of_the_database, own), last])
+        if register.impossible is not None:
+            yield register.impossible
+            continue
+        for each in own:
+            if each.kind == "look_up" and not register.may_have_given(each, history.windows):
+                yield f"a look-up gave what was not live: {each}"
+
+
+def _is_of_the_database(operation: Operation) -> bool:
+    if operation.kind == "register":
+        # Of a taken e-mail it says nothing of the code, and without a code there is none.
+        return operation.code is not None and operation.status != 409
+    return operation.kind != "look_up"

@@ -1,0 +1,254 @@
+"""Clients that register, create, replace, delete and look up, and write down what they are told."""
+
+import asyncio
+import itertools
+import random
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any, Final
+from urllib.parse import quote
+from uuid import uuid4
+
+import aiohttp
+
+from tests.factories import PASSWORD
+from tests.faults.history import History, Kind, Operation
+
+TIMEOUT_SECONDS: Final = 4.0
+TRIES: Final = 3
+"""How often a request with an Idempotency-Key is sent, until its outcome is known."""
+BUSY: Final = 6
+QUIET: Final = 10
+UNUSABLE: Final = "referral-code-unusable"
+LONGEST_PAUSE: Final = 0.06
+"""Seconds that a client thinks between two requests."""
+_MIX: Final[dict[Kind, int]] = {
+    "look_up": 30,
+    "show": 10,
+    "create": 12,
+    "replace": 12,
+    "delete": 8,
+    "register": 18,
+}
+_LOOK_UPS: Final[dict[Kind, int]] = {"look_up": 1}
+_ALLOWED: Final[dict[Kind, set[int]]] = {
+    "look_up": {200, 404},
+    "show": {200, 404},
+    "create": {201, 409},
+    "replace": {200, 201},
+    "delete": {204, 404},
+    "register": {201, 409, 422},
+}
+
+
+class Unanswered(Exception):
+    """A request without an answer; says why in a word."""
+
+
+@dataclass
+class Owner:
+    """Somebody who has codes."""
+
+    email: str
+    token: str = ""
+    limited: bool = False
+    """Whether the codes have `max_uses`."""
+    last_code: str | None = None
+    """What a client saw last: others register with it, dead or alive."""
+
+
+@dataclass
+class Tally:
+    """What a run was like for its clients."""
+
+    requests: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    answered: list[tuple[float, Kind]] = field(default_factory=list)
+    """When a look-up or a write was answered as it should be."""
+
+    def longest_gap(self, begin: float, end: float, *kinds: Kind) -> float:
+        """Return the longest time in which no request of the kinds was answered."""
+        times = sorted(at for at, kind in self.answered if kind in kinds and begin < at < end)
+        return max(later - at for at, later in itertools.pairwise([begin, *times, end]))
+
+
+class Load:
+    """Many clients of one service, which may have several addresses."""
+
+    def __init__(self, urls: list[str], history: History, rng: random.Random) -> None:
+        self.urls = urls
+        self.tally = Tally()
+        self._busy = [
+            Owner(f"owner{index}@example.com", limited=index % 3 == 2) for index in range(BUSY)
+        ]
+        # Written so seldom that an old code, once it is in the cache, stays long enough to be seen.
+        self._quiet = [Owner(f"owner{BUSY + index}@example.com") for index in range(QUIET)]
+        self.owners = [*self._busy, *self._quiet]
+        self._history = history
+        self._rng = rng
+        self._numbers = itertools.count(1)
+        self._newest_email = "person0@example.com"
+        self._stopping = False
+
+    async def prepare(self) -> None:
+        """Register the owners and sign them in."""
+        async with _session() as session:
+            for owner in self.owners:
+                body = {"email": owner.email, "password": PASSWORD}
+                async with session.post(f"{self.urls[0]}/api/v1/auth/register", json=body) as made:
+                    assert made.status == 201, await made.text()
+                await self._sign_in(session, owner)
+
+    async def run(self, clients: int) -> None:
+        """Make requests until `stop`; raise nothing that a fault may cause."""
+        # Some only look up, so that no write of theirs keeps them from it.
+        mixes = [_MIX] * clients + [_LOOK_UPS] * (clients // 4)
+        await asyncio.gather(
+            *(self._client(random.Random(self._rng.random()), mix) for mix in mixes)
+        )
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    async def look_at_all(self) -> None:
+        """Look every owner's code up, on several connections."""
+        for _ in range(4):
+            async with _session() as session:
+                for owner in self.owners:
+                    await self._act(session, self._rng, "look_up", owner)
+
+    async def _client(self, rng: random.Random, mix: dict[Kind, int]) -> None:
+        while not self._stopping:
+            # Another connection now and then, so that it is another worker's.
+            async with _session() as session:
+                for _ in range(rng.randint(1, 40)):
+                    if self._stopping:
+                        return
+                    [kind] = rng.choices(list(mix), list(mix.values()))
+                    often = kind != "look_up" and rng.random() > 0.02
+                    owners = self._busy if often else self.owners
+                    await self._act(session, rng, kind, rng.choice(owners))
+                    await asyncio.sleep(rng.uniform(0, LONGEST_PAUSE))
+
+    async def _act(
+        self, session: aiohttp.ClientSession, rng: random.Random, kind: Kind, owner: Owner
+    ) -> None:
+        operation = Operation(kind=kind, owner=owner.email, begun=monotonic())
+        method, path, body, once = self._request(operation, owner, rng)
+        token = None if kind in {"look_up", "register"} else owner
+        for attempt in range(TRIES if once else 1):
+            if attempt:
+                await asyncio.sleep(0.3)
+            try:
+                status, answer = await self._send(session, kind, method, path, body, token, once)
+            except Unanswered as unanswered:
+                self.tally.errors[str(unanswered)] += 1
+                if kind in {"look_up", "show"}:
+                    return
+                continue
+            operation.status, operation.ended = status, monotonic()
+            self._learn(operation, answer, owner)
+            break
+        self._note(operation)
+
+    def _request(
+        self, operation: Operation, owner: Owner, rng: random.Random
+    ) -> tuple[str, str, Any, str | None]:
+        """Return method, path, body and Idempotency-Key of a request."""
+        once = str(uuid4()) if rng.random() < 0.4 else None
+        match operation.kind:
+            case "look_up":
+                return "GET", f"/referral-code/{quote(owner.email)}", None, None
+            case "show":
+                return "GET", "/referral-code", None, None
+            case "delete":
+                return "DELETE", "/referral-code", None, None
+            case "register":
+                # Now and then the e-mail that another client registers at the same time.
+                if rng.random() > 0.15:
+                    self._newest_email = f"person{next(self._numbers)}@example.com"
+                operation.email = self._newest_email
+                body = {"email": operation.email, "password": PASSWORD}
+                if owner.last_code and rng.random() < 0.85:
+                    operation.code = body["referral_code"] = owner.last_code
+                return "POST", "/auth/register", body, once
+        operation.code = f"{owner.email.partition('@')[0].upper()}-{next(self._numbers)}"
+        operation.max_uses = rng.randint(1, 4) if owner.limited else None
+        wish = {"code": operation.code, "expires_in_days": 7}
+        if operation.max_uses:
+            wish["max_uses"] = operation.max_uses
+        if operation.kind == "create":
+            return "POST", "/referral-code", wish, once
+        return "PUT", "/referral-code", wish, None
+
+    async def _send(
+        self,
+        session: aiohttp.ClientSession,
+        kind: Kind,
+        method: str,
+        path: str,
+        body: Any,
+        by: Owner | None,
+        once: str | None,
+    ) -> tuple[int, Any]:
+        """Return the status and the answer; raise Unanswered if nothing is known after it."""
+        headers = {"Idempotency-Key": once} if once else {}
+        if by:
+            headers["Authorization"] = f"Bearer {by.token}"
+        url = f"{self._rng.choice(self.urls)}/api/v1{path}"
+        self.tally.requests += 1
+        try:
+            async with session.request(method, url, json=body, headers=headers) as response:
+                answer = await response.json() if response.status != 204 else {}
+                status = response.status
+                retry_after = response.headers.get("Retry-After")
+        except TimeoutError:
+            raise Unanswered("time-out") from None
+        except aiohttp.ClientConnectorError:
+            raise Unanswered("refused") from None
+        except (aiohttp.ClientError, ConnectionError):
+            raise Unanswered("cut") from None
+        if status == 503:
+            if retry_after is None:
+                self._history.complaints.append(f"503 without Retry-After: {answer}")
+            raise Unanswered("503")
+        if status == 401 and by:
+            with suppress(aiohttp.ClientError, OSError):
+                await self._sign_in(session, by)
+            raise Unanswered("401")
+        if status not in _ALLOWED[kind] or (status == 422 and answer.get("code") != UNUSABLE):
+            self._history.complaints.append(f"{method} {path} was answered {status}: {answer}")
+            raise Unanswered(str(status))
+        self.tally.answered.append((monotonic(), kind))
+        return status, answer
+
+    async def _sign_in(self, session: aiohttp.ClientSession, owner: Owner) -> None:
+        body = {"email": owner.email, "password": PASSWORD}
+        async with session.post(
+            f"{self._rng.choice(self.urls)}/api/v1/auth/login", json=body
+        ) as answer:
+            if answer.status == 200:
+                owner.token = (await answer.json())["access_token"]
+
+    def _learn(self, operation: Operation, answer: Any, owner: Owner) -> None:
+        match operation.kind, operation.status:
+            case ("look_up" | "show", 200):
+                operation.code = owner.last_code = answer["code"]
+                if operation.kind == "show" and answer["max_uses"] is not None:
+                    operation.uses = answer["uses"]
+            case ("create" | "replace", 200 | 201):
+                owner.last_code = operation.code
+            case ("register", 201):
+                operation.user_id = answer["id"]
+
+    def _note(self, operation: Operation) -> None:
+        self._history.operations.append(operation)
+
+
+def _session() -> aiohttp.ClientSession:
+    session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(TIMEOUT_SECONDS))
+    # A repetition behind our back would be a second write with the same answer.
+    session._retry_connection = False
+    return session

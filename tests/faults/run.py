@@ -1,0 +1,262 @@
+"""One run: a service under load, a fault that strikes, and the verdict on what its clients saw."""
+
+import asyncio
+import os
+import random
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+import asyncpg
+
+from tests.e2e.processes import COMMAND, LOOPBACK, ROOT, free_port, started, status_of
+from tests.factories import new_secrets
+from tests.faults import engines
+from tests.faults.engines import Engine
+from tests.faults.faults import STALE_SECONDS, Fault, World
+from tests.faults.history import History
+from tests.faults.judge import judge, wrong_now
+from tests.faults.load import Load, Tally
+
+CLIENTS: Final = 12
+WORKERS: Final = 3
+WARM_UP_SECONDS: Final = 1.0
+RECOVERY_SECONDS: Final = 20.0
+"""Within these the service is ready again, and has no job left, or it never will be."""
+FAKETIME: Final = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+LOGGED: Final = ("unhandled error", "background loop failed", "worker failed")
+"""What the service logs when something happened that nobody foresaw."""
+
+
+class Skipped(Exception):
+    """A fault that cannot strike here, and why."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A fault, and the service that it strikes."""
+
+    fault: Fault
+    ways: bool = False
+    """Whether the service reaches its servers by ways that can break."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    small_disk: bool = False
+    movable_clocks: bool = False
+    """Whether there are two machines, each with a clock of its own, instead of several workers."""
+    durable: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.fault.__name__.replace("_", " ")
+
+
+@dataclass
+class Verdict:
+    """What a run came to."""
+
+    tally: Tally
+    violations: list[str]
+    begun: float
+    ended: float
+
+
+async def run(scenario: Scenario, seed: int, seconds: float, project: Path = ROOT) -> Verdict:
+    """Run the service of `project` under load while the fault strikes for about `seconds`.
+
+    Raises Skipped.
+    """
+    rng = random.Random(f"{seed} {scenario.name}")
+    history = History()
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(_folder(small=scenario.small_disk))
+        postgresql = await stack.enter_async_context(
+            _running(engines.postgresql(folder, durable=scenario.durable))
+        )
+        valkey = await stack.enter_async_context(_running(engines.valkey(folder)))
+        to_postgresql = await stack.enter_async_context(
+            engines.way_to(engines.socket_of(postgresql.url), rng)
+        )
+        to_valkey = await stack.enter_async_context(engines.way_to(valkey.url, rng))
+        environment = {
+            **new_secrets(),
+            "DATABASE_URL": postgresql.url,
+            "REDIS_URL": valkey.url,
+            "HOST": LOOPBACK,
+            "PORT": str(free_port()),
+            "WORKERS": str(WORKERS),
+            "ARGON2_MEMORY_KIB": "64",
+            "ARGON2_PASSES": "1",
+            "RATE_LIMIT_REGISTER": "off",
+            "RATE_LIMIT_LOGIN": "off",
+            "RATE_LIMIT_LOOKUP": "off",
+            "LOG_LEVEL": "warning",
+            **scenario.environment,
+        }
+        await asyncio.to_thread(_migrate, environment, project)
+        if scenario.ways:
+            _, _, address = to_postgresql.url.partition("://")
+            environment["DATABASE_URL"] = (
+                f"postgresql://postgres@{address}/postgres?sslmode=disable"
+            )
+            environment["REDIS_URL"] = to_valkey.url
+        log = stack.enter_context((folder / "service.log").open("w"))
+        machines = [environment]
+        if scenario.movable_clocks:
+            machines = [
+                {**environment, "WORKERS": "1", "PORT": str(free_port()), **_movable_clock(clock)}
+                for clock in _clocks(folder)
+            ]
+        with ExitStack() as services:
+            command = [*COMMAND, "serve"]
+            processes = [
+                services.enter_context(started(command, machine, cwd=project, stderr=log))
+                for machine in machines
+            ]
+            urls = [f"http://{LOOPBACK}:{machine['PORT']}" for machine in machines]
+            for url in urls:
+                await _ready(url)
+            world = World(
+                rng=rng,
+                history=history,
+                postgresql=postgresql,
+                valkey=valkey,
+                to_postgresql=to_postgresql,
+                to_valkey=to_valkey,
+                service=processes[0].pid,
+                database_url=postgresql.url,
+                folder=folder,
+                seconds=seconds,
+            )
+            load = Load(urls, history, rng)
+            await load.prepare()
+            begun = monotonic()
+            async with _watched(postgresql.url, history):
+                await _under_load(scenario.fault, world, load)
+            ended = monotonic()
+            await _calm(urls, postgresql.url, history)
+            await load.look_at_all()
+        history.complaints += [
+            line
+            for line in (folder / "service.log").read_text().splitlines()
+            if any(words in line for words in LOGGED)
+        ]
+        connection = await asyncpg.connect(postgresql.url)
+        violations = await judge(history, connection)
+        await connection.close()
+        return Verdict(load.tally, violations, begun, ended)
+
+
+def _migrate(environment: Mapping[str, str], project: Path) -> None:
+    command, whole = [*COMMAND, "migrate"], {**os.environ, **environment}
+    subprocess.run(command, env=whole, cwd=project, check=True, capture_output=True)
+
+
+async def _under_load(fault: Fault, world: World, load: Load) -> None:
+    clients = asyncio.create_task(load.run(CLIENTS))
+    await asyncio.sleep(WARM_UP_SECONDS)
+    await fault(world)
+    await asyncio.sleep(STALE_SECONDS + 1)
+    load.stop()
+    await clients
+
+
+async def _calm(urls: list[str], database_url: str, history: History) -> None:
+    """Wait until the service is ready and no job is left; complain if that does not happen."""
+    connection = await asyncpg.connect(database_url)
+    deadline = monotonic() + RECOVERY_SECONDS
+    while True:
+        ready = all([await _is_ready(url) for url in urls])
+        jobs = await connection.fetchval("SELECT count(*) FROM jobs")
+        if ready and not jobs:
+            break
+        if monotonic() > deadline:
+            history.complaints.append(f"no recovery: ready {ready}, {jobs} jobs left")
+            break
+        await asyncio.sleep(0.1)
+    await connection.close()
+
+
+async def _ready(url: str) -> None:
+    deadline = monotonic() + RECOVERY_SECONDS
+    while not await _is_ready(url):
+        assert monotonic() < deadline, "the service does not start"
+        await asyncio.sleep(0.05)
+
+
+async def _is_ready(url: str) -> bool:
+    return await asyncio.to_thread(status_of, f"{url}/health/ready") == 200
+
+
+@asynccontextmanager
+async def _watched(database_url: str, history: History) -> AsyncIterator[None]:
+    """Look all the while whether anything holds in PostgreSQL that may hold at no instant."""
+
+    async def watch() -> None:
+        while not history.complaints:
+            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                connection = await asyncpg.connect(database_url, timeout=2, command_timeout=2)
+                try:
+                    while not history.complaints:
+                        history.complaints += await wrong_now(connection)
+                        await asyncio.sleep(0.05)
+                finally:
+                    connection.terminate()
+            await asyncio.sleep(0.2)
+
+    task = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@asynccontextmanager
+async def _running(engine: Engine) -> AsyncIterator[Engine]:
+    try:
+        await engine.start()
+        yield engine
+    finally:
+        await engine.stop()
+        engine.close()
+
+
+@contextmanager
+def _folder(*, small: bool) -> Iterator[Path]:
+    """Yield a folder for the servers; a small one is a file system of its own."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
+        if small:
+            if os.geteuid() != 0:
+                raise Skipped("only root can mount a small disk")
+            command = ["mount", "-t", "tmpfs", "-o", "size=128m", "tmpfs", str(folder)]
+            mounted = subprocess.run(command, capture_output=True, text=True)
+            if mounted.returncode:
+                raise Skipped(f"no small disk: {mounted.stderr.strip()}")
+            stack.callback(subprocess.run, ["umount", str(folder)], check=True)
+        yield folder
+
+
+def _clocks(folder: Path) -> list[Path]:
+    """Return the files that say how far the clocks of two machines are off."""
+    if not FAKETIME.exists():
+        raise Skipped("libfaketime is not installed (Debian: faketime)")
+    clocks = [folder / "clock-0", folder / "clock-1"]
+    for clock in clocks:
+        clock.write_text("+0")
+    return clocks
+
+
+def _movable_clock(clock: Path) -> dict[str, str]:
+    """Return the environment of a process that reads the file whenever it asks for the time."""
+    return {
+        "LD_PRELOAD": str(FAKETIME),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
