@@ -77,8 +77,11 @@ class WholeResponse(web.Response):
         if not self._text:
             return await super().prepare(request)
         assert isinstance(self.body, bytes)
-        await request.writer.write(self._text.encode() + self.body)
-        return request.writer
+        writer = request.writer
+        await writer.write(self._text.encode() + self.body)
+        # Or a client that sends on and on, and reads nothing, would fill the memory.
+        await writer.drain()
+        return writer
 
     async def write_eof(self, data: bytes = b"") -> None:
         if not self._text:

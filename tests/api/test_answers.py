@@ -1,6 +1,8 @@
 """An answer whose head the middleware writes itself is what aiohttp would have sent."""
 
+import asyncio
 import re
+import socket
 
 import pytest
 
@@ -70,3 +72,29 @@ async def test_a_client_of_http_1_0_gets_an_answer_and_the_end(api: Api, paths: 
     kept = await send(api, raw.replace(b"Connection: close", b"Connection: keep-alive") + raw)
     assert kept.headers["Connection"] == "keep-alive"
     assert kept.body.count(b"HTTP/1.0 200 OK\r\n") == 1
+
+
+async def test_a_client_that_reads_nothing_is_not_answered_for_ever(
+    api: Api, paths: list[str]
+) -> None:
+    """Otherwise its answers would pile up in memory."""
+    padding = [b"X-Padding: " + b"x" * 4000]  # more than the buffers of the system take
+    sent = request("GET", paths[0], padding).replace(b"Connection: close\r\n", b"")
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(connection, api.address)
+    _, writer = await asyncio.open_connection(sock=connection, limit=1)
+    try:
+        writer.transport.set_write_buffer_limits(high=0)
+        held_up = False
+        for _ in range(200):
+            writer.write(sent * 100)
+            try:
+                await asyncio.wait_for(writer.drain(), 0.5)
+            except TimeoutError:
+                held_up = True
+                break
+        assert held_up, "20 000 requests were taken, and none of the answers read"
+    finally:
+        writer.transport.abort()

@@ -140,11 +140,11 @@ async def test_a_statement_that_was_cut_off_is_not_read_by_the_next_one(
     cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
         await cancelled
-    assert transactions.connections["in_use"] == 0
+    assert (transactions.connections["in_use"], transactions.connections["idle"]) == (0, 0)
     with pytest.raises(DatabaseUnavailable):
         async with transactions._connection() as connection:
             await connection.fetchval("SELECT pg_sleep(1)", timeout=0.05)
-    assert transactions.connections["in_use"] == 0
+    assert (transactions.connections["in_use"], transactions.connections["idle"]) == (0, 0)
     async with transactions._connection() as connection:
         assert await connection.fetchval("SELECT 7") == 7
 
