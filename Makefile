@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SERVICE := $(BIN)/python -m service
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults sabotage hostile check format admin clean
+.PHONY: help run test faults sabotage hostile fuzz check format admin clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -36,6 +36,9 @@ sabotage: $(VENV)/test  ## break the service on purpose, and see that make fault
 hostile: $(VENV)/test tests/faults/requirements.txt  ## thousands of requests out of the OpenAPI document (2 minutes, SEED=…)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/faults/requirements.txt
 	$(BIN)/python -m tests.faults.hostile $(if $(SEED),--seed $(SEED))
+
+fuzz: $(VENV)/test  ## mangled requests for ten minutes (FUZZ_SEED=…)
+	FUZZ_SECONDS=600 $(BIN)/python -m pytest tests/e2e/test_fuzz.py -s
 
 check: $(VENV)/test  ## everything that has to hold: format, lint, types, imports, tests, coverage
 	$(BIN)/ruff format --check .

@@ -64,7 +64,13 @@ class Stories(RuleBasedStateMachine):
             with error:
                 return error.code, json.loads(error.read())["code"]
 
+    def look_at(self, account: Account) -> None:
+        """Have the invariants look at the account, of which there are many, for a while."""
+        self.alive.remove(account)
+        self.alive.append(account)
+
     def signed_in(self, account: Account) -> str:
+        self.look_at(account)
         if not account.sessions:
             self.sign_in(account)
         token: str = account.sessions[-1]["access_token"]
@@ -82,19 +88,27 @@ class Stories(RuleBasedStateMachine):
         self.alive.append(account)
         return account
 
-    @rule(target=accounts, referrer=accounts, dead=st.booleans())
-    def register_by_code(self, referrer: Account, dead: bool) -> Any:
-        email = f"Person{next(NUMBERS)}@Example.com"
-        if dead or referrer.code is None:
-            body = {"email": email, "password": PASSWORD, "referral_code": "NOBODYS-CODE"}
-            assert self.ask("POST", "/auth/register", body) == (422, "referral-code-unusable")
+    @rule(referrer=accounts, uses=st.integers(1, 3))
+    def use_up(self, referrer: Account, uses: int) -> None:
+        self.make_code(referrer, "PUT", uses, chosen=False)
+        code = referrer.code
+        for _ in range(uses):
+            self.register_by_code(referrer)
+        body = {"email": "late@example.com", "password": PASSWORD, "referral_code": code}
+        assert self.ask("POST", "/auth/register", body) == (422, "referral-code-unusable")
+
+    @rule(target=accounts, referrer=accounts)
+    def register_by_code(self, referrer: Account) -> Any:
+        if referrer.code is None:
             return multiple()
+        email = f"Person{next(NUMBERS)}@Example.com"
         account = self.register(email, referrer.code.lower())
         assert account.referrer == referrer.user_id
         referrer.referrals.insert(0, account.user_id)
         if referrer.left is not None:
             referrer.left -= 1
             referrer.code = referrer.code if referrer.left else None
+        self.look_at(referrer)
         return account
 
     @rule(account=accounts)
