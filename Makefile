@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SERVICE := $(BIN)/python -m service
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench faults sabotage nodes backups check format admin clean
+.PHONY: help run test bench faults sabotage hostile fuzz nodes backups check format admin clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -32,6 +32,13 @@ faults: $(VENV)/test  ## kill, hang and cut everything under load, and check wha
 
 sabotage: $(VENV)/test  ## break the service on purpose, and see that make faults would see it (5 minutes)
 	$(BIN)/python -m tests.faults --sabotage --seconds 5 $(if $(SEED),--seed $(SEED)) $(FAULTS)
+
+hostile: $(VENV)/test tests/faults/requirements.txt  ## thousands of requests out of the OpenAPI document (2 minutes, SEED=…)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/faults/requirements.txt
+	$(BIN)/python -m tests.faults.hostile $(if $(SEED),--seed $(SEED))
+
+fuzz: $(VENV)/test  ## mangled requests for ten minutes (FUZZ_SEED=…)
+	FUZZ_SECONDS=600 $(BIN)/python -m pytest tests/e2e/test_fuzz.py -s
 
 check: $(VENV)/test  ## everything that has to hold: format, lint, types, imports, tests, coverage
 	$(BIN)/ruff format --check .

@@ -90,6 +90,11 @@ class IntrospectionSchema(Schema):
     active = fields.Boolean(metadata={"description": "If false, nothing else is said."})
 
 
+def _page(description: str) -> dict[str, Any]:
+    """Return how OpenAPI describes an answer for people."""
+    return {"description": description, "content": {"text/html": {"schema": {"type": "string"}}}}
+
+
 @docs(
     tags=["OAuth 2.0"],
     summary="Ask a user for access",
@@ -109,9 +114,9 @@ class IntrospectionSchema(Schema):
         )
     ],
     responses={
-        200: {"description": "The page.", "content": {"text/html": {"schema": {"type": "string"}}}},
+        200: _page("The page."),
         303: {"description": "Back to the client, with an `error`."},
-        400: {"description": "A page: the client or its `redirect_uri` is unknown."},
+        400: _page("The client or its `redirect_uri` is unknown."),
     },
 )
 async def show_authorization(request: web.Request) -> web.Response:
@@ -131,7 +136,14 @@ async def show_authorization(request: web.Request) -> web.Response:
     tags=["OAuth 2.0"],
     summary="Grant or deny access",
     description="What the form of the page sends.",
-    responses={303: {"description": "Back to the client, with a `code` or an `error`."}},
+    responses={
+        303: {"description": "Back to the client, with a `code` or an `error`."},
+        400: _page("The client or its `redirect_uri` is unknown, or the form cannot be read."),
+        401: _page("Once more: the e-mail or the password is wrong."),
+        403: _page("The account is disabled, or the form is not of this service's page."),
+        429: _page("Too many tries."),
+        503: _page("Once more, later."),
+    },
 )
 @form_schema(DecisionFormSchema)
 async def decide_authorization(request: web.Request) -> web.Response:
@@ -197,7 +209,10 @@ async def issue_token(request: web.Request) -> web.Response:
     summary="Revoke a token",
     description="Ends the token's session, so that its refresh and access tokens are of no more "
     "use (RFC 7009).",
-    responses={200: {"description": "The token is of no use, whether it ever was."}},
+    responses={
+        200: {"description": "The token is of no use, whether it ever was."},
+        401: {"description": "`invalid_client`."},
+    },
 )
 @form_schema(TokenOnlyFormSchema)
 async def revoke_token(request: web.Request) -> web.Response:

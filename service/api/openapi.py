@@ -400,10 +400,8 @@ def _problems(
     for error in refusals:
         add(problem_type_of(error), error.default_pointer, error.title)
     if IDEMPOTENCY_KEY in operation["parameters"]:
-        add(BAD_REQUEST)
         add(problem_type_of(IdempotencyKeyReused))
     if "requestBody" in operation:
-        add(BAD_REQUEST)
         add(PROBLEM_TYPES["request-timeout"])
         add(PROBLEM_TYPES["body-too-large"])
         add(PROBLEM_TYPES["unsupported-media-type"])
@@ -412,6 +410,7 @@ def _problems(
     if "{" in path and 404 not in found:
         add(problem_type_of(NotFound))
     if path.startswith(API):
+        add(BAD_REQUEST)  # an address too long to be read, too
         add(PROBLEM_TYPES["not-acceptable"])
         add(problem_type_of(DatabaseUnavailable))
     add(INTERNAL_ERROR)

@@ -8,6 +8,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
 from time import monotonic
 
 import aiohttp
@@ -134,3 +136,39 @@ async def test_under_load_no_request_is_lost_to_sigterm(
         await asyncio.gather(*clients)
         assert await asyncio.to_thread(service.process.wait, 5) == 0
     assert set(told) == {"200", "refused"}, told
+
+
+async def test_of_500_sign_ins_at_once_some_are_refused_and_nobody_else_waits(
+    environment: dict[str, str],
+) -> None:
+    """HASHING_QUEUE, and hashes on threads of low priority: the memory of one hash is 19 MiB."""
+    cost = {"ARGON2_MEMORY_KIB": "19456", "ARGON2_PASSES": "2", "HASHING_QUEUE": "64"}
+    credentials = {"email": "anna@example.com", "password": "a long walk by the river"}
+    with service_process(environment, **cost) as service:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(service.url, connector=connector) as session:
+
+            async def sign_in() -> tuple[int, str | None]:
+                async with session.post("/api/v1/auth/login", json=credentials) as answer:
+                    return answer.status, answer.headers.get("Retry-After")
+
+            memory = resident_mib(service.process.pid)
+            attempts = [asyncio.create_task(sign_in()) for _ in range(500)]
+            times = []
+            while not all(attempt.done() for attempt in attempts):
+                begun = monotonic()
+                async with session.get("/health/live") as answer:
+                    assert answer.status == 200
+                times.append(monotonic() - begun)
+                await asyncio.sleep(0.02)
+            told = Counter([await attempt for attempt in attempts])
+        assert set(told) == {(401, None), (503, "1")}
+        assert told[401, None] >= 64
+        assert median(times) < 0.1
+        assert resident_mib(service.process.pid) < memory + 100
+
+
+def resident_mib(pid: int) -> int:
+    """Return the memory of a process in MiB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") // 2**20

@@ -1,0 +1,86 @@
+"""`python -m tests.faults.hostile`: thousands of requests out of our own OpenAPI document.
+
+Schemathesis makes them, in all its phases and with all its checks: no answer is a 500, each has a
+status, a type, headers and a body that the document tells, what is no lawful request is refused.
+"""
+
+import argparse
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Final
+
+import psycopg
+
+from service import embedded
+from tests.e2e.processes import ROOT, run, service_process
+from tests.factories import new_secrets
+
+HERE: Final = Path(__file__).parent
+# Not the password of the document's examples, with which the account would be erased.
+ADMIN: Final = {"ADMIN_EMAIL": "root@example.com", "ADMIN_PASSWORD": "seven grey geese by the lake"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
+    parser.add_argument("--seconds", type=int, default=100)
+    parsed = parser.parse_args()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hostile-")))
+        environment = {
+            **new_secrets(),
+            "DATABASE_URL": stack.enter_context(embedded.postgresql(folder, durable=False)),
+            "REDIS_URL": stack.enter_context(embedded.valkey(folder)),
+            "ARGON2_MEMORY_KIB": "64",
+            "ARGON2_PASSES": "1",
+            "RATE_LIMIT_REGISTER": "off",
+            "RATE_LIMIT_LOGIN": "off",
+            "RATE_LIMIT_LOOKUP": "off",
+            "LOG_LEVEL": "warning",
+            **ADMIN,
+        }
+        service = stack.enter_context(service_process(environment))
+        made = run("admin", "create", ADMIN["ADMIN_EMAIL"], environment=service.environment)
+        assert made.returncode == 0, made.stderr
+        stack.enter_context(_admin_stays(service.environment["DATABASE_URL"]))
+        command = [
+            *(str(Path(sys.executable).with_name("st")), f"--config-file={HERE}/schemathesis.toml"),
+            *("run", f"{service.url}/openapi.json", "--checks=all", "--continue-on-failure"),
+            *(f"--seed={parsed.seed}", f"--max-time={parsed.seconds}", "--max-examples=40"),
+        ]
+        hooks = {
+            "SCHEMATHESIS_HOOKS": "tests.faults.schemathesis_hooks",
+            "PYTHONPATH": str(ROOT),
+        }
+        told = {**os.environ, **service.environment, **hooks}
+        return subprocess.run(command, env=told, cwd=folder).returncode
+
+
+@contextmanager
+def _admin_stays(database_url: str) -> Iterator[None]:
+    """Undo what the requests of an admin do to the admin: being disabled would end the run."""
+    ended = Event()
+
+    def mend() -> None:
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            while not ended.wait(0.2):
+                connection.execute("UPDATE users SET disabled_at = NULL WHERE role = 'admin'")
+
+    thread = Thread(target=mend)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
