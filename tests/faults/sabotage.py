@@ -37,7 +37,7 @@ class Sabotage:
 
 NEVER: Final = "        if keys:\n            try:", "        if not keys:\n            try:"
 """The words that make a writer leave the cache alone."""
-BEFORE_THE_COMMIT: Final = """add(_KIND, keys, now)
+BEFORE_THE_COMMIT: Final = """add(JobKind.FORGET, keys, now)
             try:
                 await self._cache.forget(keys)
             except RedisAway:
@@ -49,6 +49,7 @@ REFER_AFTER_THE_COMMIT: Final = """
                 _, old_keys = await self._refer(
                     repositories, user.user_id, email, registration.referral_code, now
                 )"""
+WITH_PASSWORD: Final = "\n                        password_hash=password_hash,"
 NOTHING_MORE: Final = """
         await self._forgetting.forget(old_keys)
         return user
@@ -65,12 +66,12 @@ SABOTAGES: Final = [
     Sabotage(
         "a removal leaves the lease",
         SLOW,
-        ((CACHE, ", *map(self._lease_key, keys)", ""),),
+        ((CACHE, "(_value_key, _lease_key)]", "(_value_key,)]"),),
     ),
     Sabotage(
         "the cache is told before the commit",
         SLOW,
-        ((FORGETTING, *NEVER), (FORGETTING, "add(_KIND, keys, now)\n", BEFORE_THE_COMMIT)),
+        ((FORGETTING, *NEVER), (FORGETTING, "add(JobKind.FORGET, keys, now)\n", BEFORE_THE_COMMIT)),
     ),
     Sabotage(
         "the cache is told by the job alone", Scenario(faults.nothing), ((FORGETTING, *NEVER),)
@@ -78,15 +79,12 @@ SABOTAGES: Final = [
     Sabotage(
         "no job for what could not be removed",
         Scenario(faults.valkey_suspended),
-        ((FORGETTING, "await repositories.jobs.add(_KIND, keys, now)", "pass"),),
+        ((FORGETTING, "await repositories.jobs.add(JobKind.FORGET, keys, now)", "pass"),),
     ),
     Sabotage(
         "keys without the run of Valkey",
         Scenario(faults.valkey_with_old_data),
-        (
-            (CACHE, 'f"{self._server.run_id}:{{{key}}}', 'f"{{{key}}}'),
-            (CACHE, "if self.run_id != run_id:", "if False:"),
-        ),
+        ((CACHE, 'f"{redis.run_id}:{{{key}}}', 'f"{{{key}}}'),),
     ),
     Sabotage(
         "no unique index of live codes",
@@ -119,7 +117,7 @@ SABOTAGES: Final = [
         "user and referral in two transactions",
         Scenario(faults.nothing),
         (
-            (USERS, "email, now, registration.referral_code,", "email, now, None,"),
+            (USERS, f"registration.referral_code,{WITH_PASSWORD}", f"None,{WITH_PASSWORD}"),
             (
                 USERS,
                 NOTHING_MORE,
