@@ -5,7 +5,6 @@ import signal
 import time
 from collections.abc import Mapping
 
-import pytest
 from redis.asyncio import Redis
 
 from tests.e2e.processes import LOOPBACK, Service, service_process, status_of, wait_until
@@ -23,12 +22,11 @@ def get(service: Service, path: str) -> http.client.HTTPResponse:
     return response
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
 async def test_it_says_that_it_ends_and_serves_until_it_does(
-    environment: Mapping[str, str], redis: Redis, workers: str
+    environment: Mapping[str, str], redis: Redis
 ) -> None:
     with service_process(
-        environment, WORKERS=workers, SHUTDOWN_DELAY_SECONDS=str(DELAY_SECONDS)
+        environment, WORKERS="2", SHUTDOWN_DELAY_SECONDS=str(DELAY_SECONDS)
     ) as service:
         assert get(service, "/health/live").getheader("Connection") is None
         told = time.monotonic()

@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import random
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -417,6 +418,7 @@ def main() -> int:
     )
     parser.add_argument("--only", nargs="*", default=[], choices=RUNS, metavar="RUN")
     parsed = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # or namespaces would be left behind
     print(f"seed {parsed.seed}", flush=True)
     only = ["failover"] if parsed.sabotage else parsed.only or RUNS
     runs = {name: run for name, run in RUNS.items() if name in only}
