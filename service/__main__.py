@@ -138,8 +138,8 @@ def _limit(text: str) -> int:
 
 def _serve(_: argparse.Namespace, environ: Environment) -> None:
     settings = read_settings(environ)
-    asyncio.run(_check_tables(settings.database_url, settings.database_prepared_statements))
     with _listening(settings) as sockets:
+        asyncio.run(_check_tables(settings.database_url, settings.database_prepared_statements))
         _serve_on(settings, sockets, lambda: None)
 
 
