@@ -169,13 +169,6 @@ async def _work(
     else:
         loop.add_reader(parent_lives, stop.set)
     app = create_app(settings)
-
-    async def say_goodbye(_: web.Request, response: web.StreamResponse) -> None:
-        if stop.is_set():
-            response.force_close()
-            response.headers["Connection"] = "close"
-
-    app.on_response_prepare.append(say_goodbye)
     runner = web.AppRunner(
         app,
         access_log=None,
