@@ -13,9 +13,7 @@ from service.domain.errors import (
     EmailWithheld,
     IdentityNotLinked,
     InvalidCredentials,
-    InvalidInput,
     ProviderNotFound,
-    ReferralCodeUnusable,
     SignInUnusable,
 )
 from service.domain.identities import (
@@ -26,7 +24,6 @@ from service.domain.identities import (
     SignIn,
 )
 from service.domain.oauth import hash_secret, new_secret
-from service.domain.referral_codes import normalise_code
 from service.domain.sessions import Tokens
 from service.domain.users import User
 from service.providers import Provider
@@ -72,7 +69,8 @@ class Identities:
         provider = self._find(name)
         now = self._clock()
         if referral_code is not None:
-            await self._check(referral_code, now)
+            async with self._database.reading() as repositories:
+                await self._users.check_code(repositories, referral_code, now)
         state, browser = new_secret(), new_secret()
         sign_in = SignIn(
             state_hash=hash_secret(state),
@@ -113,16 +111,6 @@ class Identities:
         if provider is None:
             raise ProviderNotFound
         return provider
-
-    async def _check(self, referral_code: str, now: datetime) -> None:
-        """Raise ReferralCodeUnusable unless one could register with the code now."""
-        try:
-            code = normalise_code(referral_code)
-        except InvalidInput as error:
-            raise ReferralCodeUnusable from error
-        async with self._database.reading() as repositories:
-            if not await repositories.referral_codes.is_live(code, now):
-                raise ReferralCodeUnusable
 
     @retried
     async def _take(self, state_hash: bytes, browser_hash: bytes, name: str) -> SignIn:

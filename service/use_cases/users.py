@@ -110,7 +110,7 @@ class Users:
                 if not self._confirmation_required:
                     raise
                 user, old_keys = None, []
-                await self._check_code(repositories, registration.referral_code, now)
+                await self.check_code(repositories, registration.referral_code, now)
                 await self._jobs.plan(repositories, mail_to_email(MailKind.REGISTERED_AGAIN, email))
             await once.keep(repositories, user, user.user_id if user else None)
         await self._forgetting.forget(old_keys)
@@ -311,9 +311,7 @@ class Users:
         await self._forgetting.plan(repositories, old_keys, now)
         return taken.owner_id, old_keys
 
-    async def _check_code(
-        self, repositories: Repositories, code: str | None, now: datetime
-    ) -> None:
+    async def check_code(self, repositories: Repositories, code: str | None, now: datetime) -> None:
         """Raise ReferralCodeUnusable unless the code, if there is one, could be taken now."""
         if code is not None:
             try:
