@@ -6,12 +6,13 @@ are started and migrated once a run; after each test its rows and keys are remov
 
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
+import psycopg
 import pytest
 from redis.asyncio import Redis
 
@@ -23,10 +24,11 @@ from tests.factories import Api, new_secrets, running
 
 @dataclass(frozen=True)
 class Servers:
-    """Where PostgreSQL and Valkey listen."""
+    """Where PostgreSQL and Valkey listen, and the tables that tests write to."""
 
     database_url: str
     redis_url: str
+    tables: tuple[str, ...]
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +41,22 @@ def servers() -> Iterator[Servers]:
         )
         redis_url = os.environ.get("REDIS_URL") or stack.enter_context(embedded.valkey(folder))
         apply_migrations(database_url)
-        yield Servers(database_url, redis_url)
+        with psycopg.connect(database_url) as connection:
+            found = connection.execute(
+                "SELECT quote_ident(tablename) FROM pg_tables"
+                " WHERE schemaname = 'public' AND tablename NOT LIKE '%yoyo%'"
+            ).fetchall()
+        yield Servers(database_url, redis_url, tuple(name for (name,) in found))
+
+
+def _empty(tables: Sequence[str]) -> str:
+    """Return what removes all rows: TRUNCATE makes new files, which takes ten times as long.
+
+    Locked first, because a request that was broken off may still be writing. One statement,
+    because foreign keys are looked at when it ends.
+    """
+    deletes = ", ".join(f"of_{name} AS (DELETE FROM {name})" for name in tables)
+    return f"LOCK TABLE {', '.join(tables)}; WITH {deletes} SELECT"
 
 
 @pytest.fixture(scope="session")
@@ -71,11 +88,7 @@ async def database(servers: Servers) -> AsyncIterator[asyncpg.Connection]:
     try:
         yield connection
     finally:
-        tables = await connection.fetchval(
-            "SELECT string_agg(quote_ident(tablename), ', ') FROM pg_tables"
-            " WHERE schemaname = 'public' AND tablename NOT LIKE '%yoyo%'"
-        )
-        await connection.execute(f"TRUNCATE {tables}")
+        await connection.execute(_empty(servers.tables))
         await connection.close()
 
 
