@@ -15,7 +15,6 @@ from service.api import keys
 from service.api.health import close_when_stopping
 from service.api.mailbox import MAILBOX_ROUTES
 from service.api.middleware import around_every_request
-from service.api.openapi import build_openapi
 from service.api.providers import callback_url
 from service.api.rate_limits import LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION
 from service.api.requests import LARGEST_BODY, answer_expectation
@@ -79,7 +78,6 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
     app.add_routes(ROUTES)
     if settings.mail and isinstance(settings.mail.delivery, Path):
         app.add_routes(MAILBOX_ROUTES)
-    build_openapi(app, settings)
 
     async def resources(app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:

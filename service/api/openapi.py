@@ -5,6 +5,7 @@ write 3.1, and adds to each route what follows from the code alone: the problems
 answer with, and the headers.
 """
 
+import functools
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
@@ -18,6 +19,7 @@ from apispec.ext.marshmallow.openapi import OpenAPIConverter
 from marshmallow import Schema, fields
 
 from service.api.answers import to_json
+from service.api.keys import SETTINGS
 from service.api.middleware import API
 from service.api.problems import (
     BAD_REQUEST,
@@ -42,9 +44,6 @@ from service.domain.errors import (
     TokenMissing,
 )
 from service.domain.scopes import Scope
-from service.settings import Settings
-
-OPENAPI: Final = web.AppKey("OPENAPI", StaticFile)
 
 VERSION: Final = "1.0.0"
 DESCRIPTION: Final = f"""
@@ -445,19 +444,25 @@ def _refer(headers: Iterable[str]) -> dict[str, Any]:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
 
 
-def build_openapi(app: web.Application, settings: Settings) -> dict[str, Any]:
-    """Return the document of all routes of `app`, which from now on has it to show."""
+def build_openapi(app: web.Application, service_name: str) -> dict[str, Any]:
+    """Return the document of all routes of `app`."""
     openapi = OpenApi(
-        title=settings.service_name,
+        title=service_name,
         version=VERSION,
         info={"description": DESCRIPTION},
         # Relative, so that trying a call works behind whatever address the page was loaded from.
         servers=[{"url": "/"}],
         tags=[{"name": name, "description": text} for name, text in TAGS.items()],
     )
-    document = openapi.document(app)
-    app[OPENAPI] = StaticFile.of(to_json(document), "application/json")
-    return document
+    return openapi.document(app)
+
+
+@functools.lru_cache(1)
+def _file_of(app: web.Application) -> StaticFile:
+    # When it is first asked for: writing it takes longer than all else that a start does.
+    return StaticFile.of(
+        to_json(build_openapi(app, app[SETTINGS].service_name)), "application/json"
+    )
 
 
 @docs(
@@ -471,4 +476,4 @@ def build_openapi(app: web.Application, settings: Settings) -> dict[str, Any]:
     },
 )
 async def show_openapi(request: web.Request) -> web.Response:
-    return request.app[OPENAPI].respond(request)
+    return _file_of(request.app).respond(request)
