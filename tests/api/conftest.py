@@ -1,7 +1,9 @@
 """What several tests of the contract start from."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -10,9 +12,11 @@ import psycopg
 import pytest
 
 from service.migrations import apply_migrations
+from service.providers import circuit_breaker
 from service.settings import Settings
+from service.use_cases import jobs
 from tests.conftest import Servers
-from tests.factories import Api, Person, running
+from tests.factories import Api, MovableClock, Person, running
 from tests.stand_ins.clearbit import Clearbit
 from tests.stand_ins.hunter import Hunter
 from tests.stand_ins.smtp import SmtpServer
@@ -23,6 +27,26 @@ async def other(api: Api, settings: Settings) -> AsyncIterator[Api]:
     """Another process of the service, as far as its memory goes, on the same servers."""
     async with running(settings) as other:
         yield other
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every wait of the workers short, to see what comes behind it."""
+    monkeypatch.setattr(circuit_breaker, "OPEN_SECONDS", 0.1)
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(jobs, "LONGEST_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(jobs, "wait_after", lambda tries: timedelta(seconds=0.05))
+
+
+async def no_jobs(
+    database: asyncpg.Connection, clock: MovableClock | None = None, step: timedelta = timedelta()
+) -> None:
+    """Wait until no job is left but parked ones; `clock` goes on by `step` with every look."""
+    async with asyncio.timeout(20):
+        while await database.fetchval("SELECT count(*) FROM jobs WHERE parked_at IS NULL"):
+            if clock is not None:
+                clock.ahead += step
+            await asyncio.sleep(0.02)
 
 
 @pytest.fixture

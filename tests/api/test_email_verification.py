@@ -11,8 +11,8 @@ from aiohttp import web
 
 from service.providers import circuit_breaker, http
 from service.settings import read_settings
-from service.use_cases import jobs
 from tests.api.assertions import assert_problem
+from tests.api.conftest import no_jobs
 from tests.factories import PASSWORD, Api, Person, new_email, running
 from tests.stand_ins import scripted
 from tests.stand_ins.hunter import TEST_KEY, VERDICTS, Hunter, verdict
@@ -21,14 +21,7 @@ from tests.stand_ins.smtp import SmtpServer
 
 EMAIL = "carl@example.org"
 
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every wait of the workers short, to see what comes behind it."""
-    monkeypatch.setattr(circuit_breaker, "OPEN_SECONDS", 0.1)
-    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(jobs, "LONGEST_PAUSE_SECONDS", 0.1)
-    monkeypatch.setattr(jobs, "wait_after", lambda tries: timedelta(seconds=0.05))
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture
@@ -50,10 +43,7 @@ async def verified(
     """Register somebody; return the verdict when nothing is left to do, else None after a while."""
     registered = await api.register(EMAIL)
     assert registered.status == 201
-    async with asyncio.timeout(20):
-        while await database.fetchval("SELECT count(*) FROM jobs WHERE parked_at IS NULL"):
-            api.clock.ahead += clock_ahead
-            await asyncio.sleep(0.05)
+    await no_jobs(database, api.clock, clock_ahead)
     found: str | None = await database.fetchval(
         "SELECT email_verdict FROM users WHERE email = $1", EMAIL
     )

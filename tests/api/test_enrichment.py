@@ -10,8 +10,8 @@ import pytest
 
 from service.providers import circuit_breaker
 from service.settings import read_settings
-from service.use_cases import jobs
 from tests.api.assertions import assert_problem
+from tests.api.conftest import no_jobs
 from tests.factories import PASSWORD, Api, Person, running
 from tests.stand_ins import scripted
 from tests.stand_ins.clearbit import Clearbit
@@ -21,14 +21,7 @@ from tests.stand_ins.scripted import Step, as_usual, changed, document, status
 ANNA = "anna@example.com"
 Provider = Hunter | Clearbit
 
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every wait of the workers short, to see what comes behind it."""
-    monkeypatch.setattr(circuit_breaker, "OPEN_SECONDS", 0.1)
-    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(jobs, "LONGEST_PAUSE_SECONDS", 0.1)
-    monkeypatch.setattr(jobs, "wait_after", lambda tries: timedelta(seconds=0.05))
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture(params=["clearbit", "hunter"])
@@ -60,10 +53,7 @@ async def enriched(
 ) -> Person:
     """Register somebody, and wait until nothing is left to do."""
     await api.register(ANNA)
-    async with asyncio.timeout(20):
-        while await database.fetchval("SELECT count(*) FROM jobs WHERE parked_at IS NULL"):
-            api.clock.ahead += clock_ahead
-            await asyncio.sleep(0.05)
+    await no_jobs(database, api.clock, clock_ahead)
     return await api.signed_in(ANNA)
 
 

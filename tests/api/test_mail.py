@@ -13,10 +13,10 @@ import pytest
 
 from service.domain.mails import MOST_LIVE_TOKENS, TOKEN_LIVES
 from service.passwords import PasswordHasher
-from service.providers import circuit_breaker, mail
+from service.providers import mail
 from service.settings import read_settings
-from service.use_cases import jobs
 from tests.api.assertions import assert_problem
+from tests.api.conftest import no_jobs
 from tests.factories import PASSWORD, Answer, Api, Person, new_email, running
 from tests.oauth import new_application, refusal
 from tests.stand_ins.smtp import (
@@ -33,6 +33,8 @@ from tests.stand_ins.smtp import (
 
 NEW_PASSWORD = "two ships in the harbour"
 ANNA = "anna@example.com"
+
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture
@@ -54,13 +56,9 @@ async def strict(
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every wait of the workers short, to see what comes behind it."""
+def short_dialogues(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give up soon on a mail server that hangs."""
     monkeypatch.setattr(mail, "TOTAL_SECONDS", 0.5)
-    monkeypatch.setattr(circuit_breaker, "OPEN_SECONDS", 0.1)
-    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(jobs, "LONGEST_PAUSE_SECONDS", 0.1)
-    monkeypatch.setattr(jobs, "wait_after", lambda tries: timedelta(seconds=0.05))
 
 
 def token_in(mail: Mail) -> str:
@@ -80,13 +78,6 @@ async def mailed(smtp: SmtpServer, to: str, subject: str, count: int = 1) -> lis
             ]
             if len(found) >= count:
                 return found
-            await asyncio.sleep(0.02)
-
-
-async def no_jobs(database: asyncpg.Connection) -> None:
-    """Wait until every mail that was asked for is sent, or will not be."""
-    async with asyncio.timeout(10):
-        while await database.fetchval("SELECT count(*) FROM jobs WHERE parked_at IS NULL"):
             await asyncio.sleep(0.02)
 
 
@@ -817,7 +808,7 @@ async def test_a_disposable_email_has_to_be_confirmed(
 # --- Mail servers that do not do as they should.
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_dialogues")
 @pytest.mark.parametrize(
     "steps",
     [
@@ -841,7 +832,7 @@ async def test_a_mail_that_was_not_taken_is_sent_later_once(
     assert (await confirm(api, token_in(mail))).status == 204
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_dialogues")
 @pytest.mark.parametrize("step", [stored_then_dropped, stored_then_hung])
 async def test_a_mail_that_was_taken_without_a_word_is_sent_twice_under_one_id(
     api: Api, smtp: SmtpServer, database: asyncpg.Connection, step: Any
@@ -855,7 +846,6 @@ async def test_a_mail_that_was_taken_without_a_word_is_sent_twice_under_one_id(
     assert (await confirm(api, token_in(second))).status == 204
 
 
-@pytest.mark.usefixtures("impatient")
 async def test_a_mail_that_is_refused_for_good_is_parked(
     api: Api, smtp: SmtpServer, database: asyncpg.Connection
 ) -> None:
@@ -868,7 +858,6 @@ async def test_a_mail_that_is_refused_for_good_is_parked(
     assert (parked["tries"], parked["last_error"]) == (1, "SMTPRecipientsRefused 550")
 
 
-@pytest.mark.usefixtures("impatient")
 async def test_what_was_given_up_is_erased_with_the_account(
     api: Api, smtp: SmtpServer, database: asyncpg.Connection
 ) -> None:
@@ -885,7 +874,6 @@ async def test_what_was_given_up_is_erased_with_the_account(
     assert "bert@example.com" in left["payload"]
 
 
-@pytest.mark.usefixtures("impatient")
 async def test_that_we_have_not_signed_in_is_not_the_mails_fault(
     api: Api, smtp: SmtpServer, database: asyncpg.Connection
 ) -> None:
@@ -902,7 +890,6 @@ async def test_that_we_have_not_signed_in_is_not_the_mails_fault(
     assert await mailed(smtp, ANNA, "Confirm")
 
 
-@pytest.mark.usefixtures("impatient")
 async def test_a_wrong_password_of_ours_is_not_the_mails_fault(
     mail_environment: dict[str, str], database: asyncpg.Connection, redis: object
 ) -> None:
@@ -921,7 +908,6 @@ async def test_a_wrong_password_of_ours_is_not_the_mails_fault(
                     assert mail.login == login
 
 
-@pytest.mark.usefixtures("impatient")
 async def test_a_password_of_ours_goes_to_no_other_machine_in_the_clear(
     mail_environment: dict[str, str], database: asyncpg.Connection, redis: object
 ) -> None:

@@ -1,6 +1,5 @@
 """The mailbox of `make run`: there for developers, and nowhere else."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,9 +8,12 @@ import pytest
 
 from service.settings import read_settings
 from tests.api.assertions import assert_problem
+from tests.api.conftest import no_jobs
 from tests.factories import Api, running
 
 MAILBOX = "//dev/mailbox"
+
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture
@@ -28,9 +30,7 @@ async def registered(api: Api, database: asyncpg.Connection, *emails: str) -> No
     """Register people, and wait until their mails are in the mailbox."""
     for email in emails:
         assert (await api.register(email)).status == 201
-    async with asyncio.timeout(10):
-        while await database.fetchval("SELECT count(*) FROM jobs"):
-            await asyncio.sleep(0.02)
+    await no_jobs(database)
 
 
 async def test_before_the_first_mail_it_says_so(developing: Api) -> None:
