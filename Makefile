@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SERVICE := $(BIN)/python -m service
+PYTEST := pytest --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help run test bench faults sabotage hostile fuzz nodes backups check format admin clean
@@ -25,7 +26,7 @@ run: $(VENV)/run  ## serve on http://localhost:8080, with PostgreSQL and Valkey 
 	@exec $(SERVICE) dev
 
 test: $(VENV)/test  ## run the tests
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m $(PYTEST) $(TESTS)
 
 faults: $(VENV)/test  ## kill, hang and cut everything under load, and check what clients saw (6 minutes, SEED=…)
 	$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(FAULTS)
@@ -46,7 +47,7 @@ check: $(VENV)/test  ## everything that has to hold: format, lint, types, import
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports --no-cache
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest $(TESTS)
+	$(BIN)/python -m coverage run -m $(PYTEST) $(TESTS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 

@@ -22,6 +22,15 @@ from service.settings import Settings, read_settings
 from tests.factories import Api, new_secrets, running
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many processes share the tests: each has servers of its own.
+
+    Given servers are of one process alone: others would empty its tables.
+    """
+    given = os.environ.get("DATABASE_URL") or os.environ.get("REDIS_URL")
+    return 0 if given else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Servers:
     """Where PostgreSQL and Valkey listen, and the tables that tests write to."""
