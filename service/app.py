@@ -256,9 +256,7 @@ async def _open(
         lifetime=settings.refresh_token_ttl,
         password_min_length=settings.password_min_length,
     )
-    app[keys.OAUTH] = OAuth(
-        postgresql, forgetting, app[keys.SESSIONS], clock, _built_in_clients(settings)
-    )
+    app[keys.OAUTH] = OAuth(postgresql, app[keys.SESSIONS], clock, _built_in_clients(settings))
     http = await stack.enter_async_context(open_http_client())
     app[keys.IDENTITIES] = Identities(
         postgresql,

@@ -25,7 +25,6 @@ from service.domain.oauth import (
 from service.domain.scopes import Scope, parse_scopes
 from service.domain.sessions import Session, Tokens
 from service.tokens import AccessToken
-from service.use_cases.forgetting import Forgetting, session_key
 from service.use_cases.sessions import ScopeExceeded, Sessions
 
 log = logging.getLogger(__name__)
@@ -58,13 +57,11 @@ class OAuth:
     def __init__(
         self,
         database: Database,
-        forgetting: Forgetting,
         sessions: Sessions,
         clock: Clock,
         built_in: Mapping[str, Client],
     ) -> None:
         self._database = database
-        self._forgetting = forgetting
         self._sessions = sessions
         self._clock = clock
         self._built_in = built_in
@@ -161,11 +158,8 @@ class OAuth:
                     raise OAuthError("invalid_scope", str(error)) from error
                 await repositories.authorization_codes.redeem(code_hash, opened.session_id, now)
                 return opened
-            if code.session_id is not None:
-                await repositories.sessions.end(code.session_id, now)
-                await self._forgetting.plan(repositories, [session_key(code.session_id)], now)
         if code.session_id is not None:
-            await self._forgetting.forget([session_key(code.session_id)])
+            await self._sessions.revoke(code.session_id)
             log.warning("an authorization code was used again, session ended: %s", code.session_id)
         raise refused
 

@@ -202,9 +202,7 @@ class Sessions:
             in_time = client_id != FIRST_PARTY and now <= session.refreshed_at + GRACE
             if is_parent and in_time:
                 return self._tokens(*found, scopes)
-            await repositories.sessions.end(token.session_id, now)
-            await self._forgetting.plan(repositories, [session_key(token.session_id)], now)
-        await self._forgetting.forget([session_key(token.session_id)])
+        await self.revoke(token.session_id)
         log.warning("an old refresh token was used, session ended: %s", token.session_id)
         raise refused
 
