@@ -12,6 +12,7 @@ from service.domain.errors import (
     EmailMalformed,
     LiveReferralCodeExists,
     ReferralCodeNotFound,
+    ReferralCodeTaken,
 )
 from service.domain.referral_codes import (
     PublicReferralCode,
@@ -54,7 +55,7 @@ class ReferralCodes:
             # First of all: what was allowed then may be too late now.
             await once.claim(repositories, now)
             code = issue_referral_code(owner_id, wish, now)
-            keys = await self._store(repositories, code, now)
+            keys = await self._store(repositories, code, now, chosen=wish.code is not None)
             await once.keep(repositories, code, owner_id)
         await self._forgetting.forget(keys)
         return code
@@ -71,7 +72,7 @@ class ReferralCodes:
             await repositories.referral_codes.lock_owner(owner_id)
             replaced, _ = await repositories.referral_codes.end_of_owner(owner_id, now)
             try:
-                keys = await self._store(repositories, code, now)
+                keys = await self._store(repositories, code, now, chosen=wish.code is not None)
             except LiveReferralCodeExists as error:
                 # Created since the old one was ended: then that one is to be replaced.
                 raise TransactionConflict from error
@@ -129,11 +130,16 @@ class ReferralCodes:
         return kept
 
     async def _store(
-        self, repositories: Repositories, code: ReferralCode, now: datetime
+        self, repositories: Repositories, code: ReferralCode, now: datetime, *, chosen: bool
     ) -> list[str]:
         """Store the code, and the job that forgets what the cache says; return the keys."""
         await repositories.referral_codes.end_expired(code.owner_id, code.code, now)
-        email_key = await repositories.referral_codes.add(code)
+        try:
+            email_key = await repositories.referral_codes.add(code)
+        except ReferralCodeTaken as error:
+            if chosen:
+                raise
+            raise TransactionConflict from error  # then another one is drawn
         keys = [code_key(email_key)] if email_key else []
         await self._forgetting.plan(repositories, keys, now)
         return keys

@@ -6,6 +6,7 @@ from typing import Any, Final
 import asyncpg
 import pytest
 
+from service.domain import referral_codes
 from service.domain.referral_codes import ALPHABET
 from tests.api.assertions import assert_problem
 from tests.factories import Answer, Api, Person
@@ -230,6 +231,18 @@ async def test_a_used_up_code_makes_room_for_another(api: Api, anna: Person) -> 
 async def test_max_uses_of_null_is_any_number(api: Api, anna: Person) -> None:
     made = await make(api, "POST", anna, **DAYS, max_uses=None)
     assert (made.status, made.json()["max_uses"]) == (201, None)
+
+
+@METHODS
+async def test_a_drawn_code_that_another_holds_is_drawn_again(
+    api: Api, anna: Person, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bert = await api.new_person()
+    taken, free = await api.new_code(anna), "ABCDEFGHJK"
+    drawn = iter([taken, taken, free])
+    monkeypatch.setattr(referral_codes, "generate_code", lambda: next(drawn))
+    made = await make(api, method, bert, **DAYS)
+    assert (made.status, made.json()["code"]) == (201, free)
 
 
 # Chosen codes.
