@@ -17,7 +17,7 @@ from service.api.mailbox import MAILBOX_ROUTES
 from service.api.middleware import around_every_request
 from service.api.providers import callback_url
 from service.api.rate_limits import LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION
-from service.api.requests import LARGEST_BODY, answer_expectation
+from service.api.requests import LARGEST_BODY
 from service.api.routes import ROUTES
 from service.cache import Cache, RedisServer
 from service.database import Database
@@ -73,8 +73,6 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
         MAIL: settings.rate_limit_mail,
         VERIFICATION: settings.rate_limit_verification,
     }
-    for route in ROUTES:
-        route.kwargs["expect_handler"] = answer_expectation
     app.add_routes(ROUTES)
     if settings.mail and isinstance(settings.mail.delivery, Path):
         app.add_routes(MAILBOX_ROUTES)

@@ -24,6 +24,7 @@ from service.api import (
 from service.api.middleware import API
 from service.api.openapi import show_openapi
 from service.api.problems import explain_problem
+from service.api.requests import answer_expectation
 
 ROUTES: Final = [
     web.get(f"{API}/referral-code/{{email}}", referral_codes.find_referral_code),
@@ -73,3 +74,5 @@ ROUTES: Final = [
     web.get("/openapi.json", show_openapi),
     *docs.DOCS_ROUTES,
 ]
+for _route in ROUTES:
+    _route.kwargs["expect_handler"] = answer_expectation
