@@ -24,6 +24,7 @@ FIND: Final = """
       FROM idempotency_keys
      WHERE scope = $1
        AND idempotency_key = $2
+       AND created_at > $3
 """
 
 KEEP: Final = """
@@ -60,9 +61,11 @@ class IdempotencyKeyRepository:
         )
         return claimed is not None
 
-    async def find(self, key: IdempotencyKey) -> tuple[bytes, Answer] | None:
+    async def find(
+        self, key: IdempotencyKey, forgotten_before: datetime
+    ) -> tuple[bytes, Answer] | None:
         """Return the fingerprint of the first request with the key, and its answer."""
-        row = await self._connection.fetchrow(FIND, key.scope, key.key)
+        row = await self._connection.fetchrow(FIND, key.scope, key.key, forgotten_before)
         return None if row is None else (row["fingerprint"], Answer(row["status"], row["body"]))
 
     async def keep(self, key: IdempotencyKey, answer: Answer, user_id: UUID | None) -> None:

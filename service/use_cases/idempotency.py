@@ -20,6 +20,12 @@ class AnswerOnce(Generic[T]):
         self._key = key
         self._render = render
 
+    async def look(self, database: Database, now: datetime) -> None:
+        """Raise at once what `claim` would: before work that a repetition would do for nothing."""
+        if self._key is not None:
+            async with database.reading() as repositories:
+                await _refuse_second(repositories, self._key, now)
+
     async def claim(self, repositories: Repositories, now: datetime) -> None:
         """Make the key this request's, first thing in its transaction.
 
@@ -53,10 +59,13 @@ class Refusals:
 
 
 async def _claim(repositories: Repositories, key: IdempotencyKey, now: datetime) -> None:
-    if await repositories.idempotency_keys.claim(key, now, now - KEPT_FOR):
-        return
-    first = await repositories.idempotency_keys.find(key)
-    if first is None:  # deleted between the two statements: its time was over
+    if not await repositories.idempotency_keys.claim(key, now, now - KEPT_FOR):
+        await _refuse_second(repositories, key, now)
+
+
+async def _refuse_second(repositories: Repositories, key: IdempotencyKey, now: datetime) -> None:
+    first = await repositories.idempotency_keys.find(key, now - KEPT_FOR)
+    if first is None:
         return
     fingerprint, answer = first
     if fingerprint != key.fingerprint:

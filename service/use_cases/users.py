@@ -90,6 +90,7 @@ class Users:
         """
         email = parse_email(registration.email)
         check_password(registration.password, email, self._password_min_length, "#/password")
+        await once.look(self._database, self._clock())
         password_hash = await self._hasher.hash(registration.password)
         now = self._clock()
         async with self._database.transaction() as repositories:

@@ -1,9 +1,10 @@
 """What several tests of the contract start from."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -12,6 +13,7 @@ import psycopg
 import pytest
 
 from service.migrations import apply_migrations
+from service.passwords import PasswordHasher
 from service.providers import circuit_breaker
 from service.settings import Settings
 from service.use_cases import jobs
@@ -47,6 +49,20 @@ async def no_jobs(
             if clock is not None:
                 clock.ahead += step
             await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def hashes(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Every password hash that is computed."""
+    counted: list[object] = []
+    run = PasswordHasher._run
+
+    async def count(self: PasswordHasher, work: Callable[[], Any]) -> Any:
+        counted.append(work)
+        return await run(self, work)
+
+    monkeypatch.setattr(PasswordHasher, "_run", count)
+    return counted
 
 
 @pytest.fixture

@@ -65,6 +65,14 @@ async def test_another_request_with_the_key_is_refused_and_does_nothing(
     assert await database.fetchval("SELECT count(*) FROM users") == 1
 
 
+async def test_a_repetition_costs_no_hash(api: Api, hashes: list[object]) -> None:
+    await register(api, "bert@example.com")
+    hashes.clear()
+    assert (await register(api, "bert@example.com")).status == 201
+    assert (await register(api, "carl@example.com")).status == 422
+    assert hashes == []
+
+
 async def test_another_key_or_none_is_another_request(api: Api) -> None:
     await register(api, "bert@example.com")
     for headers in (OTHER_KEY, {}):

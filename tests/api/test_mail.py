@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,7 +12,6 @@ import asyncpg
 import pytest
 
 from service.domain.mails import MOST_LIVE_TOKENS, TOKEN_LIVES
-from service.passwords import PasswordHasher
 from service.providers import mail
 from service.settings import read_settings
 from tests.api.assertions import assert_problem
@@ -487,20 +486,6 @@ def without_chance(answer: Answer) -> Any:
     headers = {name.lower(): value for name, value in answer.headers.items()}
     del headers["date"], headers["x-request-id"]
     return answer.status, headers, answer.body
-
-
-@pytest.fixture
-def hashes(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Every password hash that is computed."""
-    counted: list[object] = []
-    run = PasswordHasher._run
-
-    async def count(self: PasswordHasher, work: Callable[[], Any]) -> Any:
-        counted.append(work)
-        return await run(self, work)
-
-    monkeypatch.setattr(PasswordHasher, "_run", count)
-    return counted
 
 
 @pytest.mark.parametrize("path", ["/auth/password/forgot", "/auth/email/resend"])

@@ -329,7 +329,7 @@ async def test_a_repeated_request_waits_for_the_first_and_finds_its_answer(
     async def claim() -> tuple[bool, tuple[bytes, Answer] | None]:
         async with transactions.transaction() as repositories:
             claimed = await repositories.idempotency_keys.claim(key, NOW, NOW - LIFE)
-            return claimed, await repositories.idempotency_keys.find(key)
+            return claimed, await repositories.idempotency_keys.find(key, NOW - LIFE)
 
     async with transactions.transaction() as repositories:
         assert await repositories.idempotency_keys.claim(key, NOW, NOW - LIFE)
