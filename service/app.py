@@ -58,13 +58,14 @@ log = logging.getLogger(__name__)
 
 def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
     """Return the application; what it holds open lives from its startup to its cleanup."""
-    access_log = AccessLog()
+    access_log, stopping = AccessLog(), asyncio.Event()
     app = web.Application(
-        middlewares=[around_every_request(settings, access_log)], client_max_size=LARGEST_BODY
+        middlewares=[around_every_request(settings, access_log, stopping)],
+        client_max_size=LARGEST_BODY,
     )
     app[keys.ACCESS_LOG] = access_log
     app[keys.SETTINGS] = settings
-    app[keys.STOPPING] = asyncio.Event()
+    app[keys.STOPPING] = stopping
     app.on_response_prepare.append(close_when_stopping)
     app[keys.RATE_LIMITS] = {
         REGISTER: settings.rate_limit_register,

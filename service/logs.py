@@ -38,7 +38,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.msg, LoggedRequests):
             head = f'"level": "{record.levelname.lower()}", "logger": "{record.name}"'
-            return "\n".join(_request_as_json(head, request) for request in record.msg)
+            return "\n".join([_request_as_json(head, request) for request in record.msg])
         line = {
             "time": _time(record.created),
             "level": record.levelname.lower(),

@@ -7,7 +7,7 @@ from aiohttp import web
 from aiohttp_apispec import docs
 
 from service.api.answers import to_json
-from service.api.keys import CONTEXT, DATABASE, HASHER, JOBS, REDIS, STOPPING
+from service.api.keys import ACCESS_LOG, CONTEXT, DATABASE, HASHER, JOBS, REDIS, STOPPING
 from service.api.openapi import refuses
 from service.api.problems import problem, problem_type_of
 from service.domain.clock import utc_now
@@ -76,6 +76,7 @@ async def ready(request: web.Request) -> web.Response:
     },
 )
 async def metrics(request: web.Request) -> web.Response:
+    request.app[ACCESS_LOG].flush()  # which measures the requests until now
     for state, count in request.app[DATABASE].connections.items():
         DATABASE_CONNECTIONS.labels(state).set(count)
     HASHES_PENDING.set(request.app[HASHER].pending)

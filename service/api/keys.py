@@ -1,7 +1,7 @@
 """What handlers find on the application and on the request, by typed key."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -55,7 +55,7 @@ class Context:
     request_id: str
     user_id: str | None = None
     """Who the caller is, for the log."""
-    windows: list[Window] | None = None
+    windows: Sequence[Window] = ()
     """The rate limits that the request was counted in."""
     document: Any = None
     """The parsed JSON body."""

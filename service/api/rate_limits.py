@@ -29,8 +29,9 @@ class Admission:
 
     async def check(self) -> None:
         """Raise TooMany, the first time, where the limit is exceeded."""
-        counting, self._counting = self._counting, None
+        counting = self._counting
         if counting is not None:
+            self._counting = None
             _judge(self._request, self._name, await counting.windows())
 
 
@@ -82,9 +83,11 @@ def start_count(request: web.Request, name: str) -> Admission:
 
 def _judge(request: web.Request, name: str, windows: list[Window]) -> None:
     context = request[CONTEXT]
-    context.windows = [*(context.windows or ()), *windows]
-    exceeded = [window for window in windows if window.exceeded]
-    if exceeded:
+    context.windows = [*context.windows, *windows] if context.windows else windows
+    wait = 0
+    for window in windows:
+        if window.count > window.limit.requests:
+            wait = max(wait, window.reset)
+    if wait:
         RATE_LIMITED.labels(name).inc()
-        wait = max(window.reset for window in exceeded)
         raise TooMany(f"Too many requests; the next one may come in {wait} s.", retry_after=wait)

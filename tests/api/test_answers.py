@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from service.api.keys import STOPPING
 from tests.api.wire import request, send
 from tests.factories import Answer, Api, Person
 
@@ -72,6 +73,15 @@ async def test_a_client_of_http_1_0_gets_an_answer_and_the_end(api: Api, paths: 
     kept = await send(api, raw.replace(b"Connection: close", b"Connection: keep-alive") + raw)
     assert kept.headers["Connection"] == "keep-alive"
     assert kept.body.count(b"HTTP/1.0 200 OK\r\n") == 1
+
+
+async def test_the_answer_of_an_ending_process_is_the_last(api: Api, paths: list[str]) -> None:
+    api.app[STOPPING].set()
+    for path in paths:
+        sent = request("GET", path).replace(b"Connection: close\r\n", b"")
+        answer = await send(api, sent + sent)
+        assert answer.headers["Connection"] == "close"
+        assert b"HTTP/1.1" not in answer.body
 
 
 async def test_a_client_that_reads_nothing_is_not_answered_for_ever(
