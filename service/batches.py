@@ -11,29 +11,27 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
-from service.database import Database, Repositories
-
 MOST_AT_ONCE: Final = 2
 """Statements under way. While one is read, another can be sent; more would only be smaller."""
+MOST_KEYS: Final = 1000
+"""Keys of one statement."""
 K = TypeVar("K")
 V = TypeVar("V")
 
 
 class Batches(Generic[K, V]):
-    """Rows by key, as `read` reads them. Raises DatabaseUnavailable."""
+    """Rows by key, as `read` reads them, at most `most` of them at once."""
 
     def __init__(
-        self,
-        database: Database,
-        read: Callable[[Repositories, Sequence[K]], Awaitable[Mapping[K, V]]],
+        self, read: Callable[[Sequence[K]], Awaitable[Mapping[K, V]]], most: int = MOST_KEYS
     ) -> None:
-        self._database = database
         self._read = read
+        self._most = most
         self._wanted: dict[K, list[asyncio.Future[V | None]]] = {}
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def find(self, key: K) -> V | None:
-        """Return the row of the key as it is now, or None."""
+        """Return the row of the key as it is now, or None; raise what `read` does."""
         loop = asyncio.get_running_loop()
         # One for each who asks: if one gives up, the others still get the row.
         future: asyncio.Future[V | None] = loop.create_future()
@@ -45,6 +43,8 @@ class Batches(Generic[K, V]):
     def _start(self) -> None:
         if self._wanted and len(self._under_way) < MOST_AT_ONCE:
             wanted, self._wanted = self._wanted, {}
+            for key in list(wanted)[self._most :]:
+                self._wanted[key] = wanted.pop(key)
             task = asyncio.create_task(self._answer(wanted))
             self._under_way.add(task)
             task.add_done_callback(self._end)
@@ -56,8 +56,7 @@ class Batches(Generic[K, V]):
     async def _answer(self, wanted: "dict[K, list[asyncio.Future[V | None]]]") -> None:
         waiting = [(key, future) for key, futures in wanted.items() for future in futures]
         try:
-            async with self._database.reading() as repositories:
-                found = await self._read(repositories, list(wanted))
+            found = await self._read(list(wanted))
         except Exception as error:  # noqa: BLE001  # whatever it is, it is theirs who wait
             for _, future in waiting:
                 if not future.done():

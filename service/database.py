@@ -143,6 +143,11 @@ class Database:
         async with self._connection() as connection:
             yield Repositories.on(connection)
 
+    async def read(self, read: Callable[[Repositories], Awaitable[T]]) -> T:
+        """Return what `read` returns, which runs each statement by itself."""
+        async with self.reading() as repositories:
+            return await read(repositories)
+
     async def has_tables(self) -> bool:
         """Return whether migrations were ever applied; True too where nobody can be asked."""
         try:
@@ -173,8 +178,7 @@ class Database:
                 log.warning("the replica is left alone: %r", error.__cause__ or error)
             REPLICA_READS.labels(result).inc()
             self._replica_rests_until = time.monotonic() + REPLICA_RESTS_SECONDS
-        async with self.reading() as repositories:
-            return await read(repositories)
+        return await self.read(read)
 
     async def _written(self) -> str:
         """Return how far the primary's log goes."""

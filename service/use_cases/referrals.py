@@ -1,12 +1,24 @@
 """What can be done with referrals."""
 
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 from uuid import UUID
 
-from service.database import Database, Repositories
+from service.batches import Batches
+from service.database import Database
 from service.domain.errors import NotAllowed, UserNotFound
 from service.domain.pages import Cursor, Page
 from service.domain.referrals import Referral
 from service.domain.users import Role
+
+MOST_PAGES: Final = 50
+"""Pages read at once: a large one has a hundred rows."""
+
+
+class _Wanted(NamedTuple):
+    referrer_id: UUID
+    behind: Cursor | None
+    limit: int
 
 
 class Referrals:
@@ -14,6 +26,7 @@ class Referrals:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._pages = Batches[_Wanted, list[Referral]](self._read, MOST_PAGES)
 
     async def page(
         self,
@@ -28,18 +41,26 @@ class Referrals:
         None); anyone else gets NotAllowed, whether there is such a referrer or not.
         `referrer_id` None is an id that nobody can have. Who may see all gets UserNotFound.
         """
-
-        async def read(repositories: Repositories) -> list[Referral]:
-            if caller_id is None or referrer_id != caller_id:
+        if caller_id is None or referrer_id != caller_id:
+            async with self._database.reading() as repositories:
                 caller = caller_id and await repositories.users.find(caller_id)
                 if caller_id and (not caller or caller.role is not Role.ADMIN):
                     raise NotAllowed("Referrals are shown to their referrer alone.")
                 if referrer_id is None or await repositories.users.find(referrer_id) is None:
                     raise UserNotFound
-            assert referrer_id is not None
-            return await repositories.referrals.newest_of(referrer_id, limit + 1, behind)
+        assert referrer_id is not None
+        referrals = await self._pages.find(_Wanted(referrer_id, behind, limit + 1)) or []
+        return Page.of(referrals, limit, lambda last: Cursor(last.registered_at, last.user_id))
 
-        referrals = await self._database.listing(read)
-        return Page.of(
-            referrals, limit, lambda referral: Cursor(referral.registered_at, referral.user_id)
+    async def _read(self, wanted: Sequence[_Wanted]) -> dict[_Wanted, list[Referral]]:
+        found: dict[_Wanted, list[Referral]] = {}
+        for limit in {one.limit for one in wanted}:
+            alike = [one for one in wanted if one.limit == limit]
+            found.update(zip(alike, await self._newest_of(alike, limit), strict=True))
+        return found
+
+    async def _newest_of(self, wanted: Sequence[_Wanted], limit: int) -> list[list[Referral]]:
+        places = [(one.referrer_id, one.behind) for one in wanted]
+        return await self._database.listing(
+            lambda stored: stored.referrals.newest_of_several(places, limit)
         )

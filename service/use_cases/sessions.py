@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -67,11 +67,10 @@ class Sessions:
         self._clock = clock
         self._lifetime = lifetime
         self._password_min_length = password_min_length
-        self._expiries_if_open = Batches(
-            database,
-            lambda repositories, session_ids: repositories.sessions.expiries_if_open(
-                session_ids, clock()
-            ),
+        self._expiries_if_open = Batches[UUID, datetime](
+            lambda session_ids: database.read(
+                lambda stored: stored.sessions.expiries_if_open(session_ids, clock())
+            )
         )
 
     @retried

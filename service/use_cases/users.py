@@ -74,8 +74,8 @@ class Users:
         self._password_min_length = password_min_length
         self._hash_key = hash_key
         self._confirmation_required = confirmation_required
-        self._by_id = Batches(
-            database, lambda repositories, user_ids: repositories.users.find_several(user_ids)
+        self._by_id = Batches[UUID, User](
+            lambda user_ids: database.read(lambda stored: stored.users.find_several(user_ids))
         )
 
     @retried

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from service.batches import MOST_AT_ONCE, Batches
-from service.database import Database, Repositories
 from service.domain.errors import DatabaseUnavailable
 
 
@@ -19,7 +18,7 @@ class Source:
         self.open = asyncio.Event()
         self.open.set()
 
-    async def read(self, _: Repositories, keys: Sequence[str]) -> Mapping[str, int]:
+    async def read(self, keys: Sequence[str]) -> Mapping[str, int]:
         self.statements.append(list(keys))
         found = {key: self.rows[key] for key in keys if key in self.rows}
         await self.open.wait()  # what was read stays as it was
@@ -32,8 +31,8 @@ def source() -> Source:
 
 
 @pytest.fixture
-def batches(transactions: Database, source: Source) -> Batches[str, int]:
-    return Batches(transactions, source.read)
+def batches(source: Source) -> Batches[str, int]:
+    return Batches(source.read)
 
 
 async def test_all_that_is_wanted_in_one_turn_is_one_statement(
@@ -87,16 +86,21 @@ async def test_who_gives_up_first_does_not_take_the_row_from_the_others(
     assert await batches.find("b") == 2
 
 
-async def test_a_failure_is_everybodys_and_the_next_question_is_asked_anew(
-    transactions: Database, source: Source
-) -> None:
-    async def fail_once(repositories: Repositories, keys: Sequence[str]) -> Mapping[str, int]:
+async def test_no_statement_has_more_keys_than_it_may(source: Source) -> None:
+    batches = Batches(source.read, most=2)
+    found = await asyncio.gather(*map(batches.find, ["a", "b", "c", "d", "a", "e"]))
+    assert found == [1, 2, None, None, 1, None]
+    assert source.statements == [["a", "b"], ["c", "d"], ["e"]]
+
+
+async def test_a_failure_is_everybodys_and_the_next_question_is_asked_anew(source: Source) -> None:
+    async def fail_once(keys: Sequence[str]) -> Mapping[str, int]:
         if not source.statements:
             source.statements.append([])
             raise DatabaseUnavailable
-        return await source.read(repositories, keys)
+        return await source.read(keys)
 
-    batches = Batches(transactions, fail_once)
+    batches = Batches(fail_once)
     answers = await asyncio.gather(*map(batches.find, ["a", "b"]), return_exceptions=True)
     assert [type(answer) for answer in answers] == [DatabaseUnavailable] * 2
     assert await batches.find("a") == 1
