@@ -12,8 +12,7 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
 )
-from dataclasses import dataclass
-from typing import Any, Final, ParamSpec, Self, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
@@ -78,44 +77,65 @@ _GONE: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
 class Repositories:
-    """All repositories, bound to one connection.
+    """All repositories, on one connection. Each is made where it is used: mostly that is one."""
 
-    `savepoint` begins a part of the transaction that can be undone alone.
-    """
+    __slots__ = ("_connection",)
 
-    authorization_codes: AuthorizationCodeRepository
-    enrichments: EnrichmentRepository
-    idempotency_keys: IdempotencyKeyRepository
-    identities: IdentityRepository
-    jobs: JobRepository
-    mail_tokens: MailTokenRepository
-    oauth_clients: OAuthClientRepository
-    referral_codes: ReferralCodeRepository
-    referrals: ReferralRepository
-    sessions: SessionRepository
-    sign_ins: SignInRepository
-    users: UserRepository
-    savepoint: Callable[[], AbstractAsyncContextManager[object]]
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
-    @classmethod
-    def on(cls, connection: Connection) -> Self:
-        return cls(
-            AuthorizationCodeRepository(connection),
-            EnrichmentRepository(connection),
-            IdempotencyKeyRepository(connection),
-            IdentityRepository(connection),
-            JobRepository(connection),
-            MailTokenRepository(connection),
-            OAuthClientRepository(connection),
-            ReferralCodeRepository(connection),
-            ReferralRepository(connection),
-            SessionRepository(connection),
-            SignInRepository(connection),
-            UserRepository(connection),
-            savepoint=connection.transaction,
-        )
+    def savepoint(self) -> AbstractAsyncContextManager[object]:
+        """Begin a part of the transaction that can be undone alone."""
+        return self._connection.transaction()
+
+    @property
+    def authorization_codes(self) -> AuthorizationCodeRepository:
+        return AuthorizationCodeRepository(self._connection)
+
+    @property
+    def enrichments(self) -> EnrichmentRepository:
+        return EnrichmentRepository(self._connection)
+
+    @property
+    def idempotency_keys(self) -> IdempotencyKeyRepository:
+        return IdempotencyKeyRepository(self._connection)
+
+    @property
+    def identities(self) -> IdentityRepository:
+        return IdentityRepository(self._connection)
+
+    @property
+    def jobs(self) -> JobRepository:
+        return JobRepository(self._connection)
+
+    @property
+    def mail_tokens(self) -> MailTokenRepository:
+        return MailTokenRepository(self._connection)
+
+    @property
+    def oauth_clients(self) -> OAuthClientRepository:
+        return OAuthClientRepository(self._connection)
+
+    @property
+    def referral_codes(self) -> ReferralCodeRepository:
+        return ReferralCodeRepository(self._connection)
+
+    @property
+    def referrals(self) -> ReferralRepository:
+        return ReferralRepository(self._connection)
+
+    @property
+    def sessions(self) -> SessionRepository:
+        return SessionRepository(self._connection)
+
+    @property
+    def sign_ins(self) -> SignInRepository:
+        return SignInRepository(self._connection)
+
+    @property
+    def users(self) -> UserRepository:
+        return UserRepository(self._connection)
 
 
 class TransactionConflict(Exception):
@@ -135,13 +155,13 @@ class Database:
         """Commit when the block ends; roll back when it raises."""
         async with self._connection() as connection, connection.transaction():
             with _silence_given_up(connection):  # or the rollback would wait for it too
-                yield Repositories.on(connection)
+                yield Repositories(connection)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Repositories]:
         """Run each statement of the block by itself: for reads, which need no transaction."""
         async with self._connection() as connection:
-            yield Repositories.on(connection)
+            yield Repositories(connection)
 
     async def read(self, read: Callable[[Repositories], Awaitable[T]]) -> T:
         """Return what `read` returns, which runs each statement by itself."""
@@ -170,7 +190,7 @@ class Database:
                     written = await self._written()
                     async with self._replica._connection() as connection:  # noqa: SLF001
                         if await _has_replayed(connection, written):
-                            found = await read(Repositories.on(connection))
+                            found = await read(Repositories(connection))
                             REPLICA_READS.labels("read").inc()
                             return found
                         result = "behind"

@@ -5,23 +5,39 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+from uuid6 import uuid7
+
 from service.domain.errors import LiveReferralCodeExists, ReferralCodeTaken
 from service.domain.referral_codes import PublicReferralCode, ReferralCode, TakenReferralCode
 from service.repositories.connection import Connection
 from service.repositories.constraints import on_violation
 
-END_EXPIRED: Final = """
-    UPDATE referral_codes
-       SET ended_at = expires_at
-     WHERE (owner_id = $1 OR code = $2)
-       AND ended_at IS NULL
-       AND expires_at <= $3
-"""
-
-INSERT: Final = """
-    INSERT INTO referral_codes (referral_code_id, owner_id, code, created_at, expires_at, max_uses)
-    VALUES ($1, $2, $3, $4, $5, $6)
-    RETURNING (SELECT email_key FROM users WHERE user_id = $2) AS email_key
+# What has expired holds neither its owner nor its name. It is ended first, because the new row
+# waits for the count. The job is what use_cases/forgetting.py plans for other writes.
+ADD: Final = """
+    WITH expired AS (
+        UPDATE referral_codes
+           SET ended_at = expires_at
+         WHERE (owner_id = $2 OR code = $3)
+           AND ended_at IS NULL
+           AND expires_at <= $4
+        RETURNING referral_code_id
+    ), added AS (
+        INSERT INTO referral_codes
+               (referral_code_id, owner_id, code, created_at, expires_at, max_uses)
+        SELECT $1, $2, $3, $4, $5, $6
+          FROM (SELECT count(*) FROM expired) AS ended
+        RETURNING owner_id, created_at
+    ), planned AS (
+        INSERT INTO jobs (job_id, kind, payload, created_at)
+        SELECT $7, 'forget', jsonb_build_array($8::text || u.email_key), a.created_at
+          FROM added a
+          JOIN users u ON u.user_id = a.owner_id
+         WHERE u.email_key IS NOT NULL
+    )
+    SELECT email_key
+      FROM users
+     WHERE user_id = $2
 """
 
 FIND_LIVE: Final = """
@@ -63,13 +79,22 @@ IS_LIVE: Final = """
 """
 
 END_OF_OWNER: Final = """
-    UPDATE referral_codes c
-       SET ended_at = $2
-      FROM users u
-     WHERE c.owner_id = $1
-       AND c.ended_at IS NULL
-       AND u.user_id = c.owner_id
-    RETURNING c.expires_at, u.email_key
+    WITH ended AS (
+        UPDATE referral_codes c
+           SET ended_at = $2
+          FROM users u
+         WHERE c.owner_id = $1
+           AND c.ended_at IS NULL
+           AND u.user_id = c.owner_id
+        RETURNING c.expires_at, u.email_key
+    ), planned AS (
+        INSERT INTO jobs (job_id, kind, payload, created_at)
+        SELECT $3, 'forget', jsonb_build_array($4::text || email_key), $2
+          FROM ended
+         WHERE email_key IS NOT NULL
+    )
+    SELECT expires_at, email_key
+      FROM ended
 """
 
 # Two ways to take a code. With `max_uses` the row is updated, so that registrations queue and the
@@ -119,15 +144,11 @@ class ReferralCodeRepository:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def end_expired(self, owner_id: UUID, code: str, now: datetime) -> None:
-        """Make room for a new code: what has expired holds neither its owner nor its name."""
-        await self._connection.execute(END_EXPIRED, owner_id, code, now)
-
-    async def add(self, code: ReferralCode) -> str | None:
+    async def add(self, code: ReferralCode, key: str) -> str | None:
         """Store a live code; return its owner's e-mail key, None if the account is erased.
 
-        Raises LiveReferralCodeExists while its owner holds another, ReferralCodeTaken while
-        another owner holds this one.
+        `key` is how the cache key begins that a job is to forget. Raises LiveReferralCodeExists
+        while its owner holds another, ReferralCodeTaken while another owner holds this one.
         """
         errors = {
             "referral_codes_one_live_per_owner": LiveReferralCodeExists,
@@ -135,13 +156,15 @@ class ReferralCodeRepository:
         }
         with on_violation(errors):
             email_key: str | None = await self._connection.fetchval(
-                INSERT,
+                ADD,
                 code.referral_code_id,
                 code.owner_id,
                 code.code,
                 code.created_at,
                 code.expires_at,
                 code.max_uses,
+                uuid7(),
+                key,
             )
         return email_key
 
@@ -165,10 +188,15 @@ class ReferralCodeRepository:
         """Let one replacement or deletion of an owner's code at a time go on until it commits."""
         await self._connection.fetchval(LOCK_OWNER, owner_id)
 
-    async def end_of_owner(self, owner_id: UUID, now: datetime) -> tuple[bool, str | None]:
-        """End the owner's code; return whether it was live until now, and the e-mail key."""
-        row = await self._connection.fetchrow(END_OF_OWNER, owner_id, now)
-        return (False, None) if row is None else (row["expires_at"] > now, row["email_key"])
+    async def end_of_owner(
+        self, owner_id: UUID, now: datetime, key: str
+    ) -> tuple[bool, str | None] | None:
+        """End the owner's code; return whether it was live until now, and the e-mail key.
+
+        `key` is how the cache key begins that a job is to forget. None if there is nothing to end.
+        """
+        row = await self._connection.fetchrow(END_OF_OWNER, owner_id, now, uuid7(), key)
+        return None if row is None else (row["expires_at"] > now, row["email_key"])
 
     async def take(self, code: str, now: datetime) -> TakenReferralCode | None:
         """Count one use of a live code towards `max_uses`; return it, or None if none lives."""

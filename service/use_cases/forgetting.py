@@ -24,9 +24,12 @@ BATCH: Final = 1000
 log = logging.getLogger(__name__)
 
 
+CODE_KEY: Final = "code:"
+
+
 def code_key(email_key: str) -> str:
     """Return the cache key of the public code of an e-mail."""
-    return f"code:{email_key}"
+    return f"{CODE_KEY}{email_key}"
 
 
 def session_key(session_id: UUID) -> str:

@@ -1,6 +1,7 @@
 """Giving a repeated request its first answer, kept in the transaction of the first one."""
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Generic, TypeVar
 from uuid import UUID
@@ -19,6 +20,10 @@ class AnswerOnce(Generic[T]):
     def __init__(self, key: IdempotencyKey | None, render: Callable[[T], Answer]) -> None:
         self._key = key
         self._render = render
+
+    def around(self, database: Database) -> AbstractAsyncContextManager[Repositories]:
+        """Return what goes around work of one statement: a transaction, if there is a key."""
+        return database.reading() if self._key is None else database.transaction()
 
     async def look(self, database: Database, now: datetime) -> None:
         """Raise at once what `claim` would: before work that a repetition would do for nothing."""

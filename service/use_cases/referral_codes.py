@@ -1,7 +1,6 @@
 """What can be done with referral codes."""
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 from uuid import UUID
 
 from service.batches import Batches
@@ -21,7 +20,7 @@ from service.domain.referral_codes import (
     issue_referral_code,
 )
 from service.domain.users import key_of
-from service.use_cases.forgetting import Forgetting, code_key
+from service.use_cases.forgetting import CODE_KEY, Forgetting, code_key
 from service.use_cases.idempotency import AnswerOnce
 
 
@@ -50,11 +49,11 @@ class ReferralCodes:
         Raises LiveReferralCodeExists, ReferralCodeTaken, or what the wish breaks.
         """
         now = self._clock()
-        async with self._database.transaction() as repositories:
+        async with once.around(self._database) as repositories:
             # First of all: what was allowed then may be too late now.
             await once.claim(repositories, now)
             code = issue_referral_code(owner_id, wish, now)
-            keys = await self._store(repositories, code, now, chosen=wish.code is not None)
+            keys = await self._store(repositories, code, chosen=wish.code is not None)
             await once.keep(repositories, code, owner_id)
         await self._forgetting.forget(keys)
         return code
@@ -69,14 +68,14 @@ class ReferralCodes:
         code = issue_referral_code(owner_id, wish, now)
         async with self._database.transaction() as repositories:
             await repositories.referral_codes.lock_owner(owner_id)
-            replaced, _ = await repositories.referral_codes.end_of_owner(owner_id, now)
+            ended = await repositories.referral_codes.end_of_owner(owner_id, now, CODE_KEY)
             try:
-                keys = await self._store(repositories, code, now, chosen=wish.code is not None)
+                keys = await self._store(repositories, code, chosen=wish.code is not None)
             except LiveReferralCodeExists as error:
                 # Created since the old one was ended: then that one is to be replaced.
                 raise TransactionConflict from error
         await self._forgetting.forget(keys)
-        return code, replaced
+        return code, ended is not None and ended[0]
 
     async def find(self, owner_id: UUID) -> ReferralCode:
         """Return the owner's live code; raise ReferralCodeNotFound."""
@@ -90,15 +89,16 @@ class ReferralCodes:
     async def delete(self, owner_id: UUID) -> None:
         """End the owner's live code; raise ReferralCodeNotFound."""
         now = self._clock()
-        async with self._database.transaction() as repositories:
-            # Or a deletion that meets a replacement would find the old code ended, and not see
-            # the new one.
-            await repositories.referral_codes.lock_owner(owner_id)
-            deleted, email_key = await repositories.referral_codes.end_of_owner(owner_id, now)
-            keys = [code_key(email_key)] if email_key else []
-            await self._forgetting.plan(repositories, keys, now)
-        await self._forgetting.forget(keys)
-        if not deleted:
+        async with self._database.reading() as repositories:
+            ended = await repositories.referral_codes.end_of_owner(owner_id, now, CODE_KEY)
+        if ended is None:
+            # Or a replacement has ended it meanwhile, and its new code was not to be seen yet.
+            async with self._database.transaction() as repositories:
+                await repositories.referral_codes.lock_owner(owner_id)
+                ended = await repositories.referral_codes.end_of_owner(owner_id, now, CODE_KEY)
+        was_live, email_key = ended or (False, None)
+        await self._forgetting.forget([code_key(email_key)] if email_key else [])
+        if not was_live:
             raise ReferralCodeNotFound
 
     async def find_by_email(
@@ -129,16 +129,13 @@ class ReferralCodes:
         return kept
 
     async def _store(
-        self, repositories: Repositories, code: ReferralCode, now: datetime, *, chosen: bool
+        self, repositories: Repositories, code: ReferralCode, *, chosen: bool
     ) -> list[str]:
-        """Store the code, and the job that forgets what the cache says; return the keys."""
-        await repositories.referral_codes.end_expired(code.owner_id, code.code, now)
+        """Store the code; return what the cache has to forget."""
         try:
-            email_key = await repositories.referral_codes.add(code)
+            email_key = await repositories.referral_codes.add(code, CODE_KEY)
         except ReferralCodeTaken as error:
             if chosen:
                 raise
             raise TransactionConflict from error  # then another one is drawn
-        keys = [code_key(email_key)] if email_key else []
-        await self._forgetting.plan(repositories, keys, now)
-        return keys
+        return [code_key(email_key)] if email_key else []

@@ -32,7 +32,7 @@ from service.domain.referral_codes import normalise_code
 from service.domain.sessions import Caller
 from service.domain.users import Email, Role, User, parse_email
 from service.passwords import PasswordHasher
-from service.use_cases.forgetting import Forgetting, code_key, session_key
+from service.use_cases.forgetting import CODE_KEY, Forgetting, code_key, session_key
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.jobs import Jobs
 from service.use_cases.mails import mail_to_email
@@ -227,7 +227,7 @@ class Users:
         now = self._clock()
         async with self._database.transaction() as repositories:
             # The code before its owner: registrations lock them in this order too.
-            await repositories.referral_codes.end_of_owner(user_id, now)
+            await repositories.referral_codes.end_of_owner(user_id, now, CODE_KEY)
             locked = await repositories.users.lock(user_id)
             if locked is None:
                 raise InvalidToken  # erased since the session was checked

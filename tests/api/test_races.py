@@ -200,8 +200,6 @@ async def test_of_40_replacements_one_is_new_and_the_last_one_lives(
 async def test_a_deletion_beside_replacements_finds_a_live_code(
     api: Api, other: Api, anna: Person
 ) -> None:
-    """The lock on the owner's row, again: without it a deletion that waits for a replacement finds
-    the old code ended, does not see the new one, and says that there is none."""
     for _ in range(10):
         await api.put("/referral-code", DAYS, by=anna)
         deleted, *replaced = await asyncio.gather(
@@ -210,6 +208,31 @@ async def test_a_deletion_beside_replacements_finds_a_live_code(
         )
         assert deleted.status == 204
         assert set(statuses(replaced)) <= {200, 201}
+
+
+async def test_a_deletion_that_waits_for_a_replacement_deletes_the_new_code(
+    api: Api, settings: Settings, anna: Person
+) -> None:
+    """Its statement finds the old code ended, and does not see the new one: without a second look
+    under the owner's lock it would say that there is none."""
+    await api.put("/referral-code", DAYS, by=anna)
+    replacing = await asyncpg.connect(settings.database_url)
+    try:
+        async with replacing.transaction():
+            await replacing.execute("UPDATE referral_codes SET ended_at = now()")
+            deletion = asyncio.create_task(api.delete("/referral-code", by=anna))
+            await asyncio.sleep(0.2)
+            assert not deletion.done()
+            await replacing.execute(
+                "INSERT INTO referral_codes"
+                " (referral_code_id, owner_id, code, created_at, expires_at)"
+                " SELECT gen_random_uuid(), owner_id, 'NEW-CODE', now(), expires_at"
+                " FROM referral_codes"
+            )
+    finally:
+        await replacing.close()
+    assert (await deletion).status == 204
+    assert (await api.get("/referral-code", by=anna)).status == 404
 
 
 @pytest.mark.parametrize("wish", [{}, {"max_uses": 100}], ids=["unlimited", "limited"])

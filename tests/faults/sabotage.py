@@ -19,6 +19,7 @@ TRIES: Final = 4
 
 CACHE: Final = "service/cache.py"
 FORGETTING: Final = "service/use_cases/forgetting.py"
+CODES: Final = "service/use_cases/referral_codes.py"
 CODES_SQL: Final = "service/repositories/referral_codes.py"
 USERS: Final = "service/use_cases/users.py"
 USERS_TABLE: Final = "sql/migrations/0001_users.sql"
@@ -37,12 +38,11 @@ class Sabotage:
 
 NEVER: Final = "        if keys:\n            try:", "        if not keys:\n            try:"
 """The words that make a writer leave the cache alone."""
-BEFORE_THE_COMMIT: Final = """add(JobKind.FORGET, keys, now)
-            try:
-                await self._cache.forget(keys)
-            except RedisAway:
-                pass
-"""
+IN_THE_TRANSACTION: Final = (
+    "from error\n        await self._forgetting.forget(keys)",
+    "from error\n            await self._forgetting.forget(keys)",
+)
+"""The words that make a replacement tell the cache before its commit."""
 REFER_AFTER_THE_COMMIT: Final = """
         if registration.referral_code is not None:
             async with self._database.transaction() as repositories:
@@ -71,7 +71,7 @@ SABOTAGES: Final = [
     Sabotage(
         "the cache is told before the commit",
         SLOW,
-        ((FORGETTING, *NEVER), (FORGETTING, "add(JobKind.FORGET, keys, now)\n", BEFORE_THE_COMMIT)),
+        ((CODES, *IN_THE_TRANSACTION),),
     ),
     Sabotage(
         "the cache is told by the job alone", Scenario(faults.nothing), ((FORGETTING, *NEVER),)
@@ -79,7 +79,11 @@ SABOTAGES: Final = [
     Sabotage(
         "no job for what could not be removed",
         Scenario(faults.valkey_suspended),
-        ((FORGETTING, "await repositories.jobs.add(JobKind.FORGET, keys, now)", "pass"),),
+        (
+            (FORGETTING, "await repositories.jobs.add(JobKind.FORGET, keys, now)", "pass"),
+            (CODES_SQL, "         WHERE u.email_key IS NOT NULL", "         WHERE false"),
+            (CODES_SQL, "         WHERE email_key IS NOT NULL", "         WHERE false"),
+        ),
     ),
     Sabotage(
         "keys without the run of Valkey",

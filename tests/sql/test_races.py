@@ -34,6 +34,7 @@ from service.domain.referral_codes import (
 )
 from service.domain.sessions import FIRST_PARTY, Session
 from service.domain.users import Role, parse_email
+from service.use_cases.forgetting import CODE_KEY
 from tests.factories import new_email
 
 T = TypeVar("T")
@@ -53,7 +54,7 @@ async def new_code(transactions: Database, max_uses: int | None = None) -> Refer
     async with transactions.transaction() as repositories:
         wish = ReferralCodeWish(expires_at=NOW + LIFE, max_uses=max_uses)
         code = issue_referral_code(await new_user(repositories), wish, NOW)
-        await repositories.referral_codes.add(code)
+        await repositories.referral_codes.add(code, CODE_KEY)
     return code
 
 
@@ -73,7 +74,8 @@ async def refer(repositories: Repositories, code: ReferralCode, slot: int) -> No
 
 async def delete(transactions: Database, code: ReferralCode) -> bool:
     async with transactions.transaction() as repositories:
-        return (await repositories.referral_codes.end_of_owner(code.owner_id, NOW))[0]
+        ended = await repositories.referral_codes.end_of_owner(code.owner_id, NOW, CODE_KEY)
+        return ended is not None and ended[0]
 
 
 async def until_blocked(database: asyncpg.Connection, work: Awaitable[T]) -> "asyncio.Task[T]":
@@ -172,7 +174,9 @@ async def test_a_registration_that_waits_for_a_deletion_finds_no_code(
 ) -> None:
     code = await new_code(transactions, max_uses)
     async with transactions.transaction() as repositories:
-        assert (await repositories.referral_codes.end_of_owner(code.owner_id, NOW))[0]
+        ended = await repositories.referral_codes.end_of_owner(code.owner_id, NOW, CODE_KEY)
+        assert ended is not None
+        assert ended[0]
         registration = await until_blocked(database, take(transactions, code))
     assert await registration is None
 
@@ -194,7 +198,8 @@ async def test_a_code_lives_until_its_expiry(
         codes = repositories.referral_codes
         assert (await codes.find_live(code.owner_id, at) is not None) is lives
         assert (await codes.take(code.code, at) is not None) is lives
-        assert (await codes.end_of_owner(code.owner_id, at))[0] is lives
+        ended = await codes.end_of_owner(code.owner_id, at, CODE_KEY)
+        assert (ended is not None and ended[0]) is lives
 
 
 @pytest.mark.parametrize("max_uses", [None, 5], ids=["unlimited", "limited"])
@@ -222,7 +227,7 @@ async def test_of_20_codes_of_one_owner_at_once_one_is_stored(transactions: Data
     async def add() -> None:
         code = issue_referral_code(owner_id, ReferralCodeWish(expires_in_days=1), NOW)
         async with transactions.transaction() as repositories:
-            await repositories.referral_codes.add(code)
+            await repositories.referral_codes.add(code, CODE_KEY)
 
     results = await asyncio.gather(*(add() for _ in range(20)), return_exceptions=True)
     assert results.count(None) == 1
@@ -236,7 +241,7 @@ async def test_of_20_owners_of_one_chosen_code_at_once_one_has_it(transactions: 
         wish = ReferralCodeWish(expires_in_days=1, code="SUMMER")
         async with transactions.transaction() as repositories:
             code = issue_referral_code(await new_user(repositories), wish, NOW)
-            await repositories.referral_codes.add(code)
+            await repositories.referral_codes.add(code, CODE_KEY)
 
     results = await asyncio.gather(*(add() for _ in range(20)), return_exceptions=True)
     assert results.count(None) == 1
