@@ -14,27 +14,45 @@ is never older than the promise in three parts:
    (use_cases/forgetting.py), and a process trusts Redis again only when no job is left. Values
    that a restarted Redis has read from an old file are never seen, because the keys begin with
    the id of the server's run.
+
+Where one server can take the place of another, as in a cluster, each begins
+with an empty cache: what it has as a replica has another server's generation in its names, so
+that a removal which was never replicated is not missed. And no two servers are used for one key
+at a time. A process asks every ASK_SECONDS who holds what (redis_servers.py) and believes it for
+BELIEF_SECONDS, so that it stops using a server which was cut off and does not know that it was
+replaced; whoever hears of a new one uses it only after SETTLING_SECONDS. That needs no setting of
+the servers; theirs decide how long answers come from PostgreSQL until one is replaced.
 """
 
 import asyncio
 import functools
+import math
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from time import monotonic
 from typing import Final
 
 from prometheus_client import Counter
+from redis.crc import key_slot
 
 from service.domain.clock import Clock
 from service.metrics import CACHE_READS, CIRCUIT_BREAKER_OPEN
-from service.redis_connection import RedisAway, RedisConnection, open_connection
+from service.redis_connection import TIMEOUT_SECONDS, Command, RedisAway, RedisConnection
+from service.redis_servers import Share, servers_of
 
 LEASE_FOR: Final = timedelta(seconds=3)
 """Longer than a read from PostgreSQL may take; a reader that died holds up no fill for longer."""
 NOTHING_FOR: Final = timedelta(seconds=30)
 """How long "there is nothing" is kept: strangers ask for e-mails without end."""
+ASK_SECONDS: Final = 0.3
+BELIEF_SECONDS: Final = 1.0
+"""Counted from the question. Below promise 3: the job may have been done at the new server."""
+SETTLING_SECONDS: Final = BELIEF_SECONDS + 2 * TIMEOUT_SECONDS
+"""Counted from the answer. Longer than whoever believes the opposite still may, and then waits for
+its last reply."""
 
 _FILL: Final = """
 if redis.call('GET', KEYS[2]) == ARGV[1] then
@@ -45,68 +63,137 @@ end
 
 
 class RedisServer:
-    """The connection that all share, with a circuit breaker.
+    """What REDIS_URL names, with a circuit breaker: one for all servers, if there are several.
 
     The breaker begins open: `resume` closes it, and the first failure opens it again. A
     connection that was lost while nobody used it is no failure, and is made again.
     """
 
     def __init__(self, url: str) -> None:
-        self._url = url
-        self._connection: RedisConnection | None = None
-        self._connecting: asyncio.Task[RedisConnection] | None = None
+        self._servers = servers_of(url, self._open_breaker)
+        self._shares: Sequence[Share] = ()
+        self._holders: list[RedisConnection] = []
+        """By slot; or the one who holds them all."""
+        self._only: RedisConnection | None = None
+        """The one whose place no other can take: each request asks for it, so at no cost."""
+        self._believed_until = -math.inf
+        self._settled_at = -math.inf
+        self._asking: asyncio.Task[None] | None = None
+        self._asking_again: asyncio.Task[None] | None = None
         self.away = True
         CIRCUIT_BREAKER_OPEN.set(1)
 
-    @property
-    def connection(self) -> RedisConnection | None:
-        """The connection if it can be used now, without waiting for anything."""
-        connection = self._connection
-        return None if self.away or connection is None or connection.is_closed else connection
-
-    async def connect(self) -> RedisConnection:
-        """Return the connection; raise RedisAway while the breaker is open."""
+    def connection_of(self, name: str) -> RedisConnection | None:
+        """The connection to who holds a key of Redis, if it can be used without waiting."""
         if self.away:
-            raise RedisAway
-        return self.connection or await self.connect_anyway()
+            return None
+        only = self._only
+        return self._holder(name) if only is None or only.is_closed else only
 
-    async def connect_anyway(self) -> RedisConnection:
-        """Like `connect`, whatever the breaker says: to find out whether Redis is back."""
-        connection = self._connection
-        if connection is not None and not connection.is_closed:
-            return connection
-        if self._connecting is None:
-            self._connecting = asyncio.create_task(self._open())
-            self._connecting.add_done_callback(
-                lambda task: task.exception()
-            )  # or asyncio complains
+    async def connect(self, name: str) -> RedisConnection:
+        """Return the connection to who holds a key; raise RedisAway while the breaker is open."""
+        connection = self.connection_of(name)
+        if connection is None and not self.away:
+            connection = await self.connect_anyway(name)
+        if connection is None or self.away:
+            raise RedisAway
+        return connection
+
+    async def connect_anyway(self, name: str) -> RedisConnection:
+        """Like `connect`, whatever the breaker says."""
+        connection = self._holder(name)
+        if connection is None:
+            await self.ask()
+            connection = self._holder(name)
+        if connection is None:
+            raise RedisAway("The connection was lost again.")
+        return connection
+
+    async def ask(self) -> None:
+        """Ask who holds what, and for a sign of life, whatever the breaker says.
+
+        Raises RedisAway, and then the breaker is open.
+        """
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask())
+            self._asking.add_done_callback(lambda task: task.exception())  # or asyncio complains
         # Shielded, because others wait for it too.
-        return await asyncio.shield(self._connecting)
+        await asyncio.shield(self._asking)
 
     def resume(self) -> None:
-        """Close the breaker."""
+        """Close the breaker, unless it is not long enough yet that a server holds what it does."""
+        if monotonic() < self._settled_at:
+            return
         self.away = False
         CIRCUIT_BREAKER_OPEN.set(0)
+        if self._servers.several and self._asking_again is None:
+            self._asking_again = asyncio.create_task(self._ask_again())
 
     async def close(self) -> None:
-        if self._connecting is not None:
-            await asyncio.wait([self._connecting])
-        if self._connection is not None:
-            self._connection.close()
+        if self._asking_again is not None:
+            self._asking_again.cancel()
+        tasks = [task for task in (self._asking_again, self._asking) if task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
+        self._servers.close()
 
-    async def _open(self) -> RedisConnection:
+    def _holder(self, name: str) -> RedisConnection | None:
+        if monotonic() >= self._believed_until:
+            return None
+        holders = self._holders
+        holder = holders[0] if len(holders) == 1 else holders[key_slot(name.encode())]
+        return None if holder.is_closed else holder
+
+    async def _ask(self) -> None:
+        asked_at = monotonic()
         try:
-            self._connection = await open_connection(self._url, self._open_breaker)
+            async with asyncio.timeout(2 * TIMEOUT_SECONDS):
+                shares = await self._servers.look()
+        except TimeoutError as error:
+            self._open_breaker()
+            raise RedisAway("Not all servers answered in time.") from error
         except RedisAway:
             self._open_breaker()
             raise
         finally:
-            self._connecting = None
-        return self._connection
+            self._asking = None
+        if not self._servers.several:
+            self._believed_until = math.inf
+        else:
+            self._believed_until = asked_at + BELIEF_SECONDS
+            if _what_is_held(shares) != _what_is_held(self._shares):
+                self._open_breaker()
+                self._settled_at = monotonic() + SETTLING_SECONDS
+        if shares != self._shares:
+            self._shares = shares
+            self._holders = _by_slot(shares)
+            self._only = None if self._servers.several else shares[0].connection
+            for share in shares:
+                share.connection.generation = share.generation
+
+    async def _ask_again(self) -> None:
+        """Go on asking until the breaker opens."""
+        try:
+            while not self.away:
+                await asyncio.sleep(ASK_SECONDS)
+                with suppress(RedisAway):
+                    await self.ask()
+        finally:
+            self._asking_again = None
 
     def _open_breaker(self) -> None:
         self.away = True
         CIRCUIT_BREAKER_OPEN.set(1)
+
+
+def _what_is_held(shares: Sequence[Share]) -> list[tuple[int, int, str]]:
+    return [(share.first, share.last, share.generation) for share in shares]
+
+
+def _by_slot(shares: Sequence[Share]) -> list[RedisConnection]:
+    if len(shares) == 1:
+        return [shares[0].connection]
+    return [share.connection for share in shares for _ in range(share.first, share.last + 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,68 +216,76 @@ class Cache:
     ) -> bytes | None:
         """Return the value of `key`: from Redis, else from `load`, and then kept in Redis."""
         kind = key.partition(":")[0]
+        tag = _tag(key)
         lease = None
         try:
-            redis = self._server.connection or await self._server.connect()
-            [kept] = await redis.call(("GET", _value_key(redis, key)))
+            redis = self._server.connection_of(tag) or await self._server.connect(tag)
+            # Once for all: what is read under one generation is not to be filled under the next.
+            name = f"{redis.generation}:{tag}"
+            [kept] = await redis.call(("GET", name))
             if kept is not None:
                 expires_at, _, value = kept.partition(b" ")
                 # The server's clock ends an entry, this one's decides: they may differ.
                 if _milliseconds(self._clock()) < int(expires_at):
                     _counter(kind, "hit").inc()
                     return value or None
-            lease = await _take_lease(redis, key)
+            lease = await _take_lease(redis, name)
         except RedisAway:
             _counter(kind, "away").inc()
         else:
             _counter(kind, "miss").inc()
         entry = await load()
         if lease is not None:
-            await _fill(redis, key, lease, entry or Entry(b"", self._clock() + NOTHING_FOR))
+            await _fill(redis, name, lease, entry or Entry(b"", self._clock() + NOTHING_FOR))
         return entry.value if entry else None
 
     async def forget(self, keys: Sequence[str]) -> None:
         """Remove the values of `keys`; raise RedisAway where Redis cannot be told."""
-        await _delete(await self._server.connect(), keys)
+        await _delete(self._server.connect, keys)
 
     async def forget_anyway(self, keys: Sequence[str]) -> None:
         """Like `forget`, whatever the breaker says; without keys, only ask for a sign of life."""
-        redis = await self._server.connect_anyway()
         if keys:
-            await _delete(redis, keys)
+            await _delete(self._server.connect_anyway, keys)
         else:
-            await redis.call(("PING",))
+            await self._server.ask()
 
 
-async def _take_lease(redis: RedisConnection, key: str) -> str | None:
-    """Return the right to fill `key`, or None while another reader has it."""
+async def _take_lease(redis: RedisConnection, name: str) -> str | None:
+    """Return the right to fill `name`, or None while another reader has it."""
     token = secrets.token_hex(8)
     milliseconds = int(LEASE_FOR.total_seconds() * 1000)
-    [taken] = await redis.call(("SET", _lease_key(redis, key), token, "NX", "PX", milliseconds))
+    [taken] = await redis.call(("SET", _lease(name), token, "NX", "PX", milliseconds))
     return token if taken else None
 
 
-async def _fill(redis: RedisConnection, key: str, lease: str, entry: Entry) -> None:
+async def _fill(redis: RedisConnection, name: str, lease: str, entry: Entry) -> None:
     """Put the value where the lease still holds; not on a connection that was made since."""
     expires_at = _milliseconds(entry.expires_at)
-    keys = _value_key(redis, key), _lease_key(redis, key)
     value = b"%d %b" % (expires_at, entry.value)
     with suppress(RedisAway):
-        await redis.call(("EVAL", _FILL, 2, *keys, lease, value, expires_at))
+        await redis.call(("EVAL", _FILL, 2, name, _lease(name), lease, value, expires_at))
 
 
-async def _delete(redis: RedisConnection, keys: Sequence[str]) -> None:
-    names = [make(redis, key) for key in keys for make in (_value_key, _lease_key)]
-    await redis.call(("DEL", *names))
+async def _delete(
+    connect: Callable[[str], Awaitable[RedisConnection]], keys: Sequence[str]
+) -> None:
+    commands: dict[RedisConnection, list[Command]] = {}
+    for tag in map(_tag, keys):
+        redis = await connect(tag)
+        name = f"{redis.generation}:{tag}"
+        # One for each key, because a cluster takes none over several slots.
+        commands.setdefault(redis, []).append(("DEL", name, _lease(name)))
+    await asyncio.gather(*(redis.call(*told) for redis, told in commands.items()))
 
 
-# The braces keep both keys of a value on one node of a cluster.
-def _value_key(redis: RedisConnection, key: str) -> str:
-    return f"{redis.run_id}:{{{key}}}"
+def _tag(key: str) -> str:
+    """Return what the names of the value and of the lease share, which puts them in one slot."""
+    return f"{{{key}}}"
 
 
-def _lease_key(redis: RedisConnection, key: str) -> str:
-    return f"{redis.run_id}:{{{key}}}:lease"
+def _lease(name: str) -> str:
+    return f"{name}:lease"
 
 
 @functools.cache

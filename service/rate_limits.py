@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from service.cache import RedisServer
 from service.domain.clock import Clock
-from service.redis_connection import RedisAway, pack
+from service.redis_connection import RedisAway, RedisConnection, pack
 from service.settings import RateLimit
 
 MOST_LOCAL_WINDOWS: Final = 100_000
@@ -45,31 +45,34 @@ class Window:
 class Counting:
     """A request that is being counted: what else Redis is asked meanwhile costs no time."""
 
-    __slots__ = ("_limit", "_limiter", "_redis", "_replies", "_subjects")
+    __slots__ = ("_calls", "_limit", "_limiter", "_subjects")
 
     def __init__(self, limiter: "RateLimiter", limit: RateLimit, subjects: Subjects) -> None:
         self._limiter = limiter
         self._limit = limit
         self._subjects = subjects
-        self._redis = limiter.server.connection
-        self._replies: asyncio.Future[list[Any]] | None = None
-        if self._redis is not None:
-            self._replies = self._redis.call_packed(_count_commands(subjects), 2 * len(subjects))
+        self._calls: list[tuple[str, str, RedisConnection, asyncio.Future[list[Any]]]] = []
+        for name, subject in subjects:
+            key, commands = _count_commands(name, subject)
+            redis = limiter.server.connection_of(key)
+            if redis is not None:
+                self._calls.append((name, key, redis, redis.call_packed(commands, 2)))
 
     async def windows(self) -> list[Window]:
         """Return the windows that the request was counted in, itself included. Once only."""
-        if self._redis is None or self._replies is None:
-            return self._limiter.count_here(self._limit, self._subjects)
         windows = []
-        try:
-            replies = await self._replies
-            for index, (name, subject) in enumerate(self._subjects):
-                count, left = replies[2 * index : 2 * index + 2]
+        away = len(self._calls) < len(self._subjects)
+        for name, key, redis, replies in self._calls:
+            try:
+                count, left = await replies
                 if left < 0:
                     left = self._limit.seconds * 1000
-                    await self._redis.call(("PEXPIRE", _key(name, subject), left, "NX"))
+                    await redis.call(("PEXPIRE", key, left, "NX"))
+            except RedisAway:
+                away = True  # and the others are awaited all the same, or asyncio complains
+            else:
                 windows.append(Window(name, self._limit, count, _seconds(left)))
-        except RedisAway:
+        if away:
             return self._limiter.count_here(self._limit, self._subjects)
         return windows
 
@@ -85,7 +88,7 @@ class RateLimiter:
     async def count(self, limit: RateLimit, subjects: Sequence[tuple[str, str]]) -> list[Window]:
         """Count one request in the window of each (name, subject); return the windows."""
         with suppress(RedisAway):
-            await self.server.connect()
+            await self.server.connect(_key(*subjects[0]))
         return await self.start(limit, tuple(subjects)).windows()
 
     def start(self, limit: RateLimit, subjects: Subjects) -> Counting:
@@ -97,18 +100,20 @@ class RateLimiter:
 
     async def knows(self, account: str, address: str) -> bool:
         """Whether somebody has signed in to the account from there; no while Redis is away."""
+        place = _place(account, address)
         try:
-            redis = await self.server.connect()
-            [found] = await redis.call(("EXISTS", _place(account, address)))
+            redis = await self.server.connect(place)
+            [found] = await redis.call(("EXISTS", place))
         except RedisAway:
             return False
         return bool(found)
 
     async def remember(self, account: str, address: str) -> None:
         """Note that somebody has signed in to the account from there."""
+        place = _place(account, address)
         with suppress(RedisAway):
-            redis = await self.server.connect()
-            await redis.call(("SET", _place(account, address), 1, "EX", KNOWN_SECONDS))
+            redis = await self.server.connect(place)
+            await redis.call(("SET", place, 1, "EX", KNOWN_SECONDS))
 
     def count_here(self, limit: RateLimit, subjects: Subjects) -> list[Window]:
         """Count one request in the memory of the process."""
@@ -130,9 +135,10 @@ class RateLimiter:
 
 
 @functools.lru_cache(4096)
-def _count_commands(subjects: Subjects) -> bytes:
-    keys = [_key(name, subject) for name, subject in subjects]
-    return pack(*(command for key in keys for command in (("INCR", key), ("PTTL", key))))
+def _count_commands(name: str, subject: str) -> tuple[str, bytes]:
+    """Return the key of a window, and what counts in it."""
+    key = _key(name, subject)
+    return key, pack(("INCR", key), ("PTTL", key))
 
 
 def _key(name: str, subject: str) -> str:

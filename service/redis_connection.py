@@ -31,6 +31,11 @@ def pack(*commands: Command) -> bytes:
     return b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type]
 
 
+def read_info(reply: bytes) -> dict[str, str]:
+    """Return the lines of an INFO by their names."""
+    return dict(line.split(":", 1) for line in reply.decode().splitlines() if ":" in line)
+
+
 class RedisConnection(asyncio.Protocol):
     """A connection whose first failure is its last: then every call under way raises RedisAway.
 
@@ -41,6 +46,10 @@ class RedisConnection(asyncio.Protocol):
     def __init__(self, on_failure: Callable[[], None]) -> None:
         self.run_id = ""
         """Another one means that the server was restarted, or that another took its place."""
+        self.generation = ""
+        """What keys begin with that must not be seen again once the server was restarted, was a
+        replica in between, or slots were taken from it and given back: its run id at least.
+        """
         self.is_closed = False
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
@@ -61,8 +70,7 @@ class RedisConnection(asyncio.Protocol):
         if db := options.get("db"):
             commands.append(("SELECT", db))
         *_, info = await self.call(*commands, ("INFO", "server"))
-        lines = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
-        self.run_id = lines["run_id"]
+        self.run_id = self.generation = read_info(info)["run_id"]
 
     def call(self, *commands: Command) -> "asyncio.Future[list[Any]]":
         """Send the commands at the end of this turn; return their replies when they have come.
@@ -174,8 +182,10 @@ async def open_connection(url: str, on_failure: Callable[[], None]) -> RedisConn
                 await loop.create_connection(lambda: connection, host, port, ssl=context)
             await connection.greet(options)
     except (OSError, RedisAway) as error:
-        connection.close()
         raise RedisAway(f"{type(error).__name__}: {error}") from error
+    finally:
+        if not connection.run_id:  # or whoever waited was cancelled
+            connection.close()
     return connection
 
 

@@ -22,6 +22,7 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate, vali
 from service.domain.errors import EmailMalformed
 from service.domain.identities import is_safe_url
 from service.domain.users import parse_email
+from service.redis_urls import read_redis_url
 from service.tokens import SigningKey, SigningKeys
 
 LogFormat = Literal["json", "text", "auto"]
@@ -305,6 +306,22 @@ def one_url_a_host(database_url: str) -> list[str]:
     return [parts._replace(netloc=f"{user}{at}{host}").geturl() for host in hosts.split(",")]
 
 
+class _RedisUrl(_Url):
+    """A URL of one server, or of the nodes of a cluster."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("redis", "rediss", "unix", **kwargs)
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
+        try:
+            urls = read_redis_url(value).named
+        except ValueError as error:
+            raise ValidationError(str(error)) from error
+        for url in urls:
+            super()._deserialize(url, attr, data, **kwargs)
+        return str(value)
+
+
 class _SmtpUrl(_Url):
     """`smtp://USER:PASSWORD@HOST:PORT` or `smtps://…`; user and password percent-encoded."""
 
@@ -489,7 +506,7 @@ class SettingsSchema(Schema):
     )
     database_pool_size = _number(10, 1, 1000, "DATABASE_POOL_SIZE")
     database_prepared_statements = _one_of(OnOff, "on", "DATABASE_PREPARED_STATEMENTS")
-    redis_url = _Url("redis", "rediss", "unix", **_required("REDIS_URL"))
+    redis_url = _RedisUrl(**_required("REDIS_URL"))
     log_level = _one_of(LogLevel, "info", "LOG_LEVEL")
     log_format = _one_of(LogFormat, "auto", "LOG_FORMAT")
     access_token_ttl = _number(600, 10, 86_400, "ACCESS_TOKEN_TTL_SECONDS")

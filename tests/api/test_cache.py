@@ -171,7 +171,7 @@ async def test_readers_that_hammer_on_two_processes_never_see_an_old_code(
 async def open_cache(url: str) -> AsyncIterator[Cache]:
     """Yield the cache alone, without a service around it."""
     server = RedisServer(url)
-    await server.connect_anyway()
+    await server.ask()
     server.resume()
     try:
         yield Cache(server, utc_now)

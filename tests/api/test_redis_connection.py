@@ -34,7 +34,7 @@ async def proxy(settings: Settings, redis: Redis) -> AsyncIterator[Proxy]:
 async def server(proxy: Proxy) -> AsyncIterator[RedisServer]:
     """Redis behind a proxy, trusted and connected."""
     server = RedisServer(proxy.url)
-    await server.connect_anyway()
+    await server.ask()
     server.resume()
     yield server
     await server.close()
@@ -45,7 +45,7 @@ def ignore() -> None:
 
 
 async def test_each_of_many_calls_at_once_gets_its_own_replies(server: RedisServer) -> None:
-    redis = await server.connect()
+    redis = await server.connect("key")
 
     async def call(number: int) -> None:
         for round_ in range(5):
@@ -60,7 +60,7 @@ async def test_each_of_many_calls_at_once_gets_its_own_replies(server: RedisServ
 async def test_the_calls_of_one_turn_are_one_write(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    redis = await server.connect()
+    redis = await server.connect("key")
     assert redis._transport is not None
     written: list[bytes] = []
     write = redis._transport.write
@@ -78,7 +78,7 @@ async def test_the_calls_of_one_turn_are_one_write(
 
 
 async def test_whoever_is_cancelled_leaves_the_others_their_replies(server: RedisServer) -> None:
-    redis = await server.connect()
+    redis = await server.connect("key")
 
     async def ask(word: str) -> Any:
         return await redis.call(("ECHO", word), ("ECHO", word.upper()))
@@ -96,7 +96,7 @@ async def test_whoever_is_cancelled_leaves_the_others_their_replies(server: Redi
 async def test_when_redis_goes_all_calls_under_way_are_told_and_the_next_ones_at_once(
     server: RedisServer, proxy: Proxy, trouble: Callable[[Proxy], None]
 ) -> None:
-    redis = await server.connect()
+    redis = await server.connect("key")
     await redis.call(("SET", "key", "value"))
     proxy.hold_up()  # what is asked from now on has no answer when the trouble comes
     calls = [redis.call(("GET", "key")) for _ in range(20)]
@@ -109,19 +109,19 @@ async def test_when_redis_goes_all_calls_under_way_are_told_and_the_next_ones_at
     assert server.away
     assert redis.is_closed
     with pytest.raises(RedisAway):
-        await server.connect()
+        await server.connect("key")
     with pytest.raises(RedisAway):
         await redis.call(("GET", "key"))
 
 
 async def test_a_late_reply_is_nobodys(server: RedisServer, proxy: Proxy) -> None:
     """After a time-out the replies that still come belong to calls that have given up."""
-    redis = await server.connect()
+    redis = await server.connect("key")
     proxy.hold_up()
     with pytest.raises(RedisAway):
         await redis.call(("ECHO", "old"))
     proxy.mend()
-    again = await server.connect_anyway()
+    again = await server.connect_anyway("key")
     assert again is not redis
     assert await again.call(("ECHO", "new")) == [b"new"]
 
@@ -130,7 +130,7 @@ async def test_a_slow_call_does_not_hide_behind_quick_ones(
     server: RedisServer, proxy: Proxy
 ) -> None:
     """The watch is on the oldest call, and goes on after replies to others."""
-    redis = await server.connect()
+    redis = await server.connect("key")
     for _ in range(4):
         await redis.call(("ECHO", "word"))
         await asyncio.sleep(TIMEOUT_SECONDS / 3)
@@ -142,7 +142,7 @@ async def test_a_slow_call_does_not_hide_behind_quick_ones(
 
 
 async def test_an_error_reply_is_a_failure(server: RedisServer) -> None:
-    redis = await server.connect()
+    redis = await server.connect("key")
     before, wrong, behind = (
         redis.call(command) for command in (("ECHO", "a"), ("NO-SUCH-COMMAND",), ("ECHO", "b"))
     )
@@ -179,7 +179,7 @@ async def test_no_more_calls_wait_than_memory_allows(
     server: RedisServer, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_connection, "MOST_UNDER_WAY", 5)
-    redis = await server.connect()
+    redis = await server.connect("key")
     proxy.hold_up()
     calls = [redis.call(("ECHO", number)) for number in range(5)]
     assert not redis.is_closed
@@ -193,15 +193,15 @@ async def test_no_more_calls_wait_than_memory_allows(
 async def test_a_connection_lost_while_nobody_used_it_is_no_failure(
     server: RedisServer, proxy: Proxy
 ) -> None:
-    redis = await server.connect()
+    redis = await server.connect("key")
     proxy.cut()
     proxy.mend()
     async with asyncio.timeout(1):
         while not redis.is_closed:
             await asyncio.sleep(0.01)
     assert not server.away
-    assert server.connection is None
-    again = await server.connect()
+    assert server.connection_of("key") is None
+    again = await server.connect("key")
     assert await again.call(("ECHO", "word")) == [b"word"]
     assert not server.away
 
@@ -210,7 +210,7 @@ async def test_those_who_need_a_connection_at_once_share_it_and_one_may_give_up(
     proxy: Proxy,
 ) -> None:
     server = RedisServer(proxy.url)
-    first, *others = [asyncio.create_task(server.connect_anyway()) for _ in range(5)]
+    first, *others = [asyncio.create_task(server.connect_anyway("key")) for _ in range(5)]
     await asyncio.sleep(0)
     first.cancel()
     connections = await asyncio.gather(*others)
@@ -222,7 +222,7 @@ async def test_those_who_need_a_connection_at_once_share_it_and_one_may_give_up(
 
 
 async def test_closing_tells_the_calls_under_way(server: RedisServer, proxy: Proxy) -> None:
-    redis = await server.connect()
+    redis = await server.connect("key")
     proxy.hold_up()
     call = redis.call(("ECHO", "word"))
     await server.close()

@@ -66,7 +66,7 @@ SABOTAGES: Final = [
     Sabotage(
         "a removal leaves the lease",
         SLOW,
-        ((CACHE, "(_value_key, _lease_key)]", "(_value_key,)]"),),
+        ((CACHE, '("DEL", name, _lease(name))', '("DEL", name)'),),
     ),
     Sabotage(
         "the cache is told before the commit",
@@ -88,7 +88,7 @@ SABOTAGES: Final = [
     Sabotage(
         "keys without the run of Valkey",
         Scenario(faults.valkey_with_old_data),
-        ((CACHE, 'f"{redis.run_id}:{{{key}}}', 'f"{{{key}}}'),),
+        ((CACHE, 'f"{redis.generation}:{tag}"', "tag"),),
     ),
     Sabotage(
         "no unique index of live codes",

@@ -98,6 +98,9 @@ def test_all_faults_are_told_at_once_in_one_line_each() -> None:
     assert told == sorted(set(VARIABLES) - without_faults)
 
 
+HOSTS = "must name each host with its port, HOST:PORT,HOST:PORT."
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [
@@ -115,6 +118,21 @@ def test_all_faults_are_told_at_once_in_one_line_each() -> None:
         ("REFRESH_TOKEN_KEYS", "short", "must be 32 characters or more."),
         ("DATABASE_URL", "mysql://localhost", "must be a URL that begins with postgresql://."),
         ("REDIS_URL", "localhost:6379", "must be a URL that begins with redis://."),
+        ("REDIS_URL", "http+cluster://a:1", "must be a URL that begins with redis://."),
+        ("REDIS_URL", "redis+cluster://a:1,b", HOSTS),
+        ("REDIS_URL", "redis+cluster://a:1,,b:2", HOSTS),
+        ("REDIS_URL", "redis+cluster://a:1,b:port", HOSTS),
+        (
+            "REDIS_URL",
+            "redis+cluster://[::1:1",
+            "must have both brackets around an address, and only there.",
+        ),
+        ("REDIS_URL", "redis+cluster://", HOSTS),
+        (
+            "REDIS_URL",
+            "redis+cluster://a:1/2",
+            "must have nothing behind the hosts: a cluster has one database.",
+        ),
         ("PUBLIC_URL", "example.com", "must be a URL that begins with http://."),
         ("CORS_ORIGINS", "app", "'app' is not an origin such as https://app.example.com."),
         ("TRUSTED_PROXIES", "ten", "'ten' does not appear to be an IPv4 or IPv6 network."),
@@ -140,6 +158,8 @@ def test_argon2_needs_8_kib_for_each_lane() -> None:
         ("DATABASE_URL", "postgresql://user:hunter2@[::1/db"),
         ("DATABASE_URL", "postgresql://user:hunter2@localhost:port/db"),
         ("REDIS_URL", ":hunter2@localhost"),
+        ("REDIS_URL", "redis+cluster://:hunter2@localhost"),
+        ("REDIS_URL", "redis+cluster://:hunter2@[localhost:1"),
         ("REFRESH_TOKEN_KEYS", "hunter2"),
         ("HASH_KEY", "hunter2"),
         ("SIGNING_KEYS", "hunter2"),
@@ -150,7 +170,7 @@ def test_argon2_needs_8_kib_for_each_lane() -> None:
 )
 def test_a_secret_is_not_told_with_its_fault(variable: str, value: str) -> None:
     [line] = faults({**GIVEN, variable: value})
-    assert line.startswith(f"{variable} must be ")
+    assert line.startswith(f"{variable} must ")
     assert "hunter2" not in line
 
 
@@ -283,6 +303,7 @@ def test_what_is_no_network_is_refused(text: str) -> None:
         ("REDIS_URL", "redis://:secret@localhost:6379/0"),
         ("REDIS_URL", "rediss://localhost"),
         ("REDIS_URL", "unix:///run/valkey.sock"),
+        ("REDIS_URL", "rediss+cluster://user:p%40ss@a:1,[::1]:2"),
         ("PUBLIC_URL", "https://referrals.example.com"),
         ("PUBLIC_URL", "http://localhost:8080"),
     ],

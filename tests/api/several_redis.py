@@ -1,0 +1,87 @@
+"""Redis of several servers for the tests, on loopback."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from typing import Final
+
+from service import cache as caching
+from service.api.keys import REDIS
+from service.cache import Cache, Entry, RedisServer
+from service.domain.clock import utc_now
+from service.settings import Settings
+from tests.factories import Api, running
+from tests.faults.machines import Machine
+from tests.faults.valkey import Valkey
+
+LONG: Final = 10.0
+"""Seconds; what takes longer is hanging."""
+LOOPBACK: Final = Machine("127.0.0.1")
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server((LOOPBACK.address, 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@contextmanager
+def started(servers: Sequence[Valkey]) -> Iterator[None]:
+    try:
+        for server in servers:
+            server.start()
+        for server in servers:
+            server.wait_until(server.answers)
+        yield
+    finally:
+        for server in servers:
+            server.kill()
+
+
+async def trusted(api: Api) -> None:
+    """Wait until the cache is used."""
+    async with asyncio.timeout(LONG):
+        while api.app[REDIS].away:
+            await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[Api]:
+    """Run the service; yield its client when the cache is used."""
+    async with running(settings) as api:
+        await trusted(api)
+        yield api
+
+
+@asynccontextmanager
+async def open_cache(url: str) -> AsyncIterator[tuple[Cache, RedisServer]]:
+    """Yield the cache alone, without a service around it."""
+    server = RedisServer(url)
+    await server.ask()
+    await asyncio.sleep(caching.SETTLING_SECONDS)
+    server.resume()
+    try:
+        yield Cache(server, utc_now), server
+    finally:
+        await server.close()
+
+
+async def nothing_to_load() -> Entry | None:
+    raise AssertionError("the value was to come from Redis")
+
+
+def loading(value: bytes) -> Callable[[], Awaitable[Entry | None]]:
+    async def load() -> Entry | None:
+        return Entry(value, utc_now() + timedelta(hours=1))
+
+    return load
+
+
+def names(node: Valkey, key: str) -> list[bytes]:
+    """Return what a server calls the values of a cache key, of whatever generation."""
+    found: list[bytes] = node.tell("KEYS", f"*{{{key}}}")
+    return found
