@@ -15,7 +15,7 @@ is never older than the promise in three parts:
    that a restarted Redis has read from an old file are never seen, because the keys begin with
    the id of the server's run.
 
-Where one server can take the place of another, as in a cluster, each begins
+Where one server can take the place of another, of a cluster or watched by sentinels, each begins
 with an empty cache: what it has as a replica has another server's generation in its names, so
 that a removal which was never replicated is not missed. And no two servers are used for one key
 at a time. A process asks every ASK_SECONDS who holds what (redis_servers.py) and believes it for

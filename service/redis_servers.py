@@ -1,4 +1,4 @@
-"""Which server of Redis holds which key: the only one, or a node of a cluster.
+"""Which server of Redis holds which key: the only one, a primary, or a node of a cluster.
 
 Each kind of REDIS_URL has a class whose `look` asks anew. Of several servers nothing is taken for
 true that one of them says alone, because a primary that is cut off from the others goes on as one
@@ -6,9 +6,11 @@ for a while:
 
 - A cluster's slots are held by whom all those who hold some name. Another can only have become
   one if most of them have agreed, and then not all still say the same.
+- The primary is the one that most of the sentinels name, and that is none's replica.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -107,6 +109,47 @@ class Cluster:
         self._connections.close()
 
 
+class Sentinels:
+    """The primary that Redis Sentinel watches."""
+
+    several = True
+
+    def __init__(self, url: RedisUrl, on_failure: Callable[[], None]) -> None:
+        self._url = url
+        self._sentinels = _Connections(lambda: None)
+        self._primary = _Connections(on_failure)
+
+    async def look(self) -> Sequence[Share]:
+        failures: list[str] = []
+        answers = await _answers(self._ask, self._url.named, failures)
+        [(url, named)] = Counter(answers.values()).most_common(1) or [("", 0)]
+        if named * 2 <= len(self._url.named):
+            reasons = "; ".join(dict.fromkeys(failures)) or "they do not agree"
+            raise RedisAway(f"Most of the sentinels: {reasons}.")
+        self._primary.keep({url})
+        connection = await self._primary.to(url)
+        [info] = await connection.call(("INFO", "replication"))
+        told = read_info(info)
+        if told["role"] != "master":
+            raise RedisAway("The server that the sentinels name is not a primary.")
+        # It has another one when it was started again, or was a replica in between.
+        return [Share(0, SLOTS - 1, connection, told["master_replid"])]
+
+    async def _ask(self, url: str) -> str:
+        """Return the URL of the primary that one sentinel names."""
+        sentinel = await self._sentinels.to(url)
+        command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._url.service)
+        [address] = await sentinel.call(command)
+        if address is None:
+            raise RedisAway(f"A sentinel does not know {self._url.service!r}.")
+        host, port = address
+        return self._url.to(host.decode(), int(port))
+
+    def close(self) -> None:
+        self._sentinels.close()
+        self._primary.close()
+
+
 class _Connections:
     """One to each server, made when it is needed."""
 
@@ -147,7 +190,7 @@ async def _answers(
     return answers
 
 
-Servers = OneServer | Cluster
+Servers = OneServer | Cluster | Sentinels
 
 
 def servers_of(url: str, on_failure: Callable[[], None]) -> Servers:
@@ -161,3 +204,5 @@ def servers_of(url: str, on_failure: Callable[[], None]) -> Servers:
             return OneServer(read, on_failure)
         case "cluster":
             return Cluster(read, on_failure)
+        case "sentinel":
+            return Sentinels(read, on_failure)

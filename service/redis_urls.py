@@ -1,16 +1,20 @@
-"""What REDIS_URL may name: one server, or a cluster.
+"""What REDIS_URL may name: one server, a cluster, or the primary that sentinels know.
 
 redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss:// and unix:// are read by redis-py.
 redis+cluster://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…] names any nodes of the cluster.
-rediss+cluster:// is the same with TLS everywhere.
+redis+sentinel://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…]/SERVICE[/DB] names all sentinels. User and
+password are those of the servers; sentinels that want some too have them in the query,
+sentinel_username and sentinel_password. rediss+… is the same with TLS everywhere.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
 
-Kind = Literal["server", "cluster"]
+Kind = Literal["server", "cluster", "sentinel"]
 _HOSTS: Final = "must name each host with its port, HOST:PORT,HOST:PORT."
+_SENTINELS_OWN: Final = ("sentinel_username", "sentinel_password")
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class RedisUrl:
     kind: Kind
     named: tuple[str, ...]
     """A URL that redis-py can read for each server that the URL names."""
+    service: str
+    """What the sentinels call the primary."""
     parts: SplitResult
 
     def to(self, host: str, port: int) -> str:
@@ -35,12 +41,21 @@ def read_redis_url(url: str) -> RedisUrl:
         raise ValueError("must have both brackets around an address, and only there.") from None
     scheme, _, kind = parts.scheme.partition("+")
     if kind not in get_args(Kind):
-        return RedisUrl("server", (url,), parts)
+        return RedisUrl("server", (url,), "", parts)
     parts = parts._replace(scheme=scheme)
     addresses = [_address(host) for host in parts.netloc.rpartition("@")[2].split(",")]
-    if parts.path.strip("/"):
-        raise ValueError("must have nothing behind the hosts: a cluster has one database.")
-    return RedisUrl("cluster", tuple(_to(parts, *each) for each in addresses), parts)
+    if kind == "cluster":
+        if parts.path.strip("/"):
+            raise ValueError("must have nothing behind the hosts: a cluster has one database.")
+        return RedisUrl("cluster", tuple(_to(parts, *each) for each in addresses), "", parts)
+    path = re.fullmatch(r"/([^/]+)(/\d*)?", parts.path)
+    if path is None:
+        raise ValueError("must have behind the hosts what the sentinels call the primary.")
+    query = dict(parse_qsl(parts.query))
+    user, password = (quote(query.pop(name, ""), safe="") for name in _SENTINELS_OWN)
+    parts = parts._replace(path=path[2] or "", query=urlencode(query))
+    sentinel = parts._replace(netloc=f"{user}:{password}@" if password else "", path="")
+    return RedisUrl("sentinel", tuple(_to(sentinel, *each) for each in addresses), path[1], parts)
 
 
 def _to(parts: SplitResult, host: str, port: int) -> str:

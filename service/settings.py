@@ -307,7 +307,7 @@ def one_url_a_host(database_url: str) -> list[str]:
 
 
 class _RedisUrl(_Url):
-    """A URL of one server, or of the nodes of a cluster."""
+    """A URL of one server, of the nodes of a cluster, or of the sentinels of a primary."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("redis", "rediss", "unix", **kwargs)

