@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import getpass
 import json
 import os
@@ -376,7 +377,10 @@ def _listening(settings: Settings) -> Iterator[list[socket.socket]]:
         if settings.workers > 1:
             # Read when prometheus_client is imported: the workers then count in common files.
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        from service import serving  # see the line above
+        # Importing makes nothing that could be collected, and looking for it takes a tenth of a
+        # second. serving.py enables it.
+        gc.disable()
+        from service import serving  # see PROMETHEUS_MULTIPROC_DIR
 
         try:
             yield serving.listen(settings.host, settings.port, settings.workers)

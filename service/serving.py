@@ -182,6 +182,7 @@ async def _work(
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000)
+    gc.enable()
     try:
         site = web.SockSite(runner, listener.dup(), backlog=BACKLOG)
         await site.start()

@@ -1,5 +1,6 @@
 """Which passwords an account may have. Hashing them is service/passwords.py."""
 
+import functools
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Final
@@ -11,7 +12,8 @@ LONGEST_PASSWORD: Final = 128
 """In characters: no person's password is cut, and no one makes the service hash a book."""
 
 
-def _read_common_passwords() -> str:
+@functools.cache
+def _common_passwords() -> str:
     """Return zxcvbn's list of common passwords, in lines.
 
     Of its lists only this one is wanted, and none of the tables that importing it makes of them,
@@ -29,12 +31,9 @@ def _read_common_passwords() -> str:
     return "\n".join(["", *module.FREQUENCY_LISTS["passwords"], ""])
 
 
-_COMMON_PASSWORDS: Final = _read_common_passwords()
-
-
 def is_common(password: str) -> bool:
     """Return whether the password, in lower case, is one of those that attackers try first."""
-    return "\n" not in password and f"\n{password}\n" in _COMMON_PASSWORDS
+    return "\n" not in password and f"\n{password}\n" in _common_passwords()
 
 
 def check_password(password: str, email: Email, min_length: int, pointer: str) -> None:
