@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
 from uuid import UUID
@@ -49,11 +49,13 @@ class AccessToken:
     scopes: frozenset[Scope]
     issued_at: datetime
     expires_at: datetime
+    user_id: UUID | None = field(init=False)
+    """Whose token it is; None where a client speaks for itself."""
 
-    @property
-    def user_id(self) -> UUID | None:
-        """Whose token it is; None where a client speaks for itself."""
-        return None if self.subject == self.client_id else UUID(self.subject)
+    def __post_init__(self) -> None:
+        """Raise ValueError unless `subject` is a user's id, or the client's own."""
+        user_id = None if self.subject == self.client_id else UUID(self.subject)
+        object.__setattr__(self, "user_id", user_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +231,6 @@ class AccessTokens:
                 issued_at=datetime.fromtimestamp(claims["iat"], UTC),
                 expires_at=datetime.fromtimestamp(claims["exp"], UTC),
             )
-            verified.user_id  # noqa: B018  # raises unless it is one, or the client's own
         # ValueError holds UnicodeError: a header of hostile bytes; the others, claims of odd types.
         except (
             jwt.PyJWTError,

@@ -6,13 +6,13 @@ from aiohttp import web
 from aiohttp_apispec import docs, request_schema, response_schema
 from marshmallow import Schema, fields
 
-from service.api.answers import answer, no_content, respond, to_json
+from service.api.answers import WholeResponse, answer, no_content, to_json
 from service.api.authentication import current_user
 from service.api.idempotency import answer_once
 from service.api.keys import SETTINGS, USERS
 from service.api.openapi import IDEMPOTENCY_KEY, refuses
 from service.api.rate_limits import LOGIN, MAIL, REGISTER, count_request
-from service.api.requests import Moment, RequestSchema, Text, read_body
+from service.api.requests import Moment, RequestSchema, Text, moment_text, read_body
 from service.domain.errors import (
     EmailMalformed,
     EmailTaken,
@@ -23,7 +23,7 @@ from service.domain.errors import (
     TooMany,
 )
 from service.domain.idempotency import Answer
-from service.domain.users import Role, parse_email
+from service.domain.users import Role, User, parse_email
 from service.use_cases.users import Registration
 
 EXAMPLE_EMAIL = "anna@example.com"
@@ -124,7 +124,21 @@ def account_of(email: str) -> str:
 @response_schema(UserSchema, 200, description="The caller's account.")
 async def show_me(request: web.Request) -> web.Response:
     caller = await current_user(request)
-    return respond(USER_SCHEMA, await request.app[USERS].find(caller.user_id))
+    return WholeResponse(write_user(await request.app[USERS].find(caller.user_id)))
+
+
+def write_user(user: User) -> bytes:
+    """Return the account as UserSchema writes it, which takes four times as long."""
+    return to_json(
+        {
+            "id": str(user.user_id),
+            "email": user.email,
+            "email_confirmed": user.email_confirmed,
+            "role": user.role,
+            "created_at": moment_text(user.created_at),
+            "referrer_id": user.referrer_id and str(user.referrer_id),
+        }
+    )
 
 
 @docs(

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from service.api.referral_codes import PublicReferralCodeSchema, write_public
 from service.api.referrals import ReferralsSchema, write_page
+from service.api.users import UserSchema, write_user
 from service.domain.pages import Cursor, Page
 from service.domain.referral_codes import PublicReferralCode
 from service.domain.referrals import Referral
+from service.domain.users import Role, User
 
 MOMENTS = st.datetimes(
     datetime(1970, 1, 1),  # noqa: DTZ001  # hypothesis adds the zone
@@ -31,6 +33,23 @@ REFERRALS = st.builds(
 @given(st.builds(PublicReferralCode, code=CODES, expires_at=MOMENTS, referrer_id=st.uuids()))
 def test_a_public_code(code: PublicReferralCode) -> None:
     assert json.loads(write_public(code)) == PublicReferralCodeSchema().dump(code)
+
+
+@given(
+    st.builds(
+        User,
+        user_id=st.uuids(),
+        email=st.none() | st.text(),
+        email_confirmed=st.booleans(),
+        role=st.sampled_from(Role),
+        created_at=MOMENTS,
+        disabled=st.booleans(),
+        referrer_id=st.none() | st.uuids(),
+        email_verification=st.none(),
+    )
+)
+def test_an_account(user: User) -> None:
+    assert json.loads(write_user(user)) == UserSchema().dump(user)
 
 
 @given(
