@@ -5,6 +5,7 @@ a timer each time: at capacity 40 µs more for each request, and five times the 
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -18,10 +19,22 @@ if TYPE_CHECKING:
 WAIT_SECONDS: Final = 1.0
 """How long a request may wait for a connection, or for its opening."""
 CLOSE_SECONDS: Final = 3.0
+SILENT_SECONDS: Final = 0.4
+"""How long nothing may come back from a server that was asked, before it is asked whether it is
+there."""
+SIGN_OF_LIFE_SECONDS: Final = 0.4
+"""How long it may take to say so, on a connection of its own."""
+_NONE_FREE: Final = "No connection came free in time."
+_HANGS: Final = "The server does not answer."
 
 
 class Connections:
-    """At most `limit` connections, opened when they are needed."""
+    """At most `limit` connections, opened when they are needed.
+
+    A server that hangs refuses nothing: a statement would wait for it until its time-out, which
+    has to be long enough for those that wait for a lock. So when all have been silent for a while,
+    it is asked on a new connection, and unless it answers, nobody waits for it until it does.
+    """
 
     def __init__(
         self,
@@ -39,6 +52,10 @@ class Connections:
         self._expired: set[Connection] = set()
         """Those in use that nobody is to get afterwards."""
         self._waiting: deque[Handed] = deque()
+        self._heard_at = 0.0
+        self._watch: asyncio.TimerHandle | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._hangs = False
 
     @property
     def idle(self) -> int:
@@ -46,11 +63,13 @@ class Connections:
 
     async def acquire(self) -> "Connection":
         """Return a connection for this caller alone; raise TimeoutError, or why there is none."""
+        if self._hangs:
+            raise TimeoutError(_HANGS)
         until = asyncio.get_running_loop().time() + self.wait_seconds
         while self._idle:
             connection = self._idle.pop()
             if not connection.is_closed():
-                self._in_use.add(connection)
+                self._use(connection)
                 return connection
             self.size -= 1
         if self.size >= self.limit:
@@ -70,10 +89,11 @@ class Connections:
             connection.terminate()
             self._make_room()
             return
+        self._heard_at = time.monotonic()
         while self._waiting:
             future = self._waiting.popleft()
             if not future.done():
-                self._in_use.add(connection)
+                self._use(connection)
                 future.set_result(connection)
                 return
         self._idle.append(connection)
@@ -87,17 +107,77 @@ class Connections:
 
     async def close(self) -> None:
         """Close those that nobody uses, and end the others."""
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._asking is not None:
+            self._asking.cancel()
         for connection in [*self._in_use]:
             connection.terminate()
         closing = [connection.close(timeout=CLOSE_SECONDS) for connection in self._idle]
         await asyncio.gather(*closing, return_exceptions=True)  # one that is gone is closed too
+
+    def _use(self, connection: "Connection") -> None:
+        self._in_use.add(connection)
+        if self._watch is None:
+            self._heard_at = time.monotonic()
+            self._check_in(SILENT_SECONDS)
+
+    def _check_in(self, seconds: float) -> None:
+        self._watch = asyncio.get_running_loop().call_later(seconds, self._check)
+
+    def _check(self) -> None:
+        """Ask the server whether it is there, if it has been silent for too long."""
+        self._watch = None
+        if not self._in_use:
+            return
+        left = self._heard_at + SILENT_SECONDS - time.monotonic()
+        if left <= 0 and self._asking is None:
+            self._asking = asyncio.create_task(self._ask())
+            self._asking.add_done_callback(self._asked)
+        self._check_in(left if left > 0 else SILENT_SECONDS)
+
+    async def _ask(self) -> None:
+        """Have nobody wait for a server that does not answer, until it does."""
+        while not await self._answers():
+            self._hangs = True
+            self._end_all()
+            await asyncio.sleep(SIGN_OF_LIFE_SECONDS / 4)
+
+    async def _answers(self) -> bool:
+        asked_at = time.monotonic()
+        try:
+            async with asyncio.timeout(SIGN_OF_LIFE_SECONDS):
+                connection = await self._connect()
+                try:
+                    await connection.execute("SELECT 1")
+                finally:
+                    connection.terminate()
+        except OSError:  # TimeoutError is one; but if others were answered, this process is slow
+            return self._heard_at > asked_at
+        return True
+
+    def _asked(self, asking: "asyncio.Task[None]") -> None:
+        self._asking = None
+        self._hangs = False
+        # Whatever else it says, that it has too many connections, or is starting, is an answer.
+        if not asking.cancelled():
+            asking.exception()
+        self._heard_at = time.monotonic()
+
+    def _end_all(self) -> None:
+        """End what is under way: it is answered by nobody."""
+        self.expire()
+        for connection in self._in_use:
+            connection.terminate()
+        while self._waiting:
+            _give_up(self._waiting.popleft(), _HANGS)
 
     async def _wait(self) -> "Connection | None":
         """Return the connection that somebody hands on; None where one may be opened instead."""
         loop = asyncio.get_running_loop()
         future: Handed = loop.create_future()
         self._waiting.append(future)
-        timer = loop.call_later(self.wait_seconds, _give_up, future)
+        timer = loop.call_later(self.wait_seconds, _give_up, future, _NONE_FREE)
         try:
             return await future
         except asyncio.CancelledError:
@@ -119,7 +199,7 @@ class Connections:
         except BaseException:
             self._make_room()
             raise
-        self._in_use.add(connection)
+        self._use(connection)
         return connection
 
     def _make_room(self) -> None:
@@ -132,6 +212,6 @@ class Connections:
         self.size -= 1
 
 
-def _give_up(future: "Handed") -> None:
+def _give_up(future: "Handed", reason: str) -> None:
     if not future.done():
-        future.set_exception(TimeoutError("No connection came free in time."))
+        future.set_exception(TimeoutError(reason))

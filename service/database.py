@@ -38,7 +38,8 @@ from service.settings import is_of_standbys, one_url_a_host
 
 CONNECT_SECONDS: Final = 2.0
 STATEMENT_SECONDS: Final = 3.0
-"""Longer than the second after which PostgreSQL looks for a deadlock, which is then tried again."""
+"""Longer than the second after which PostgreSQL looks for a deadlock, which is then tried again.
+A server that hangs is given up sooner (connections.py)."""
 TRIES: Final = 4
 _CUT_OFF: Final = (OSError, asyncpg.InterfaceError)  # TimeoutError is an OSError
 PREPARED_STATEMENTS: Final = 100

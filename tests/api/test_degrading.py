@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -11,15 +12,14 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
+from service.migrations import apply_migrations
 from service.settings import Settings
 from tests.conftest import Servers
 from tests.factories import Answer, Api, running
-from tests.faults.engines import Way, socket_of, way_to
+from tests.faults.engines import Way, postgresql, socket_of, way_to
 
 AT_ONCE = 0.5
 REFUSED_WITHIN = 1.0
-UNDER_WAY_WITHIN = 3.0
-"""For a statement that was under way when PostgreSQL fell silent."""
 SLACK = 0.5
 """What a busy machine may add."""
 BACK_WITHIN = 2.0
@@ -49,9 +49,8 @@ async def timed(call: Coroutine[Any, Any, Answer]) -> tuple[Answer, float]:
     return answer, monotonic() - begun
 
 
-@pytest.mark.parametrize("trouble", [Way.cut, Way.hold_up], ids=["cut", "hangs"])
-async def test_without_postgresql_cached_look_ups_go_on_and_the_rest_is_refused_soon(
-    api: Api, way: Way, trouble: Callable[[Way], None]
+async def refused_soon_and_back_at_once(
+    api: Api, trouble: Callable[[], None], mend: Callable[[], None]
 ) -> None:
     """Hanging is the harder one: all connections are open, and nothing comes through them. Those
     who have one wait for their statement, all others for a connection, and nobody for both."""
@@ -59,8 +58,8 @@ async def test_without_postgresql_cached_look_ups_go_on_and_the_rest_is_refused_
     code = await api.new_code(anna)
     look_up = f"/referral-code/{anna.email}"
     assert (await api.get(look_up)).status == 200
-    trouble(way)
-    for limit in (UNDER_WAY_WITHIN, REFUSED_WITHIN):
+    trouble()
+    for _ in range(3):
         refused = [
             api.register(referral_code=code),
             api.log_in(anna.email),
@@ -76,10 +75,31 @@ async def test_without_postgresql_cached_look_ups_go_on_and_the_rest_is_refused_
         for answer, seconds in no:
             told = (answer.status, answer.json()["code"], answer.headers["Retry-After"])
             assert told == (503, "database-unavailable", "1")
-            assert seconds < limit + SLACK
+            assert seconds < REFUSED_WITHIN + SLACK
         assert found.json()["code"] == code
         assert (alive.status, max(found_in, alive_in) < AT_ONCE) == (200, True)
-    way.mend()
+    mend()
     back = monotonic()
     while (await api.register()).status != 201:
         assert monotonic() < back + BACK_WITHIN
+
+
+@pytest.mark.parametrize("trouble", [Way.cut, Way.hold_up], ids=["cut", "hangs"])
+async def test_without_postgresql_cached_look_ups_go_on_and_the_rest_is_refused_soon(
+    api: Api, way: Way, trouble: Callable[[Way], None]
+) -> None:
+    await refused_soon_and_back_at_once(api, lambda: trouble(way), way.mend)
+
+
+async def test_so_it_is_while_postgresql_is_suspended(
+    settings: Settings, redis: Redis, tmp_path: Path
+) -> None:
+    engine = postgresql(tmp_path, durable=False)
+    await engine.start()
+    try:
+        await asyncio.to_thread(apply_migrations, engine.url)
+        async with running(replace(settings, database_url=engine.url)) as api:
+            await refused_soon_and_back_at_once(api, engine.suspend, engine.resume)
+    finally:
+        await engine.stop()
+        engine.close()
