@@ -40,6 +40,15 @@ CONNECT_SECONDS: Final = 2.0
 STATEMENT_SECONDS: Final = 3.0
 """Longer than the second after which PostgreSQL looks for a deadlock, which is then tried again.
 A server that hangs is given up sooner (connections.py)."""
+LIMITS: Final = {
+    # Of a process that is suspended, or cut off, amid a transaction: others wait for its locks.
+    "idle_in_transaction_session_timeout": "5s",
+    # Of a machine that is gone without a word: its connections count against the most there are.
+    "tcp_keepalives_idle": "30s",
+    "tcp_keepalives_interval": "10s",
+    "tcp_keepalives_count": "3",
+}
+"""What PostgreSQL is to do by itself where nobody can tell it any more."""
 TRIES: Final = 4
 _CUT_OFF: Final = (OSError, asyncpg.InterfaceError)  # TimeoutError is an OSError
 PREPARED_STATEMENTS: Final = 100
@@ -318,7 +327,6 @@ async def connect(
                     of,
                     timeout=CONNECT_SECONDS,
                     command_timeout=STATEMENT_SECONDS,
-                    server_settings={"application_name": "referrals", "timezone": "UTC"},
                     statement_cache_size=PREPARED_STATEMENTS if prepared_statements else 0,
                 ),
                 size,
@@ -342,8 +350,7 @@ async def _connect_to_any(url: str, **options: Any) -> "asyncpg.Connection[async
     """
     urls = one_url_a_host(url)
     if len(urls) == 1:
-        only: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(url, **options)
-        return only
+        return await _connect_to_one(url, **options)
     attempts = [asyncio.create_task(_connect_if_wanted(each, **options)) for each in urls]
     chosen = None
     pending = set(attempts)
@@ -360,6 +367,16 @@ async def _connect_to_any(url: str, **options: Any) -> "asyncpg.Connection[async
                 attempt.cancel()
 
 
+async def _connect_to_one(url: str, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
+    named = {"application_name": "referrals", "timezone": "UTC"}
+    connection: asyncpg.Connection[asyncpg.Record]
+    try:
+        connection = await asyncpg.connect(url, server_settings=named | LIMITS, **options)
+    except asyncpg.ProtocolViolationError:  # PgBouncer, which knows no others and has its own
+        connection = await asyncpg.connect(url, server_settings=named, **options)
+    return connection
+
+
 async def _connect_if_wanted(url: str, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
     """Connect to the one host; raise TargetServerAttributeNotMatched if it is of another kind.
 
@@ -367,8 +384,7 @@ async def _connect_if_wanted(url: str, **options: Any) -> "asyncpg.Connection[as
     it.
     """
     wanted = _STANDBYS if is_of_standbys(url) else _PRIMARY
-    connection: asyncpg.Connection[asyncpg.Record]
-    connection = await asyncpg.connect(url, target_session_attrs=SessionAttribute.any, **options)
+    connection = await _connect_to_one(url, target_session_attrs=SessionAttribute.any, **options)
     is_wanted = False
     try:
         is_wanted = await connection.execute(wanted) == "SELECT 1"

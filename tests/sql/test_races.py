@@ -4,6 +4,8 @@ Each race says what to remove from the SQL in order to see it lost.
 """
 
 import asyncio
+import signal
+import sys
 from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import replace
@@ -35,6 +37,7 @@ from service.domain.referral_codes import (
 from service.domain.sessions import FIRST_PARTY, Session
 from service.domain.users import Role, parse_email
 from service.use_cases.forgetting import CODE_KEY
+from tests.conftest import Servers
 from tests.factories import new_email
 
 T = TypeVar("T")
@@ -364,6 +367,41 @@ async def test_a_transaction_that_deadlocks_is_tried_again(transactions: Databas
     one, other = (code.owner_id for code in codes)
     await asyncio.gather(lock(one, other), lock(other, one))
     assert len(conflicts) == 1
+
+
+HOLD_A_LOCK = """
+import asyncio, sys
+from uuid import UUID
+from service import database
+
+database.LIMITS["idle_in_transaction_session_timeout"] = "500ms"
+
+async def main(url, owner_id):
+    async with database.connect(url, 1) as postgresql:
+        async with postgresql.transaction() as repositories:
+            await repositories.referral_codes.lock_owner(UUID(owner_id))
+            print("holds it", flush=True)
+            await asyncio.Event().wait()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_the_locks_of_a_process_that_is_suspended_amid_a_transaction_go_away(
+    servers: Servers, transactions: Database
+) -> None:
+    owner_id = (await new_code(transactions)).owner_id
+    command = [sys.executable, "-c", HOLD_A_LOCK, servers.database_url, str(owner_id)]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"holds it\n"
+        process.send_signal(signal.SIGSTOP)
+        async with transactions.transaction() as repositories:
+            await repositories.referral_codes.lock_owner(owner_id)
+    finally:
+        process.kill()
+        await process.wait()
 
 
 async def test_a_transaction_that_loses_every_time_is_given_up() -> None:
