@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from time import monotonic
 from typing import Final, TypeVar
 
 from passlib.context import CryptContext
@@ -21,6 +22,10 @@ from service.settings import Argon2
 
 T = TypeVar("T")
 _LOWEST_PRIORITY: Final = 19
+BURST_SECONDS: Final = 0.1
+"""What comes at once may wait, but when hashes have waited so long, it is more than can be done."""
+LONGEST_WAIT_SECONDS: Final = 0.4
+"""Then nobody has to wait for longer: it would be hashed for clients that have left."""
 
 
 class PasswordHasher:
@@ -34,10 +39,13 @@ class PasswordHasher:
             argon2__time_cost=cost.passes,
             argon2__parallelism=cost.lanes,
         )
+        self._threads = threads
         self._executor = ThreadPoolExecutor(threads, "hashing", initializer=_yield_to_others)
         self._queue = queue
         self.pending = 0
         """How many hashes wait or run."""
+        self._waited = self._took = 0.0
+        """Seconds, of the hash that began, and of the one that ended last."""
 
     async def warm_up(self) -> None:
         """Make the dummy hash, so that the first unknown e-mail takes no longer than the next."""
@@ -65,11 +73,22 @@ class PasswordHasher:
         return bool(verified), new_hash
 
     async def _run(self, work: Callable[[], T]) -> T:
-        if self.pending >= self._queue:
+        wait = self.pending / self._threads * self._took
+        too_many = self._waited > BURST_SECONDS and wait > LONGEST_WAIT_SECONDS
+        if too_many or self.pending >= self._queue:
             raise HashingQueueFull
         self.pending += 1
+        came_at = monotonic()
+
+        def begin() -> T:
+            begun_at = monotonic()
+            self._waited = begun_at - came_at
+            result = work()
+            self._took = monotonic() - begun_at
+            return result
+
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+            return await asyncio.get_running_loop().run_in_executor(self._executor, begin)
         finally:
             self.pending -= 1
 

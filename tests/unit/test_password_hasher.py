@@ -190,3 +190,19 @@ def test_passlib_is_the_maintained_one_alone() -> None:
     assert distribution("libpass")
     with pytest.raises(PackageNotFoundError):
         distribution("passlib")
+
+
+async def test_a_queue_in_which_hashes_wait_for_long_is_full_before_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What comes at once may wait; when it has, what would wait for as long again is refused."""
+    monkeypatch.setattr("service.passwords.BURST_SECONDS", 0.02)
+    monkeypatch.setattr("service.passwords.LONGEST_WAIT_SECONDS", 0.04)
+    async with hashing(Argon2(memory_kib=19_456, passes=2, lanes=1), queue=1000) as hasher:
+        burst = [asyncio.create_task(hasher.hash("a password")) for _ in range(10)]
+        await asyncio.sleep(0)
+        await burst[4]
+        with pytest.raises(HashingQueueFull):
+            await hasher.hash("a password")
+        await asyncio.gather(*burst)
+        await hasher.hash("a password")
