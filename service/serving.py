@@ -35,7 +35,9 @@ LINGERING_SECONDS: Final = 2.0
 """How long what is left of a refused body is read, for the client to see the answer."""
 UNREAD_SECONDS: Final = 30.0
 """How long a client may leave an answer unread, or unacknowledged, before it counts as gone."""
-BACKLOG: Final = 2048
+BACKLOG: Final = 256
+"""How many connections may wait to be accepted: of more, the last would be accepted when their
+clients have left, and the work for them be lost."""
 log = logging.getLogger(__name__)
 
 
