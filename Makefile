@@ -7,7 +7,7 @@ SERVICE := $(BIN)/python -m service
 PYTEST := pytest --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench faults sabotage hostile fuzz nodes backups audit check format admin clean
+.PHONY: help run test bench faults sabotage hostile fuzz nodes backups overload audit check format admin clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -63,6 +63,9 @@ nodes: $(VENV)/test  ## several machines in network namespaces: failover, upgrad
 
 backups: $(VENV)/test  ## back PostgreSQL up, restore it to a point in time, see what the service makes of it
 	$(BIN)/python -m tests.faults.backups
+
+overload: $(VENV)/test  ## three times as many requests as one worker can answer (3 minutes, Linux, SEED=…)
+	$(BIN)/python -m tests.load.overload $(if $(SEED),--seed $(SEED)) $(OVERLOAD)
 
 audit: $(VENV)/run tests/audit.txt  ## known vulnerabilities of what production installs: asks PyPI
 	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/audit.txt
