@@ -15,9 +15,15 @@ if TYPE_CHECKING:
 
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
     Handed: TypeAlias = asyncio.Future[Connection | None]
+    Waiting: TypeAlias = tuple[Handed, float]
+    """Who waits, and since when."""
 
 WAIT_SECONDS: Final = 1.0
 """How long a request may wait for a connection, or for its opening."""
+BURST_SECONDS: Final = 0.1
+"""What comes at once may wait; when the first has waited so long, it is more than can be done."""
+MOST_WAITING: Final = 20
+"""Then so many may wait for each connection: more would be served when they have left."""
 CLOSE_SECONDS: Final = 3.0
 SILENT_SECONDS: Final = 0.4
 """How long nothing may come back from a server that was asked, before it is asked whether it is
@@ -26,6 +32,10 @@ SIGN_OF_LIFE_SECONDS: Final = 0.4
 """How long it may take to say so, on a connection of its own."""
 _NONE_FREE: Final = "No connection came free in time."
 _HANGS: Final = "The server does not answer."
+
+
+class QueueFull(Exception):
+    """More wait for a connection than can be served."""
 
 
 class Connections:
@@ -51,7 +61,7 @@ class Connections:
         self._in_use: set[Connection] = set()
         self._expired: set[Connection] = set()
         """Those in use that nobody is to get afterwards."""
-        self._waiting: deque[Handed] = deque()
+        self._waiting: deque[Waiting] = deque()
         self._heard_at = 0.0
         self._watch: asyncio.TimerHandle | None = None
         self._asking: asyncio.Task[None] | None = None
@@ -61,8 +71,11 @@ class Connections:
     def idle(self) -> int:
         return len(self._idle)
 
-    async def acquire(self) -> "Connection":
-        """Return a connection for this caller alone; raise TimeoutError, or why there is none."""
+    async def acquire(self, *, however_many_wait: bool = False) -> "Connection":
+        """Return a connection for this caller alone.
+
+        Raises QueueFull, TimeoutError, or why there is none.
+        """
         if self._hangs:
             raise TimeoutError(_HANGS)
         until = asyncio.get_running_loop().time() + self.wait_seconds
@@ -73,6 +86,8 @@ class Connections:
                 return connection
             self.size -= 1
         if self.size >= self.limit:
+            if not however_many_wait:
+                self._check_queue()
             handed = await self._wait()
             if handed is not None:
                 return handed
@@ -91,7 +106,7 @@ class Connections:
             return
         self._heard_at = time.monotonic()
         while self._waiting:
-            future = self._waiting.popleft()
+            future, _ = self._waiting.popleft()
             if not future.done():
                 self._use(connection)
                 future.set_result(connection)
@@ -170,13 +185,22 @@ class Connections:
         for connection in self._in_use:
             connection.terminate()
         while self._waiting:
-            _give_up(self._waiting.popleft(), _HANGS)
+            future, _ = self._waiting.popleft()
+            _give_up(future, _HANGS)
+
+    def _check_queue(self) -> None:
+        while self._waiting and self._waiting[0][0].done():
+            self._waiting.popleft()
+        if len(self._waiting) >= MOST_WAITING * self.limit:
+            _, since = self._waiting[0]
+            if time.monotonic() - since > BURST_SECONDS:
+                raise QueueFull
 
     async def _wait(self) -> "Connection | None":
         """Return the connection that somebody hands on; None where one may be opened instead."""
         loop = asyncio.get_running_loop()
         future: Handed = loop.create_future()
-        self._waiting.append(future)
+        self._waiting.append((future, time.monotonic()))
         timer = loop.call_later(self.wait_seconds, _give_up, future, _NONE_FREE)
         try:
             return await future
@@ -205,7 +229,7 @@ class Connections:
     def _make_room(self) -> None:
         """Let the next one who waits open a connection in the place of one that is gone."""
         while self._waiting:
-            future = self._waiting.popleft()
+            future, _ = self._waiting.popleft()
             if not future.done():
                 future.set_result(None)
                 return

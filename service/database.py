@@ -18,8 +18,8 @@ import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 from asyncpg.exceptions import TargetServerAttributeNotMatched
 
-from service.connections import WAIT_SECONDS, Connections
-from service.domain.errors import DatabaseUnavailable
+from service.connections import WAIT_SECONDS, Connections, QueueFull
+from service.domain.errors import DatabaseUnavailable, Overloaded, Unavailable
 from service.metrics import REPLICA_READS
 from service.repositories.authorization_codes import AuthorizationCodeRepository
 from service.repositories.connection import Connection
@@ -153,7 +153,11 @@ class TransactionConflict(Exception):
 
 
 class Database:
-    """Connections to PostgreSQL. Raises DatabaseUnavailable where it cannot be reached in time."""
+    """Connections to PostgreSQL.
+
+    Raises DatabaseUnavailable where it cannot be reached in time, and Overloaded where too many
+    wait for it.
+    """
 
     def __init__(self, connections: Connections, replica: "Database | None" = None) -> None:
         self._connections = connections
@@ -204,7 +208,7 @@ class Database:
                             REPLICA_READS.labels("read").inc()
                             return found
                         result = "behind"
-            except (DatabaseUnavailable, TransactionConflict, TimeoutError) as error:
+            except (Unavailable, TransactionConflict, TimeoutError) as error:
                 log.warning("the replica is left alone: %r", error.__cause__ or error)
             REPLICA_READS.labels(result).inc()
             self._replica_rests_until = time.monotonic() + REPLICA_RESTS_SECONDS
@@ -218,7 +222,7 @@ class Database:
 
     async def ping(self) -> None:
         """Raise DatabaseUnavailable unless PostgreSQL answers."""
-        async with self._connection() as connection:
+        async with self._connection(however_many_wait=True) as connection:
             await connection.execute("SELECT 1")
 
     @property
@@ -229,10 +233,12 @@ class Database:
         return {"in_use": in_use, "idle": connections.idle, "limit": connections.limit}
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
+    async def _connection(self, *, however_many_wait: bool = False) -> AsyncIterator[Connection]:
         with _failures_told():
             try:
-                connection = await self._connections.acquire()
+                connection = await self._connections.acquire(however_many_wait=however_many_wait)
+            except QueueFull as error:
+                raise Overloaded from error
             except asyncpg.PostgresError as error:  # whatever keeps one from connecting
                 raise DatabaseUnavailable from error
             whole = True

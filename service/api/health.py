@@ -80,7 +80,7 @@ async def metrics(request: web.Request) -> web.Response:
     for state, count in request.app[DATABASE].connections.items():
         DATABASE_CONNECTIONS.labels(state).set(count)
     HASHES_PENDING.set(request.app[HASHER].pending)
-    with suppress(DatabaseUnavailable):  # then the last known figures have to do
+    with suppress(Unavailable):  # then the last known figures have to do
         await _measure_jobs(request.app[JOBS])
     return web.Response(body=exposition(), headers={"Content-Type": CONTENT_TYPE})
 

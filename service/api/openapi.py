@@ -40,6 +40,7 @@ from service.domain.errors import (
     InvalidInput,
     InvalidToken,
     NotFound,
+    Overloaded,
     ServiceError,
     TokenMissing,
 )
@@ -412,6 +413,7 @@ def _problems(
         add(BAD_REQUEST)  # an address too long to be read, too
         add(PROBLEM_TYPES["not-acceptable"])
         add(problem_type_of(DatabaseUnavailable))
+        add(problem_type_of(Overloaded))
     add(INTERNAL_ERROR)
     return found
 

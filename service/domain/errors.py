@@ -36,6 +36,7 @@
     └── Unavailable
         ├── DatabaseUnavailable
         ├── HashingQueueFull
+        ├── Overloaded
         └── ProviderUnavailable
 
 The middle row are the *kinds*: service/api/problems.py gives each kind one HTTP status.
@@ -290,6 +291,11 @@ class DatabaseUnavailable(Unavailable):
 class HashingQueueFull(Unavailable):
     code = "hashing-queue-full"
     title = "Too many passwords are being hashed at the moment."
+
+
+class Overloaded(Unavailable):
+    code = "overloaded"
+    title = "There are more requests than can be answered at the moment."
 
 
 class ProviderUnavailable(Unavailable):

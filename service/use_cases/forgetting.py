@@ -14,7 +14,7 @@ from uuid import UUID
 
 from service.cache import Cache, RedisServer
 from service.database import Database, Repositories
-from service.domain.errors import DatabaseUnavailable
+from service.domain.errors import Unavailable
 from service.domain.jobs import JobKind
 from service.metrics import JOBS_DONE
 from service.redis_connection import RedisAway
@@ -64,7 +64,7 @@ class Forgetting:
         """Do all jobs, and let Redis be trusted again when none is left.
 
         No worker claims a job: doing one twice costs little, and one that a hanging worker had
-        claimed would be late. Raises RedisAway or DatabaseUnavailable.
+        claimed would be late. Raises RedisAway or Unavailable.
         """
         while True:
             self._put_off = False
@@ -88,7 +88,7 @@ class Forgetting:
             try:
                 await self.work_off()
                 found = None
-            except (RedisAway, DatabaseUnavailable) as error:
+            except (RedisAway, Unavailable) as error:
                 found = f"{type(error).__name__}: {error.__cause__ or error}"
             if found and not hindrance:
                 log.warning("The cache is not used until this is over: %s", found)

@@ -6,7 +6,7 @@ from typing import Final
 
 from service.database import Database
 from service.domain.clock import Clock
-from service.domain.errors import DatabaseUnavailable
+from service.domain.errors import Unavailable
 from service.domain.idempotency import KEPT_FOR
 from service.domain.jobs import PARKED_FOR
 
@@ -37,5 +37,5 @@ class Housekeeping:
             await asyncio.sleep(PERIOD_SECONDS)
             try:
                 await self.tidy_up()
-            except DatabaseUnavailable as error:
+            except Unavailable as error:
                 log.warning("housekeeping put off: %s", error.__cause__ or error)

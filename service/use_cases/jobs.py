@@ -14,7 +14,7 @@ from uuid import UUID
 
 from service.database import Database, Repositories
 from service.domain.clock import Clock
-from service.domain.errors import DatabaseUnavailable, ProviderUnavailable
+from service.domain.errors import ProviderUnavailable, Unavailable
 from service.domain.jobs import (
     CLAIMED_FOR,
     MOST_TRIES,
@@ -94,7 +94,7 @@ class Worker:
             try:
                 done = await self.work_one(kind)
                 failures = 0
-            except (DatabaseUnavailable, ProviderUnavailable):
+            except Unavailable:
                 # What the next job needs is away too: that one waits, without counting a try.
                 failures += 1
                 done = False
@@ -111,8 +111,7 @@ class Worker:
     async def work_one(self, kind: JobKind) -> bool:
         """Do the job that has been due for longest; return whether there was one.
 
-        Raises ProviderUnavailable, or DatabaseUnavailable, when the job has been put off because
-        of it.
+        Raises Unavailable when the job has been put off because of it.
         """
         now = self._clock()
         async with self._database.reading() as repositories:
@@ -130,7 +129,7 @@ class Worker:
             await self._park(job, str(error))
         except Exception as error:
             await self._put_off(job, error)
-            if isinstance(error, ProviderUnavailable | DatabaseUnavailable):
+            if isinstance(error, Unavailable):
                 raise
         else:
             async with self._database.reading() as repositories:
@@ -141,7 +140,7 @@ class Worker:
     async def _put_off(self, job: Job, error: Exception) -> None:
         JOBS_FAILED.labels(job.kind).inc()
         told = _describe(error)
-        if not isinstance(error, ProviderUnavailable | DatabaseUnavailable):
+        if not isinstance(error, Unavailable):
             log.error("a job failed: %s %s", job.kind, job.job_id, exc_info=error)
         if job.tries >= MOST_TRIES:
             await self._park(job, told)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from service.connections import Connections
+from service.connections import BURST_SECONDS, MOST_WAITING, Connections, QueueFull
 from service.database import Database
 from service.domain.errors import DatabaseUnavailable
 from tests.conftest import Servers
@@ -163,3 +163,20 @@ async def test_after_a_server_is_gone_nobody_gets_a_connection_from_before(
     fresh = await opened.acquire()
     opened.release(fresh, whole=True)
     assert (opened.size, opened.idle) == (1, 1)
+
+
+async def test_when_too_many_wait_for_too_long_nobody_else_joins_but_who_asks_for_health(
+    opened: Connections,
+) -> None:
+    """What comes at once may wait, however many they are."""
+    held = [await opened.acquire(), await opened.acquire()]
+    waiting = [asyncio.create_task(opened.acquire()) for _ in range(2 * MOST_WAITING + 5)]
+    await asyncio.sleep(BURST_SECONDS + 0.05)
+    with pytest.raises(QueueFull):
+        await opened.acquire()
+    waiting.append(asyncio.create_task(opened.acquire(however_many_wait=True)))
+    for connection in held:
+        opened.release(connection, whole=True)
+    for served in waiting:
+        opened.release(await served, whole=True)
+    assert opened.idle == 2

@@ -25,6 +25,7 @@ PROMISED = [
     ("email-taken", 409),
     ("email-withheld", 403),
     ("hashing-queue-full", 503),
+    ("overloaded", 503),
     ("idempotency-key-reused", 422),
     ("identity-not-linked", 409),
     ("internal-error", 500),
