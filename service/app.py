@@ -15,6 +15,7 @@ from service.api import keys
 from service.api.health import close_when_stopping
 from service.api.mailbox import MAILBOX_ROUTES
 from service.api.middleware import around_every_request
+from service.api.overload import Overload
 from service.api.providers import callback_url
 from service.api.rate_limits import LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION
 from service.api.requests import LARGEST_BODY
@@ -22,7 +23,7 @@ from service.api.routes import ROUTES
 from service.cache import Cache, RedisServer
 from service.database import Database
 from service.domain.clock import Clock, utc_now
-from service.domain.errors import DatabaseUnavailable
+from service.domain.errors import Unavailable
 from service.domain.jobs import JobKind
 from service.domain.oauth import Client
 from service.domain.scopes import Scope
@@ -58,9 +59,9 @@ log = logging.getLogger(__name__)
 
 def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
     """Return the application; what it holds open lives from its startup to its cleanup."""
-    access_log, stopping = AccessLog(), asyncio.Event()
+    access_log, stopping, overload = AccessLog(), asyncio.Event(), Overload()
     app = web.Application(
-        middlewares=[around_every_request(settings, access_log, stopping)],
+        middlewares=[around_every_request(settings, access_log, stopping, overload)],
         client_max_size=LARGEST_BODY,
     )
     app[keys.ACCESS_LOG] = access_log
@@ -82,6 +83,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
         async with AsyncExitStack() as stack:
             stack.callback(access_log.flush)
             await _open(app, settings, clock, stack)
+            stack.enter_context(overload.watching())
             yield
 
     app.cleanup_ctx.append(resources)
@@ -283,7 +285,7 @@ async def _open(
     app[keys.REFERRALS] = Referrals(postgresql)
 
     # Before the first request, so that what another process left to be forgotten is forgotten.
-    with suppress(RedisAway, DatabaseUnavailable):
+    with suppress(RedisAway, Unavailable):
         await forgetting.work_off()
     for run in (forgetting.run, Housekeeping(postgresql, clock).run):
         task = asyncio.create_task(_for_ever(run))

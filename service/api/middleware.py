@@ -24,8 +24,9 @@ from service.access_log import AccessLog
 from service.api.answers import WholeResponse
 from service.api.headers import add_headers_of_every_answer, lines_of_every_answer
 from service.api.keys import CONTEXT, SETTINGS, Context
+from service.api.overload import Overload
 from service.api.problems import oauth_error_of, problem_of
-from service.domain.errors import ServiceError
+from service.domain.errors import Overloaded, ServiceError
 from service.domain.oauth import OAuthError
 from service.rate_limits import Window
 from service.settings import Settings
@@ -52,7 +53,7 @@ _EXPOSED: Final = (
 
 
 def around_every_request(
-    settings: Settings, access_log: AccessLog, stopping: asyncio.Event
+    settings: Settings, access_log: AccessLog, stopping: asyncio.Event, overload: Overload
 ) -> Middleware:
     """Return the middleware of an application.
 
@@ -81,12 +82,16 @@ def around_every_request(
         method = request.method if request.method in METH_ALL else "other"
         response: web.StreamResponse
         try:
+            if overload.share and path.startswith(API):
+                overload.check()
             preflight = _preflight(request) if has_origins else None
             if preflight is None and path.startswith(API):
                 _check_accepts_json(request)
             response = preflight or await handler(request)
         except (ServiceError, OAuthError, ValidationError, web.HTTPException) as error:
             response = _told(error, request, path)
+            if isinstance(error, Overloaded):
+                response.force_close()  # or as many would come again at once
         except Exception as error:
             told = {"request_id": request_id, "method": method, "route": template or "none"}
             log.exception("unhandled error", extra=told)

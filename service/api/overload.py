@@ -1,0 +1,57 @@
+"""Refusing requests before any work is done for them, when a worker has too many at once.
+
+All of them take turns on one event loop. With so many that a turn takes long, each is answered
+late, health checks too, and in the end all are answered when their clients have left.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from service.domain.errors import Overloaded
+
+LATE_SECONDS: Final = 0.015
+"""How late the event loop may be: a request waits for a turn or two of it."""
+_TICK_SECONDS: Final = 0.02
+_TURNS: Final = 4
+"""Over so many the lateness is averaged."""
+
+
+class Overload:
+    """Whom there is no time for: as many as would have to be less for the loop not to be late."""
+
+    def __init__(self) -> None:
+        self.share = 0.0
+        """How many of the requests are to be refused, from 0 to 1."""
+        self._late = 0.0
+        self._refused = 0.0
+
+    def check(self) -> None:
+        """Raise Overloaded if the next request is one of those."""
+        self._refused += self.share
+        if self._refused >= 1:
+            self._refused -= 1
+            raise Overloaded
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Look all the while how late the running event loop is."""
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle
+
+        def tick(due: float) -> None:
+            nonlocal timer
+            now = time.monotonic()
+            late = now - due
+            # One turn that took long, or many who came at once, are no overload.
+            self._late += (late - self._late) / _TURNS
+            self.share = 1 - LATE_SECONDS / max(LATE_SECONDS, self._late)
+            timer = loop.call_later(_TICK_SECONDS, tick, now + _TICK_SECONDS)
+
+        timer = loop.call_later(_TICK_SECONDS, tick, time.monotonic() + _TICK_SECONDS)
+        try:
+            yield
+        finally:
+            timer.cancel()
