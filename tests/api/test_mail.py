@@ -229,27 +229,55 @@ async def test_nobody_fills_a_mailbox(
     await forgotten(api, smtp, count=MOST_LIVE_TOKENS + 1)
 
 
+def from_everywhere(count: int) -> list[dict[str, str]]:
+    """Return the headers of requests that come from so many addresses."""
+    return [{"X-Forwarded-For": f"203.0.113.{number}"} for number in range(count)]
+
+
+@pytest.mark.parametrize("email", [ANNA, "nobody@example.com"])
+@pytest.mark.parametrize(
+    ("path", "member", "others"),
+    [
+        ("/auth/password/forgot", "email", {}),
+        ("/auth/email/resend", "email", {}),
+        ("/auth/email/change", "new_email", {"password": PASSWORD}),
+    ],
+)
 async def test_mails_for_one_email_are_limited_known_or_not(
-    mail_environment: dict[str, str], database: object, redis: object
+    mail_environment: dict[str, str],
+    database: object,
+    redis: object,
+    email: str,
+    path: str,
+    member: str,
+    others: dict[str, str],
 ) -> None:
-    settings = read_settings({**mail_environment, "RATE_LIMIT_MAIL": "3/minute"})
-    for email in (ANNA, "nobody@example.com"):
-        async with running(settings) as api:
-            if email == ANNA:
-                await api.register(ANNA)
-            paths = ["/auth/password/forgot", "/auth/email/resend"] * 2
-            statuses = [(await api.post(path, {"email": email})).status for path in paths]
-            assert statuses == [202, 202, 202, 429]
-        await redis.flushdb()  # type: ignore[attr-defined]
+    """From many addresses, and however the e-mail is spelt."""
+    limits = {"RATE_LIMIT_MAIL": "3/minute", "TRUSTED_PROXIES": "127.0.0.1"}
+    async with running(read_settings({**mail_environment, **limits})) as api:
+        await api.register(ANNA)
+        bert = await api.new_person()
+        statuses = []
+        for headers, spelling in zip(
+            from_everywhere(4), [email, email.upper(), email.title(), email], strict=True
+        ):
+            answer = await api.post(path, {member: spelling, **others}, by=bert, headers=headers)
+            statuses.append(answer.status)
+        assert statuses == [202, 202, 202, 429]
 
 
 async def test_registrations_of_one_email_are_limited_where_each_sends_a_mail(
     mail_environment: dict[str, str], database: object, redis: object
 ) -> None:
-    limits = {"RATE_LIMIT_MAIL": "2/minute", "EMAIL_CONFIRMATION": "required"}
-    async with running(read_settings({**mail_environment, **limits})) as api:
-        answers = [await api.register(ANNA) for _ in range(3)]
-        assert [answer.status for answer in answers] == [202, 202, 429]
+    limits = {"RATE_LIMIT_MAIL": "2/minute", "TRUSTED_PROXIES": "127.0.0.1"}
+    settings = read_settings({**mail_environment, **limits, "EMAIL_CONFIRMATION": "required"})
+    body = {"email": ANNA, "password": PASSWORD}
+    async with running(settings) as api:
+        statuses = [
+            (await api.post("/auth/register", body, headers=headers)).status
+            for headers in from_everywhere(3)
+        ]
+        assert statuses == [202, 202, 429]
 
 
 # --- Resetting a password.
