@@ -74,15 +74,14 @@ class Hopeless(Exception):
     """Trying again would end in the same way: the job is parked at once."""
 
 
-def poll_again(job: Job, not_yet: NotYet) -> NotYet | None:
-    """Return when to ask once more, each time three times later; None after MOST_POLLS.
+def poll_again(job: Job, not_yet: NotYet) -> None:
+    """Raise NotYet to ask once more, each time three times later; return after MOST_POLLS.
 
     Failures do not count: a service that was away for hours is asked as often as any other.
     """
     polls = job.payload.get("polls", 0)
-    if polls >= MOST_POLLS:
-        return None
-    return NotYet(not_yet.wait * 3**polls, {**job.payload, "polls": polls + 1})
+    if polls < MOST_POLLS:
+        raise NotYet(not_yet.wait * 3**polls, {**job.payload, "polls": polls + 1}) from not_yet
 
 
 def wait_after(tries: int) -> timedelta:

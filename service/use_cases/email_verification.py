@@ -73,8 +73,7 @@ class EmailVerification:
         try:
             verdict = await self._verifier.verify(email)
         except NotYet as not_yet:
-            if later := poll_again(job, not_yet):
-                raise later from not_yet
+            poll_again(job, not_yet)
             verdict = Verdict.UNKNOWN
         verification = Verification(verdict=verdict, source=SOURCE, checked_at=self._clock())
         async with self._database.transaction() as repositories:

@@ -39,8 +39,7 @@ class Enrichments:
         try:
             enrichment = await self._enrich(email)
         except NotYet as not_yet:
-            if later := poll_again(job, not_yet):
-                raise later from not_yet
+            poll_again(job, not_yet)
             return
         if enrichment is not None:
             async with self._database.transaction() as repositories:
