@@ -2,6 +2,7 @@
 
 import asyncpg
 
+from tests.api.conftest import no_jobs
 from tests.factories import Api, Person
 
 STATEFUL = ("/start", "/callback")
@@ -20,6 +21,7 @@ async def test_no_get_changes_anything(
     api: Api, anna: Person, admin: Person, database: asyncpg.Connection
 ) -> None:
     await api.new_code(anna)
+    await no_jobs(database)
     before = await contents(database)
     document = (await api.get("//openapi.json")).json()
     values = {
