@@ -1,7 +1,7 @@
 """The servers and the service that the tests share.
 
 PostgreSQL and Valkey are real: those of DATABASE_URL and REDIS_URL, else embedded ones. They
-are started and migrated once a run; after each test its rows and keys are removed.
+are started and migrated once a process; after each test its rows and keys are removed.
 """
 
 import os
