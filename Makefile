@@ -58,7 +58,7 @@ $(VENV)/bench: $(VENV)/run tests/load/requirements.txt
 bench: $(VENV)/bench  ## how fast it is beside aiohttp alone: needs Linux and wrk, takes 20 minutes
 	$(BIN)/python -m tests.load $(BENCH)
 
-nodes: $(VENV)/test  ## several machines in network namespaces: failover, upgrade (2 minutes, root, SEED=…)
+nodes: $(VENV)/test  ## several machines in network namespaces: failover, upgrade (3 minutes, root, SEED=…)
 	$(BIN)/python -m tests.faults.nodes $(if $(SEED),--seed $(SEED)) $(NODES)
 
 backups: $(VENV)/test  ## back PostgreSQL up, restore it to a point in time, see what the service makes of it

