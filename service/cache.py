@@ -43,6 +43,9 @@ from service.metrics import CACHE_READS, CIRCUIT_BREAKER_OPEN
 from service.redis_connection import TIMEOUT_SECONDS, Command, RedisAway, RedisConnection
 from service.redis_servers import Share, servers_of
 
+FORM: Final = b"2"
+"""Another one for each change of what is kept: while an upgrade replaces the processes one by one,
+those before and after it share the cache, and what the others keep is as good as nothing."""
 LEASE_FOR: Final = timedelta(seconds=3)
 """Longer than a read from PostgreSQL may take; a reader that died holds up no fill for longer."""
 NOTHING_FOR: Final = timedelta(seconds=30)
@@ -215,25 +218,24 @@ class Cache:
         self, key: str, load: Callable[[], Awaitable[Entry | None]]
     ) -> bytes | None:
         """Return the value of `key`: from Redis, else from `load`, and then kept in Redis."""
-        kind = key.partition(":")[0]
         tag = _tag(key)
         lease = None
         try:
             redis = self._server.connection_of(tag) or await self._server.connect(tag)
             # Once for all: what is read under one generation is not to be filled under the next.
             name = f"{redis.generation}:{tag}"
-            [kept] = await redis.call(("GET", name))
+            [kept] = await redis.get(name)
             if kept is not None:
-                expires_at, _, value = kept.partition(b" ")
+                form, expires_at, value = kept.split(b" ", 2)
                 # The server's clock ends an entry, this one's decides: they may differ.
-                if _milliseconds(self._clock()) < int(expires_at):
-                    _counter(kind, "hit").inc()
+                if form == FORM and self._clock().timestamp() * 1000 < int(expires_at):
+                    _counter(key, "hit").inc()
                     return value or None
             lease = await _take_lease(redis, name)
         except RedisAway:
-            _counter(kind, "away").inc()
+            _counter(key, "away").inc()
         else:
-            _counter(kind, "miss").inc()
+            _counter(key, "miss").inc()
         entry = await load()
         if lease is not None:
             await _fill(redis, name, lease, entry or Entry(b"", self._clock() + NOTHING_FOR))
@@ -262,7 +264,7 @@ async def _take_lease(redis: RedisConnection, name: str) -> str | None:
 async def _fill(redis: RedisConnection, name: str, lease: str, entry: Entry) -> None:
     """Put the value where the lease still holds; not on a connection that was made since."""
     expires_at = _milliseconds(entry.expires_at)
-    value = b"%d %b" % (expires_at, entry.value)
+    value = b"%b %d %b" % (FORM, expires_at, entry.value)
     with suppress(RedisAway):
         await redis.call(("EVAL", _FILL, 2, name, _lease(name), lease, value, expires_at))
 
@@ -288,8 +290,12 @@ def _lease(name: str) -> str:
     return f"{name}:lease"
 
 
+def _counter(key: str, result: str) -> Counter:
+    return _counter_of(key[: key.index(":")], result)
+
+
 @functools.cache
-def _counter(kind: str, result: str) -> Counter:
+def _counter_of(kind: str, result: str) -> Counter:
     return CACHE_READS.labels(kind, result)
 
 

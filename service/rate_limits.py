@@ -9,29 +9,52 @@ import functools
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from service.cache import RedisServer
 from service.domain.clock import Clock
-from service.redis_connection import RedisAway, RedisConnection, pack
+from service.redis_connection import RedisAway, pack
 from service.settings import RateLimit
 
 MOST_LOCAL_WINDOWS: Final = 100_000
 KNOWN_SECONDS: Final = 30 * 24 * 3600
 """How long an address counts as one that an account is signed in to from."""
-Subjects = tuple[tuple[str, str], ...]
-"""What is counted: names of limits, and whom each is about."""
 
 
-@dataclass(slots=True)
 class Window:
-    """How full a window is. `reset` is the seconds until it ends, rounded up."""
+    """A request's place in the window of a limit, for one subject.
 
-    name: str
-    limit: RateLimit
-    count: int
-    reset: int
+    The request is counted as this is made, before anything is done for it: of 60 parallel attempts
+    60 would pass a check that counts afterwards. What else Redis is asked until it is settled
+    costs no time.
+    """
+
+    __slots__ = ("_key", "_limiter", "_redis", "_replies", "count", "limit", "name", "reset")
+
+    def __init__(self, limiter: "RateLimiter", name: str, limit: RateLimit, subject: str) -> None:
+        self.name = name
+        self.limit = limit
+        self.count = 0
+        """How many requests there were, this one included. Known once the window is settled."""
+        self.reset = 0
+        """Seconds until the window ends, rounded up. Known once the window is settled."""
+        self._limiter = limiter
+        self._key, commands = _count_commands(name, subject)
+        self._redis = redis = limiter.server.connection_of(self._key)
+        self._replies = None if redis is None else redis.call_packed(commands, 2)
+
+    async def settle(self) -> None:
+        """Learn how full the window is. Once only."""
+        try:
+            if self._redis is None or self._replies is None:
+                raise RedisAway  # noqa: TRY301
+            self.count, left = await self._replies
+            if left < 0:
+                left = self.limit.seconds * 1000
+                await self._redis.call(("PEXPIRE", self._key, left, "NX"))
+        except RedisAway:
+            self.count, left = self._limiter.count_here(self._key, self.limit.seconds * 1000)
+        self.reset = -(-left // 1000) or 1
 
     @property
     def remaining(self) -> int:
@@ -40,41 +63,6 @@ class Window:
     @property
     def exceeded(self) -> bool:
         return self.count > self.limit.requests
-
-
-class Counting:
-    """A request that is being counted: what else Redis is asked meanwhile costs no time."""
-
-    __slots__ = ("_calls", "_limit", "_limiter", "_subjects")
-
-    def __init__(self, limiter: "RateLimiter", limit: RateLimit, subjects: Subjects) -> None:
-        self._limiter = limiter
-        self._limit = limit
-        self._subjects = subjects
-        self._calls: list[tuple[str, str, RedisConnection, asyncio.Future[list[Any]]]] = []
-        for name, subject in subjects:
-            key, commands = _count_commands(name, subject)
-            redis = limiter.server.connection_of(key)
-            if redis is not None:
-                self._calls.append((name, key, redis, redis.call_packed(commands, 2)))
-
-    async def windows(self) -> list[Window]:
-        """Return the windows that the request was counted in, itself included. Once only."""
-        windows = []
-        away = len(self._calls) < len(self._subjects)
-        for name, key, redis, replies in self._calls:
-            try:
-                count, left = await replies
-                if left < 0:
-                    left = self._limit.seconds * 1000
-                    await redis.call(("PEXPIRE", key, left, "NX"))
-            except RedisAway:
-                away = True  # and the others are awaited all the same, or asyncio complains
-            else:
-                windows.append(Window(name, self._limit, count, _seconds(left)))
-        if away:
-            return self._limiter.count_here(self._limit, self._subjects)
-        return windows
 
 
 class RateLimiter:
@@ -89,14 +77,9 @@ class RateLimiter:
         """Count one request in the window of each (name, subject); return the windows."""
         with suppress(RedisAway):
             await self.server.connect(_key(*subjects[0]))
-        return await self.start(limit, tuple(subjects)).windows()
-
-    def start(self, limit: RateLimit, subjects: Subjects) -> Counting:
-        """Begin to count one request, before anything is done for it.
-
-        Of 60 parallel attempts 60 would pass a check that counts afterwards.
-        """
-        return Counting(self, limit, subjects)
+        windows = [Window(self, name, limit, subject) for name, subject in subjects]
+        await asyncio.gather(*[window.settle() for window in windows])
+        return windows
 
     async def knows(self, account: str, address: str) -> bool:
         """Whether somebody has signed in to the account from there; no while Redis is away."""
@@ -115,15 +98,8 @@ class RateLimiter:
             redis = await self.server.connect(place)
             await redis.call(("SET", place, 1, "EX", KNOWN_SECONDS))
 
-    def count_here(self, limit: RateLimit, subjects: Subjects) -> list[Window]:
-        """Count one request in the memory of the process."""
-        windows = []
-        for name, subject in subjects:
-            count, left = self._count_here(_key(name, subject), limit.seconds * 1000)
-            windows.append(Window(name, limit, count, _seconds(left)))
-        return windows
-
-    def _count_here(self, key: str, milliseconds: int) -> tuple[int, int]:
+    def count_here(self, key: str, milliseconds: int) -> tuple[int, int]:
+        """Count one request in the memory of the process; return how many, and what is left."""
         now = self._clock().timestamp() * 1000
         count, ends = self._local.pop(key, (0, 0.0))
         if ends <= now:
@@ -147,7 +123,3 @@ def _key(name: str, subject: str) -> str:
 
 def _place(account: str, address: str) -> str:
     return f"signed-in:{account}:{address}"
-
-
-def _seconds(milliseconds: int) -> int:
-    return -(-max(1, milliseconds) // 1000)

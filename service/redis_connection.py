@@ -55,6 +55,8 @@ class RedisConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
         self._unsent: list[bytes] = []
+        self._turn = 0.0
+        """When the first of these was wanted."""
         self._calls: deque[tuple[asyncio.Future[list[Any]], int, float]] = deque()
         """The calls under way: where the replies go, how many, and since when."""
         self._replies: list[Any] = []
@@ -79,6 +81,11 @@ class RedisConnection(asyncio.Protocol):
         """
         return self.call_packed(pack(*commands), len(commands))
 
+    def get(self, name: str) -> "asyncio.Future[list[Any]]":
+        """Like `call` with GET: there are more of these than of all others together."""
+        command: Command = ("GET", name)
+        return self.call_packed(hiredis.pack_command(command), 1)  # type: ignore[arg-type]
+
     def call_packed(self, packed: bytes, count: int) -> "asyncio.Future[list[Any]]":
         """Like `call`, with so many commands as `pack` returns them."""
         future = self._loop.create_future()
@@ -91,11 +98,11 @@ class RedisConnection(asyncio.Protocol):
             return future
         if not self._unsent:
             self._loop.call_soon(self._send)
+            self._turn = self._loop.time()
         self._unsent.append(packed)
-        now = self._loop.time()
-        self._calls.append((future, count, now))
+        self._calls.append((future, count, self._turn))
         if self._watch is None:
-            self._watch = self._loop.call_at(now + TIMEOUT_SECONDS, self._check)
+            self._watch = self._loop.call_at(self._turn + TIMEOUT_SECONDS, self._check)
         return future
 
     def close(self) -> None:
@@ -113,9 +120,8 @@ class RedisConnection(asyncio.Protocol):
                 if isinstance(reply, hiredis.ReplyError):
                     raise reply
                 replies.append(reply)
-                future, count, _ = calls[0]
-                if len(replies) == count:
-                    calls.popleft()
+                if len(replies) == calls[0][1]:
+                    future = calls.popleft()[0]
                     if not future.done():  # or whoever waited was cancelled
                         future.set_result(replies)
                     self._replies = replies = []

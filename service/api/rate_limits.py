@@ -8,7 +8,7 @@ from service.api.keys import CONTEXT, RATE_LIMITER, RATE_LIMITS
 from service.api.requests import client_address
 from service.domain.errors import TooMany
 from service.metrics import RATE_LIMITED
-from service.rate_limits import Counting, Subjects, Window
+from service.rate_limits import Window
 
 REGISTER: Final = "register"
 LOGIN: Final = "login"
@@ -20,19 +20,21 @@ VERIFICATION: Final = "verification"
 class Admission:
     """Whether a request may go on: known a moment after it is asked."""
 
-    __slots__ = ("_counting", "_name", "_request")
+    __slots__ = ("_request", "_window")
 
-    def __init__(self, request: web.Request, name: str, counting: Counting | None) -> None:
+    def __init__(self, request: web.Request, window: Window | None) -> None:
         self._request = request
-        self._name = name
-        self._counting = counting
+        self._window = window
 
     async def check(self) -> None:
         """Raise TooMany, the first time, where the limit is exceeded."""
-        counting = self._counting
-        if counting is not None:
-            self._counting = None
-            _judge(self._request, self._name, await counting.windows())
+        window = self._window
+        if window is not None:
+            self._window = None
+            await window.settle()
+            self._request[CONTEXT].windows = [window]
+            if window.exceeded:
+                raise _refusal(window.name, [window])
 
 
 async def count_request(request: web.Request, name: str, account: str | None = None) -> None:
@@ -42,11 +44,15 @@ async def count_request(request: web.Request, name: str, account: str | None = N
     """
     limit = request.app[RATE_LIMITS][name]
     if limit is not None:
-        subjects: Subjects = ((name, client_address(request)),)
+        subjects = [(name, client_address(request))]
         if account is not None:
-            subjects += ((f"{name}-account", account),)
+            subjects.append((f"{name}-account", account))
         windows = await request.app[RATE_LIMITER].count(limit, subjects)
-        _judge(request, name, windows)
+        context = request[CONTEXT]
+        context.windows = [*context.windows, *windows]
+        exceeded = [window for window in windows if window.exceeded]
+        if exceeded:
+            raise _refusal(name, exceeded)
 
 
 async def count_sign_in(request: web.Request, account: str) -> None:
@@ -76,18 +82,11 @@ def start_count(request: web.Request, name: str) -> Admission:
     app = request.app
     limit = app[RATE_LIMITS][name]
     if limit is None:
-        return Admission(request, name, None)
-    subjects = ((name, client_address(request)),)
-    return Admission(request, name, app[RATE_LIMITER].start(limit, subjects))
+        return Admission(request, None)
+    return Admission(request, Window(app[RATE_LIMITER], name, limit, client_address(request)))
 
 
-def _judge(request: web.Request, name: str, windows: list[Window]) -> None:
-    context = request[CONTEXT]
-    context.windows = [*context.windows, *windows] if context.windows else windows
-    wait = 0
-    for window in windows:
-        if window.count > window.limit.requests:
-            wait = max(wait, window.reset)
-    if wait:
-        RATE_LIMITED.labels(name).inc()
-        raise TooMany(f"Too many requests; the next one may come in {wait} s.", retry_after=wait)
+def _refusal(name: str, exceeded: list[Window]) -> TooMany:
+    RATE_LIMITED.labels(name).inc()
+    wait = max(window.reset for window in exceeded)
+    return TooMany(f"Too many requests; the next one may come in {wait} s.", retry_after=wait)

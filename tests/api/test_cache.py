@@ -301,13 +301,27 @@ async def test_an_expired_code_is_neither_given_nor_kept(
     assert code not in str(await kept(redis, code_key(anna.email)))
 
 
+@pytest.mark.parametrize("form", ["", "1 ", "3 "], ids=["of old", "before", "behind"])
+async def test_what_another_version_keeps_is_not_given(
+    api: Api, anna: Person, redis: Redis, form: str
+) -> None:
+    """While one version replaces the other, both serve, with one cache."""
+    code = await api.new_code(anna)
+    await seen(api, anna)
+    [(key, value)] = (await kept(redis, code_key(anna.email))).items()
+    _, expires_at, _ = value.split(" ", 2)
+    await redis.set(key, f'{form}{expires_at} ["of another form"]')
+    assert await seen(api, anna) == code
+    assert (await kept(redis, code_key(anna.email)))[key] == value
+
+
 async def test_that_there_is_no_code_is_kept_for_a_short_while(
     api: Api, anna: Person, redis: Redis
 ) -> None:
     for email in (anna.email, "nobody@example.com"):
         assert (await api.get(f"/referral-code/{email}")).status == 404
         [(key, value)] = (await kept(redis, code_key(email))).items()
-        assert value.partition(" ")[2] == ""
+        assert value.split(" ", 2)[2] == ""
         assert 0 < await redis.pttl(key) <= NOTHING_FOR.total_seconds() * 1000
 
 
