@@ -12,7 +12,7 @@ from typing import Final
 
 from service.domain.errors import Overloaded
 
-LATE_SECONDS: Final = 0.02
+LATE_SECONDS: Final = 0.03
 """How late the event loop may be: a request waits for a turn or two of it."""
 _TICK_SECONDS: Final = 0.02
 _TURNS: Final = 4
@@ -45,8 +45,8 @@ class Overload:
             nonlocal timer
             now = time.monotonic()
             late = now - due
-            # One turn that took long, or many who came at once, are no overload.
-            self._late += (late - self._late) / _TURNS
+            # One turn that took long, however long, or many who came at once, are no overload.
+            self._late += (min(late, _TURNS * LATE_SECONDS) - self._late) / _TURNS
             self.share = 1 - LATE_SECONDS / max(LATE_SECONDS, self._late)
             timer = loop.call_later(_TICK_SECONDS, tick, now + _TICK_SECONDS)
 

@@ -160,7 +160,7 @@ def problem(
     if members := [{"pointer": pointer, "detail": text} for pointer, text in errors]:
         extensions["errors"] = members
     rest = f", {json.dumps(extensions)[1:]}" if extensions else "}"
-    body = f'{_beginning(problem_type, detail)}, "request_id": {json.dumps(request_id)}{rest}'
+    body = f'{_beginning(problem_type, detail)}, "request_id": "{request_id}"{rest}'
     response = WholeResponse(body.encode(), CONTENT_TYPE, problem_type.status)
     if headers:
         response.headers.update(headers)
