@@ -2,12 +2,15 @@
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import psycopg
 
 from service import repositories
+from tests.load.servers import row_id
 
 BESIDE_REQUESTS: Final = {
     ("oauth_clients", "LIST"),  # for operators
@@ -29,28 +32,75 @@ def statements() -> dict[tuple[str, str], str]:
     }
 
 
+ARGUMENTS: Final = {
+    "uuid": f"'{row_id(1, 1)}'",
+    "text": "'person1@example.com'",
+    "integer": "21",
+    "bigint": "21",
+    "smallint": "21",
+    "boolean": "true",
+    "bytea": "''",
+    "jsonb": "'[]'",
+    "timestamp with time zone": "now()",
+}
+"""An argument of each type: where it is somebody's, the first user's, who has 10³ referrals."""
+
+
 def plan_of(connection: "psycopg.Connection[Any]", statement: str) -> str:
     """Return how PostgreSQL would do the statement, whatever its arguments are."""
+    with _prepared(connection, statement) as types:
+        arguments = f"({', '.join(['NULL'] * len(types))})" if types else ""
+        return _told(connection, f"EXPLAIN EXECUTE asked{arguments}")
+
+
+def work_of(connection: "psycopg.Connection[Any]", statement: str) -> str:
+    """Return how PostgreSQL does the statement for ARGUMENTS, and with how many buffers."""
+    with _prepared(connection, statement) as types:
+        values = [
+            f"ARRAY[{ARGUMENTS[of.removesuffix('[]')]}]::{of}" if "[]" in of else ARGUMENTS[of]
+            for of in types
+        ]
+        arguments = f"({', '.join(values)})" if values else ""
+        try:
+            with connection.transaction(force_rollback=True):
+                told = f"EXPLAIN (ANALYZE, BUFFERS) EXECUTE asked{arguments}"
+                return _told(connection, told)
+        except psycopg.IntegrityError as error:
+            return f"Not stored: {error}"
+
+
+@contextmanager
+def _prepared(connection: "psycopg.Connection[Any]", statement: str) -> Iterator[list[str]]:
+    """Prepare the statement as `asked`; yield the types of its arguments."""
     connection.execute(f"PREPARE asked AS {statement}".encode())
     try:
         row = connection.execute(
-            "SELECT cardinality(parameter_types) FROM pg_prepared_statements WHERE name = 'asked'"
+            "SELECT parameter_types::text[] FROM pg_prepared_statements WHERE name = 'asked'"
         ).fetchone()
         assert row is not None
-        arguments = f"({', '.join(['NULL'] * row[0])})" if row[0] else ""
-        rows = connection.execute(f"EXPLAIN EXECUTE asked{arguments}".encode()).fetchall()
+        yield row[0]
     finally:
         connection.execute("DEALLOCATE asked")
-    return "\n".join(line for (line,) in rows)
+
+
+def _told(connection: "psycopg.Connection[Any]", question: str) -> str:
+    return "\n".join(line for (line,) in connection.execute(question.encode()).fetchall())
 
 
 def show(database_url: str, file: Path) -> None:
-    """Write all plans to the file; raise AssertionError where one reads a whole table."""
+    """Write all plans to the file; raise AssertionError where one reads a whole table.
+
+    Each is there twice: as it is for any arguments, and as it went for some.
+    """
     with psycopg.connect(database_url, autocommit=True) as connection:
+        works = {key: work_of(connection, text) for key, text in statements().items()}
         connection.execute("SET plan_cache_mode = force_generic_plan")
         plans = {key: plan_of(connection, text) for key, text in statements().items()}
     file.write_text(
-        "\n\n".join(f"{module}.{name}\n{plan}" for (module, name), plan in plans.items())
+        "\n\n".join(
+            f"{module}.{name}\n{plan}\n\n{works[module, name]}"
+            for (module, name), plan in plans.items()
+        )
     )
     print(f"The plans of {len(plans)} statements are in {file}.", flush=True)
     for key, plan in plans.items():
