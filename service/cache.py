@@ -226,11 +226,13 @@ class Cache:
             name = f"{redis.generation}:{tag}"
             [kept] = await redis.get(name)
             if kept is not None:
-                form, expires_at, value = kept.split(b" ", 2)
-                # The server's clock ends an entry, this one's decides: they may differ.
-                if form == FORM and self._clock().timestamp() * 1000 < int(expires_at):
-                    _counter(key, "hit").inc()
-                    return value or None
+                form, _, rest = kept.partition(b" ")
+                if form == FORM:
+                    expires_at, _, value = rest.partition(b" ")
+                    # The server's clock ends an entry, this one's decides: they may differ.
+                    if self._clock().timestamp() * 1000 < int(expires_at):
+                        _counter(key, "hit").inc()
+                        return value or None
             lease = await _take_lease(redis, name)
         except RedisAway:
             _counter(key, "away").inc()

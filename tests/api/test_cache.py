@@ -302,17 +302,18 @@ async def test_an_expired_code_is_neither_given_nor_kept(
 
 
 @pytest.mark.parametrize("form", ["", "1 ", "3 "], ids=["of old", "before", "behind"])
+@pytest.mark.parametrize("value", ["", '["CODE"]', '{"another": "form"}'])
 async def test_what_another_version_keeps_is_not_given(
-    api: Api, anna: Person, redis: Redis, form: str
+    api: Api, anna: Person, redis: Redis, form: str, value: str
 ) -> None:
     """While one version replaces the other, both serve, with one cache."""
     code = await api.new_code(anna)
     await seen(api, anna)
-    [(key, value)] = (await kept(redis, code_key(anna.email))).items()
-    _, expires_at, _ = value.split(" ", 2)
-    await redis.set(key, f'{form}{expires_at} ["of another form"]')
+    [(key, own)] = (await kept(redis, code_key(anna.email))).items()
+    _, expires_at, _ = own.split(" ", 2)
+    await redis.set(key, f"{form}{expires_at} {value}")
     assert await seen(api, anna) == code
-    assert (await kept(redis, code_key(anna.email)))[key] == value
+    assert (await kept(redis, code_key(anna.email)))[key] == own
 
 
 async def test_that_there_is_no_code_is_kept_for_a_short_while(
