@@ -7,9 +7,8 @@ write as one line a request. The metrics, too, are told of all at once.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final
-
-from service.metrics import REQUEST_SECONDS
 
 FLUSH_SECONDS: Final = 0.05
 MOST_REQUESTS: Final = 500
@@ -28,7 +27,8 @@ class LoggedRequests(list[LoggedRequest]):
 class AccessLog:
     """Collects requests for FLUSH_SECONDS. Whoever stops the service has to `flush`."""
 
-    def __init__(self) -> None:
+    def __init__(self, measure: Callable[[LoggedRequests], None]) -> None:
+        self._measure = measure
         self._requests = LoggedRequests()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -47,8 +47,5 @@ class AccessLog:
             self._timer = None
         if self._requests:
             requests, self._requests = self._requests, LoggedRequests()
-            REQUEST_SECONDS.observe_all(
-                ((method, route, status), seconds)
-                for _, _, method, route, status, seconds, _ in requests
-            )
+            self._measure(requests)
             log.info(requests)

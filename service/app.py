@@ -27,6 +27,7 @@ from service.domain.errors import Unavailable
 from service.domain.jobs import JobKind
 from service.domain.oauth import Client
 from service.domain.scopes import Scope
+from service.metrics import measure_requests
 from service.passwords import PasswordHasher
 from service.providers import make_provider
 from service.providers.clearbit import ClearbitEnricher
@@ -59,7 +60,7 @@ log = logging.getLogger(__name__)
 
 def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
     """Return the application; what it holds open lives from its startup to its cleanup."""
-    access_log, stopping, overload = AccessLog(), asyncio.Event(), Overload()
+    access_log, stopping, overload = AccessLog(measure_requests), asyncio.Event(), Overload()
     app = web.Application(
         middlewares=[around_every_request(settings, access_log, stopping, overload)],
         client_max_size=LARGEST_BODY,

@@ -16,6 +16,8 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from service.access_log import LoggedRequests
+
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -98,6 +100,13 @@ JOBS_OLDEST_SECONDS: Final = Gauge(
     ["kind"],
     multiprocess_mode="mostrecent",
 )
+
+
+def measure_requests(requests: LoggedRequests) -> None:
+    """Count what the access log has collected."""
+    REQUEST_SECONDS.observe_all(
+        ((method, route, status), seconds) for _, _, method, route, status, seconds, _ in requests
+    )
 
 
 def exposition() -> bytes:

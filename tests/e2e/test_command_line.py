@@ -146,14 +146,16 @@ def test_metrics_are_summed_over_the_workers(environment: dict[str, str]) -> Non
     with service_process(environment, WORKERS="2") as service:
         for _ in range(40):
             status_of(f"{service.url}/openapi.json")
-        with urllib.request.urlopen(f"{service.url}/metrics") as response:
-            text = response.read().decode()
-    counted = [
-        float(line.split()[-1])
-        for line in text.splitlines()
-        if line.startswith("http_request_duration_seconds_count") and "openapi" in line
-    ]
-    assert counted == [40]
+        # What the other worker has not written yet comes with its access log, a moment later.
+        wait_until(lambda: _counted(service.url, "openapi") == [40], "requests are not counted")
+        assert _counted(service.url, "openapi") == [40]
+
+
+def _counted(url: str, route: str) -> list[float]:
+    with urllib.request.urlopen(f"{url}/metrics") as response:
+        lines = response.read().decode().splitlines()
+    counts = [line for line in lines if line.startswith("http_request_duration_seconds_count")]
+    return [float(line.split()[-1]) for line in counts if route in line]
 
 
 def test_an_admin_is_made_with_a_password_from_the_environment_or_from_standard_input(

@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 
 from service import access_log
-from service.access_log import FLUSH_SECONDS, MOST_REQUESTS, AccessLog
+from service.access_log import FLUSH_SECONDS, MOST_REQUESTS, AccessLog, LoggedRequest
 from service.logs import JsonFormatter, TextFormatter
 
 AT = 1795253400.0625
@@ -29,7 +29,8 @@ def lines(log: pytest.LogCaptureFixture, formatter: logging.Formatter) -> list[s
 
 
 async def test_requests_are_written_together_and_soon(log: pytest.LogCaptureFixture) -> None:
-    collected = AccessLog()
+    measured: list[LoggedRequest] = []
+    collected = AccessLog(measured.extend)
     for number in range(3):
         add(collected, f"id {number}")
     assert log.records == []
@@ -37,13 +38,14 @@ async def test_requests_are_written_together_and_soon(log: pytest.LogCaptureFixt
     assert len(log.records) == 1
     written = [json.loads(line) for line in lines(log, JsonFormatter())]
     assert [line["request_id"] for line in written] == ["id 0", "id 1", "id 2"]
+    assert [request_id for _, request_id, *_ in measured] == ["id 0", "id 1", "id 2"]
     add(collected, "id 3")
     await asyncio.sleep(FLUSH_SECONDS * 3)
     assert len(lines(log, JsonFormatter())) == 4
 
 
 async def test_no_more_are_kept_than_memory_allows(log: pytest.LogCaptureFixture) -> None:
-    collected = AccessLog()
+    collected = AccessLog(lambda _: None)
     for _ in range(MOST_REQUESTS + 1):
         add(collected)
     assert len(lines(log, JsonFormatter())) == MOST_REQUESTS + 1
@@ -58,7 +60,7 @@ async def test_a_line_is_what_any_line_is(log: pytest.LogCaptureFixture) -> None
         extra = {**about, "duration_ms": 1.23, "user_id": user_id}
         access_log.log.info("request", extra=extra)
         log.records[-1].created = AT
-    collected = AccessLog()
+    collected = AccessLog(lambda _: None)
     add(collected)
     add(collected, user_id="user")
     collected.flush()
@@ -74,7 +76,7 @@ async def test_a_line_is_what_any_line_is(log: pytest.LogCaptureFixture) -> None
 async def test_a_token_sent_as_a_request_id_is_not_written(
     log: pytest.LogCaptureFixture, formatter: logging.Formatter
 ) -> None:
-    collected = AccessLog()
+    collected = AccessLog(lambda _: None)
     add(collected, "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl")
     collected.flush()
     [line] = lines(log, formatter)
