@@ -300,7 +300,7 @@ def registering(bench: Bench) -> None:
             if done.foreign > FOREIGN:
                 alone.dropped += 1
             else:
-                alone.rate.append(done.rate / pure)
+                alone.rate.append(done.answered / pure)
             quiet = open_loop.run(url, requests, MIXED_RATE, seconds, attempt)
             under_way = beside.submit(
                 pair.load, pair.service, file, seconds + 1, mark + 7, REGISTERING_CLIENTS
@@ -318,7 +318,7 @@ def registering(bench: Bench) -> None:
                 raise RuntimeError(f"{failed} look-ups failed beside registrations.")
             mixed.p50.append(busy.percentile(0.5) / quiet.percentile(0.5))
             mixed.p99.append(busy.percentile(0.99) / quiet.percentile(0.99))
-            mixed.rate.append(done.rate / pure)
+            mixed.rate.append(done.answered / pure)
             mixed.detail.append(
                 {"alone_p99": quiet.percentile(0.99), "p99": busy.percentile(0.99), "pure": pure}
             )
@@ -352,7 +352,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a round")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--data", type=Path, default=Path(".data/bench"))
-    parser.add_argument("--results", type=Path, default=Path("tests/load/results"))
+    parser.add_argument("--results", type=Path, default=Path(".data/bench/results"))
     parsed = parser.parse_args()
     wrk.check_installed()
     os.sched_setaffinity(0, OTHER_CORES)

@@ -39,6 +39,11 @@ class Round:
     def rate(self) -> float:
         return self.requests / self.seconds
 
+    @property
+    def answered(self) -> float:
+        """The rate of those that were not refused."""
+        return (self.requests - self.refused) / self.seconds
+
 
 def check_installed() -> None:
     if shutil.which("wrk") is None:

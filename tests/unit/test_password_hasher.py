@@ -3,6 +3,7 @@
 import asyncio
 import re
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -206,3 +207,18 @@ async def test_a_queue_in_which_hashes_wait_for_long_is_full_before_it_is(
             await hasher.hash("a password")
         await asyncio.gather(*burst)
         await hasher.hash("a password")
+
+
+async def test_hashes_that_wait_for_the_core_are_not_taken_for_long_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They have the lowest priority: whoever is refused asks again, which takes more of the core,
+    and if that were a reason to refuse, nobody would be let in any more."""
+    monkeypatch.setattr("service.passwords.BURST_SECONDS", 0.02)
+    monkeypatch.setattr("service.passwords.LONGEST_WAIT_SECONDS", 0.04)
+    async with hashing(Argon2(memory_kib=64, passes=1, lanes=1), queue=1000) as hasher:
+        starved = [asyncio.create_task(hasher._run(lambda: time.sleep(0.03))) for _ in range(5)]
+        await asyncio.sleep(0)
+        await starved[2]
+        await hasher.hash("a password")
+        await asyncio.gather(*starved)
