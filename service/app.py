@@ -33,7 +33,6 @@ from service.providers import make_provider
 from service.providers.clearbit import ClearbitEnricher
 from service.providers.http import HttpClient, open_http_client
 from service.providers.hunter import HunterEnricher, HunterVerifier
-from service.providers.mail import Mailer
 from service.rate_limits import RateLimiter
 from service.redis_connection import RedisAway
 from service.settings import EnrichmentSettings, Settings
@@ -192,6 +191,9 @@ def _worker(
     if settings.enrichment:
         handlers[JobKind.ENRICH] = enrichments.fetch
     if settings.mail:
+        # Here, because its libraries take a thirtieth of each start.
+        from service.providers.mail import Mailer
+
         mails = Mails(
             postgresql,
             Mailer(settings.mail, settings.service_name),
@@ -234,7 +236,7 @@ async def _open(
     stack.push_async_callback(redis.close)
     hasher = PasswordHasher(settings.argon2, settings.hashing_threads, settings.hashing_queue)
     stack.callback(hasher.close)
-    await hasher.warm_up()
+    hasher.warm_up()
 
     cache = Cache(redis, clock)
     forgetting = Forgetting(postgresql, cache, redis)

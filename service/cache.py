@@ -218,6 +218,10 @@ class Cache:
         self, key: str, load: Callable[[], Awaitable[Entry | None]]
     ) -> bytes | None:
         """Return the value of `key`: from Redis, else from `load`, and then kept in Redis."""
+        if self._server.away:
+            _counter(key, "away").inc()
+            entry = await load()
+            return entry.value if entry else None
         tag = _tag(key)
         lease = None
         try:

@@ -47,9 +47,12 @@ class PasswordHasher:
         self._waited = self._took = 0.0
         """Seconds, of the hash that began, and of the core, of the one that ended last."""
 
-    async def warm_up(self) -> None:
-        """Make the dummy hash, so that the first unknown e-mail takes no longer than the next."""
-        await self._run(self._context.dummy_verify)
+    def warm_up(self) -> None:
+        """Begin to make the dummy hash, so that the first unknown e-mail takes no longer.
+
+        Whose hash is wanted meanwhile waits for it.
+        """
+        self._executor.submit(self._context.dummy_verify)
 
     async def hash(self, password: str) -> str:
         return await self._run(lambda: self._context.hash(password))

@@ -45,15 +45,16 @@ class Window:
 
     async def settle(self) -> None:
         """Learn how full the window is. Once only."""
-        try:
-            if self._redis is None or self._replies is None:
-                raise RedisAway  # noqa: TRY301
-            self.count, left = await self._replies
-            if left < 0:
-                left = self.limit.seconds * 1000
-                await self._redis.call(("PEXPIRE", self._key, left, "NX"))
-        except RedisAway:
-            self.count, left = self._limiter.count_here(self._key, self.limit.seconds * 1000)
+        milliseconds = self.limit.seconds * 1000
+        counted: tuple[int, int] | None = None
+        if self._redis is not None and self._replies is not None:
+            with suppress(RedisAway):
+                count, left = await self._replies
+                if left < 0:
+                    left = milliseconds
+                    await self._redis.call(("PEXPIRE", self._key, left, "NX"))
+                counted = count, left
+        self.count, left = counted or self._limiter.count_here(self._key, milliseconds)
         self.reset = -(-left // 1000) or 1
 
     @property

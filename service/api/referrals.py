@@ -49,7 +49,7 @@ def write_page(page: Page[Referral]) -> bytes:
     """Return the page as ReferralsSchema writes it, which takes ten times as long."""
     items = ",".join(
         [
-            f'{{"id":"{user_id}","email":{"null" if email is None else _quoted(email)},'
+            f'{{"id":"{user_id!s}","email":{"null" if email is None else _quoted(email)},'
             f'"registered_at":"{moment_text(registered_at)}","code":{_quoted(code)}}}'
             for user_id, email, registered_at, code in page.items
         ]

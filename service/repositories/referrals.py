@@ -65,6 +65,7 @@ class ReferralRepository:
             _LAST_ID,
         )
         found: list[list[Referral]] = [[] for _ in wanted]
-        for place, *referral in rows:
-            found[place - 1].append(Referral(*referral))
+        make = Referral._make
+        for row in rows:
+            found[row[0] - 1].append(make(row[1:]))
         return found

@@ -6,7 +6,7 @@ ten minutes begin when somebody can read it.
 
 import logging
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from service.database import Database
@@ -24,7 +24,9 @@ from service.domain.mails import (
 from service.domain.oauth import hash_secret, new_secret
 from service.domain.sessions import Caller
 from service.domain.users import Email, User, parse_email
-from service.providers.mail import Mailer
+
+if TYPE_CHECKING:
+    from service.providers.mail import Mailer
 
 _PAGES: Final = {
     TokenPurpose.CONFIRM_EMAIL: "confirm-email",
@@ -69,7 +71,7 @@ class Mails:
     def __init__(
         self,
         database: Database,
-        mailer: Mailer,
+        mailer: "Mailer",
         clock: Clock,
         *,
         service_name: str,
