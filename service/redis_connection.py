@@ -15,6 +15,9 @@ import hiredis
 from redis.asyncio.connection import SSLConnection, parse_url
 
 TIMEOUT_SECONDS: Final = 0.25
+FEW_UNDER_WAY: Final = 4
+"""With fewer calls under way the next is sent at once: to wait for the end of the turn takes a
+turn of its own, 20 µs for a look-up that comes alone."""
 MOST_UNDER_WAY: Final = 10_000
 """Calls that may wait for replies: further ones are refused, so that memory stays bounded."""
 Command = tuple[str | bytes | int, ...]
@@ -96,10 +99,15 @@ class RedisConnection(asyncio.Protocol):
             self._fail(f"{MOST_UNDER_WAY} calls wait for their replies.")
             future.set_exception(RedisAway("Too many calls are under way."))
             return future
-        if not self._unsent:
+        if self._unsent:
+            self._unsent.append(packed)
+        elif len(self._calls) < FEW_UNDER_WAY and self._transport is not None:
+            self._transport.write(packed)
+            self._turn = self._loop.time()
+        else:
+            self._unsent.append(packed)
             self._loop.call_soon(self._send)
             self._turn = self._loop.time()
-        self._unsent.append(packed)
         self._calls.append((future, count, self._turn))
         if self._watch is None:
             self._watch = self._loop.call_at(self._turn + TIMEOUT_SECONDS, self._check)
