@@ -18,7 +18,13 @@ from redis.asyncio import Redis
 from service import redis_connection
 from service.cache import RedisServer
 from service.domain.clock import utc_now
-from service.redis_connection import TIMEOUT_SECONDS, RedisAway, RedisConnection, open_connection
+from service.redis_connection import (
+    FEW,
+    TIMEOUT_SECONDS,
+    RedisAway,
+    RedisConnection,
+    open_connection,
+)
 from service.settings import Settings
 from tests.api import redis_trouble
 from tests.api.redis_trouble import Proxy
@@ -71,9 +77,17 @@ async def test_the_calls_of_one_turn_are_one_write(
             write(data)
 
     monkeypatch.setattr(redis, "_transport", Spy())
-    calls = [redis.call(("ECHO", number)) for number in range(50)]
-    assert [await call for call in calls] == [[b"%d" % number] for number in range(50)]
-    assert len(written) == 1
+    for first in (FEW, 0):  # at first they are sent at once, for want of company
+        written.clear()
+        calls = [redis.call(("ECHO", number)) for number in range(50)]
+        assert [await call for call in calls] == [[b"%d" % number] for number in range(50)]
+        assert len(written) == first + 1
+    for _ in range(2):
+        written.clear()
+        await redis.call(("ECHO", 1))
+    assert not redis._unsent
+    redis.call(("ECHO", 1))
+    assert len(written) == 2, "sent at once, now that few come again"
     monkeypatch.undo()
 
 
