@@ -12,7 +12,7 @@ from typing import Final
 
 from service.domain.errors import Overloaded
 
-LATE_SECONDS: Final = 0.03
+LATE_SECONDS: Final = 0.02
 """How late the event loop may be: a request waits for a turn or two of it."""
 _TICK_SECONDS: Final = 0.02
 _TURNS: Final = 4

@@ -212,7 +212,7 @@ class UserRepository:
 
     async def find_several(self, user_ids: Sequence[UUID]) -> dict[UUID, User]:
         rows = await self._connection.fetch(FIND_SEVERAL, user_ids)
-        return {row["user_id"]: _user(row) for row in rows}
+        return {user.user_id: user for user in map(_user, rows)}
 
     async def find_by_email(self, email_key: str) -> User | None:
         row = await self._connection.fetchrow(FIND_BY_EMAIL, email_key)
@@ -297,23 +297,31 @@ class UserRepository:
 
 
 def _user(row: Any) -> User:
+    (
+        user_id,
+        email,
+        role,
+        created_at,
+        email_confirmed_at,
+        disabled_at,
+        confirmation_required,
+        verdict,
+        source,
+        checked_at,
+        referrer_id,
+    ) = row
     verification = None
-    if row["email_verdict"] is not None:
-        verification = Verification(
-            verdict=Verdict(row["email_verdict"]),
-            source=row["email_verdict_source"],
-            checked_at=row["email_checked_at"],
-        )
-    email_confirmed = row["email_confirmed_at"] is not None
+    if verdict is not None:
+        verification = Verification(verdict=Verdict(verdict), source=source, checked_at=checked_at)
     return User(
-        user_id=row["user_id"],
-        email=row["email"],
-        email_confirmed=email_confirmed,
-        role=Role(row["role"]),
-        created_at=row["created_at"],
-        disabled=row["disabled_at"] is not None,
-        referrer_id=row["referrer_id"],
-        awaits_confirmation=row["confirmation_required"] and not email_confirmed,
+        user_id=user_id,
+        email=email,
+        email_confirmed=email_confirmed_at is not None,
+        role=Role(role),
+        created_at=created_at,
+        disabled=disabled_at is not None,
+        referrer_id=referrer_id,
+        awaits_confirmation=confirmation_required and email_confirmed_at is None,
         email_verification=verification,
     )
 
