@@ -13,20 +13,21 @@ from service.repositories.connection import Connection
 from service.repositories.constraints import on_violation
 
 # What has expired holds neither its owner nor its name. It is ended first, because the new row
-# waits for the count. The job is what use_cases/forgetting.py plans for other writes.
+# waits for the count; so is, where $9 says so, the owner's live code. The job is what
+# use_cases/forgetting.py plans for other writes.
 ADD: Final = """
-    WITH expired AS (
+    WITH ended AS (
         UPDATE referral_codes
-           SET ended_at = expires_at
+           SET ended_at = LEAST(expires_at, $4)
          WHERE (owner_id = $2 OR code = $3)
            AND ended_at IS NULL
-           AND expires_at <= $4
-        RETURNING referral_code_id
+           AND (expires_at <= $4 OR ($9 AND owner_id = $2))
+        RETURNING expires_at > $4 AS was_live
     ), added AS (
         INSERT INTO referral_codes
                (referral_code_id, owner_id, code, created_at, expires_at, max_uses)
         SELECT $1, $2, $3, $4, $5, $6
-          FROM (SELECT count(*) FROM expired) AS ended
+          FROM (SELECT count(*) FROM ended) AS room
         RETURNING owner_id, created_at
     ), planned AS (
         INSERT INTO jobs (job_id, kind, payload, created_at)
@@ -35,7 +36,7 @@ ADD: Final = """
           JOIN users u ON u.user_id = a.owner_id
          WHERE u.email_key IS NOT NULL
     )
-    SELECT email_key
+    SELECT email_key, (SELECT COALESCE(bool_or(was_live), false) FROM ended) AS replaced
       FROM users
      WHERE user_id = $2
 """
@@ -144,18 +145,22 @@ class ReferralCodeRepository:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def add(self, code: ReferralCode, key: str) -> str | None:
-        """Store a live code; return its owner's e-mail key, None if the account is erased.
+    async def add(
+        self, code: ReferralCode, key: str, *, replacing: bool = False
+    ) -> tuple[str | None, bool]:
+        """Store a live code; return its owner's e-mail key, and whether it replaced a live one.
 
-        `key` is how the cache key begins that a job is to forget. Raises LiveReferralCodeExists
-        while its owner holds another, ReferralCodeTaken while another owner holds this one.
+        The e-mail key is None if the account is erased. `key` is how the cache key begins that a
+        job is to forget. Raises LiveReferralCodeExists while its owner holds another (if it is
+        `replacing`, only if that one has just been added), ReferralCodeTaken while another owner
+        holds this one.
         """
         errors = {
             "referral_codes_one_live_per_owner": LiveReferralCodeExists,
             "referral_codes_live_code_unique": ReferralCodeTaken,
         }
         with on_violation(errors):
-            email_key: str | None = await self._connection.fetchval(
+            row = await self._connection.fetchrow(
                 ADD,
                 code.referral_code_id,
                 code.owner_id,
@@ -165,8 +170,10 @@ class ReferralCodeRepository:
                 code.max_uses,
                 uuid7(),
                 key,
+                replacing,
             )
-        return email_key
+        assert row is not None
+        return row["email_key"], row["replaced"]
 
     async def find_live(self, owner_id: UUID, now: datetime) -> ReferralCode | None:
         row = await self._connection.fetchrow(FIND_LIVE, owner_id, now)

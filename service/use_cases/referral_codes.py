@@ -53,7 +53,7 @@ class ReferralCodes:
             # First of all: what was allowed then may be too late now.
             await once.claim(repositories, now)
             code = issue_referral_code(owner_id, wish, now)
-            keys = await self._store(repositories, code, chosen=wish.code is not None)
+            keys, _ = await self._store(repositories, code, wish)
             await once.keep(repositories, code, owner_id)
         await self._forgetting.forget(keys)
         return code
@@ -66,16 +66,19 @@ class ReferralCodes:
         """
         now = self._clock()
         code = issue_referral_code(owner_id, wish, now)
-        async with self._database.transaction() as repositories:
-            await repositories.referral_codes.lock_owner(owner_id)
-            ended = await repositories.referral_codes.end_of_owner(owner_id, now, CODE_KEY)
-            try:
-                keys = await self._store(repositories, code, chosen=wish.code is not None)
-            except LiveReferralCodeExists as error:
-                # Created since the old one was ended: then that one is to be replaced.
-                raise TransactionConflict from error
+        try:
+            async with self._database.reading() as repositories:
+                keys, replaced = await self._store(repositories, code, wish, replacing=True)
+        except LiveReferralCodeExists:
+            # Others replace it as well: they do so one after the other.
+            async with self._database.transaction() as repositories:
+                await repositories.referral_codes.lock_owner(owner_id)
+                try:
+                    keys, replaced = await self._store(repositories, code, wish, replacing=True)
+                except LiveReferralCodeExists as error:
+                    raise TransactionConflict from error
         await self._forgetting.forget(keys)
-        return code, ended is not None and ended[0]
+        return code, replaced
 
     async def find(self, owner_id: UUID) -> ReferralCode:
         """Return the owner's live code; raise ReferralCodeNotFound."""
@@ -129,13 +132,20 @@ class ReferralCodes:
         return kept
 
     async def _store(
-        self, repositories: Repositories, code: ReferralCode, *, chosen: bool
-    ) -> list[str]:
-        """Store the code; return what the cache has to forget."""
+        self,
+        repositories: Repositories,
+        code: ReferralCode,
+        wish: ReferralCodeWish,
+        *,
+        replacing: bool = False,
+    ) -> tuple[list[str], bool]:
+        """Store the code; return what the cache has to forget, and whether one was replaced."""
         try:
-            email_key = await repositories.referral_codes.add(code, CODE_KEY)
+            email_key, replaced = await repositories.referral_codes.add(
+                code, CODE_KEY, replacing=replacing
+            )
         except ReferralCodeTaken as error:
-            if chosen:
+            if wish.code is not None:
                 raise
             raise TransactionConflict from error  # then another one is drawn
-        return [code_key(email_key)] if email_key else []
+        return [code_key(email_key)] if email_key else [], replaced

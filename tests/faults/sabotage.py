@@ -39,8 +39,14 @@ class Sabotage:
 NEVER: Final = "        if keys:\n            try:", "        if not keys:\n            try:"
 """The words that make a writer leave the cache alone."""
 IN_THE_TRANSACTION: Final = (
-    "from error\n        await self._forgetting.forget(keys)",
-    "from error\n            await self._forgetting.forget(keys)",
+    """            async with self._database.reading() as repositories:
+                keys, replaced = await self._store(repositories, code, wish, replacing=True)
+""",
+    """            async with self._database.transaction() as repositories:
+                keys, replaced = await self._store(repositories, code, wish, replacing=True)
+                await self._forgetting.forget(keys)
+                keys = []
+""",
 )
 """The words that make a replacement tell the cache before its commit."""
 REFER_AFTER_THE_COMMIT: Final = """
