@@ -119,9 +119,15 @@ SABOTAGES: Final = [
         ),
     ),
     Sabotage(
-        "a deletion does not lock the owner",
+        "a deletion does not look again",
         SLOW,
-        ((CODES_SQL, "WHERE user_id = $1\n       FOR NO KEY UPDATE", "WHERE user_id = $1"),),
+        (
+            (
+                CODES,
+                "        if ended is None:\n            # Or",
+                "        if False:\n            # Or",
+            ),
+        ),
     ),
     Sabotage(
         "user and referral in two transactions",
