@@ -128,7 +128,7 @@ async def show_me(request: web.Request) -> web.Response:
 
 
 def write_user(user: User) -> bytes:
-    """Return the account as UserSchema writes it, which takes four times as long."""
+    """Return the account as UserSchema writes it, which takes twice as long."""
     return to_json(
         {
             "id": str(user.user_id),
