@@ -76,6 +76,8 @@ class PasswordHasher:
         return bool(verified), new_hash
 
     async def _run(self, work: Callable[[], T]) -> T:
+        if not self.pending:
+            self._waited = 0.0  # that was another burst
         wait = self.pending / self._threads * self._took
         too_many = self._waited > BURST_SECONDS and wait > LONGEST_WAIT_SECONDS
         if too_many or self.pending >= self._queue:
