@@ -87,7 +87,7 @@ class Connections:
             self.size -= 1
         if self.size >= self.limit:
             if not however_many_wait:
-                self._check_queue()
+                self.check_queue()
             handed = await self._wait()
             if handed is not None:
                 return handed
@@ -188,7 +188,8 @@ class Connections:
             future, _ = self._waiting.popleft()
             _give_up(future, _HANGS)
 
-    def _check_queue(self) -> None:
+    def check_queue(self) -> None:
+        """Raise QueueFull if more wait than can be served."""
         while self._waiting and self._waiting[0][0].done():
             self._waiting.popleft()
         if len(self._waiting) >= MOST_WAITING * self.limit:

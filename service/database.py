@@ -220,6 +220,11 @@ class Database:
             written: str = await connection.fetchval(_WRITTEN)
             return written
 
+    def check_queue(self) -> None:
+        """Raise Overloaded if more wait for PostgreSQL than can be served."""
+        with _failures_told():
+            self._connections.check_queue()
+
     async def ping(self) -> None:
         """Raise DatabaseUnavailable unless PostgreSQL answers."""
         async with self._connection(however_many_wait=True) as connection:
@@ -237,8 +242,6 @@ class Database:
         with _failures_told():
             try:
                 connection = await self._connections.acquire(however_many_wait=however_many_wait)
-            except QueueFull as error:
-                raise Overloaded from error
             except asyncpg.PostgresError as error:  # whatever keeps one from connecting
                 raise DatabaseUnavailable from error
             whole = True
@@ -278,6 +281,8 @@ def _failures_told() -> Iterator[None]:
     """Tell a transaction that may be tried again, and a database that is away, from a bug."""
     try:
         yield
+    except QueueFull as error:
+        raise Overloaded from error
     except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as error:
         raise TransactionConflict from error
     except (

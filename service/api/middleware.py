@@ -23,7 +23,7 @@ from multidict import istr
 from service.access_log import AccessLog
 from service.api.answers import WholeResponse
 from service.api.headers import add_headers_of_every_answer, lines_of_every_answer
-from service.api.keys import CONTEXT, SETTINGS, Context
+from service.api.keys import CONTEXT, DATABASE, SETTINGS, Context
 from service.api.overload import Overload
 from service.api.problems import oauth_error_of, problem_of
 from service.domain.errors import Overloaded, ServiceError
@@ -39,6 +39,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _X_REQUEST_ID: Final = istr("X-Request-Id")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _ZERO_WEIGHT: Final = re.compile(r"q=0(\.0*)?")
 _MEDIA_RANGES: Final = ("application/json", "application/*", "*/*")
 _PREFLIGHT: Final = {
@@ -81,11 +82,13 @@ def around_every_request(
         path = template or request.path
         method = request.method if request.method in METH_ALL else "other"
         response: web.StreamResponse
+        overload.begin()
         try:
-            if overload.share and path.startswith(API):
-                overload.check()
+            of_api = path.startswith(API)
+            if of_api and (overload.share or method not in _READS):
+                _check_has_time(request, overload)
             preflight = _preflight(request) if has_origins else None
-            if preflight is None and path.startswith(API):
+            if of_api and preflight is None:
                 _check_accepts_json(request)
             response = preflight or await handler(request)
         except (ServiceError, OAuthError, ValidationError, web.HTTPException) as error:
@@ -96,6 +99,8 @@ def around_every_request(
             told = {"request_id": request_id, "method": method, "route": template or "none"}
             log.exception("unhandled error", extra=told)
             response = _told(error, request, path)
+        finally:
+            overload.under_way -= 1
         if (
             has_origins
             or stopping.is_set()  # then the head has one more line
@@ -114,6 +119,13 @@ def around_every_request(
 def _told(error: Exception, request: web.Request, path: str) -> web.Response:
     of_oauth = path.startswith("/oauth/")
     return oauth_error_of(error, request) if of_oauth else problem_of(error, request)
+
+
+def _check_has_time(request: web.Request, overload: Overload) -> None:
+    """Raise Overloaded before the token and the body are read, which take time too."""
+    overload.check()
+    if request.method not in _READS:  # it will need PostgreSQL
+        request.app[DATABASE].check_queue()
 
 
 def _check_accepts_json(request: web.Request) -> None:

@@ -3,41 +3,95 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
+import asyncpg
+
+from service.api.overload import MANY
+from service.connections import BURST_SECONDS, MOST_WAITING
+from service.settings import Settings
 from tests.api.assertions import assert_problem
-from tests.factories import Api
+from tests.factories import Api, running
+
+LOOK_UP = "/referral-code/nobody@example.com"
 
 
-async def stutter() -> None:
+@asynccontextmanager
+async def stuttering() -> AsyncIterator[None]:
     """Hold up the event loop, again and again."""
-    while True:
-        time.sleep(0.1)  # noqa: ASYNC251
-        await asyncio.sleep(0)
 
+    async def stutter() -> None:
+        while True:
+            time.sleep(0.1)  # noqa: ASYNC251
+            await asyncio.sleep(0)
 
-async def test_while_the_event_loop_is_late_requests_are_refused_and_health_is_told(
-    api: Api,
-) -> None:
-    look_up = "/referral-code/nobody@example.com"
-    assert (await api.get(look_up)).status == 404
-    stuttering = asyncio.create_task(stutter())
+    task = asyncio.create_task(stutter())
     await asyncio.sleep(0.6)
-    answers = [await api.get(look_up) for _ in range(4)]
-    healthy = [await api.get("//health/live"), await api.get("//health/ready")]
-    stuttering.cancel()
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_while_the_event_loop_is_late_and_many_come_some_are_refused(api: Api) -> None:
+    assert (await api.get(LOOK_UP)).status == 404
+    answers = []
+
+    async def come_again_and_again() -> None:
+        for _ in range(8):
+            answers.append(await api.get(LOOK_UP))
+
+    async with stuttering():
+        await asyncio.gather(*(come_again_and_again() for _ in range(2 * MANY)))
+        healthy = [await api.get("//health/live"), await api.get("//health/ready")]
     assert [answer.status for answer in healthy] == [200, 200]
     told = Counter(answer.status for answer in answers)
-    assert told[503] >= 2, told
+    assert told[503] >= MANY, told
+    assert told[404] >= MANY, told
     for answer in answers:
         if answer.status == 503:
             assert_problem(answer, 503, "overloaded")
             assert (answer.headers["Retry-After"], answer.headers["Connection"]) == ("1", "close")
     await asyncio.sleep(0.3)
-    assert (await api.get(look_up)).status == 404
+    assert (await api.get(LOOK_UP)).status == 404
+
+
+async def test_while_the_event_loop_is_late_for_another_reason_nobody_is_refused(api: Api) -> None:
+    async with stuttering():
+        for _ in range(8):
+            looks = [api.get(LOOK_UP) for _ in range(MANY)]
+            told = Counter(answer.status for answer in await asyncio.gather(*looks))
+            assert told == {404: MANY}
 
 
 async def test_after_one_turn_that_took_long_nobody_is_refused(api: Api) -> None:
     await asyncio.sleep(0.2)
     time.sleep(1)  # noqa: ASYNC251
-    for _ in range(30):
-        assert (await api.get("/referral-code/nobody@example.com")).status == 404
+    answers = await asyncio.gather(*(api.get(LOOK_UP) for _ in range(3 * MANY)))
+    assert Counter(answer.status for answer in answers) == {404: 3 * MANY}
+
+
+async def test_while_too_many_wait_for_postgresql_writes_are_refused_unread_and_cached_reads_served(
+    settings: Settings, database: asyncpg.Connection
+) -> None:
+    async with running(replace(settings, database_pool_size=1)) as api:
+        anna = await api.new_person("anna@example.com")
+        code = await api.new_code(anna)
+        assert (await api.get("/referral-code/anna@example.com")).json()["code"] == code
+        async with database.transaction():
+            await database.execute("LOCK TABLE referral_codes IN SHARE MODE")
+            waiting = [
+                asyncio.create_task(api.put("/referral-code", {"expires_in_days": 7}, by=anna))
+                for _ in range(MOST_WAITING + 5)
+            ]
+            await asyncio.sleep(3 * BURST_SECONDS)
+            refused = await api.put("/referral-code", {"not": "read"}, by="nor this")
+            assert_problem(refused, 503, "overloaded")
+            assert refused.headers["Connection"] == "close"
+            assert (await api.get("/referral-code/anna@example.com")).json()["code"] == code
+        assert {answer.status for answer in await asyncio.gather(*waiting)} == {200}
+        assert (await api.put("/referral-code", {"not": "read"}, by="nor this")).status == 401

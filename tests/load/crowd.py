@@ -18,7 +18,7 @@ from time import perf_counter
 from typing import Final
 from urllib.parse import urlsplit
 
-MOST_CONNECTIONS: Final = 2000
+MOST_CONNECTIONS: Final = 1000
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
 _CODE: Final = re.compile(rb'"code": ?"([a-z-]+)"')
 
