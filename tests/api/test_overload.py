@@ -13,7 +13,7 @@ from service.api.overload import MANY
 from service.connections import BURST_SECONDS, MOST_WAITING
 from service.settings import Settings
 from tests.api.assertions import assert_problem
-from tests.factories import Api, running
+from tests.factories import Answer, Api, running
 
 LOOK_UP = "/referral-code/nobody@example.com"
 
@@ -24,11 +24,11 @@ async def stuttering() -> AsyncIterator[None]:
 
     async def stutter() -> None:
         while True:
-            time.sleep(0.1)  # noqa: ASYNC251
+            time.sleep(0.06)  # noqa: ASYNC251
             await asyncio.sleep(0)
 
     task = asyncio.create_task(stutter())
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(0.4)
     try:
         yield
     finally:
@@ -39,18 +39,17 @@ async def stuttering() -> AsyncIterator[None]:
 
 async def test_while_the_event_loop_is_late_and_many_come_some_are_refused(api: Api) -> None:
     assert (await api.get(LOOK_UP)).status == 404
-    answers = []
+    answers: list[Answer] = []
 
     async def come_again_and_again() -> None:
-        for _ in range(8):
-            answers.append(await api.get(LOOK_UP))
+        answers.extend([await api.get(LOOK_UP) for _ in range(5)])
 
     async with stuttering():
         await asyncio.gather(*(come_again_and_again() for _ in range(2 * MANY)))
         healthy = [await api.get("//health/live"), await api.get("//health/ready")]
     assert [answer.status for answer in healthy] == [200, 200]
     told = Counter(answer.status for answer in answers)
-    assert told[503] >= MANY, told
+    assert told[503] >= MANY // 2, told
     assert told[404] >= MANY, told
     for answer in answers:
         if answer.status == 503:
@@ -62,7 +61,7 @@ async def test_while_the_event_loop_is_late_and_many_come_some_are_refused(api: 
 
 async def test_while_the_event_loop_is_late_for_another_reason_nobody_is_refused(api: Api) -> None:
     async with stuttering():
-        for _ in range(8):
+        for _ in range(4):
             looks = [api.get(LOOK_UP) for _ in range(MANY)]
             told = Counter(answer.status for answer in await asyncio.gather(*looks))
             assert told == {404: MANY}
