@@ -92,7 +92,7 @@ def test_a_taken_port_is_one_clear_line(environment: dict[str, str], workers: st
 def test_a_request_under_way_is_answered_after_sigterm(
     environment: dict[str, str], workers: str
 ) -> None:
-    slow = {"ARGON2_MEMORY_KIB": "65536", "ARGON2_PASSES": "12", "WORKERS": workers}
+    slow = {"ARGON2_MEMORY_KIB": "65536", "ARGON2_PASSES": "6", "WORKERS": workers}
     with service_process(environment, **slow) as service, ThreadPoolExecutor() as threads:
         url = f"{service.url}/api/v1/auth/register"
         body = {"email": "anna@example.com", "password": PASSWORD}
