@@ -102,6 +102,13 @@ class RedisServer:
             raise RedisAway
         return connection
 
+    async def connect_to_tell(self, name: str) -> RedisConnection:
+        """Like `connect`, but also while the breaker is open, if who holds the key is there.
+
+        This process may not trust what it would read there yet; others may read it.
+        """
+        return self._holder(name) or await self.connect(name)
+
     async def connect_anyway(self, name: str) -> RedisConnection:
         """Like `connect`, whatever the breaker says."""
         connection = self._holder(name)
@@ -249,7 +256,7 @@ class Cache:
 
     async def forget(self, keys: Sequence[str]) -> None:
         """Remove the values of `keys`; raise RedisAway where Redis cannot be told."""
-        await _delete(self._server.connect, keys)
+        await _delete(self._server.connect_to_tell, keys)
 
     async def forget_anyway(self, keys: Sequence[str]) -> None:
         """Like `forget`, whatever the breaker says; without keys, only ask for a sign of life."""

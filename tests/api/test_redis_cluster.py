@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from service import cache as caching
 from service.api.keys import REDIS
-from service.cache import BELIEF_SECONDS, SETTLING_SECONDS, RedisServer
+from service.cache import BELIEF_SECONDS, SETTLING_SECONDS, Cache, RedisServer
 from service.domain.clock import utc_now
 from service.rate_limits import RateLimiter
 from service.redis_connection import TIMEOUT_SECONDS, RedisAway
@@ -268,6 +268,21 @@ async def test_a_new_holder_is_not_used_while_another_process_may_use_the_one_be
     server.resume()
     assert server.away
     await server.close()
+
+
+@pytest.mark.usefixtures("settled_soon")
+async def test_what_a_process_removes_before_it_uses_the_nodes_is_removed_for_others(
+    cluster: Settings,
+) -> None:
+    """One that has just started: its first writes must not wait for a job to be seen."""
+    async with open_cache(cluster.redis_url) as (cache, _):
+        assert await cache.read_through("kind:1", loading(b"old")) == b"old"
+        started_now = RedisServer(cluster.redis_url)
+        await started_now.ask()
+        assert started_now.away
+        await Cache(started_now, utc_now).forget(["kind:1"])
+        assert await cache.read_through("kind:1", loading(b"new")) == b"new"
+        await started_now.close()
 
 
 async def test_what_the_nodes_have_said_is_not_believed_for_ever(
