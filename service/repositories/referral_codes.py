@@ -79,6 +79,9 @@ IS_LIVE: Final = """
     )
 """
 
+# `was_there` is of the statement's snapshot: a code that is there, but is not ended, was ended by
+# another transaction first, for which this one waited. That may have put a new code in its place,
+# which the statement does not see.
 END_OF_OWNER: Final = """
     WITH ended AS (
         UPDATE referral_codes c
@@ -94,8 +97,10 @@ END_OF_OWNER: Final = """
           FROM ended
          WHERE email_key IS NOT NULL
     )
-    SELECT expires_at, email_key
-      FROM ended
+    SELECT e.expires_at, e.email_key, was_there
+      FROM (SELECT EXISTS (SELECT FROM referral_codes WHERE owner_id = $1 AND ended_at IS NULL)
+           ) AS snapshot (was_there)
+      LEFT JOIN ended e ON true
 """
 
 # Two ways to take a code. With `max_uses` the row is updated, so that registrations queue and the
@@ -192,7 +197,7 @@ class ReferralCodeRepository:
         }
 
     async def lock_owner(self, owner_id: UUID) -> None:
-        """Let one replacement or deletion of an owner's code at a time go on until it commits."""
+        """Let one replacement of an owner's code at a time go on until it commits."""
         await self._connection.fetchval(LOCK_OWNER, owner_id)
 
     async def end_of_owner(
@@ -202,8 +207,13 @@ class ReferralCodeRepository:
 
         `key` is how the cache key begins that a job is to forget. None if there is nothing to end.
         """
-        row = await self._connection.fetchrow(END_OF_OWNER, owner_id, now, uuid7(), key)
-        return None if row is None else (row["expires_at"] > now, row["email_key"])
+        while True:
+            row = await self._connection.fetchrow(END_OF_OWNER, owner_id, now, uuid7(), key)
+            assert row is not None
+            if row["expires_at"] is not None:
+                return row["expires_at"] > now, row["email_key"]
+            if not row["was_there"]:
+                return None
 
     async def take(self, code: str, now: datetime) -> TakenReferralCode | None:
         """Count one use of a live code towards `max_uses`; return it, or None if none lives."""

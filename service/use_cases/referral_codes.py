@@ -94,11 +94,6 @@ class ReferralCodes:
         now = self._clock()
         async with self._database.reading() as repositories:
             ended = await repositories.referral_codes.end_of_owner(owner_id, now, CODE_KEY)
-        if ended is None:
-            # Or a replacement has ended it meanwhile, and its new code was not to be seen yet.
-            async with self._database.transaction() as repositories:
-                await repositories.referral_codes.lock_owner(owner_id)
-                ended = await repositories.referral_codes.end_of_owner(owner_id, now, CODE_KEY)
         was_live, email_key = ended or (False, None)
         await self._forgetting.forget([code_key(email_key)] if email_key else [])
         if not was_live:

@@ -213,8 +213,8 @@ async def test_a_deletion_beside_replacements_finds_a_live_code(
 async def test_a_deletion_that_waits_for_a_replacement_deletes_the_new_code(
     api: Api, settings: Settings, anna: Person
 ) -> None:
-    """Its statement finds the old code ended, and does not see the new one: without a second look
-    under the owner's lock it would say that there is none."""
+    """Its statement finds the old code ended, and does not see the new one: without another look it
+    would say that there is none."""
     await api.put("/referral-code", DAYS, by=anna)
     replacing = await asyncpg.connect(settings.database_url)
     try:

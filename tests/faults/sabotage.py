@@ -121,13 +121,7 @@ SABOTAGES: Final = [
     Sabotage(
         "a deletion does not look again",
         SLOW,
-        (
-            (
-                CODES,
-                "        if ended is None:\n            # Or",
-                "        if False:\n            # Or",
-            ),
-        ),
+        ((CODES_SQL, 'if not row["was_there"]', "if True"),),
     ),
     Sabotage(
         "user and referral in two transactions",

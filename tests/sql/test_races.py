@@ -46,6 +46,10 @@ LIFE = timedelta(days=7)
 HASH = "$a hash$"
 
 
+class Undone(Exception):
+    """Has a transaction rolled back."""
+
+
 async def new_user(repositories: Repositories) -> UUID:
     user_id = uuid7()
     await repositories.users.add(user_id, parse_email(new_email()), HASH, Role.USER, NOW)
@@ -169,6 +173,36 @@ async def test_a_deletion_waits_for_an_open_registration(
         deletion = await until_blocked(database, delete(transactions, code))
     assert await deletion
     assert await take(transactions, code) is None
+
+
+async def test_a_deletion_finds_the_code_however_often_it_is_replaced(
+    transactions: Database,
+) -> None:
+    """There is one at each instant, because the deletions are rolled back; but the one that a
+    deletion sees may have been replaced when it gets to it, and so again and again."""
+    code = await new_code(transactions)
+    wish = ReferralCodeWish(expires_at=NOW + LIFE)
+    deletions = 0
+
+    async def replace_it() -> None:
+        while deletions < 150:
+            with suppress(LiveReferralCodeExists):
+                async with transactions.reading() as repositories:
+                    other = issue_referral_code(code.owner_id, wish, NOW)
+                    await repositories.referral_codes.add(other, CODE_KEY, replacing=True)
+
+    async def delete_it() -> None:
+        nonlocal deletions
+        while deletions < 150:
+            deletions += 1
+            with suppress(Undone):
+                async with transactions.transaction() as repositories:
+                    assert await repositories.referral_codes.end_of_owner(
+                        code.owner_id, NOW, CODE_KEY
+                    )
+                    raise Undone
+
+    await asyncio.gather(delete_it(), *(replace_it() for _ in range(3)))
 
 
 @pytest.mark.parametrize("max_uses", [None, 5], ids=["unlimited", "limited"])
