@@ -469,7 +469,7 @@ async def _verdict(built: World, load: Load) -> list[str]:
 
 
 Run = Callable[[World, int], Coroutine[Any, Any, list[str]]]
-LONGEST: Final = 6000
+LONGEST: Final = 600
 """Characters of a violation that are shown."""
 RUNS: Final[dict[str, Run]] = {"failover": failover, "upgrade": upgrade}
 
