@@ -14,6 +14,8 @@ from marshmallow import Schema, fields
 from service.domain.idempotency import Answer
 
 JSON: Final = "application/json"
+# Made once: json.dumps makes one for each document unless it is of the usual kind.
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 
 
 class PageSchema(Schema):
@@ -31,7 +33,7 @@ class PageSchema(Schema):
 
 def to_json(document: Any) -> bytes:
     """Return the document as it is sent."""
-    return json.dumps(document, separators=(",", ":")).encode()
+    return _ENCODER.encode(document).encode()
 
 
 def answer(schema: Schema, thing: Any, status: int = 200) -> Answer:

@@ -47,7 +47,7 @@ STATUS_OF_KIND: Final[Mapping[type[ServiceError], HTTPStatus]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ProblemType:
     """What every problem of one code has in common."""
 
