@@ -1,6 +1,7 @@
 """The connection that all requests share: each gets its own reply, or is told of none."""
 
 import asyncio
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
@@ -10,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -153,6 +155,29 @@ async def test_a_slow_call_does_not_hide_behind_quick_ones(
     with pytest.raises(RedisAway):
         await redis.call(("ECHO", "word"))
     assert TIMEOUT_SECONDS * 0.9 <= time.perf_counter() - started < TIMEOUT_SECONDS * 2
+
+
+def test_a_process_that_was_held_up_does_not_blame_redis(settings: Settings) -> None:
+    """With uvloop, in the middle of reading: then the timers come before what has arrived since."""
+
+    async def be_held_up() -> None:
+        server = RedisServer(settings.redis_url)
+        await server.ask()
+        server.resume()
+        redis = await server.connect("key")
+        reader, writer = socket.socketpair()
+        with reader, writer:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(reader, lambda: time.sleep(len(reader.recv(1)) * TIMEOUT_SECONDS * 2))
+            call = redis.call(("BLPOP", "nothing", "0.05"))  # not answered at once
+            writer.send(b".")
+            assert await call == [None]
+            loop.remove_reader(reader)
+        assert not server.away
+        await server.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(be_held_up())
 
 
 async def test_an_error_reply_is_a_failure(server: RedisServer) -> None:
