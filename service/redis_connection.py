@@ -7,6 +7,7 @@ to answer at all. redis-py still reads the URL and makes the TLS context; hiredi
 """
 
 import asyncio
+import functools
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, cast
@@ -68,8 +69,6 @@ class RedisConnection(asyncio.Protocol):
         self._replies: list[Any] = []
         """Those of the first call that have come."""
         self._watch: asyncio.TimerHandle | None = None
-        self._is_late = False
-        """Whether the oldest call had waited for too long when it was last looked."""
         self._transport: asyncio.WriteTransport | None = None
 
     async def greet(self, options: dict[str, Any]) -> None:
@@ -156,21 +155,20 @@ class RedisConnection(asyncio.Protocol):
         self._busy = len(self._unsent) > FEW
         self._unsent.clear()
 
-    def _check(self) -> None:
+    def _check(self, *, for_the_last_time: bool = False) -> None:
         """Fail if the oldest call has waited too long; else look again when it will have."""
         self._watch = None
-        was_late, self._is_late = self._is_late, False
         if not self._calls:
             return
         due = self._calls[0][2] + TIMEOUT_SECONDS
         if self._loop.time() < due:
             self._watch = self._loop.call_at(due, self._check)
-        elif was_late:
+        elif for_the_last_time:
             self._fail("Redis did not answer in time.")
         else:
             # If it was this process that was held up, the replies may be there and not read yet.
-            self._is_late = True
-            self._watch = self._loop.call_later(LAST_CHANCE_SECONDS, self._check)
+            last_check = functools.partial(self._check, for_the_last_time=True)
+            self._watch = self._loop.call_later(LAST_CHANCE_SECONDS, last_check)
 
     def _fail(self, reason: str) -> None:
         if not self.is_closed:
