@@ -15,6 +15,7 @@ from service.api import keys
 from service.api.health import close_when_stopping
 from service.api.mailbox import MAILBOX_ROUTES
 from service.api.middleware import around_every_request
+from service.api.origin import current_origin
 from service.api.overload import Overload
 from service.api.providers import callback_url
 from service.api.rate_limits import LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION
@@ -27,6 +28,7 @@ from service.domain.errors import Unavailable
 from service.domain.jobs import JobKind
 from service.domain.oauth import Client
 from service.domain.scopes import Scope
+from service.domain.security_events import Origin
 from service.metrics import measure_requests
 from service.passwords import PasswordHasher
 from service.providers import make_provider
@@ -49,6 +51,7 @@ from service.use_cases.mails import Mails
 from service.use_cases.oauth import OAuth, OAuthClients
 from service.use_cases.referral_codes import ReferralCodes
 from service.use_cases.referrals import Referrals
+from service.use_cases.security_events import SecurityEvents
 from service.use_cases.sessions import Sessions
 from service.use_cases.users import Users
 
@@ -101,7 +104,8 @@ async def users_alone(settings: Settings) -> AsyncIterator[Users]:
         stack.callback(hasher.close)
         forgetting = Forgetting(postgresql, Cache(redis, utc_now), redis)
         jobs = _jobs(postgresql, settings, utc_now)
-        yield _users(postgresql, forgetting, jobs, hasher, utc_now, settings)
+        events = SecurityEvents(postgresql, utc_now, Origin, settings.hash_key)
+        yield _users(postgresql, forgetting, jobs, hasher, events, utc_now, settings)
 
 
 @asynccontextmanager
@@ -210,6 +214,7 @@ def _users(
     forgetting: Forgetting,
     jobs: Jobs,
     hasher: PasswordHasher,
+    events: SecurityEvents,
     clock: Clock,
     settings: Settings,
 ) -> Users:
@@ -218,6 +223,7 @@ def _users(
         forgetting,
         jobs,
         hasher,
+        events,
         clock,
         password_min_length=settings.password_min_length,
         hash_key=settings.hash_key,
@@ -241,13 +247,14 @@ async def _open(
     cache = Cache(redis, clock)
     forgetting = Forgetting(postgresql, cache, redis)
     jobs = _jobs(postgresql, settings, clock)
+    events = SecurityEvents(postgresql, clock, current_origin, settings.hash_key)
     app[keys.DATABASE] = postgresql
     app[keys.JOBS] = jobs
     app[keys.REDIS] = redis
     app[keys.HASHER] = hasher
     app[keys.RATE_LIMITER] = RateLimiter(redis, clock)
     app[keys.REFUSALS] = Refusals(postgresql, clock)
-    app[keys.USERS] = _users(postgresql, forgetting, jobs, hasher, clock, settings)
+    app[keys.USERS] = _users(postgresql, forgetting, jobs, hasher, events, clock, settings)
     app[keys.SESSIONS] = Sessions(
         postgresql,
         cache,
@@ -256,11 +263,14 @@ async def _open(
         hasher,
         AccessTokens(settings.signing_keys, settings.public_url, settings.access_token_ttl),
         RefreshTokens(settings.refresh_token_keys),
+        events,
         clock,
         lifetime=settings.refresh_token_ttl,
         password_min_length=settings.password_min_length,
     )
-    app[keys.OAUTH] = OAuth(postgresql, app[keys.SESSIONS], clock, _built_in_clients(settings))
+    app[keys.OAUTH] = OAuth(
+        postgresql, app[keys.SESSIONS], events, clock, _built_in_clients(settings)
+    )
     http = await stack.enter_async_context(open_http_client())
     app[keys.IDENTITIES] = Identities(
         postgresql,
@@ -271,6 +281,7 @@ async def _open(
             of.name: make_provider(of, callback_url(settings, of.name), http, clock)
             for of in settings.providers
         },
+        events,
         clock,
     )
     app[keys.MAIL_TOKENS] = MailTokens(
@@ -279,6 +290,7 @@ async def _open(
         jobs,
         app[keys.USERS],
         hasher,
+        events,
         clock,
         password_min_length=settings.password_min_length,
     )
@@ -286,6 +298,7 @@ async def _open(
     app[keys.ENRICHMENTS] = _enrichments(postgresql, http, settings, clock)
     app[keys.REFERRAL_CODES] = ReferralCodes(postgresql, cache, forgetting, clock)
     app[keys.REFERRALS] = Referrals(postgresql)
+    app[keys.SECURITY_EVENTS] = events
 
     # Before the first request, so that what another process left to be forgotten is forgotten.
     with suppress(RedisAway, Unavailable):

@@ -31,6 +31,7 @@ from service.repositories.mail_tokens import MailTokenRepository
 from service.repositories.oauth_clients import OAuthClientRepository
 from service.repositories.referral_codes import ReferralCodeRepository
 from service.repositories.referrals import ReferralRepository
+from service.repositories.security_events import SecurityEventRepository
 from service.repositories.sessions import SessionRepository
 from service.repositories.sign_ins import SignInRepository
 from service.repositories.users import UserRepository
@@ -90,10 +91,19 @@ _GONE: Final = (
 class Repositories:
     """All repositories, on one connection. Each is made where it is used: mostly that is one."""
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_callbacks", "_connection")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._callbacks: list[Callable[[], None]] = []
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when what was done has been committed; never if it was rolled back."""
+        self._callbacks.append(callback)
+
+    def committed(self) -> None:
+        for callback in self._callbacks:
+            callback()
 
     def savepoint(self) -> AbstractAsyncContextManager[object]:
         """Begin a part of the transaction that can be undone alone."""
@@ -136,6 +146,10 @@ class Repositories:
         return ReferralRepository(self._connection)
 
     @property
+    def security_events(self) -> SecurityEventRepository:
+        return SecurityEventRepository(self._connection)
+
+    @property
     def sessions(self) -> SessionRepository:
         return SessionRepository(self._connection)
 
@@ -169,13 +183,17 @@ class Database:
         """Commit when the block ends; roll back when it raises."""
         async with self._connection() as connection, connection.transaction():
             with _silence_given_up(connection):  # or the rollback would wait for it too
-                yield Repositories(connection)
+                repositories = Repositories(connection)
+                yield repositories
+        repositories.committed()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Repositories]:
         """Run each statement of the block by itself: for reads, which need no transaction."""
         async with self._connection() as connection:
-            yield Repositories(connection)
+            repositories = Repositories(connection)
+            yield repositories
+        repositories.committed()
 
     async def read(self, read: Callable[[Repositories], Awaitable[T]]) -> T:
         """Return what `read` returns, which runs each statement by itself."""

@@ -22,6 +22,7 @@ from service.use_cases.mail_tokens import MailTokens
 from service.use_cases.oauth import OAuth
 from service.use_cases.referral_codes import ReferralCodes
 from service.use_cases.referrals import Referrals
+from service.use_cases.security_events import SecurityEvents
 from service.use_cases.sessions import Sessions
 from service.use_cases.users import Users
 
@@ -44,6 +45,7 @@ OAUTH: Final = web.AppKey("OAUTH", OAuth)
 SESSIONS: Final = web.AppKey("SESSIONS", Sessions)
 REFERRAL_CODES: Final = web.AppKey("REFERRAL_CODES", ReferralCodes)
 REFERRALS: Final = web.AppKey("REFERRALS", Referrals)
+SECURITY_EVENTS: Final = web.AppKey("SECURITY_EVENTS", SecurityEvents)
 
 ACCESS_LOG: Final = web.AppKey("ACCESS_LOG", AccessLog)
 

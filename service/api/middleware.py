@@ -24,6 +24,7 @@ from service.access_log import AccessLog
 from service.api.answers import WholeResponse
 from service.api.headers import add_headers_of_every_answer, lines_of_every_answer
 from service.api.keys import CONTEXT, DATABASE, SETTINGS, Context
+from service.api.origin import CURRENT_REQUEST
 from service.api.overload import Overload
 from service.api.problems import oauth_error_of, problem_of
 from service.domain.errors import Overloaded, ServiceError
@@ -74,6 +75,7 @@ def around_every_request(
         if request_id is None or not _REQUEST_ID.fullmatch(request_id):
             request_id = f"{process}{next(numbers):012x}"
         request[CONTEXT] = context = Context(request_id)
+        CURRENT_REQUEST.set(request)
         route = request.match_info.route
         # The template and not the path: a path holds e-mails.
         template = templates.get(route)

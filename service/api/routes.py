@@ -18,6 +18,7 @@ from service.api import (
     providers,
     referral_codes,
     referrals,
+    security_events,
     sessions,
     users,
 )
@@ -36,6 +37,7 @@ ROUTES: Final = [
     web.post(f"{API}/auth/register", users.register),
     web.get(f"{API}/users/me", users.show_me),
     web.delete(f"{API}/users/me", users.erase_me),
+    web.get(f"{API}/users/me/activity", security_events.list_activity),
     web.post(f"{API}/auth/login", sessions.log_in),
     web.post(f"{API}/auth/refresh", sessions.refresh),
     web.post(f"{API}/auth/logout", sessions.log_out),

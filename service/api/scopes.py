@@ -9,6 +9,7 @@ from service.domain.scopes import Scope
 SCOPE_OF: Final[Mapping[tuple[str, str], Scope]] = {
     ("GET", f"{API}/users/me"): Scope.PROFILE,
     ("DELETE", f"{API}/users/me"): Scope.PROFILE,
+    ("GET", f"{API}/users/me/activity"): Scope.PROFILE,
     ("GET", f"{API}/users/me/enrichment"): Scope.PROFILE,
     ("POST", f"{API}/auth/email/change"): Scope.PROFILE,
     ("GET", f"{API}/email-verification/{{email}}"): Scope.PROFILE,

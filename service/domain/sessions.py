@@ -9,6 +9,8 @@ from service.domain.scopes import Scope
 from service.domain.users import Role
 
 RECENT: Final = timedelta(minutes=10)
+LONGEST_USER_AGENT: Final = 200
+"""In characters: what is kept of a User-Agent header."""
 FIRST_PARTY: Final = "first-party"
 """`client_id` of what signs in at /auth/login."""
 

@@ -28,6 +28,7 @@ from service.domain.sessions import Tokens
 from service.domain.users import User
 from service.providers import Provider
 from service.use_cases.forgetting import Forgetting
+from service.use_cases.security_events import SecurityEvents
 from service.use_cases.sessions import Sessions
 from service.use_cases.users import Users
 
@@ -50,6 +51,7 @@ class Identities:
         users: Users,
         sessions: Sessions,
         providers: Mapping[str, Provider],
+        events: SecurityEvents,
         clock: Clock,
     ) -> None:
         self._database = database
@@ -57,6 +59,7 @@ class Identities:
         self._users = users
         self._sessions = sessions
         self.providers = providers
+        self._events = events
         self._clock = clock
 
     @retried

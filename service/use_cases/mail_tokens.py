@@ -19,6 +19,7 @@ from service.passwords import PasswordHasher
 from service.use_cases.forgetting import Forgetting, code_key, session_key
 from service.use_cases.jobs import Jobs
 from service.use_cases.mails import mail_to_email, mail_to_new_email, mail_to_user
+from service.use_cases.security_events import SecurityEvents
 from service.use_cases.users import Users, jobs_about_email
 
 _CONFIRMING = (TokenPurpose.CONFIRM_EMAIL, TokenPurpose.CHANGE_EMAIL)
@@ -36,6 +37,7 @@ class MailTokens:
         jobs: Jobs,
         users: Users,
         hasher: PasswordHasher,
+        events: SecurityEvents,
         clock: Clock,
         *,
         password_min_length: int,
@@ -45,6 +47,7 @@ class MailTokens:
         self._jobs = jobs
         self._users = users
         self._hasher = hasher
+        self._events = events
         self._clock = clock
         self._password_min_length = password_min_length
 

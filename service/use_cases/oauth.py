@@ -25,6 +25,7 @@ from service.domain.oauth import (
 from service.domain.scopes import Scope, parse_scopes
 from service.domain.sessions import Session, Tokens
 from service.tokens import AccessToken
+from service.use_cases.security_events import SecurityEvents
 from service.use_cases.sessions import ScopeExceeded, Sessions
 
 log = logging.getLogger(__name__)
@@ -58,11 +59,13 @@ class OAuth:
         self,
         database: Database,
         sessions: Sessions,
+        events: SecurityEvents,
         clock: Clock,
         built_in: Mapping[str, Client],
     ) -> None:
         self._database = database
         self._sessions = sessions
+        self._events = events
         self._clock = clock
         self._built_in = built_in
 

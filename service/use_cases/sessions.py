@@ -23,15 +23,23 @@ from service.domain.mails import MailKind
 from service.domain.pages import Cursor, Page
 from service.domain.passwords import check_password
 from service.domain.scopes import Scope, scopes_of
-from service.domain.sessions import FIRST_PARTY, Caller, Credentials, Session, Tokens
+from service.domain.security_events import SecurityEvent
+from service.domain.sessions import (
+    FIRST_PARTY,
+    LONGEST_USER_AGENT,
+    Caller,
+    Credentials,
+    Session,
+    Tokens,
+)
 from service.domain.users import Role, parse_email
 from service.passwords import PasswordHasher
 from service.tokens import LEEWAY, AccessToken, AccessTokens, RefreshTokens
 from service.use_cases.forgetting import Forgetting, session_key
 from service.use_cases.jobs import Jobs
 from service.use_cases.mails import mail_to_user
+from service.use_cases.security_events import SecurityEvents
 
-LONGEST_USER_AGENT: Final = 200
 GRACE: Final = timedelta(seconds=10)
 log = logging.getLogger(__name__)
 
@@ -52,6 +60,7 @@ class Sessions:
         hasher: PasswordHasher,
         access_tokens: AccessTokens,
         refresh_tokens: RefreshTokens,
+        events: SecurityEvents,
         clock: Clock,
         *,
         lifetime: timedelta,
@@ -64,6 +73,7 @@ class Sessions:
         self._hasher = hasher
         self._access_tokens = access_tokens
         self._refresh_tokens = refresh_tokens
+        self._events = events
         self._clock = clock
         self._lifetime = lifetime
         self._password_min_length = password_min_length
@@ -78,7 +88,7 @@ class Sessions:
         """Begin a session; raise InvalidCredentials, or AccountDisabled if they are right."""
         credentials = await self.check_password(email, password)
         async with self._database.transaction() as repositories:
-            return await self.open(
+            tokens = await self.open(
                 repositories,
                 credentials.user_id,
                 credentials.role,
@@ -86,6 +96,14 @@ class Sessions:
                 user_agent=user_agent,
                 password_hash=credentials.password_hash,
             )
+            await self._events.record(
+                repositories,
+                SecurityEvent.SIGN_IN_SUCCEEDED,
+                credentials.user_id,
+                self._clock(),
+                reason="password",
+            )
+            return tokens
 
     @retried
     async def check_password(self, email: str, password: str) -> Credentials:
@@ -105,8 +123,17 @@ class Sessions:
         if not verified or credentials is None or credentials.awaits_confirmation:
             # The one like the other: where e-mails have to be confirmed, nobody learns here
             # whether an e-mail had an account before it was registered with this password.
+            reason = (
+                "unknown-email"
+                if credentials is None
+                else "email-not-confirmed"
+                if verified
+                else "wrong-password"
+            )
+            await self._events.record_failed_sign_in(email_key, reason)
             raise InvalidCredentials
         if credentials.disabled:
+            await self._events.record_failed_sign_in(email_key, "account-disabled")
             raise AccountDisabled
         if new_hash is not None:
             async with self._database.transaction() as repositories:

@@ -36,6 +36,7 @@ from service.use_cases.forgetting import CODE_KEY, Forgetting, code_key, session
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.jobs import Jobs
 from service.use_cases.mails import mail_to_email
+from service.use_cases.security_events import SecurityEvents
 
 USE_SLOTS: Final = 16
 """How many registrations with one unlimited code can be counted at the same instant."""
@@ -60,6 +61,7 @@ class Users:
         forgetting: Forgetting,
         jobs: Jobs,
         hasher: PasswordHasher,
+        events: SecurityEvents,
         clock: Clock,
         *,
         password_min_length: int,
@@ -70,6 +72,7 @@ class Users:
         self._forgetting = forgetting
         self._jobs = jobs
         self._hasher = hasher
+        self._events = events
         self._clock = clock
         self._password_min_length = password_min_length
         self._hash_key = hash_key
@@ -238,6 +241,7 @@ class Users:
             await repositories.identities.delete_of_user(user_id)
             await repositories.enrichments.delete_of_user(user_id)
             await repositories.mail_tokens.delete_of_user(user_id)
+            await repositories.security_events.delete_of_user(user_id)
             await repositories.idempotency_keys.delete_of_user(user_id)
             await repositories.jobs.delete_parked_of_user(user_id, locked[0].key)
             old_keys = [code_key(locked[0].key), *map(session_key, ended)]

@@ -1,0 +1,41 @@
+"""What happened to the caller's account: sign-ins, failed ones, sessions ended, changes."""
+
+from aiohttp import web
+from aiohttp_apispec import docs, querystring_schema, response_schema
+from marshmallow import Schema, fields
+
+from service.api.answers import PageSchema, respond
+from service.api.authentication import current_user
+from service.api.keys import SECURITY_EVENTS
+from service.api.requests import Moment, PageQuery, read_page
+
+
+class ActivitySchema(Schema):
+    event = fields.String(metadata={"example": "sign_in.succeeded"})
+    at = Moment(attribute="occurred_at")
+    address = fields.String(
+        allow_none=True,
+        metadata={"description": "The client's /24 or /64.", "example": "203.0.113.0/24"},
+    )
+    user_agent = fields.String(allow_none=True)
+
+
+class ActivitiesSchema(PageSchema):
+    items = fields.List(fields.Nested(ActivitySchema))
+
+
+ACTIVITIES_SCHEMA = ActivitiesSchema()
+
+
+@docs(
+    tags=["Accounts"],
+    summary="List my account's activity",
+    description="Sign-ins and failed ones, sessions ended, identities linked, password and email "
+    "address changed: the last 90 days, newest first.",
+)
+@querystring_schema(PageQuery)
+@response_schema(ActivitiesSchema, 200, description="A page of what happened.")
+async def list_activity(request: web.Request) -> web.Response:
+    caller = await current_user(request)
+    page = await request.app[SECURITY_EVENTS].page(caller.user_id, *read_page(request))
+    return respond(ACTIVITIES_SCHEMA, page)

@@ -1,0 +1,95 @@
+"""The SQL of security events."""
+
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from uuid6 import uuid7
+
+from service.domain.pages import Cursor
+from service.domain.security_events import Activity, Origin, SecurityEvent
+from service.repositories.connection import Connection
+
+INSERT: Final = """
+    INSERT INTO security_events
+           (security_event_id, user_id, event, occurred_at, address, user_agent)
+    VALUES ($1, $2, $3, $4, $5, $6)
+"""
+
+# One row whether or not there is such an account: the time must not say which.
+INSERT_FAILED_SIGN_IN: Final = """
+    INSERT INTO security_events
+           (security_event_id, user_id, event, occurred_at, address, user_agent)
+    SELECT $1, (SELECT user_id FROM users WHERE email_key = $2), $3, $4, $5, $6
+    RETURNING user_id
+"""
+
+NEWEST: Final = """
+    SELECT security_event_id, event, occurred_at, address, user_agent
+      FROM security_events
+     WHERE user_id = $1
+       AND occurred_at > $2
+       AND (occurred_at, security_event_id)
+           < (coalesce($4::timestamptz, 'infinity'), coalesce($5::uuid, $6))
+     ORDER BY occurred_at DESC, security_event_id DESC
+     LIMIT $3
+"""
+
+DELETE_OF_USER: Final = """
+    DELETE FROM security_events
+     WHERE user_id = $1
+"""
+
+DELETE_OLD: Final = """
+    DELETE FROM security_events
+     WHERE security_event_id IN (
+        SELECT security_event_id FROM security_events
+         WHERE occurred_at <= $1 ORDER BY occurred_at LIMIT 1000
+     )
+"""
+_LAST_ID: Final = UUID(int=2**128 - 1)
+
+
+class SecurityEventRepository:
+    """Security events, one statement a method."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def add(
+        self, event: SecurityEvent, user_id: UUID | None, origin: Origin, now: datetime
+    ) -> None:
+        """Store the event; `user_id` None is a failed sign-in to no account."""
+        await self._connection.execute(
+            INSERT, uuid7(), user_id, event, now, origin.address, origin.user_agent
+        )
+
+    async def add_failed_sign_in(
+        self, email_key: str, origin: Origin, now: datetime
+    ) -> UUID | None:
+        """Store a failed sign-in; return the account that has the email address, if any has."""
+        user_id: UUID | None = await self._connection.fetchval(
+            INSERT_FAILED_SIGN_IN,
+            uuid7(),
+            email_key,
+            SecurityEvent.SIGN_IN_FAILED,
+            now,
+            origin.address,
+            origin.user_agent,
+        )
+        return user_id
+
+    async def newest(
+        self, user_id: UUID, since: datetime, limit: int, behind: Cursor | None
+    ) -> list[Activity]:
+        """Return up to `limit` of the user's events later than `since`, newest first."""
+        at, row_id = (behind.at, behind.row_id) if behind else (None, None)
+        rows = await self._connection.fetch(NEWEST, user_id, since, limit, at, row_id, _LAST_ID)
+        return [Activity(**row) for row in rows]
+
+    async def delete_of_user(self, user_id: UUID) -> None:
+        await self._connection.execute(DELETE_OF_USER, user_id)
+
+    async def delete_old(self, before: datetime) -> None:
+        """Delete up to 1,000 events that are older."""
+        await self._connection.execute(DELETE_OLD, before)

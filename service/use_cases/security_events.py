@@ -1,0 +1,91 @@
+"""Security events: a log line for operators, and a row for the owner of the account."""
+
+import hmac
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from functools import partial
+from typing import Final
+from uuid import UUID
+
+from service.database import Database, Repositories
+from service.domain.clock import Clock
+from service.domain.pages import Cursor, Page
+from service.domain.security_events import KEPT_FOR, Activity, Origin, SecurityEvent
+
+_WARNINGS: Final = frozenset(
+    {
+        SecurityEvent.SIGN_IN_FAILED,
+        SecurityEvent.REFRESH_TOKEN_REUSED,
+        SecurityEvent.AUTHORIZATION_CODE_REUSED,
+    }
+)
+log = logging.getLogger("service.security")
+
+
+def log_event(event: SecurityEvent, origin: Origin, **about: str | None) -> None:
+    """Log an event: its name, where it came from, and what it is about."""
+    log.log(
+        logging.WARNING if event in _WARNINGS else logging.INFO,
+        event.value,
+        extra={**about, "address": origin.address, "request_id": origin.request_id},
+    )
+
+
+class SecurityEvents:
+    """Records what happens to accounts. `origin` returns where the present request came from."""
+
+    def __init__(
+        self, database: Database, clock: Clock, origin: Callable[[], Origin], hash_key: bytes
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._origin = origin
+        self._hash_key = hash_key
+
+    async def record(
+        self,
+        repositories: Repositories,
+        event: SecurityEvent,
+        user_id: UUID,
+        now: datetime,
+        *,
+        reason: str | None = None,
+    ) -> None:
+        """Store the event for the account's owner in the caller's transaction.
+
+        Its log line follows the commit: what was rolled back has not happened.
+        """
+        await repositories.security_events.add(event, user_id, self._origin(), now)
+        repositories.after_commit(partial(self.log, event, user_id, reason=reason))
+
+    async def record_failed_sign_in(self, email_key: str, reason: str) -> None:
+        """Store and log a failed sign-in, whether or not the email address has an account."""
+        async with self._database.reading() as repositories:
+            user_id = await repositories.security_events.add_failed_sign_in(
+                email_key, self._origin(), self._clock()
+            )
+        self.log(SecurityEvent.SIGN_IN_FAILED, user_id or email_key, reason=reason)
+
+    def log(
+        self, event: SecurityEvent, account: UUID | str | None, *, reason: str | None = None
+    ) -> None:
+        """Log an event at once. `account` is the user's id, or the email key of no account."""
+        log_event(
+            event,
+            self._origin(),
+            account=None if account is None else self.account_hash(account),
+            reason=reason,
+        )
+
+    def account_hash(self, account: UUID | str) -> str:
+        """Return what stands for an account in the log: nobody without the key knows whose."""
+        return hmac.digest(self._hash_key, f"account {account}".encode(), "sha256").hex()[:16]
+
+    async def page(self, user_id: UUID, limit: int, behind: Cursor | None) -> Page[Activity]:
+        """Return a page of what happened to the account in the last 90 days, newest first."""
+        since = self._clock() - KEPT_FOR
+        events = await self._database.listing(
+            lambda stored: stored.security_events.newest(user_id, since, limit + 1, behind)
+        )
+        return Page.of(events, limit, lambda last: Cursor(last.occurred_at, last.security_event_id))
