@@ -16,6 +16,11 @@ INSERT: Final = """
     VALUES ($1, $2, $3, $4, $5)
 """
 
+DELETE: Final = """
+    DELETE FROM referrals
+     WHERE user_id = $1
+"""
+
 # LIMIT stays a number of the whole statement: PostgreSQL plans for few rows if it knows that.
 NEWEST_OF_SEVERAL: Final = """
     SELECT wanted.place, page.user_id, page.email, page.registered_at, page.code
@@ -48,6 +53,10 @@ class ReferralRepository:
         """Store who referred the user; raise ReferralCodeUnusable if the e-mail once was."""
         with on_violation({"referrals_email_referred_once": ReferralCodeUnusable}):
             await self._connection.execute(INSERT, user_id, referrer_id, code, now, email_hash)
+
+    async def delete(self, user_id: UUID) -> None:
+        """Forget who referred the user."""
+        await self._connection.execute(DELETE, user_id)
 
     async def newest_of_several(
         self, wanted: Sequence[tuple[UUID, Cursor | None]], limit: int

@@ -94,6 +94,15 @@ FIND_EMAIL_KEY: Final = """
      WHERE user_id = $1
 """
 
+IS_UNCONFIRMED: Final = """
+    SELECT EXISTS (
+        SELECT FROM users
+         WHERE user_id = $1
+           AND email_confirmed_at IS NULL
+           AND erased_at IS NULL
+    )
+"""
+
 REPLACE_HASH: Final = """
     UPDATE users
        SET password_hash = $3
@@ -238,6 +247,11 @@ class UserRepository:
         """Return the e-mail key of an account that is not erased."""
         key: str | None = await self._connection.fetchval(FIND_EMAIL_KEY, user_id)
         return key
+
+    async def is_unconfirmed(self, user_id: UUID) -> bool:
+        """Return whether the account has an email address that was never confirmed."""
+        found: bool = await self._connection.fetchval(IS_UNCONFIRMED, user_id)
+        return found
 
     async def replace_password_hash(self, user_id: UUID, old: str, new: str) -> bool:
         """Store `new` where the hash is still `old`; return whether it was."""

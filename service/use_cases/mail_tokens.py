@@ -13,6 +13,7 @@ from service.domain.jobs import JobKind
 from service.domain.mails import MailKind, MailToken, TokenPurpose
 from service.domain.oauth import hash_secret
 from service.domain.passwords import check_password
+from service.domain.security_events import SecurityEvent
 from service.domain.sessions import Caller
 from service.domain.users import Email, parse_email
 from service.passwords import PasswordHasher
@@ -139,18 +140,25 @@ class MailTokens:
         now = self._clock()
         async with self._database.transaction() as repositories:
             taken = await repositories.mail_tokens.take(token_hash, _RESETTING, now)
-            locked = await repositories.users.lock(user_id)
-            if taken is None or locked is None or locked[0].key != taken.email.key:
+            if taken is None:
+                raise TokenUnusable
+            reclaimed = await self._users.reclaim(repositories, user_id, now)
+            if reclaimed is not None:
+                email, old_keys = reclaimed
+            else:
+                locked = await repositories.users.lock(user_id)
+                if locked is None:
+                    raise TokenUnusable
+                email = locked[0]
+                ended = await repositories.sessions.end_all_but(user_id, None, now)
+                await repositories.authorization_codes.delete_of_user(user_id)
+                await repositories.mail_tokens.delete_of_user(user_id)
+                old_keys = [session_key(session_id) for session_id in ended]
+                await self._forgetting.plan(repositories, old_keys, now)
+            if email.key != taken.email.key:
                 raise TokenUnusable
             await repositories.users.set_password_hash(user_id, password_hash)
-            await repositories.users.confirm_email(user_id, taken.email.key, now)
-            if not locked[1]:
-                await repositories.identities.delete_of_user(user_id)
-            ended = await repositories.sessions.end_all_but(user_id, None, now)
-            await repositories.authorization_codes.delete_of_user(user_id)
-            await repositories.mail_tokens.delete_of_user(user_id)
-            old_keys = [session_key(session_id) for session_id in ended]
-            await self._forgetting.plan(repositories, old_keys, now)
+            await repositories.users.confirm_email(user_id, email.key, now)
+            await self._events.record(repositories, SecurityEvent.PASSWORD_RESET, user_id, now)
             await self._jobs.plan(repositories, mail_to_user(MailKind.PASSWORD_CHANGED, user_id))
         await self._forgetting.forget(old_keys)
-        log.info("password reset: %s", user_id)

@@ -29,6 +29,7 @@ from service.domain.mails import MailKind
 from service.domain.pages import Cursor, Page
 from service.domain.passwords import check_password
 from service.domain.referral_codes import normalise_code
+from service.domain.security_events import SecurityEvent
 from service.domain.sessions import Caller
 from service.domain.users import Email, Role, User, parse_email
 from service.passwords import PasswordHasher
@@ -248,6 +249,36 @@ class Users:
             await self._forgetting.plan(repositories, old_keys, now)
         await self._forgetting.forget(old_keys)
         log.info("user erased: %s", user_id)
+
+    async def reclaim(
+        self, repositories: Repositories, user_id: UUID, now: datetime
+    ) -> tuple[Email, list[str]] | None:
+        """Give an account whose email address was never confirmed to the owner of the address.
+
+        What a stranger may have put there ends, in the caller's transaction: password, identities,
+        sessions, grants, mailed tokens, the live code, and the account's own referral. The caller
+        has proved that the owner is there, and gives the account its new way in. Returns the email
+        address, locked, and the cache keys that became old; None where the address is confirmed
+        or the account erased: then nothing has ended.
+        """
+        if not await repositories.users.is_unconfirmed(user_id):
+            return None
+        # The code before its owner: registrations lock them in this order too.
+        await repositories.referral_codes.end_of_owner(user_id, now, CODE_KEY)
+        locked = await repositories.users.lock(user_id)
+        if locked is None or locked[1]:
+            raise TransactionConflict  # confirmed or erased since: the code is to live on
+        email = locked[0]
+        await repositories.users.set_password_hash(user_id, None)
+        await repositories.referrals.delete(user_id)
+        await repositories.identities.delete_of_user(user_id)
+        await repositories.authorization_codes.delete_of_user(user_id)
+        await repositories.mail_tokens.delete_of_user(user_id)
+        ended = await repositories.sessions.end_all_but(user_id, None, now)
+        old_keys = [code_key(email.key), *map(session_key, ended)]
+        await self._forgetting.plan(repositories, old_keys, now)
+        await self._events.record(repositories, SecurityEvent.ACCOUNT_RECLAIMED, user_id, now)
+        return email, old_keys
 
     async def prove(self, caller: Caller, password: str | None) -> str | None:
         """Return the hash of the caller's password, which has proved who makes the request.

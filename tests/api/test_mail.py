@@ -935,3 +935,42 @@ async def test_a_password_of_ours_goes_to_no_other_machine_in_the_clear(
                     await asyncio.sleep(0.02)
         assert smtp.connections > 0
         assert smtp.mails == []
+
+
+async def test_the_first_reset_of_an_unconfirmed_account_ends_what_a_stranger_has_put_there(
+    api: Api, smtp: SmtpServer
+) -> None:
+    """The live code, the stranger's sessions, and the account's own referral."""
+    thief = await api.new_person("thief@example.com")
+    code = await api.new_code(thief)
+    squatter = await api.new_person(ANNA, referral_code=code)
+    await api.new_code(squatter, code="CELEBRITY")
+    assert (await api.get(f"/referral-code/{ANNA}")).status == 200
+
+    assert (await reset(api, await forgotten(api, smtp))).status == 204
+    assert (await api.get("/users/me", by=squatter)).status == 401
+    assert (await api.get(f"/referral-code/{ANNA}")).status == 404
+    tokens = (await api.log_in(ANNA, NEW_PASSWORD)).json()
+    user = (await api.get("/users/me", by=tokens["access_token"])).json()
+    assert user["referrer_id"] is None
+    assert user["email_confirmed"]
+    assert (await api.get("/referrals/me", by=thief)).json()["items"] == []
+    activity = (await api.get("/users/me/activity", by=tokens["access_token"])).json()["items"]
+    assert [item["event"] for item in activity[:3]] == [
+        "sign_in.succeeded",
+        "password.reset",
+        "account.reclaimed",
+    ]
+
+
+async def test_the_reset_of_a_confirmed_account_leaves_its_code_and_its_referral(
+    api: Api, smtp: SmtpServer
+) -> None:
+    bert = await api.new_person("bert@example.com")
+    anna = await api.new_person(ANNA, referral_code=await api.new_code(bert))
+    await confirm(api, token_in((await mailed(smtp, ANNA, "Confirm"))[0]))
+    await api.new_code(anna)
+    assert (await reset(api, await forgotten(api, smtp))).status == 204
+    assert (await api.get(f"/referral-code/{ANNA}")).status == 200
+    [referral] = (await api.get("/referrals/me", by=bert)).json()["items"]
+    assert referral["id"] == anna.user_id
