@@ -1,12 +1,32 @@
-# Two stages: pip and its caches stay in the first one.
+# In stages: pip, its caches, and what only developers read stay in the first. The official
+# python images are built with profile-guided and link-time optimisation, a fifth faster than without.
 FROM python:3.13-slim AS build
-RUN python -m venv /opt/venv
+RUN apt-get update && apt-get install --yes --no-install-recommends binutils
+RUN python -m venv --without-pip /opt/venv
 COPY requirements.txt .
-RUN /opt/venv/bin/pip install --no-cache-dir -r requirements.txt
+# Sources and headers of compiled modules, stubs, tests, and the assets of aiohttp-apispec's own
+# Swagger UI (ours is in service/api/assets) are never read.
+RUN pip --python /opt/venv/bin/python install --no-cache-dir -r requirements.txt \
+ && cd /opt/venv/lib/python3*/site-packages \
+ && find . -type f \( -name '*.c' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi' \) -delete \
+ && rm -rf aiohttp_apispec/static asyncpg/_testbase \
+ && find . -name '*.so' -exec strip --strip-unneeded {} +
+
+# What `docker compose --profile demo up` has in place of Hunter, Clearbit and a mail server.
+FROM build AS stand-ins
+WORKDIR /app
+COPY tests/requirements.txt tests/
+RUN grep '^aiosmtpd==' tests/requirements.txt > pins.txt \
+ && pip --python /opt/venv/bin/python install --no-cache-dir -r pins.txt
+COPY tests/stand_ins tests/stand_ins
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+USER nobody
+ENTRYPOINT ["python", "-m", "tests.stand_ins", "--host", "0.0.0.0"]
 
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 --no-create-home service \
- && install --directory --owner service --mode 0700 /run/secrets-of-service
+ && install --directory --owner service --mode 0700 /run/secrets-of-service \
+ && install --directory --owner service --mode 0755 /run/passwords
 COPY --from=build /opt/venv /opt/venv
 WORKDIR /app
 COPY service service

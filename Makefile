@@ -7,7 +7,7 @@ SERVICE := $(BIN)/python -m service
 PYTEST := pytest --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench faults sabotage hostile fuzz nodes backups overload audit check format admin clean
+.PHONY: help run test bench faults sabotage hostile fuzz nodes backups overload image audit check format admin clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -66,6 +66,9 @@ backups: $(VENV)/test  ## back PostgreSQL up, restore it to a point in time, see
 
 overload: $(VENV)/test  ## three times as many requests as one worker can answer (3 minutes, Linux, SEED=…)
 	$(BIN)/python -m tests.load.overload $(if $(SEED),--seed $(SEED)) $(OVERLOAD)
+
+image: $(VENV)/test  ## build the image, run docker-compose.yml for real: needs a Docker engine (6 minutes)
+	IMAGE=1 $(BIN)/python -m pytest tests/image -v
 
 audit: $(VENV)/run tests/audit.txt  ## known vulnerabilities of what production installs: asks PyPI
 	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/audit.txt
