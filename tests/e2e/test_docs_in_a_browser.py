@@ -15,10 +15,10 @@ from tests.e2e.chromium import launched, needs_chromium
 PASSWORD = "a long walk by the river"
 TAGS = [
     "Accounts",
-    "Sessions",
-    "E-mail",
     "Referral codes",
     "Referrals",
+    "Sessions",
+    "Email",
     "OAuth 2.0",
     "Admin",
     "Operating",
