@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
+import asyncpg
 import pytest
 from aiohttp import web
 from jsonschema import Draft202012Validator, FormatChecker  # type: ignore[import-untyped]
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from redis.asyncio import Redis
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
@@ -14,8 +16,8 @@ from service.api.docs import DOCS_ROUTES
 from service.api.openapi import TAGS, build_openapi
 from service.api.problems import CONTENT_TYPE, PROBLEM_TYPES
 from service.api.routes import ROUTES
-from service.settings import Settings
-from tests.factories import Api
+from service.settings import Settings, read_settings
+from tests.factories import Api, running
 
 Document = dict[str, Any]
 
@@ -80,6 +82,14 @@ def validator_of(document: Document, schema: dict[str, Any]) -> Draft202012Valid
     registry: Any = Registry().with_resource("document", resource)
     absolute = {"$ref": "document" + schema["$ref"]} if "$ref" in schema else schema
     return Draft202012Validator(absolute, registry=registry, format_checker=FormatChecker())
+
+
+def faults_of(document: Document, call: str, status: int, answer: Any) -> list[str]:
+    """Return what is wrong with an answer, by what is said of a call under /api/v1."""
+    method, path = call.split()
+    response = responses_of(document, document["paths"][f"/api/v1{path}"][method])[status]
+    schema = response["content"]["application/json"]["schema"]
+    return [error.message for error in validator_of(document, schema).iter_errors(answer)]
 
 
 def test_it_is_valid_openapi_3_1(document: Document) -> None:
@@ -274,9 +284,7 @@ async def test_a_client_that_has_it_is_not_sent_it_again(api: Api) -> None:
 
 async def test_the_answers_of_the_story_pass_their_schemas(api: Api, document: Document) -> None:
     def conforms(path: str, method: str, status: int, answer: Any) -> bool:
-        response = responses_of(document, document["paths"][f"/api/v1{path}"][method])[status]
-        schema = response["content"]["application/json"]["schema"]
-        return not list(validator_of(document, schema).iter_errors(answer))
+        return not faults_of(document, f"{method} {path}", status, answer)
 
     registered = await api.register("anna@example.com")
     assert conforms("/auth/register", "post", 201, registered.json())
@@ -293,3 +301,17 @@ async def test_the_answers_of_the_story_pass_their_schemas(api: Api, document: D
     assert conforms("/referrals/{referrer_id}", "get", 200, referrals.json())
     sessions = await api.get("/auth/sessions", by=token)
     assert conforms("/auth/sessions", "get", 200, sessions.json())
+
+
+async def test_answers_that_promise_a_mail_pass_their_schemas(
+    mail_environment: dict[str, str], database: asyncpg.Connection, redis: Redis, document: Document
+) -> None:
+    required = read_settings({**mail_environment, "EMAIL_CONFIRMATION": "required"})
+    async with running(required) as api:
+        registered = await api.register("anna@example.com")
+        assert registered.status == 202
+        assert faults_of(document, "post /auth/register", 202, registered.json()) == []
+        for call in ("/auth/email/resend", "/auth/password/forgot"):
+            asked = await api.post(call, {"email": "anna@example.com"})
+            assert asked.status == 202
+            assert faults_of(document, f"post {call}", 202, asked.json()) == []
