@@ -117,6 +117,23 @@ def test_the_whole_story_by_clicking_and_typing(page: Page, tmp_path: Path) -> N
     page.screenshot(path=tmp_path / "docs.png", full_page=True)
 
 
+def test_the_root_leads_to_the_sections_in_the_order_of_use(page: Page, tmp_path: Path) -> None:
+    page.goto("/")
+    page.locator(".opblock[id$='-register']").wait_for()
+    assert page.url.endswith("/docs")
+    sections = page.locator(".opblock-tag[data-tag]")
+    assert [section.get_attribute("data-tag") for section in sections.all()] == TAGS
+    codes = page.locator("#operations-tag-Referral_codes ~ div .opblock-summary-control")
+    first = codes.first.inner_text()
+    assert "POST" in first
+    assert "Create my referral code" in first
+    create = opened(page, "createReferralCode")
+    example = create.locator("textarea.body-param__text").input_value()
+    assert json.loads(example) == {"expires_in_days": 30}
+    create.screenshot(path=tmp_path / "create.png")
+    page.screenshot(path=tmp_path / "sections.png", full_page=True)
+
+
 @pytest.mark.parametrize("parameter", ["url", "configUrl", "urls.primaryName"])
 def test_a_link_cannot_make_the_page_show_another_document(page: Page, parameter: str) -> None:
     page.goto(f"/docs?{parameter}=https://elsewhere.example/openapi.json")
