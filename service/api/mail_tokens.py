@@ -93,7 +93,7 @@ async def forgot_password(request: web.Request) -> web.Response:
 @docs(
     tags=["Email"],
     summary="Set a new password",
-    description="Ends all sessions, confirms the e-mail, and tells the owner by mail.",
+    description="Ends all sessions, confirms the email address, and notifies the owner by mail.",
     responses={204: {"description": "The new password holds."}},
 )
 @request_schema(
@@ -109,9 +109,9 @@ async def reset_password(request: web.Request) -> web.Response:
 
 @docs(
     tags=["Email"],
-    summary="Confirm an e-mail",
+    summary="Confirm an email address",
     description="With the token that was mailed to it, after registering or for a change.",
-    responses={204: {"description": "The e-mail is confirmed, and is the account's."}},
+    responses={204: {"description": "The email address is confirmed, and is the account's."}},
 )
 @request_schema(TokenSchema, example={"token": EXAMPLE_TOKEN})
 @refuses(TokenUnusable)
@@ -124,7 +124,7 @@ async def confirm_email(request: web.Request) -> web.Response:
 @docs(
     tags=["Email"],
     summary="Send me the confirmation once more",
-    description="If there is an account whose e-mail is not confirmed, its owner gets a mail.",
+    description="If there is an account whose address is not confirmed, its owner gets a mail.",
 )
 @request_schema(EmailSchema, example={"email": EXAMPLE_EMAIL})
 @response_schema(AcceptedSchema, 202, description="Whether or not there is such an account.")
@@ -138,9 +138,9 @@ async def resend_confirmation(request: web.Request) -> web.Response:
 
 @docs(
     tags=["Email"],
-    summary="Change my e-mail",
-    description="The new e-mail gets a mail with a token, and is the account's once it is "
-    "confirmed; then the old one is told.",
+    summary="Change my email address",
+    description="The new address gets a mail with a token, and becomes the account's once it "
+    "is confirmed; the old address is then notified.",
 )
 @request_schema(
     EmailChangeSchema,

@@ -163,10 +163,10 @@ async def show_authorization(request: web.Request) -> web.Response:
     responses={
         303: {"description": "Back to the client, with a `code` or an `error`."},
         400: _page("The client or its `redirect_uri` is unknown, or the form cannot be read."),
-        401: _page("Once more: the e-mail or the password is wrong."),
+        401: _page("The page again: the email address or the password is wrong."),
         403: _page("The account is disabled, or the form is not of this service's page."),
         429: _page("Too many tries."),
-        503: _page("Once more, later."),
+        503: _page("The page again: try later."),
     },
 )
 @form_schema(

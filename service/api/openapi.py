@@ -61,25 +61,24 @@ Users register, create a referral code, and see who registered with it.
 5. *Find a referrer's code by email address*: anyone may, without a token.
 6. Register a second account with the code, and *List a referrer's referrals* of `me`.
 
-Every error, but for those under `/oauth`, is a problem document (RFC 9457,
+Every error, except under `/oauth`, is a problem document (RFC 9457,
 `{CONTENT_TYPE}`) whose `type` leads to a page that explains it. Unknown members of a body are
 refused. Times are in UTC (RFC 3339). Lists are read page by page: send the `next_cursor` of a page
 as `cursor` to get the next one.
 """.strip()
 # In the order of use, which is the order of the sections on the pages.
 TAGS: Final = {
-    "Accounts": "Registering, with a referral code or without, and one's own account.",
-    "Referral codes": "One live code a user; anyone finds it by the owner's email address.",
-    "Referrals": "Who registered with one's code.",
-    "Sessions": "Signing in, staying signed in, signing out, and the password.",
-    "Email": "What goes through the owner's mailbox, and whether an email address is a good one.",
-    "OAuth 2.0": "Access for other applications, with the user's leave. Errors are RFC 6749's.",
+    "Accounts": "Register, with or without a referral code, and manage your account.",
+    "Referral codes": "One live code for each user, which anyone can find by email address.",
+    "Referrals": "The users who registered with a referrer's code.",
+    "Sessions": "Sign in, stay signed in, sign out, change the password.",
+    "Email": "Confirm or change an email address, reset a password, verify an address.",
+    "OAuth 2.0": "Access for other applications, with the user's consent. Errors follow RFC 6749.",
     "Admin": "For users with the role `admin`.",
     "Operating": "For operators and their tools.",
-    "Reference": "What the answers mean, and this document.",
+    "Reference": "What each problem means, and this document.",
 }
 
-LICENSE: Final = {"name": "All rights reserved", "identifier": "LicenseRef-All-rights-reserved"}
 SECURITY_SCHEMES: Final[dict[str, dict[str, Any]]] = {
     "bearerAuth": {
         "type": "http",
@@ -104,12 +103,12 @@ SECURITY_SCHEMES: Final[dict[str, dict[str, Any]]] = {
 IDEMPOTENCY_KEY: Final = {
     "in": "header",
     "name": "Idempotency-Key",
-    "description": "Any text that is new for each request, a random UUID say. "
-    "The same key with the same body gets the first answer again, for 24 hours.",
+    "description": "A text that is unique to the request, such as a random UUID. Within 24 hours "
+    "the same key with the same body gets the first answer again.",
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
 }
 PATH_PARAMETERS: Final = {
-    "email": ("The email address to look up.", {"type": "string"}, "anna@example.com"),
+    "email": ("The referrer's e-mail.", {"type": "string"}, "anna@example.com"),
     "referrer_id": ("The referrer's id, or `me`.", {"type": "string"}, "me"),
     "session_id": (
         "The session's id.",
@@ -527,12 +526,14 @@ def _refer(headers: Iterable[str]) -> dict[str, Any]:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
 
 
-def build_openapi(app: web.Application, service_name: str) -> dict[str, Any]:
+def build_openapi(app: web.Application, service_name: str, public_url: str) -> dict[str, Any]:
     """Return the document of all routes of `app`."""
+    # Linters want a licence, and generators an address with a host for it: there is no text yet.
+    license_ = {"name": "All rights reserved", "url": f"{public_url}/"}
     openapi = OpenApi(
         title=service_name,
         version=VERSION,
-        info={"description": DESCRIPTION, "license": LICENSE},
+        info={"description": DESCRIPTION, "license": license_},
         # Relative, so that trying a call works behind whatever address the page was loaded from.
         servers=[{"url": "/"}],
         tags=[{"name": name, "description": text} for name, text in TAGS.items()],
@@ -543,9 +544,9 @@ def build_openapi(app: web.Application, service_name: str) -> dict[str, Any]:
 @functools.lru_cache(1)
 def _file_of(app: web.Application) -> StaticFile:
     # When it is first asked for: writing it takes longer than all else that a start does.
-    return StaticFile.of(
-        to_json(build_openapi(app, app[SETTINGS].service_name)), "application/json"
-    )
+    settings = app[SETTINGS]
+    document = build_openapi(app, settings.service_name, settings.public_url)
+    return StaticFile.of(to_json(document), "application/json")
 
 
 @docs(

@@ -80,9 +80,9 @@ USER_SCHEMA = UserSchema()
 @docs(
     tags=["Accounts"],
     summary="Register",
-    description="Makes an account, and a referral if there is a code. An unusable code makes none. "
-    "Where e-mails have to be confirmed first, the answer is 202 for a new and a known e-mail "
-    "alike, and its owner gets a mail.",
+    description="Creates an account, and a referral if a code is given; with an unusable code, "
+    "neither. Where email addresses have to be confirmed first, the answer is 202 for a new and a "
+    "known address alike, and its owner gets a mail.",
     parameters=[IDEMPOTENCY_KEY],
 )
 @request_schema(RegisterSchema, example={"email": EXAMPLE_EMAIL, "password": EXAMPLE_PASSWORD})

@@ -34,7 +34,7 @@ def present_document() -> Document:
     """Return the document of the service as it is, without its prose."""
     app = web.Application()
     app.add_routes(ROUTES)
-    bare: Document = _without_prose(build_openapi(app, "any service"))
+    bare: Document = _without_prose(build_openapi(app, "any", "any"))
     return bare
 
 

@@ -273,7 +273,7 @@ def test_headers_are_told_where_they_are_sent(document: Document) -> None:
 def test_building_it_again_gives_the_same(document: Document, settings: Settings) -> None:
     app = web.Application()
     app.add_routes(ROUTES)
-    assert build_openapi(app, settings.service_name) == document
+    assert build_openapi(app, settings.service_name, settings.public_url) == document
 
 
 async def test_a_client_that_has_it_is_not_sent_it_again(api: Api) -> None:
