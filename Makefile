@@ -7,7 +7,7 @@ SERVICE := $(BIN)/python -m service
 PYTEST := pytest --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench faults sabotage hostile fuzz nodes backups overload image audit check format admin clean
+.PHONY: help run test bench faults sabotage hostile fuzz nodes backups overload image audit check format openapi admin clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -78,6 +78,9 @@ audit: $(VENV)/run tests/audit.txt  ## known vulnerabilities of what production 
 format: $(VENV)/test  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+openapi: $(VENV)/test  ## take the OpenAPI document for the one that clients know, unless they would break
+	$(BIN)/python -m tests.api.openapi_changes
 
 admin: $(VENV)/run  ## make an admin: make admin EMAIL=root@example.com
 	@$(SERVICE) admin create $(EMAIL)

@@ -33,12 +33,14 @@ class EmailVerificationSchema(Schema):
 class AdminUserSchema(UserSchema):
     disabled = fields.Boolean()
     awaits_confirmation = fields.Boolean(
-        metadata={"description": "Whether nobody can sign in before the e-mail is confirmed."}
+        metadata={
+            "description": "Whether the email address has to be confirmed before the next sign-in."
+        }
     )
     email_verification = fields.Nested(
         EmailVerificationSchema,
         allow_none=True,
-        metadata={"description": "What was found out about the e-mail; null until something was."},
+        metadata={"description": "What is known about the email address; null if nothing is."},
     )
 
 
@@ -47,7 +49,7 @@ class AdminUsersSchema(PageSchema):
 
 
 class UserSearch(PageQuery):
-    email = fields.String(metadata={"description": "Find the one account with this e-mail."})
+    email = fields.String(metadata={"description": "Only the account with this email address."})
 
 
 class UserChangeSchema(RequestSchema):

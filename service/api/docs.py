@@ -1,4 +1,4 @@
-"""The pages that show the OpenAPI document: Swagger UI at /docs, ReDoc at /redoc.
+"""The pages that show the OpenAPI document: Swagger UI at /docs, ReDoc at /redoc; / leads there.
 
 What they load lies in assets/, most of it vendored (assets/VERSIONS.md says from where). Their
 content security policy lets them run only that, and talk to nobody but this service.
@@ -6,6 +6,7 @@ content security policy lets them run only that, and talk to nobody but this ser
 
 import asyncio
 from functools import cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +43,22 @@ _POLICY_OF_PAGE: Final = {
 }
 
 
+# For whoever reads the answer instead of following it.
+_START: Final = b"""<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><title>Referrals API</title></head>
+<body>
+<ul>
+  <li><a href="/docs">Try the API</a></li>
+  <li><a href="/redoc">Read about the API</a></li>
+  <li><a href="/openapi.json">OpenAPI document</a></li>
+  <li><a href="/health/ready">Health</a></li>
+</ul>
+</body>
+</html>
+"""
+
+
 @cache
 def _read(name: str) -> StaticFile:
     path = _ASSETS / name
@@ -54,6 +71,12 @@ async def _respond(request: web.Request, name: str) -> web.Response:
     # In a thread, because the first request for a bundle compresses it, which takes 0.1 s.
     file = await asyncio.to_thread(_read, name)
     return file.respond(request)
+
+
+async def lead_to_docs(request: web.Request) -> web.Response:
+    """GET /."""
+    headers = {"Location": "/docs", "Content-Type": _CONTENT_TYPES[".html"]}
+    return web.Response(status=HTTPStatus.FOUND, headers=headers, body=_START)
 
 
 async def show_swagger_ui(request: web.Request) -> web.Response:
@@ -75,6 +98,7 @@ async def show_asset(request: web.Request) -> web.Response:
 
 
 DOCS_ROUTES: Final = [
+    web.get("/", lead_to_docs),
     web.get("/docs", show_swagger_ui),
     web.get("/redoc", show_redoc),
     web.get("/docs/assets/{name}", show_asset),

@@ -24,8 +24,8 @@ CHECKED_EMAIL_SCHEMA = CheckedEmailSchema()
 
 
 @docs(
-    tags=["E-mail"],
-    summary="Verify an e-mail",
+    tags=["Email"],
+    summary="Verify an email address",
     description="Syntax and a list of disposable domains decide at once; else Hunter is asked, and "
     "where it cannot tell in time the verdict is `unknown`. A verdict is repeated for a day.",
 )

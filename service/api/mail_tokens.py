@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from aiohttp import web
-from aiohttp_apispec import docs, request_schema
+from aiohttp_apispec import docs, request_schema, response_schema
+from marshmallow import Schema, fields
 
-from service.api.answers import no_content, to_json
+from service.api.answers import no_content, respond
 from service.api.authentication import current_user
 from service.api.keys import MAIL_TOKENS
 from service.api.openapi import refuses
@@ -40,6 +41,10 @@ class EmailChangeSchema(ErasureSchema):
     new_email = Text(required=True)
 
 
+class AcceptedSchema(Schema):
+    status = fields.Constant("accepted")
+
+
 @dataclass(frozen=True, slots=True)
 class ForEmail:
     email: str
@@ -66,37 +71,29 @@ EMAIL_SCHEMA = EmailSchema()
 TOKEN_SCHEMA = TokenSchema()
 PASSWORD_RESET_SCHEMA = PasswordResetSchema()
 EMAIL_CHANGE_SCHEMA = EmailChangeSchema()
-ACCEPTED = to_json({"status": "accepted"})
-_ANSWERED_ALIKE = {
-    202: {
-        "description": "Whether or not there is such an account.",
-        "content": {
-            "application/json": {"schema": {"const": {"status": "accepted"}, "type": "object"}}
-        },
-    }
-}
+ACCEPTED_SCHEMA = AcceptedSchema()
 
 
 @docs(
-    tags=["E-mail"],
+    tags=["Email"],
     summary="Send me a token to set a new password",
     description="If there is an account, its owner gets a mail. The token is good for 10 minutes, "
     "once.",
-    responses=_ANSWERED_ALIKE,
 )
 @request_schema(EmailSchema, example={"email": EXAMPLE_EMAIL})
+@response_schema(AcceptedSchema, 202, description="Whether or not there is such an account.")
 @refuses(TooMany)
 async def forgot_password(request: web.Request) -> web.Response:
     asked = await read_body(request, EMAIL_SCHEMA, into=ForEmail)
     await count_request(request, MAIL, account=account_of(asked.email))
     await request.app[MAIL_TOKENS].forgot_password(asked.email)
-    return _accepted()
+    return respond(ACCEPTED_SCHEMA, None, 202)
 
 
 @docs(
-    tags=["E-mail"],
+    tags=["Email"],
     summary="Set a new password",
-    description="Ends all sessions, confirms the e-mail, and tells the owner by mail.",
+    description="Ends all sessions, confirms the email address, and notifies the owner by mail.",
     responses={204: {"description": "The new password holds."}},
 )
 @request_schema(
@@ -111,10 +108,10 @@ async def reset_password(request: web.Request) -> web.Response:
 
 
 @docs(
-    tags=["E-mail"],
-    summary="Confirm an e-mail",
+    tags=["Email"],
+    summary="Confirm an email address",
     description="With the token that was mailed to it, after registering or for a change.",
-    responses={204: {"description": "The e-mail is confirmed, and is the account's."}},
+    responses={204: {"description": "The email address is confirmed, and is the account's."}},
 )
 @request_schema(TokenSchema, example={"token": EXAMPLE_TOKEN})
 @refuses(TokenUnusable)
@@ -125,31 +122,31 @@ async def confirm_email(request: web.Request) -> web.Response:
 
 
 @docs(
-    tags=["E-mail"],
+    tags=["Email"],
     summary="Send me the confirmation once more",
-    description="If there is an account whose e-mail is not confirmed, its owner gets a mail.",
-    responses=_ANSWERED_ALIKE,
+    description="If there is an account whose address is not confirmed, its owner gets a mail.",
 )
 @request_schema(EmailSchema, example={"email": EXAMPLE_EMAIL})
+@response_schema(AcceptedSchema, 202, description="Whether or not there is such an account.")
 @refuses(TooMany)
 async def resend_confirmation(request: web.Request) -> web.Response:
     asked = await read_body(request, EMAIL_SCHEMA, into=ForEmail)
     await count_request(request, MAIL, account=account_of(asked.email))
     await request.app[MAIL_TOKENS].resend_confirmation(asked.email)
-    return _accepted()
+    return respond(ACCEPTED_SCHEMA, None, 202)
 
 
 @docs(
-    tags=["E-mail"],
-    summary="Change my e-mail",
-    description="The new e-mail gets a mail with a token, and is the account's once it is "
-    "confirmed; then the old one is told.",
-    responses={202: {**_ANSWERED_ALIKE[202], "description": "The new e-mail gets a mail."}},
+    tags=["Email"],
+    summary="Change my email address",
+    description="The new address gets a mail with a token, and becomes the account's once it "
+    "is confirmed; the old address is then notified.",
 )
 @request_schema(
     EmailChangeSchema,
     example={"new_email": "anna@example.org", "password": EXAMPLE_PASSWORD},
 )
+@response_schema(AcceptedSchema, 202, description="The new email address gets a mail.")
 @refuses(InvalidCredentials, SignInTooOld, TooMany, HashingQueueFull)
 async def change_email(request: web.Request) -> web.Response:
     caller = await current_user(request)
@@ -157,8 +154,4 @@ async def change_email(request: web.Request) -> web.Response:
     await count_request(request, LOGIN, account=str(caller.user_id))
     await count_request(request, MAIL, account=account_of(change.new_email))
     await request.app[MAIL_TOKENS].change_email(caller, change.new_email, change.password)
-    return _accepted()
-
-
-def _accepted() -> web.Response:
-    return web.Response(status=202, body=ACCEPTED, content_type="application/json")
+    return respond(ACCEPTED_SCHEMA, None, 202)

@@ -15,12 +15,13 @@ from time import perf_counter, time
 from typing import Final
 
 from aiohttp import web
-from aiohttp.hdrs import ACCEPT, METH_ALL
+from aiohttp.hdrs import METH_ALL
 from aiohttp.typedefs import Middleware
 from marshmallow import ValidationError
 from multidict import istr
 
 from service.access_log import AccessLog
+from service.api.accept import answers_with_json, check_accepts_json
 from service.api.answers import WholeResponse
 from service.api.headers import add_headers_of_every_answer, lines_of_every_answer
 from service.api.keys import CONTEXT, DATABASE, SETTINGS, Context
@@ -41,8 +42,6 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _X_REQUEST_ID: Final = istr("X-Request-Id")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-_ZERO_WEIGHT: Final = re.compile(r"q=0(\.0*)?")
-_MEDIA_RANGES: Final = ("application/json", "application/*", "*/*")
 _PREFLIGHT: Final = {
     "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE",
     "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, X-Request-Id",
@@ -63,7 +62,7 @@ def around_every_request(
     """
     process = secrets.token_hex(10)
     numbers = itertools.count(1)
-    templates: dict[web.AbstractRoute, str] = {}
+    known: dict[web.AbstractRoute, tuple[str, bool]] = {}
     https = settings.public_url.startswith("https:")
     lines = lines_of_every_answer(https=https)
     has_origins = bool(settings.cors_origins)
@@ -78,9 +77,12 @@ def around_every_request(
         CURRENT_REQUEST.set(request)
         route = request.match_info.route
         # The template and not the path: a path holds e-mails.
-        template = templates.get(route)
-        if template is None and route.resource is not None:
-            template = templates[route] = route.resource.canonical
+        about_route = known.get(route)
+        if about_route is None and route.resource is not None:
+            about_route = route.resource.canonical, answers_with_json(route.handler)
+            known[route] = about_route
+        # Without a route the answer is a problem, whatever the client accepts.
+        template, has_json = about_route or (None, False)
         path = template or request.path
         method = request.method if request.method in METH_ALL else "other"
         response: web.StreamResponse
@@ -90,8 +92,8 @@ def around_every_request(
             if of_api and (overload.share or method not in _READS):
                 _check_has_time(request, overload)
             preflight = _preflight(request) if has_origins else None
-            if of_api and preflight is None:
-                _check_accepts_json(request)
+            if of_api and has_json:
+                check_accepts_json(request)
             response = preflight or await handler(request)
         except (ServiceError, OAuthError, ValidationError, web.HTTPException) as error:
             response = _told(error, request, path)
@@ -128,22 +130,6 @@ def _check_has_time(request: web.Request, overload: Overload) -> None:
     overload.check()
     if request.method not in _READS:  # it will need PostgreSQL
         request.app[DATABASE].check_queue()
-
-
-def _check_accepts_json(request: web.Request) -> None:
-    accept = request.headers.get(ACCEPT)
-    if accept is not None and not _accepts_json(accept):
-        raise web.HTTPNotAcceptable
-
-
-def _accepts_json(accept: str) -> bool:
-    """Whether the Accept header leaves JSON (RFC 9110, 12.5.1)."""
-    accepted = {}
-    for media_range in accept.split(","):
-        media_type, *parameters = (part.strip().lower() for part in media_range.split(";"))
-        accepted[media_type] = not any(map(_ZERO_WEIGHT.fullmatch, parameters))
-    # The nearest range decides.
-    return next((accepted[name] for name in _MEDIA_RANGES if name in accepted), False)
 
 
 def _allowed_origin(request: web.Request) -> str | None:

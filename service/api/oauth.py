@@ -9,8 +9,8 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, unquote_plus, urlencode
 
 from aiohttp import web
-from aiohttp_apispec import docs, form_schema, response_schema
-from marshmallow import Schema, fields
+from aiohttp_apispec import docs, form_schema, querystring_schema, response_schema
+from marshmallow import EXCLUDE, Schema, fields
 
 from service.api.answers import to_json
 from service.api.keys import OAUTH, SETTINGS
@@ -18,7 +18,7 @@ from service.api.oauth_pages import show_refusal, show_sign_in
 from service.api.problems import status_of
 from service.api.rate_limits import count_sign_in, note_sign_in
 from service.api.requests import RequestSchema, Text, header_text, is_https, read_bytes
-from service.api.users import account_of
+from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, account_of
 from service.domain.errors import (
     AccountDisabled,
     InvalidCredentials,
@@ -45,7 +45,29 @@ _REQUEST_PARAMETERS: Final = (
 )
 
 
-class ClientFormSchema(RequestSchema):
+# The example of RFC 7636, appendix B.
+EXAMPLE_VERIFIER: Final = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
+EXAMPLE_CHALLENGE: Final = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
+
+
+class OAuthRequestSchema(RequestSchema):
+    """Parameters of which others are ignored (RFC 6749, 3.1 and 3.2)."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+
+class AuthorizationSchema(OAuthRequestSchema):
+    response_type = Text(required=True, metadata={"enum": ["code"]})
+    client_id = Text(required=True)
+    redirect_uri = Text(required=True)
+    scope = Text(metadata={"description": "Between spaces; all that the client may if left out."})
+    state = Text()
+    code_challenge = Text(required=True)
+    code_challenge_method = Text(required=True, metadata={"enum": ["S256"]})
+
+
+class ClientFormSchema(OAuthRequestSchema):
     """How a client authenticates in the body: RFC 6749, 2.3.1."""
 
     client_id = Text()
@@ -69,7 +91,7 @@ class TokenOnlyFormSchema(ClientFormSchema):
     token_type_hint = Text()
 
 
-class DecisionFormSchema(RequestSchema):
+class DecisionFormSchema(AuthorizationSchema):
     decision = Text(metadata={"enum": ["allow", "deny"]})
     email = Text()
     password = Text()
@@ -84,10 +106,23 @@ class OAuthTokensSchema(Schema):
     refresh_token = fields.String(
         metadata={"description": "Not for a client that speaks for itself."}
     )
+    optional = frozenset({"refresh_token"})
 
 
 class IntrospectionSchema(Schema):
     active = fields.Boolean(metadata={"description": "If false, nothing else is said."})
+    token_type = fields.String(metadata={"enum": ["Bearer", "refresh_token"]})
+    scope = fields.String(metadata={"example": "profile codes:read"})
+    client_id = fields.String()
+    sub = fields.String()
+    aud = fields.String()
+    iss = fields.String()
+    iat = fields.Integer(metadata={"example": 1795253400})
+    exp = fields.Integer(metadata={"example": 1795254000})
+    jti = fields.String()
+    optional = frozenset(
+        {"token_type", "scope", "client_id", "sub", "aud", "iss", "iat", "exp", "jti"}
+    )
 
 
 def _page(description: str) -> dict[str, Any]:
@@ -101,24 +136,13 @@ def _page(description: str) -> dict[str, Any]:
     description="Authorization code with PKCE (S256). Opened in a browser: shows a page on which "
     "the user signs in and allows, and sends the browser to `redirect_uri` with `code`, `state` "
     "and `iss`.",
-    parameters=[
-        {"in": "query", "name": name, "required": required, "schema": {"type": "string"}}
-        for name, required in (
-            ("response_type", True),
-            ("client_id", True),
-            ("redirect_uri", True),
-            ("scope", False),
-            ("state", False),
-            ("code_challenge", True),
-            ("code_challenge_method", True),
-        )
-    ],
     responses={
         200: _page("The page."),
         303: {"description": "Back to the client, with an `error`."},
         400: _page("The client or its `redirect_uri` is unknown."),
     },
 )
+@querystring_schema(AuthorizationSchema)
 async def show_authorization(request: web.Request) -> web.Response:
     nonce = secrets.token_urlsafe(16)
     try:
@@ -139,13 +163,26 @@ async def show_authorization(request: web.Request) -> web.Response:
     responses={
         303: {"description": "Back to the client, with a `code` or an `error`."},
         400: _page("The client or its `redirect_uri` is unknown, or the form cannot be read."),
-        401: _page("Once more: the e-mail or the password is wrong."),
+        401: _page("The page again: the email address or the password is wrong."),
         403: _page("The account is disabled, or the form is not of this service's page."),
         429: _page("Too many tries."),
-        503: _page("Once more, later."),
+        503: _page("The page again: try later."),
     },
 )
-@form_schema(DecisionFormSchema)
+@form_schema(
+    DecisionFormSchema,
+    example={
+        "response_type": "code",
+        "client_id": "swagger-ui",
+        "redirect_uri": "http://localhost:8080/docs/oauth2-redirect.html",
+        "code_challenge": EXAMPLE_CHALLENGE,
+        "code_challenge_method": "S256",
+        "decision": "allow",
+        "email": EXAMPLE_EMAIL,
+        "password": EXAMPLE_PASSWORD,
+        "csrf": "as the page has it",
+    },
+)
 async def decide_authorization(request: web.Request) -> web.Response:
     nonce = secrets.token_urlsafe(16)
     try:
@@ -182,7 +219,16 @@ async def decide_authorization(request: web.Request) -> web.Response:
     "`none` if they are public.",
     responses={401: {"description": "`invalid_client`."}},
 )
-@form_schema(TokenFormSchema)
+@form_schema(
+    TokenFormSchema,
+    example={
+        "grant_type": "authorization_code",
+        "client_id": "swagger-ui",
+        "redirect_uri": "http://localhost:8080/docs/oauth2-redirect.html",
+        "code": "SplxlOBeZQQYbYS6WxSbIA",
+        "code_verifier": EXAMPLE_VERIFIER,
+    },
+)
 @response_schema(OAuthTokensSchema, 200, description="The tokens.")
 async def issue_token(request: web.Request) -> web.Response:
     form = await _read_form(request)
@@ -214,7 +260,7 @@ async def issue_token(request: web.Request) -> web.Response:
         401: {"description": "`invalid_client`."},
     },
 )
-@form_schema(TokenOnlyFormSchema)
+@form_schema(TokenOnlyFormSchema, example={"token": "AZ8r…", "client_id": "swagger-ui"})
 async def revoke_token(request: web.Request) -> web.Response:
     form = await _read_form(request)
     client = await _authenticate(request, form)
@@ -228,7 +274,7 @@ async def revoke_token(request: web.Request) -> web.Response:
     description="For confidential clients: resource servers (RFC 7662).",
     responses={401: {"description": "`invalid_client`."}},
 )
-@form_schema(TokenOnlyFormSchema)
+@form_schema(TokenOnlyFormSchema, example={"token": "AZ8r…", "client_id": "swagger-ui"})
 @response_schema(IntrospectionSchema, 200, description="`active`, and what the token allows.")
 async def introspect_token(request: web.Request) -> web.Response:
     form = await _read_form(request)

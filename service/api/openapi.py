@@ -8,6 +8,7 @@ answer with, and the headers.
 import functools
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
 from aiohttp import web
@@ -18,7 +19,7 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from apispec.ext.marshmallow.openapi import OpenAPIConverter
 from marshmallow import Schema, fields
 
-from service.api.answers import to_json
+from service.api.answers import JSON, to_json
 from service.api.keys import SETTINGS
 from service.api.middleware import API
 from service.api.problems import (
@@ -43,6 +44,7 @@ from service.domain.errors import (
     Overloaded,
     ServiceError,
     TokenMissing,
+    TooMany,
 )
 from service.domain.scopes import Scope
 
@@ -56,24 +58,25 @@ Users register, create a referral code, and see who registered with it.
 2. *Sign in*, and copy the `access_token` of the answer.
 3. Paste it into **Authorize**, at the top of the page.
 4. *Create my referral code*.
-5. *Find a referrer's code by e-mail*: anyone may, without a token.
+5. *Find a referrer's code by email address*: anyone may, without a token.
 6. Register a second account with the code, and *List a referrer's referrals* of `me`.
 
-Every error, but for those under `/oauth`, is a problem document (RFC 9457,
+Every error, except under `/oauth`, is a problem document (RFC 9457,
 `{CONTENT_TYPE}`) whose `type` leads to a page that explains it. Unknown members of a body are
 refused. Times are in UTC (RFC 3339). Lists are read page by page: send the `next_cursor` of a page
 as `cursor` to get the next one.
 """.strip()
+# In the order of use, which is the order of the sections on the pages.
 TAGS: Final = {
-    "Accounts": "Registering, with a referral code or without, and one's own account.",
-    "Sessions": "Signing in, staying signed in, signing out, and the password.",
-    "E-mail": "What goes through the owner's mailbox, and whether an e-mail is a good one.",
-    "Referral codes": "One live code a user; anyone finds it by the owner's e-mail.",
-    "Referrals": "Who registered with one's code.",
-    "OAuth 2.0": "Access for other applications, with the user's leave. Errors are RFC 6749's.",
+    "Accounts": "Register, with or without a referral code, and manage your account.",
+    "Referral codes": "One live code for each user, which anyone can find by email address.",
+    "Referrals": "The users who registered with a referrer's code.",
+    "Sessions": "Sign in, stay signed in, sign out, change the password.",
+    "Email": "Confirm or change an email address, reset a password, verify an address.",
+    "OAuth 2.0": "Access for other applications, with the user's consent. Errors follow RFC 6749.",
     "Admin": "For users with the role `admin`.",
     "Operating": "For operators and their tools.",
-    "Reference": "What the answers mean, and this document.",
+    "Reference": "What each problem means, and this document.",
 }
 
 SECURITY_SCHEMES: Final[dict[str, dict[str, Any]]] = {
@@ -100,8 +103,8 @@ SECURITY_SCHEMES: Final[dict[str, dict[str, Any]]] = {
 IDEMPOTENCY_KEY: Final = {
     "in": "header",
     "name": "Idempotency-Key",
-    "description": "Any text that is new for each request, a random UUID say. "
-    "The same key with the same body gets the first answer again, for 24 hours.",
+    "description": "A text that is unique to the request, such as a random UUID. Within 24 hours "
+    "the same key with the same body gets the first answer again.",
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
 }
 PATH_PARAMETERS: Final = {
@@ -138,57 +141,78 @@ PROBLEM_SCHEMA: Final = {
         },
         "title": {"type": "string", "description": "The same for every problem of this code."},
         "status": {"type": "integer", "description": "The status of the response."},
-        "code": {"type": "string", "enum": sorted(PROBLEM_TYPES)},
+        # No enum: a client generated today must understand what gets a code tomorrow.
+        "code": {
+            "type": "string",
+            "description": "What kind of problem it is, for programs; more kinds may be added.",
+            "examples": ["validation-failed"],
+        },
         "detail": {"type": "string", "description": "What is wrong with this request."},
         "request_id": {"type": "string", "description": "What the log has the request under."},
         "errors": {
             "type": "array",
             "description": "The members at fault, where there are any.",
-            "items": {
-                "type": "object",
-                "required": ["pointer", "detail"],
-                "properties": {
-                    "pointer": {"type": "string", "description": "A JSON pointer (RFC 6901)."},
-                    "detail": {"type": "string"},
-                },
-            },
+            "items": {"$ref": "#/components/schemas/InvalidMember"},
         },
+    },
+}
+INVALID_MEMBER_SCHEMA: Final = {
+    "type": "object",
+    "description": "One thing that is wrong with a member of the request.",
+    "required": ["pointer", "detail"],
+    "properties": {
+        "pointer": {
+            "type": "string",
+            "description": "Which member: a JSON pointer (RFC 6901).",
+            "examples": ["#/expires_at"],
+        },
+        "detail": {"type": "string"},
+    },
+}
+
+OAUTH_ERROR_SCHEMA: Final = {
+    "type": "object",
+    "description": "Why the request was refused (RFC 6749, 5.2).",
+    "required": ["error", "error_description"],
+    "properties": {
+        "error": {"type": "string", "examples": ["invalid_grant"]},
+        "error_description": {"type": "string"},
     },
 }
 
 HEADERS: Final = {
+    "Location": "The address to go to; of a new resource, its own.",
     "X-Request-Id": "The id of the request: the client's, if it sent a valid one.",
     "Idempotency-Replayed": "`true` where this is the first answer to the key, sent again.",
     "RateLimit": "What is left of the limits (draft-ietf-httpapi-ratelimit-headers).",
     "RateLimit-Policy": "The limits that the request was counted in.",
     "Retry-After": "The seconds after which another try may succeed.",
-    "WWW-Authenticate": "`Bearer`, with `error` where a token was sent (RFC 6750).",
+    "WWW-Authenticate": "`Bearer`, with `error` where a token was sent (RFC 6750); "
+    "`Basic` where a client authenticates.",
 }
 RATE_LIMIT_HEADERS: Final = ("RateLimit", "RateLimit-Policy")
 HEADERS_OF_STATUS: Final = {
+    303: ("Location",),
     401: ("WWW-Authenticate",),
     429: ("Retry-After", *RATE_LIMIT_HEADERS),
     503: ("Retry-After",),
 }
 
 BODY_OF_LOCATION: Final = {
-    "json": "application/json",
+    "json": JSON,
     "form": "application/x-www-form-urlencoded",
 }
-OAUTH_ERROR: Final = {
-    "description": "The request was refused (RFC 6749, 5.2).",
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["error", "error_description"],
-                "properties": {
-                    "error": {"type": "string", "examples": ["invalid_grant"]},
-                    "error_description": {"type": "string"},
-                },
-            }
-        }
-    },
+PROBLEM_CONTENT: Final = {"schema": {"$ref": "#/components/schemas/Problem"}}
+OAUTH_ERROR_CONTENT: Final = {"schema": {"$ref": "#/components/schemas/OAuthError"}}
+OAUTH_ERRORS: Final = {
+    400: "The request is malformed, or refused (RFC 6749, 5.2).",
+    500: "`server_error`: the service failed. The failure is logged.",
+    503: "`temporarily_unavailable`: try again later.",
+}
+OAUTH_ERRORS_OF_A_BODY: Final = {
+    408: "The body did not arrive in time.",
+    413: "The body is larger than 16 KiB.",
+    415: "The body is compressed.",
 }
 
 _ADD_TO_REFS: Final = "add_to_refs"
@@ -215,9 +239,11 @@ class _JsonSchemas(OpenAPIConverter):
     def schema2jsonschema(self, schema: Schema) -> dict[str, Any]:
         written: dict[str, Any] = super().schema2jsonschema(schema)  # type: ignore[no-untyped-call]
         if not isinstance(schema, RequestSchema):
-            # An answer has all its members always, and may get more of them one day.
+            # An answer has its members always, but for those that the schema calls optional, and
+            # may get more of them one day.
             written.pop("additionalProperties", None)
-            written["required"] = list(written["properties"])
+            optional = getattr(schema, "optional", ())
+            written["required"] = [name for name in written["properties"] if name not in optional]
             for member in written["properties"].values():
                 member.pop("readOnly", None)
         return written
@@ -226,7 +252,8 @@ class _JsonSchemas(OpenAPIConverter):
         written: dict[str, Any] = super().field2property(field)
         if isinstance(field, fields.Constant):
             del written["default"]
-            written["const"] = field.constant
+            assert isinstance(field.constant, str)
+            written |= {"type": "string", "const": field.constant}
         if isinstance(field, fields.Enum):
             written["type"] = "string"
         if written.get("default", ...) is None:
@@ -255,6 +282,8 @@ class OpenApi(AiohttpApiSpec):  # type: ignore[misc]
         assert plugin.converter is not None
         self.converter = plugin.converter
         self.spec.components.schema("Problem", PROBLEM_SCHEMA)
+        self.spec.components.schema("InvalidMember", INVALID_MEMBER_SCHEMA)
+        self.spec.components.schema("OAuthError", OAUTH_ERROR_SCHEMA)
         for name, scheme in SECURITY_SCHEMES.items():
             self.spec.components.security_scheme(name, scheme)
         for name, description in HEADERS.items():
@@ -265,25 +294,19 @@ class OpenApi(AiohttpApiSpec):  # type: ignore[misc]
 
     def document(self, app: web.Application) -> dict[str, Any]:
         """Return the document of all routes of `app` whose handlers are decorated."""
-        for route in app.router.routes():
-            # HEAD goes without saying where there is GET.
-            if route.method != "HEAD":
-                self._register_route(route, route.method.lower(), route.handler)
+        for path, method, handler in _in_order_of_use(app.router.routes()):
+            self._register_call(path, method, handler)
         written: dict[str, Any] = self.swagger_dict()
         return written
 
-    def _register_route(
-        self, route: web.AbstractRoute, method: str, view: Callable[..., Any]
-    ) -> None:
-        said = getattr(view, "__apispec__", None)
-        if said is None or route.resource is None:
-            return
-        path = route.resource.canonical
-        operation = {
+    def _register_call(self, path: str, method: str, handler: Callable[..., Any]) -> None:
+        said = _said_of(handler)
+        operation: dict[str, Any] = {
             **{name: said[name] for name in ("tags", "summary", "description") if name in said},
-            "operationId": _in_camel_case(view.__name__),
+            "operationId": _in_camel_case(handler.__name__),
             "parameters": [*_path_parameters(path), *said["parameters"]],
             "responses": {},
+            "security": [],  # anyone may
         }
         if scope := SCOPE_OF.get((method.upper(), path)):
             operation["security"] = [{scheme: [scope.value]} for scheme in SECURITY_SCHEMES]
@@ -294,16 +317,23 @@ class OpenApi(AiohttpApiSpec):  # type: ignore[misc]
                 operation["requestBody"] = self._request_body(kind, request)
             else:
                 operation["parameters"] += self._parameters(request)
-        problems = _problems(path, operation, _refusals.get(view, ()), validated)
+        refusals = _refusals.get(handler, ())
         for status, response in said["responses"].items():
-            operation["responses"][str(status)] = self._response(
-                response, _headers_of_success(operation, problems)
-            )
+            headers = [*_headers_of(int(status)), *_headers_of_success(operation, refusals)]
+            operation["responses"][str(status)] = self._response(response, headers)
         if path.startswith("/oauth/"):
-            operation["responses"].setdefault("400", OAUTH_ERROR)
-            problems = {}
-        for status, examples in sorted(problems.items()):
-            operation["responses"][str(status)] = self._problem_response(status, examples)
+            self._add_oauth_errors(operation)
+            failure = {JSON: OAUTH_ERROR_CONTENT}
+        else:
+            problems = _problems(path, operation, refusals, validated)
+            for status, examples in problems.items():
+                operation["responses"][str(status)] = self._problem_response(status, examples)
+            failure = {CONTENT_TYPE: PROBLEM_CONTENT}
+        # In order, because generators take the first success for the type of the result.
+        operation["responses"] = dict(sorted(operation["responses"].items()))
+        if min(operation["responses"]) >= "300":
+            # Tools want a success or a default, and a redirect is neither.
+            operation["responses"]["default"] = {"description": "A failure.", "content": failure}
         self.spec.path(path=path, operations={method: operation})
 
     def _refer_to(self, schema: Schema) -> Any:
@@ -331,19 +361,30 @@ class OpenApi(AiohttpApiSpec):  # type: ignore[misc]
     def _response(self, said: Mapping[str, Any], headers: Iterable[str]) -> dict[str, Any]:
         written = {"description": said["description"], "headers": _refer(headers)}
         if "schema" in said:
-            written["content"] = {"application/json": {"schema": self._refer_to(said["schema"])}}
+            written["content"] = {JSON: {"schema": self._refer_to(said["schema"])}}
         elif "content" in said:
             written["content"] = said["content"]
         return written
+
+    def _add_oauth_errors(self, operation: dict[str, Any]) -> None:
+        """Add the errors of RFC 6749 beside the pages that answer people, and describe them."""
+        errors = OAUTH_ERRORS | (OAUTH_ERRORS_OF_A_BODY if "requestBody" in operation else {})
+        for status, description in errors.items():
+            headers = _refer(["X-Request-Id", *_headers_of(status)])
+            told: dict[str, Any] = {"description": description, "headers": headers}
+            operation["responses"].setdefault(str(status), told)
+        for status, response in operation["responses"].items():
+            if int(status) >= HTTPStatus.BAD_REQUEST:
+                response.setdefault("content", {}).setdefault(JSON, OAUTH_ERROR_CONTENT)
 
     def _problem_response(self, status: int, examples: Mapping[str, Any]) -> dict[str, Any]:
         """Return the response, or a reference to it where several routes share it."""
         written = {
             "description": " ".join(dict.fromkeys(value["title"] for value in examples.values())),
-            "headers": _refer(["X-Request-Id", *HEADERS_OF_STATUS.get(status, ())]),
+            "headers": _refer(["X-Request-Id", *_headers_of(status)]),
             "content": {
                 CONTENT_TYPE: {
-                    "schema": {"$ref": "#/components/schemas/Problem"},
+                    **PROBLEM_CONTENT,
                     "examples": {
                         code: {"summary": value["title"], "value": value}
                         for code, value in examples.items()
@@ -357,6 +398,38 @@ class OpenApi(AiohttpApiSpec):  # type: ignore[misc]
         if name not in self.spec.components.responses:
             self.spec.components.response(name, written)
         return {"$ref": f"#/components/responses/{name}"}
+
+
+def _said_of(handler: Callable[..., Any]) -> dict[str, Any]:
+    """Return what the decorators have said of a handler; nothing where it has none."""
+    said: dict[str, Any] = getattr(handler, "__apispec__", {})
+    return said
+
+
+def _in_order_of_use(
+    routes: Iterable[web.AbstractRoute],
+) -> list[tuple[str, str, Callable[..., Any]]]:
+    """Return path, method and handler of each documented call, section by section.
+
+    In a section the order is the router's, but for a path that extends another, which follows it:
+    the router has the hottest route first, and nobody begins with that.
+    """
+    calls = [
+        (route.resource.canonical, route.method.lower(), route.handler)
+        for route in routes
+        # HEAD goes without saying where there is GET.
+        if route.resource and _said_of(route.handler) and route.method != "HEAD"
+    ]
+    sections, paths = list(TAGS), [path for path, _, _ in calls]
+
+    def place(call: tuple[str, str, Callable[..., Any]]) -> tuple[int, int, bool]:
+        path, _, handler = call
+        [tag] = _said_of(handler)["tags"]
+        extended = path.partition("/{")[0]
+        first = extended if extended in paths else path
+        return sections.index(tag), paths.index(first), path != first
+
+    return sorted(calls, key=place)
 
 
 def _in_camel_case(name: str) -> str:
@@ -393,7 +466,7 @@ def _problems(
         of_status = found.setdefault(int(problem_type.status), {})
         of_status.setdefault(problem_type.code, _example(problem_type, pointer, detail))
 
-    if "security" in operation:
+    if operation["security"]:
         add(problem_type_of(TokenMissing))
         add(problem_type_of(InvalidToken))
         add(problem_type_of(InsufficientScope))
@@ -410,10 +483,11 @@ def _problems(
     if "{" in path and 404 not in found:
         add(problem_type_of(NotFound))
     if path.startswith(API):
-        add(BAD_REQUEST)  # an address too long to be read, too
-        add(PROBLEM_TYPES["not-acceptable"])
+        if any("content" in response for response in operation["responses"].values()):
+            add(PROBLEM_TYPES["not-acceptable"])
         add(problem_type_of(DatabaseUnavailable))
         add(problem_type_of(Overloaded))
+    add(BAD_REQUEST)  # an address too long to be read, too
     add(INTERNAL_ERROR)
     return found
 
@@ -434,11 +508,17 @@ def _a_fault(schema: Schema) -> tuple[str, str]:
     return f"#/{name}", str(error.messages[0])
 
 
-def _headers_of_success(operation: Mapping[str, Any], problems: Mapping[int, Any]) -> Iterable[str]:
+def _headers_of(status: int) -> tuple[str, ...]:
+    return HEADERS_OF_STATUS.get(status, ())
+
+
+def _headers_of_success(
+    operation: Mapping[str, Any], refusals: Iterable[type[ServiceError]]
+) -> Iterable[str]:
     yield "X-Request-Id"
     if IDEMPOTENCY_KEY in operation["parameters"]:
         yield "Idempotency-Replayed"
-    if 429 in problems:
+    if TooMany in refusals:
         yield from RATE_LIMIT_HEADERS
 
 
@@ -446,12 +526,14 @@ def _refer(headers: Iterable[str]) -> dict[str, Any]:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
 
 
-def build_openapi(app: web.Application, service_name: str) -> dict[str, Any]:
+def build_openapi(app: web.Application, service_name: str, public_url: str) -> dict[str, Any]:
     """Return the document of all routes of `app`."""
+    # Linters want a licence, and generators an address with a host for it: there is no text yet.
+    license_ = {"name": "All rights reserved", "url": f"{public_url}/"}
     openapi = OpenApi(
         title=service_name,
         version=VERSION,
-        info={"description": DESCRIPTION},
+        info={"description": DESCRIPTION, "license": license_},
         # Relative, so that trying a call works behind whatever address the page was loaded from.
         servers=[{"url": "/"}],
         tags=[{"name": name, "description": text} for name, text in TAGS.items()],
@@ -462,9 +544,9 @@ def build_openapi(app: web.Application, service_name: str) -> dict[str, Any]:
 @functools.lru_cache(1)
 def _file_of(app: web.Application) -> StaticFile:
     # When it is first asked for: writing it takes longer than all else that a start does.
-    return StaticFile.of(
-        to_json(build_openapi(app, app[SETTINGS].service_name)), "application/json"
-    )
+    settings = app[SETTINGS]
+    document = build_openapi(app, settings.service_name, settings.public_url)
+    return StaticFile.of(to_json(document), "application/json")
 
 
 @docs(

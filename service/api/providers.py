@@ -134,8 +134,9 @@ async def start_sign_in(request: web.Request) -> web.Response:
     tags=["Sessions"],
     summary="Come back from another issuer",
     description="Where the issuer sends the browser. Whoever the issuer signs in gets a session: "
-    "of the account that the identity belongs to, else of the account with the same e-mail if "
-    "both the issuer and this service have confirmed it, else of a new account without a password.",
+    "of the account that the identity belongs to; otherwise of the account with the same email "
+    "address, if both the issuer and this service have confirmed it; otherwise of a new account "
+    "without a password.",
 )
 @querystring_schema(CallbackQuery)
 @response_schema(TokensSchema, 200, description="The tokens of a new session.")

@@ -132,8 +132,9 @@ async def delete_referral_code(request: web.Request) -> web.Response:
 
 @docs(
     tags=["Referral codes"],
-    summary="Find a referrer's code by e-mail",
-    description="For anyone. An unknown e-mail and one without a live code get the same answer.",
+    summary="Find a referrer's code by email address",
+    description="For anyone. An unknown email address and one without a live code get the same "
+    "answer.",
 )
 @response_schema(PublicReferralCodeSchema, 200, description="The referrer's live code.")
 @refuses(ReferralCodeNotFound, TooMany)

@@ -99,7 +99,7 @@ SESSIONS_SCHEMA = SessionsSchema()
 @docs(
     tags=["Sessions"],
     summary="Sign in",
-    description="A wrong e-mail and a wrong password get the same answer, in the same time.",
+    description="A wrong email address and a wrong password get the same answer, in the same time.",
 )
 @request_schema(LoginSchema, example={"email": EXAMPLE_EMAIL, "password": EXAMPLE_PASSWORD})
 @response_schema(TokensSchema, 200, description="The tokens of a new session.")

@@ -22,7 +22,6 @@ from service.domain.errors import (
     SignInTooOld,
     TooMany,
 )
-from service.domain.idempotency import Answer
 from service.domain.users import Role, User, parse_email
 from service.use_cases.users import Registration
 
@@ -63,12 +62,16 @@ class UserSchema(Schema):
     )
 
 
+class ConfirmationSentSchema(Schema):
+    status = fields.Constant("confirmation-sent")
+
+
 @dataclass(frozen=True, slots=True)
 class Erasure:
     password: str | None
 
 
-CONFIRMATION_SENT = {"status": "confirmation-sent"}
+CONFIRMATION_SENT = ConfirmationSentSchema()
 REGISTER_SCHEMA = RegisterSchema()
 ERASURE_SCHEMA = ErasureSchema()
 USER_SCHEMA = UserSchema()
@@ -77,21 +80,18 @@ USER_SCHEMA = UserSchema()
 @docs(
     tags=["Accounts"],
     summary="Register",
-    description="Makes an account, and a referral if there is a code. An unusable code makes none. "
-    "Where e-mails have to be confirmed first, the answer is 202 for a new and a known e-mail "
-    "alike, and its owner gets a mail.",
+    description="Creates an account, and a referral if a code is given; with an unusable code, "
+    "neither. Where email addresses have to be confirmed first, the answer is 202 for a new and a "
+    "known address alike, and its owner gets a mail.",
     parameters=[IDEMPOTENCY_KEY],
-    responses={
-        202: {
-            "description": "With `EMAIL_CONFIRMATION=required`: a mail was sent.",
-            "content": {
-                "application/json": {"schema": {"const": CONFIRMATION_SENT, "type": "object"}}
-            },
-        }
-    },
 )
 @request_schema(RegisterSchema, example={"email": EXAMPLE_EMAIL, "password": EXAMPLE_PASSWORD})
 @response_schema(UserSchema, 201, description="The new account.")
+@response_schema(
+    ConfirmationSentSchema,
+    202,
+    description="With `EMAIL_CONFIRMATION=required`: a mail was sent.",
+)
 @refuses(EmailTaken, ReferralCodeUnusable, TooMany, HashingQueueFull)
 async def register(request: web.Request) -> web.Response:
     await count_request(request, REGISTER)
@@ -105,7 +105,7 @@ async def register(request: web.Request) -> web.Response:
         "register",
         lambda once: request.app[USERS].register(registration, once),
         lambda user: (
-            Answer(202, to_json(CONFIRMATION_SENT))
+            answer(CONFIRMATION_SENT, user, 202)
             if confirmed_first
             else answer(USER_SCHEMA, user, 201)
         ),

@@ -32,6 +32,25 @@ async def test_a_page_and_what_it_loads_is_served_under_a_strict_policy(
         assert loaded.status == 200, link
 
 
+@pytest.mark.parametrize("accept", ["text/html", "*/*", "application/json", ""])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_the_root_leads_to_the_docs(api: Api, method: str, accept: str) -> None:
+    headers = {"Accept": accept}
+    answer = await api.call(method, "//", headers=headers, allow_redirects=False)
+    assert (answer.status, answer.headers["Location"]) == (302, "/docs")
+    assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+    followed = await api.call(method, "//", headers=headers)
+    assert followed.status == 200
+
+
+async def test_the_root_has_links_for_those_who_do_not_follow(api: Api) -> None:
+    answer = await api.get("//", allow_redirects=False)
+    links = re.findall(r'href="([^"]+)"', answer.body.decode())
+    assert links == ["/docs", "/redoc", "/openapi.json", "/health/ready"]
+    for link in links:
+        assert (await api.get(f"/{link}")).status == 200
+
+
 async def test_a_bundle_is_sent_compressed_to_whom_that_suits(api: Api) -> None:
     path = "//docs/assets/swagger-ui-bundle.js"
     plain = await api.get(path, headers={"Accept-Encoding": "gzip;q=0, identity"})

@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
+import asyncpg
 import pytest
 from aiohttp import web
 from jsonschema import Draft202012Validator, FormatChecker  # type: ignore[import-untyped]
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from redis.asyncio import Redis
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
@@ -14,8 +16,8 @@ from service.api.docs import DOCS_ROUTES
 from service.api.openapi import TAGS, build_openapi
 from service.api.problems import CONTENT_TYPE, PROBLEM_TYPES
 from service.api.routes import ROUTES
-from service.settings import Settings
-from tests.factories import Api
+from service.settings import Settings, read_settings
+from tests.factories import Api, running
 
 Document = dict[str, Any]
 
@@ -47,10 +49,21 @@ def resolved(document: Document, thing: Any) -> Any:
 
 
 def responses_of(document: Document, operation: dict[str, Any]) -> dict[int, Any]:
+    """Return the responses by status, without the default that calls without success have."""
     return {
         int(status): resolved(document, response)
         for status, response in operation["responses"].items()
+        if status != "default"
     }
+
+
+def parts_of(thing: Any) -> Iterator[dict[str, Any]]:
+    """Yield every object within a document, itself included."""
+    if isinstance(thing, dict):
+        yield thing
+    for part in thing.values() if isinstance(thing, dict) else thing:
+        if isinstance(part, dict | list):
+            yield from parts_of(part)
 
 
 def problems_of(document: Document, operation: dict[str, Any]) -> Iterator[tuple[int, str, Any]]:
@@ -69,6 +82,14 @@ def validator_of(document: Document, schema: dict[str, Any]) -> Draft202012Valid
     registry: Any = Registry().with_resource("document", resource)
     absolute = {"$ref": "document" + schema["$ref"]} if "$ref" in schema else schema
     return Draft202012Validator(absolute, registry=registry, format_checker=FormatChecker())
+
+
+def faults_of(document: Document, call: str, status: int, answer: Any) -> list[str]:
+    """Return what is wrong with an answer, by what is said of a call under /api/v1."""
+    method, path = call.split()
+    response = responses_of(document, document["paths"][f"/api/v1{path}"][method])[status]
+    schema = response["content"]["application/json"]["schema"]
+    return [error.message for error in validator_of(document, schema).iter_errors(answer)]
 
 
 def test_it_is_valid_openapi_3_1(document: Document) -> None:
@@ -125,14 +146,14 @@ def test_every_problem_is_one_that_the_service_knows(document: Document) -> None
 
 
 def test_every_example_of_a_body_passes_its_schema(document: Document) -> None:
-    with_body = 0
+    kinds = set()
     for method, path, operation in operations_of(document):
-        content = operation.get("requestBody", {}).get("content", {}).get("application/json")
-        if content:
+        for kind, content in operation.get("requestBody", {}).get("content", {}).items():
             errors = validator_of(document, content["schema"]).iter_errors(content["example"])
             assert [error.message for error in errors] == [], f"{method} {path}"
-            with_body += 1
-    assert with_body
+            assert content["example"], f"{method} {path}"
+            kinds.add(kind)
+    assert kinds == {"application/json", "application/x-www-form-urlencoded"}
 
 
 def test_every_example_of_a_member_passes_its_schema(document: Document) -> None:
@@ -146,8 +167,10 @@ def test_every_example_of_a_member_passes_its_schema(document: Document) -> None
 def test_what_needs_a_token_says_so(document: Document) -> None:
     for method, path, operation in operations_of(document):
         codes = {code for _, code, _ in problems_of(document, operation)}
-        secured = "security" in operation
+        secured = operation["security"] != []
         assert secured == ("not-authenticated" in codes), f"{method} {path}"
+        names = {name for way in operation["security"] for name in way}
+        assert names == (set(document["components"]["securitySchemes"]) if secured else set())
     assert document["components"]["securitySchemes"]["bearerAuth"]["scheme"] == "bearer"
 
 
@@ -163,7 +186,10 @@ def test_marshmallow_fields_are_written_as_json_schema(document: Document) -> No
     schemas = document["components"]["schemas"]
     assert schemas["User"]["properties"]["referrer_id"]["type"] == ["string", "null"]
     assert schemas["User"]["properties"]["role"]["enum"] == ["user", "admin"]
-    assert schemas["Tokens"]["properties"]["token_type"] == {"const": "Bearer"}
+    assert schemas["Tokens"]["properties"]["token_type"] == {
+        "type": "string",
+        "const": "Bearer",
+    }
     wish = schemas["ReferralCodeWish"]["properties"]
     assert wish["expires_in_days"] == {"type": "integer", "minimum": 1, "maximum": 366}
     assert wish["expires_at"]["format"] == "date-time"
@@ -173,6 +199,65 @@ def test_marshmallow_fields_are_written_as_json_schema(document: Document) -> No
     )
     assert cursor["schema"] == {"type": "string"}
     assert limit["schema"] == {"type": "integer", "default": 20, "minimum": 1, "maximum": 100}
+
+
+def test_members_that_an_answer_may_lack_are_not_required(document: Document) -> None:
+    schemas = document["components"]["schemas"]
+    tokens = schemas["OAuthTokens"]
+    assert set(tokens["properties"]) - set(tokens["required"]) == {"refresh_token"}
+    assert schemas["Introspection"]["required"] == ["active"]
+
+
+def test_a_constant_is_a_string(document: Document) -> None:
+    """openapi-python-client generates nothing of a document with another."""
+    constants = [part for part in parts_of(document) if "const" in part]
+    assert {part["const"] for part in constants} >= {"Bearer", "accepted", "confirmation-sent"}
+    assert all(part["type"] == "string" for part in constants)
+
+
+def test_every_answer_that_has_a_body_says_of_which_type(document: Document) -> None:
+    """A problem everywhere, but for OAuth's own errors and the pages that people see there."""
+    for method, path, operation in operations_of(document):
+        oauth = path.startswith("/oauth/")
+        for status, response in responses_of(document, operation).items():
+            types = set(response.get("content", {}))
+            if status >= 400 and not oauth:
+                assert types == {CONTENT_TYPE}, f"{method} {path} {status}"
+            elif status >= 400:
+                assert {"application/json"} <= types <= {"application/json", "text/html"}
+            elif status == 303:
+                assert "Location" in response["headers"]
+                assert not types
+            else:
+                assert (status == 204 or path == "/oauth/revoke") != bool(types)
+
+
+def test_406_is_told_of_no_call_that_answers_without_a_body(document: Document) -> None:
+    for method, path, operation in operations_of(document):
+        responses = responses_of(document, operation)
+        success = any("content" in responses[status] for status in responses if status < 400)
+        assert (406 in responses) == (success and path.startswith("/api/")), f"{method} {path}"
+
+
+def test_the_first_answer_is_the_usual_one(document: Document) -> None:
+    """Generators take it for the type of the result."""
+    for method, path, operation in operations_of(document):
+        statuses = list(operation["responses"])
+        assert statuses == sorted(statuses), f"{method} {path}"
+        usual = statuses[0] < "300" or "default" in statuses
+        assert usual, f"{method} {path}"
+
+
+def test_the_sections_come_in_the_order_of_use(document: Document) -> None:
+    told = [tag["name"] for tag in document["tags"]]
+    assert told == list(TAGS)
+    assert told[:4] == ["Accounts", "Referral codes", "Referrals", "Sessions"]
+    tags = [operation["tags"][0] for _, _, operation in operations_of(document)]
+    assert tags == sorted(tags, key=told.index)
+    ids = [operation["operationId"] for _, _, operation in operations_of(document)]
+    assert ids[0] == "register"
+    assert ids.index("createReferralCode") < ids.index("findReferralCode")
+    assert ids.index("listSessions") < ids.index("endSession")
 
 
 def test_headers_are_told_where_they_are_sent(document: Document) -> None:
@@ -188,7 +273,7 @@ def test_headers_are_told_where_they_are_sent(document: Document) -> None:
 def test_building_it_again_gives_the_same(document: Document, settings: Settings) -> None:
     app = web.Application()
     app.add_routes(ROUTES)
-    assert build_openapi(app, settings.service_name) == document
+    assert build_openapi(app, settings.service_name, settings.public_url) == document
 
 
 async def test_a_client_that_has_it_is_not_sent_it_again(api: Api) -> None:
@@ -199,9 +284,7 @@ async def test_a_client_that_has_it_is_not_sent_it_again(api: Api) -> None:
 
 async def test_the_answers_of_the_story_pass_their_schemas(api: Api, document: Document) -> None:
     def conforms(path: str, method: str, status: int, answer: Any) -> bool:
-        response = responses_of(document, document["paths"][f"/api/v1{path}"][method])[status]
-        schema = response["content"]["application/json"]["schema"]
-        return not list(validator_of(document, schema).iter_errors(answer))
+        return not faults_of(document, f"{method} {path}", status, answer)
 
     registered = await api.register("anna@example.com")
     assert conforms("/auth/register", "post", 201, registered.json())
@@ -218,3 +301,17 @@ async def test_the_answers_of_the_story_pass_their_schemas(api: Api, document: D
     assert conforms("/referrals/{referrer_id}", "get", 200, referrals.json())
     sessions = await api.get("/auth/sessions", by=token)
     assert conforms("/auth/sessions", "get", 200, sessions.json())
+
+
+async def test_answers_that_promise_a_mail_pass_their_schemas(
+    mail_environment: dict[str, str], database: asyncpg.Connection, redis: Redis, document: Document
+) -> None:
+    required = read_settings({**mail_environment, "EMAIL_CONFIRMATION": "required"})
+    async with running(required) as api:
+        registered = await api.register("anna@example.com")
+        assert registered.status == 202
+        assert faults_of(document, "post /auth/register", 202, registered.json()) == []
+        for call in ("/auth/email/resend", "/auth/password/forgot"):
+            asked = await api.post(call, {"email": "anna@example.com"})
+            assert asked.status == 202
+            assert faults_of(document, f"post {call}", 202, asked.json()) == []

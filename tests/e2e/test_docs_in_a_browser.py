@@ -15,10 +15,10 @@ from tests.e2e.chromium import launched, needs_chromium
 PASSWORD = "a long walk by the river"
 TAGS = [
     "Accounts",
-    "Sessions",
-    "E-mail",
     "Referral codes",
     "Referrals",
+    "Sessions",
+    "Email",
     "OAuth 2.0",
     "Admin",
     "Operating",
@@ -115,6 +115,22 @@ def test_the_whole_story_by_clicking_and_typing(page: Page, tmp_path: Path) -> N
     status, me = executed(opened(page, "showMe"))
     assert (status, me["email"]) == (200, email), "the token outlives a reload"
     page.screenshot(path=tmp_path / "docs.png", full_page=True)
+
+
+def test_the_root_leads_to_the_sections_in_the_order_of_use(page: Page, tmp_path: Path) -> None:
+    page.goto("/")
+    page.locator(".opblock[id$='-register']").wait_for()
+    assert page.url.endswith("/docs")
+    sections = page.locator(".opblock-tag[data-tag]")
+    assert [section.get_attribute("data-tag") for section in sections.all()] == TAGS
+    codes = page.locator("#operations-tag-Referral_codes ~ div .opblock-summary-control")
+    first = codes.first.inner_text()
+    assert "POST" in first
+    assert "Create my referral code" in first
+    create = opened(page, "createReferralCode")
+    example = create.locator("textarea.body-param__text").input_value()
+    assert json.loads(example) == {"expires_in_days": 30}
+    create.locator(".opblock-section-request-body").screenshot(path=tmp_path / "create.png")
 
 
 @pytest.mark.parametrize("parameter", ["url", "configUrl", "urls.primaryName"])

@@ -1,4 +1,4 @@
-"""Reading a request: whose it is, what it accepts, and what its members may be."""
+"""Reading a request: whose it is, and what its members may be."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -10,7 +10,6 @@ from marshmallow import ValidationError
 from multidict import CIMultiDict
 
 from service.api.keys import SETTINGS
-from service.api.middleware import _accepts_json
 from service.api.requests import Moment, Text, WholeNumber, client_address
 from service.settings import read_settings
 from tests.factories import new_secrets
@@ -88,47 +87,6 @@ def test_without_trusted_proxies_no_header_counts(invented: str) -> None:
 def test_a_client_without_an_address_has_the_same_as_the_next_one() -> None:
     """A Unix socket has none: then there is one limit for all."""
     assert address_of(BEHIND_PROXIES, None, OTHER) == address_of(BEHIND_PROXIES, None, CLIENT)
-
-
-@pytest.mark.parametrize(
-    "accept",
-    [
-        "*/*",
-        "application/json",
-        "APPLICATION/JSON",
-        "application/*",
-        "text/html, application/json;q=0.1",
-        "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
-        "application/json; charset=utf-8",
-        "application/json;q=1.000",
-        "application/json;q=0.001",
-        " application/json ",
-        "application/json;q=0.5, text/html;q=0",
-        "text/html;q=0, */*;q=0.1",
-    ],
-)
-def test_json_is_accepted(accept: str) -> None:
-    assert _accepts_json(accept)
-
-
-@pytest.mark.parametrize(
-    "accept",
-    [
-        "text/html",
-        "application/xml",
-        "application/jsonp",
-        "application/json;q=0",
-        "application/json; q=0.000",
-        "application/json;Q=0",
-        "*/*;q=0",
-        "application/problem+json",
-        "text/html, application/*;q=0",
-        pytest.param("application/json;q=0, */*", id="the nearer range decides: json, not all"),
-        pytest.param("application/*;q=0, */*;q=0.5", id="the nearer range decides: application"),
-    ],
-)
-def test_json_is_excluded(accept: str) -> None:
-    assert not _accepts_json(accept)
 
 
 @pytest.mark.parametrize(

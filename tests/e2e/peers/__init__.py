@@ -5,9 +5,10 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tests.e2e.processes import Service, run
 from tests.factories import PASSWORD
 
 HERE = Path(__file__).parent
-NPM_SECONDS = 120
+INSTALL_SECONDS = 180
 
 
 @dataclass(frozen=True)
@@ -56,54 +57,77 @@ def new_person(service: Service) -> dict[str, str]:
     return person
 
 
-def install_npm_packages() -> Path:
-    """Return a folder with the drivers and the packages of package.json; skip where it cannot be.
+def install_npm_packages(folder: Path = HERE) -> Path:
+    """Return a copy of the folder's drivers with the packages of its package.json, or skip.
 
-    The packages are kept for the next run, in a folder named after their versions.
+    It is skipped where there is no Node that is new enough, or npm cannot install them.
     """
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         pytest.skip("no node or no npm on this machine (Debian: apt-get install nodejs npm)")
     version = subprocess.run([node, "--version"], capture_output=True, text=True).stdout.strip()
-    if int(version.lstrip("v").split(".")[0]) < 20:
-        pytest.skip(f"node {version} is too old for the clients, which need 20")
-    digest = hashlib.sha256()
-    files = [HERE / "package.json", *sorted(HERE.glob("*.mjs"))]
-    for file in files:
-        digest.update(file.read_bytes())
-    kept = Path(tempfile.gettempdir()) / f"npm-peers-{os.getuid()}-{digest.hexdigest()[:16]}"
-    if not kept.exists():
-        _install(npm, files, kept)
-    if kept.stat().st_uid != os.getuid():
-        pytest.skip(f"{kept} is somebody else's")
-    return kept
-
-
-def _install(npm: str, files: list[Path], folder: Path) -> None:
-    """Install into a new folder, and give it its name when it is whole."""
-    fresh = Path(tempfile.mkdtemp(prefix="npm-peers-"))
-    for file in files:
-        shutil.copy(file, fresh)
+    needed = json.loads((folder / "package.json").read_text())["engines"]["node"].lstrip(">=")
+    if _numbers(version.lstrip("v")) < _numbers(needed):
+        pytest.skip(f"node {version} is too old for the packages, which need {needed}")
+    files = [folder / "package.json", *sorted(folder.glob("*.mjs"))]
     options = ["--ignore-scripts", "--no-package-lock", "--no-audit", "--no-fund"]
+
+    def install(fresh: Path) -> None:
+        for file in files:
+            shutil.copy(file, fresh)
+        _run_installer([npm, "install", *options], fresh)
+
+    return _kept("npm-peers", files, install)
+
+
+def install_python_packages(requirements: Path) -> Path:
+    """Return a virtual environment with the packages, or skip where pip cannot install them."""
+
+    def install(fresh: Path) -> None:
+        _run_installer([sys.executable, "-m", "venv", "--without-pip", "."], fresh)
+        pip = [sys.executable, "-m", "pip", "--python", ".", "--disable-pip-version-check"]
+        _run_installer([*pip, "install", "--quiet", "-r", str(requirements)], fresh)
+
+    return _kept("pip-peers", [requirements], install)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
+
+
+def _run_installer(command: list[str], folder: Path) -> None:
+    """Run a program that downloads packages; skip the test if it cannot."""
+    name = " ".join(Path(part).name for part in command[:3])
     try:
         done = subprocess.run(
-            [npm, "install", *options],
-            cwd=fresh,
-            capture_output=True,
-            text=True,
-            timeout=NPM_SECONDS,
+            command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_SECONDS
         )
-        if done.returncode != 0:
-            told = [line for line in done.stderr.splitlines() if line.startswith("npm error")]
-            pytest.skip(f"npm could not install the clients: {told[:1]}")
-        fresh.rename(folder)
     except subprocess.TimeoutExpired:
-        pytest.skip(f"npm has not installed the clients in {NPM_SECONDS} s")
-    except OSError:
-        if not folder.exists():  # else another run was faster
-            raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        pytest.skip(f"{name} has not installed the packages in {INSTALL_SECONDS} s")
+    if done.returncode != 0:
+        errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+        pytest.skip(f"{name} could not install the packages: {errors[:1]}")
+
+
+def _kept(prefix: str, files: list[Path], install: Callable[[Path], None]) -> Path:
+    """Return what `install` makes of a new folder, kept for later runs with the same files."""
+    digest = hashlib.sha256(sys.version.encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    kept = Path(tempfile.gettempdir()) / f"{prefix}-{os.getuid()}-{digest.hexdigest()[:16]}"
+    if not kept.exists():
+        fresh = Path(tempfile.mkdtemp(prefix=f"{prefix}-"))
+        try:
+            install(fresh)
+            fresh.rename(kept)  # now that it is whole
+        except OSError:
+            if not kept.exists():  # otherwise another run was faster
+                raise
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    if kept.stat().st_uid != os.getuid():
+        pytest.skip(f"{kept} belongs to another user")
+    return kept
 
 
 def judged_by(folder: Path, driver: str, told: Mapping[str, Any]) -> Any:
