@@ -24,6 +24,7 @@ from service.access_log import AccessLog
 from service.api.answers import WholeResponse
 from service.api.headers import add_headers_of_every_answer, lines_of_every_answer
 from service.api.keys import CONTEXT, DATABASE, SETTINGS, Context
+from service.api.mailbox import PATH as MAILBOX
 from service.api.overload import Overload
 from service.api.problems import oauth_error_of, problem_of
 from service.domain.errors import Overloaded, ServiceError
@@ -41,6 +42,8 @@ _X_REQUEST_ID: Final = istr("X-Request-Id")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _ZERO_WEIGHT: Final = re.compile(r"q=0(\.0*)?")
+# Opened in browsers, and not to be read by pages of other origins (RFC 9700, 2.6).
+_NOT_FOR_SCRIPTS: Final = frozenset({"/oauth/authorize", MAILBOX})
 _MEDIA_RANGES: Final = ("application/json", "application/*", "*/*")
 _PREFLIGHT: Final = {
     "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE",
@@ -145,8 +148,8 @@ def _accepts_json(accept: str) -> bool:
 
 
 def _allowed_origin(request: web.Request) -> str | None:
-    if request.path == "/oauth/authorize":
-        return None  # for browsers to open, not for scripts to read (RFC 9700, 2.6)
+    if request.path in _NOT_FOR_SCRIPTS:
+        return None
     origin = request.headers.get("Origin")
     allowed = request.app[SETTINGS].cors_origins
     return origin if origin is not None and (origin in allowed or "*" in allowed) else None
