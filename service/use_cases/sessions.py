@@ -15,6 +15,7 @@ from service.domain.clock import Clock
 from service.domain.errors import (
     AccountDisabled,
     EmailMalformed,
+    HashingQueueFull,
     InvalidCredentials,
     InvalidToken,
     SessionNotFound,
@@ -101,22 +102,29 @@ class Sessions:
         async with self._database.reading() as repositories:
             credentials = await repositories.users.find_credentials_by_email(email_key)
         password_hash = credentials.password_hash if credentials else None
-        verified, new_hash = await self._hasher.verify(password, password_hash)
+        verified, outdated = await self._hasher.verify(password, password_hash)
         if not verified or credentials is None or credentials.awaits_confirmation:
             # The one like the other: where e-mails have to be confirmed, nobody learns here
             # whether an e-mail had an account before it was registered with this password.
             raise InvalidCredentials
         if credentials.disabled:
             raise AccountDisabled
-        if new_hash is not None:
-            async with self._database.transaction() as repositories:
-                if not await repositories.users.replace_password_hash(
-                    credentials.user_id, credentials.password_hash, new_hash
-                ):
-                    # Hashed anew by another sign-in, or changed: to be verified again.
-                    raise TransactionConflict
-            return replace(credentials, password_hash=new_hash)
-        return credentials
+        # Not before: its time would tell that the password is right.
+        return await self._hash_anew(credentials, password) if outdated else credentials
+
+    async def _hash_anew(self, credentials: Credentials, password: str) -> Credentials:
+        """Store a hash at the present cost, unless there are too many others to compute."""
+        try:
+            new_hash = await self._hasher.hash(password)
+        except HashingQueueFull:
+            return credentials
+        async with self._database.transaction() as repositories:
+            if not await repositories.users.replace_password_hash(
+                credentials.user_id, credentials.password_hash, new_hash
+            ):
+                # Hashed anew by another sign-in, or changed: to be verified again.
+                raise TransactionConflict
+        return replace(credentials, password_hash=new_hash)
 
     async def open(
         self,
