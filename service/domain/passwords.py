@@ -1,6 +1,7 @@
 """Which passwords an account may have. Hashing them is service/passwords.py."""
 
 import functools
+import unicodedata
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,22 @@ from service.domain.users import Email
 
 LONGEST_PASSWORD: Final = 128
 """In characters: no person's password is cut, and no one makes the service hash a book."""
+LONGEST_DECOMPOSITION: Final = 4
+"""In characters, of one character (Unicode Standard Annex 15)."""
+
+
+def normalise_password(password: str) -> str:
+    """Return the form that is hashed: the same for what looks the same, from whatever keyboard.
+
+    RFC 8265's OpaqueString: spaces of all kinds become U+0020, and what may be composed is (NFC).
+    Two lines of unicodedata, where precis-i18n would add refusals: of control characters, which
+    old passwords have, and of characters that are newer than Python's tables. A text that is too
+    long in any form stays as it is, because composing a book takes long.
+    """
+    if len(password) > LONGEST_PASSWORD * LONGEST_DECOMPOSITION:
+        return password
+    spaced = (" " if unicodedata.category(sign) == "Zs" else sign for sign in password)
+    return unicodedata.normalize("NFC", "".join(spaced))
 
 
 @functools.cache
@@ -42,6 +59,7 @@ def check_password(password: str, email: Email, min_length: int, pointer: str) -
     No composition rules: length and a list of what attackers try first do more
     (NIST SP 800-63B-4, 3.1.1.2).
     """
+    password = normalise_password(password)
     length = len(password)
     if not min_length <= length <= LONGEST_PASSWORD:
         raise PasswordUnacceptable(

@@ -97,7 +97,7 @@ async def test_two_hashes_of_one_password_differ(hasher: PasswordHasher) -> None
         pytest.param("nul\0within", id="NUL"),
         pytest.param("\U0001f600" * 128, id="128 emoji"),
         pytest.param(" spaces around ", id="spaces around, which count"),
-        pytest.param("e\u0301" * 64, id="combining accents, which are not composed"),
+        pytest.param("e\u0301" * 64, id="combining accents"),
     ],
 )
 async def test_a_password_is_right_to_the_last_character(
@@ -173,7 +173,9 @@ async def test_after_the_cost_was_changed_nobody_has_an_account_by_the_time_it_t
     # The first ones measure what the two costs take.
     usual = {name: median(seconds[5:]) for name, seconds in took.items()}
     for name in ("before", "right", "since"):
-        assert 0.75 < usual[name] / usual["unknown"] < 1.33, usual
+        # Time by the clock depends on what else the machine does, time of the core does not.
+        tolerance = 1.33 if clock is thread_time else 2.0
+        assert 1 / tolerance < usual[name] / usual["unknown"] < tolerance, usual
 
 
 async def test_without_a_hash_one_is_computed_all_the_same(
@@ -185,6 +187,25 @@ async def test_without_a_hash_one_is_computed_all_the_same(
     assert await hasher.verify("another password", None) == (False, False)
     known, unknown = (seen.decode().split("$")[1:4] for seen in spy.hashes)
     assert known == unknown == ["argon2id", "v=19", "m=64,t=1,p=1"]
+
+
+async def test_what_is_sent_in_another_form_costs_two_hashes_whoever_has_it(
+    hasher: PasswordHasher, spy: Spy
+) -> None:
+    """Otherwise the time would tell whether there is an account, or whether the first was right."""
+    sent = "u\u0308ber\u00a0allem"
+    for password_hash in (
+        None,
+        await hasher.hash("another password"),
+        await hasher.hash(sent),
+        hasher._context.hash(sent),
+    ):
+        spy.hashes.clear()
+        await hasher.verify(sent, password_hash)
+        assert len(spy.hashes) == 2
+        spy.hashes.clear()
+        await hasher.verify("in one form", password_hash)
+        assert len(spy.hashes) == 1
 
 
 async def test_the_password_of_the_dummy_opens_nothing(hasher: PasswordHasher) -> None:

@@ -3,7 +3,12 @@
 import pytest
 
 from service.domain.errors import PasswordUnacceptable
-from service.domain.passwords import _common_passwords, check_password, is_common
+from service.domain.passwords import (
+    _common_passwords,
+    check_password,
+    is_common,
+    normalise_password,
+)
 from service.domain.users import parse_email
 
 EMAIL = parse_email("Anna.Longname@M\u00dcNCHEN.example.com")
@@ -52,6 +57,31 @@ def test_what_attackers_try_first_is_refused(password: str, reason: str) -> None
     with pytest.raises(PasswordUnacceptable, match=reason) as caught:
         check(password)
     assert caught.value.pointer == "#/new_password"
+
+
+@pytest.mark.parametrize(
+    ("sent", "stored"),
+    [
+        ("u\u0308ber allem", "\u00fcber allem"),
+        ("\u00fcber allem", "\u00fcber allem"),
+        ("\u212bngstr\u00f6m", "\u00c5ngstr\u00f6m"),
+        ("a\u00a0b\u2003c\u3000d", "a b c d"),
+        ("no\tspace\u200b", "no\tspace\u200b"),
+        ("Keep Case", "Keep Case"),
+        ("\uff21\ufb01", "\uff21\ufb01"),
+        ("\u0958", "\u0915\u093c"),
+    ],
+)
+def test_a_password_has_one_form_in_which_it_is_stored(sent: str, stored: str) -> None:
+    """RFC 8265, 4.2: other spaces and composition; neither case nor width nor compatibility."""
+    assert normalise_password(sent) == stored == normalise_password(stored)
+
+
+def test_what_is_too_long_in_any_form_is_not_composed() -> None:
+    """To put 8000 accents in order takes 50 ms, for which the event loop waits."""
+    book = "\u0301\u0316" * 257
+    assert normalise_password(book) is book
+    assert normalise_password("\u0301\u0316" * 256) != "\u0301\u0316" * 256
 
 
 def test_an_operator_can_ask_for_more_characters() -> None:
