@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -26,6 +27,7 @@ from service.domain.clock import Clock, utc_now
 from service.domain.errors import Unavailable
 from service.domain.jobs import JobKind
 from service.domain.oauth import Client
+from service.domain.passwords import PasswordRules, names_in
 from service.domain.scopes import Scope
 from service.metrics import measure_requests
 from service.passwords import PasswordHasher
@@ -143,6 +145,13 @@ def _connect(
     )
 
 
+def _password_rules(settings: Settings) -> PasswordRules:
+    host = urlsplit(settings.public_url).hostname or ""
+    return PasswordRules(
+        min_length=settings.password_min_length, names=names_in(settings.service_name, host)
+    )
+
+
 def _jobs(postgresql: Database, settings: Settings, clock: Clock) -> Jobs:
     doers = {
         JobKind.MAIL: settings.mail,
@@ -219,7 +228,7 @@ def _users(
         jobs,
         hasher,
         clock,
-        password_min_length=settings.password_min_length,
+        password_rules=_password_rules(settings),
         hash_key=settings.hash_key,
         confirmation_required=settings.confirmation_required,
     )
@@ -258,7 +267,7 @@ async def _open(
         RefreshTokens(settings.refresh_token_keys),
         clock,
         lifetime=settings.refresh_token_ttl,
-        password_min_length=settings.password_min_length,
+        password_rules=_password_rules(settings),
     )
     app[keys.OAUTH] = OAuth(postgresql, app[keys.SESSIONS], clock, _built_in_clients(settings))
     http = await stack.enter_async_context(open_http_client())
@@ -280,7 +289,7 @@ async def _open(
         app[keys.USERS],
         hasher,
         clock,
-        password_min_length=settings.password_min_length,
+        password_rules=_password_rules(settings),
     )
     app[keys.EMAIL_VERIFICATION] = _verification(postgresql, cache, http, settings, clock)
     app[keys.ENRICHMENTS] = _enrichments(postgresql, http, settings, clock)

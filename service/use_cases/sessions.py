@@ -22,7 +22,7 @@ from service.domain.errors import (
 )
 from service.domain.mails import MailKind
 from service.domain.pages import Cursor, Page
-from service.domain.passwords import check_password
+from service.domain.passwords import PasswordRules, check_password
 from service.domain.scopes import Scope, scopes_of
 from service.domain.sessions import FIRST_PARTY, Caller, Credentials, Session, Tokens
 from service.domain.users import Role, parse_email
@@ -56,7 +56,7 @@ class Sessions:
         clock: Clock,
         *,
         lifetime: timedelta,
-        password_min_length: int,
+        password_rules: PasswordRules,
     ) -> None:
         self._database = database
         self._cache = cache
@@ -67,7 +67,7 @@ class Sessions:
         self._refresh_tokens = refresh_tokens
         self._clock = clock
         self._lifetime = lifetime
-        self._password_min_length = password_min_length
+        self._password_rules = password_rules
         self._expiries_if_open = Batches[UUID, datetime](
             lambda session_ids: database.read(
                 lambda stored: stored.sessions.expiries_if_open(session_ids, clock())
@@ -295,7 +295,7 @@ class Sessions:
         if user is None or user.email is None or credentials is None:
             raise wrong  # erased since the session was checked
         email = parse_email(user.email)
-        check_password(new, email, self._password_min_length, "#/new_password")
+        check_password(new, email, self._password_rules, "#/new_password")
         verified, _ = await self._hasher.verify(current, credentials.password_hash)
         if not verified:
             raise wrong

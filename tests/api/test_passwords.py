@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from service.api import keys
+from service.domain.errors import PasswordUnacceptable
 from service.settings import read_settings
 from tests.api.test_mail import forgotten, reset
 from tests.factories import Api, Person, new_email, running
@@ -20,16 +21,6 @@ ON_A_MAC = unicodedata.normalize("NFD", TYPED).replace("\u00a0", "\u2003")
 """The same letters in pieces (NFD), and another space."""
 STORED = "Übergänge im Frühling"
 FORMS = {"composed": TYPED, "in pieces": ON_A_MAC, "as it is stored": STORED}
-
-pytestmark = pytest.mark.usefixtures("impatient")
-
-
-@pytest.fixture
-async def api(
-    mail_environment: dict[str, str], database: asyncpg.Connection, redis: object
-) -> AsyncIterator[Api]:
-    async with running(read_settings(mail_environment)) as api:
-        yield api
 
 
 def test_the_forms_differ() -> None:
@@ -48,8 +39,16 @@ async def test_who_registers_on_one_keyboard_signs_in_on_another(
         assert (await api.log_in(email, wrong)).status == 401, wrong
 
 
-async def test_a_password_is_one_wherever_it_is_asked_for(api: Api, smtp: SmtpServer) -> None:
-    email = new_email()
+@pytest.fixture
+async def mailing(
+    mail_environment: dict[str, str], database: asyncpg.Connection, redis: object, impatient: None
+) -> AsyncIterator[Api]:
+    async with running(read_settings(mail_environment)) as mailing:
+        yield mailing
+
+
+async def test_a_password_is_one_wherever_it_is_asked_for(mailing: Api, smtp: SmtpServer) -> None:
+    api, email = mailing, new_email()
     await api.register(email, password=TYPED)
     tokens = (await api.log_in(email, ON_A_MAC)).json()
     person = Person(tokens["user_id"], email, tokens["access_token"], "", password=ON_A_MAC)
@@ -117,7 +116,27 @@ async def test_the_length_of_a_password_is_counted_in_composed_characters(api: A
     assert (await api.log_in(email, long)).status == 401
 
 
-@pytest.mark.parametrize("password", ["nul\0within it", "bell\arings here", "a\u202eb c d e f g"])
+async def test_what_a_host_is_called_is_no_password_there(
+    environment: dict[str, str], database: asyncpg.Connection, redis: object
+) -> None:
+    named = {"SERVICE_NAME": "Shop of Acme", "PUBLIC_URL": "https://refer.zanzibar.example:8443"}
+    async with running(read_settings({**environment, **named})) as api:
+        anna = await api.new_person()
+        for password in ("Shop-of-Acme", "acmeshop1", "zanzibar2026", "refer.zanzibar.example"):
+            answers = [
+                await api.register(password=password),
+                await api.post(
+                    "/auth/password/change",
+                    {"current_password": anna.password, "new_password": password},
+                    by=anna,
+                ),
+            ]
+            assert [answer.status for answer in answers] == [422, 422], password
+            with pytest.raises(PasswordUnacceptable):
+                await api.app[keys.USERS].make_admin("root@example.com", password)
+
+
+@pytest.mark.parametrize("password", ["nul\0within it", "bell\arings here", "right\u202eto left"])
 async def test_control_characters_are_characters(api: Api, password: str) -> None:
     """OpaqueString refuses them; passwords with them exist."""
     email = new_email()
