@@ -17,6 +17,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cached_property
+from secrets import token_urlsafe
 from statistics import median
 from time import monotonic, thread_time
 from typing import Final, TypeVar
@@ -48,7 +50,6 @@ class PasswordHasher:
             argon2__time_cost=cost.passes,
             argon2__parallelism=cost.lanes,
         )
-        self._cost = f"m={cost.memory_kib},t={cost.passes},p={cost.lanes}"
         self._seconds = defaultdict[str, deque[float]](lambda: deque(maxlen=15))
         """What the last verifications took, by cost."""
         self._seconds_of_filler = 0.0001
@@ -61,11 +62,10 @@ class PasswordHasher:
         """Seconds, of the hash that began, and of the core, of the one that ended last."""
 
     def warm_up(self) -> None:
-        """Begin to make the dummy hash, so that the first unknown email address takes no longer.
+        """Begin to make nobody's hash, so that the first unknown email address takes no longer.
 
         Whose hash is wanted meanwhile waits for it.
         """
-        self._executor.submit(self._context.dummy_verify)
         self._executor.submit(self._verify, "", None)
 
     async def hash(self, password: str) -> str:
@@ -94,18 +94,21 @@ class PasswordHasher:
         """Return whether this is the password, after the time that the dearest hash takes."""
         # No account has a longer password, and passlib raises on one of 4097 bytes.
         if password_hash is None or len(password) > LONGEST_PASSWORD:
-            cost = self._cost
-            began_at = _clock_of(cost)()
-            right: bool = self._context.dummy_verify()
-        else:
-            cost = password_hash.split("$")[3]
-            began_at = _clock_of(cost)()
-            right = self._context.verify(password, password_hash)
-        self._seconds[cost].append(_clock_of(cost)() - began_at)
+            password, password_hash = "", self._nobodys_hash
+        cost = password_hash.split("$")[3]
+        clock = _clock_of(cost)
+        began_at = clock()
+        right: bool = self._context.verify(password, password_hash)
+        self._seconds[cost].append(clock() - began_at)
         usual = {known: median(seconds) for known, seconds in self._seconds.copy().items()}
         dearest = max(usual, key=lambda known: usual[known])
         self._spend(usual[dearest] - usual[cost], _clock_of(dearest))
         return right
+
+    @cached_property
+    def _nobodys_hash(self) -> str:
+        password_hash: str = self._context.hash(token_urlsafe())
+        return password_hash
 
     def _spend(self, seconds: float, clock: Callable[[], float]) -> None:
         """Compute for so long what nobody needs."""

@@ -115,10 +115,12 @@ def check_password(password: str, email: Email, rules: PasswordRules, pointer: s
         reason = f"The password is too long: it has {length} characters, of {LONGEST_PASSWORD}."
     elif _is_made_of(_names_of(email) | rules.names, password):
         reason = "The password is the email address or the name of the service, or nearly so."
+    elif is_common(password.lower()):
+        reason = "This is one of the most common passwords."
     elif any(map(_is_breached, {password, password.lower()})):
         reason = "The password is in a list of breached ones."
     elif any(map(is_common, _forms(password))):
-        reason = "The password is one of the most common, or nearly so."
+        reason = "The password is much like one of the most common ones."
     elif any(_is_pattern(form, shortest) for form in _sequences(password)):
         reason = "The password is a repetition or a sequence."
     else:
