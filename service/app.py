@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -13,7 +14,7 @@ from aiohttp import web
 from service import database
 from service.access_log import AccessLog
 from service.api import keys
-from service.api.health import close_when_stopping
+from service.api.health import METRICS, close_when_stopping, metrics_of
 from service.api.mailbox import MAILBOX_ROUTES
 from service.api.middleware import around_every_request
 from service.api.overload import Overload
@@ -90,6 +91,20 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
 
     app.cleanup_ctx.append(resources)
     return app
+
+
+def create_metrics_app(app: web.Application) -> web.Application:
+    """Return an application that shows the metrics of `app`, for a port of their own."""
+    settings = replace(app[keys.SETTINGS], cors_origins=frozenset())  # not for scripts
+    surround = around_every_request(settings, app[keys.ACCESS_LOG], app[keys.STOPPING], Overload())
+    alone = web.Application(middlewares=[surround], client_max_size=LARGEST_BODY)
+    alone[keys.SETTINGS] = settings
+
+    async def show(_: web.Request) -> web.Response:
+        return await metrics_of(app)
+
+    alone.router.add_get(METRICS, show)
+    return alone
 
 
 @asynccontextmanager
