@@ -7,7 +7,6 @@ import getpass
 import json
 import os
 import secrets
-import socket
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -36,6 +35,7 @@ from service.settings import (
 from service.tokens import JWKS_MAX_AGE, SigningKey, SigningKeys
 
 if TYPE_CHECKING:
+    from service.serving import Listeners
     from service.use_cases.jobs import Jobs
     from service.use_cases.oauth import OAuthClients
     from service.use_cases.users import Users
@@ -370,8 +370,8 @@ async def _check_tables(database_url: str, prepared_statements: bool) -> None:
 
 
 @contextmanager
-def _listening(settings: Settings) -> Iterator[list[socket.socket]]:
-    """Yield one listening socket for each worker; raise CommandError where the port is taken."""
+def _listening(settings: Settings) -> Iterator[list["Listeners"]]:
+    """Yield what each worker listens on; raise CommandError where a port is taken."""
     set_up_logging(settings.log_level, settings.log_format)
     with tempfile.TemporaryDirectory(prefix="metrics-") as folder:
         if settings.workers > 1:
@@ -383,13 +383,13 @@ def _listening(settings: Settings) -> Iterator[list[socket.socket]]:
         from service import serving  # see PROMETHEUS_MULTIPROC_DIR
 
         try:
-            yield serving.listen(settings.host, settings.port, settings.workers)
+            yield serving.listeners_of(settings)
         except serving.PortTaken as error:
             raise CommandError(error) from error
 
 
 def _serve_on(
-    settings: Settings, sockets: list[socket.socket], when_ready: Callable[[], None]
+    settings: Settings, sockets: list["Listeners"], when_ready: Callable[[], None]
 ) -> None:
     from service import serving  # see _listening
 

@@ -4,15 +4,17 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from service import database
 from service.access_log import AccessLog
 from service.api import keys
-from service.api.health import close_when_stopping
+from service.api.health import METRICS, close_when_stopping, metrics_of
 from service.api.mailbox import MAILBOX_ROUTES
 from service.api.middleware import around_every_request
 from service.api.origin import current_origin
@@ -27,6 +29,7 @@ from service.domain.clock import Clock, utc_now
 from service.domain.errors import Unavailable
 from service.domain.jobs import JobKind
 from service.domain.oauth import Client
+from service.domain.passwords import PasswordRules, names_in
 from service.domain.scopes import Scope
 from service.domain.security_events import Origin
 from service.metrics import measure_requests
@@ -93,6 +96,20 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
     return app
 
 
+def create_metrics_app(app: web.Application) -> web.Application:
+    """Return an application that shows the metrics of `app`, for a port of their own."""
+    settings = replace(app[keys.SETTINGS], cors_origins=frozenset())  # not for scripts
+    surround = around_every_request(settings, app[keys.ACCESS_LOG], app[keys.STOPPING], Overload())
+    alone = web.Application(middlewares=[surround], client_max_size=LARGEST_BODY)
+    alone[keys.SETTINGS] = settings
+
+    async def show(_: web.Request) -> web.Response:
+        return await metrics_of(app)
+
+    alone.router.add_get(METRICS, show)
+    return alone
+
+
 @asynccontextmanager
 async def users_alone(settings: Settings) -> AsyncIterator[Users]:
     """Yield the accounts for a command beside the service: what it changes, jobs make known."""
@@ -144,6 +161,13 @@ def _connect(
 ) -> AbstractAsyncContextManager[Database]:
     return database.connect(
         settings.database_url, size, settings.database_prepared_statements, replica_url
+    )
+
+
+def _password_rules(settings: Settings) -> PasswordRules:
+    host = urlsplit(settings.public_url).hostname or ""
+    return PasswordRules(
+        min_length=settings.password_min_length, names=names_in(settings.service_name, host)
     )
 
 
@@ -225,7 +249,7 @@ def _users(
         hasher,
         events,
         clock,
-        password_min_length=settings.password_min_length,
+        password_rules=_password_rules(settings),
         hash_key=settings.hash_key,
         confirmation_required=settings.confirmation_required,
     )
@@ -266,7 +290,7 @@ async def _open(
         events,
         clock,
         lifetime=settings.refresh_token_ttl,
-        password_min_length=settings.password_min_length,
+        password_rules=_password_rules(settings),
     )
     app[keys.OAUTH] = OAuth(
         postgresql, app[keys.SESSIONS], events, clock, _built_in_clients(settings)
@@ -292,7 +316,7 @@ async def _open(
         hasher,
         events,
         clock,
-        password_min_length=settings.password_min_length,
+        password_rules=_password_rules(settings),
     )
     app[keys.EMAIL_VERIFICATION] = _verification(postgresql, cache, http, settings, clock)
     app[keys.ENRICHMENTS] = _enrichments(postgresql, http, settings, clock)

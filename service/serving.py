@@ -14,14 +14,15 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from aiohttp import web
 from prometheus_client.multiprocess import mark_process_dead
 
 from service.api.keys import STOPPING
-from service.app import FINISH_SECONDS, create_app, worker_alone
+from service.app import FINISH_SECONDS, create_app, create_metrics_app, worker_alone
 from service.settings import Settings
 
 GOODBYE_SECONDS: Final = 0.5
@@ -69,7 +70,28 @@ def listen(host: str, port: int, workers: int) -> list[socket.socket]:
     return sockets
 
 
-def serve(settings: Settings, sockets: list[socket.socket], when_ready: Callable[[], None]) -> None:
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Where one worker listens; `metrics` is a port that shows them alone."""
+
+    requests: socket.socket
+    metrics: socket.socket | None
+
+    def close(self) -> None:
+        self.requests.close()
+        if self.metrics is not None:
+            self.metrics.close()
+
+
+def listeners_of(settings: Settings) -> list[Listeners]:
+    """Return what each worker listens on; raise PortTaken."""
+    host, port, workers = settings.host, settings.metrics_port, settings.workers
+    requests = listen(host, settings.port, workers)
+    metrics = listen(host, port, workers) if port else [None] * workers
+    return [*map(Listeners, requests, metrics)]
+
+
+def serve(settings: Settings, sockets: list[Listeners], when_ready: Callable[[], None]) -> None:
     """Serve on `sockets` until SIGTERM or SIGINT, then let requests under way end.
 
     For `shutdown_delay` requests are still taken, and /health/ready tells that they will not be:
@@ -85,7 +107,7 @@ class _Supervisor:
     """Starts the workers, starts another where one dies, and ends all of them."""
 
     def __init__(
-        self, settings: Settings, sockets: list[socket.socket], when_ready: Callable[[], None]
+        self, settings: Settings, sockets: list[Listeners], when_ready: Callable[[], None]
     ) -> None:
         self._settings = settings
         self._sockets = sockets
@@ -158,11 +180,11 @@ class _Supervisor:
 
 async def _work(
     settings: Settings,
-    listener: socket.socket,
+    listeners: Listeners,
     parent_lives: int | None,
     when_ready: Callable[[], None],
 ) -> None:
-    """Serve on one socket until a signal comes or the parent is gone."""
+    """Serve on the sockets until a signal comes or the parent is gone."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
@@ -185,9 +207,17 @@ async def _work(
     gc.freeze()
     gc.set_threshold(50_000)
     gc.enable()
-    try:
-        site = web.SockSite(runner, listener.dup(), backlog=BACKLOG)
+    async with AsyncExitStack() as closing:
+        closing.push_async_callback(runner.cleanup)
+        site = web.SockSite(runner, listeners.requests.dup(), backlog=BACKLOG)
         await site.start()
+        if listeners.metrics is not None:
+            metrics = web.AppRunner(
+                create_metrics_app(app), access_log=None, shutdown_timeout=GOODBYE_SECONDS
+            )
+            await metrics.setup()
+            closing.push_async_callback(metrics.cleanup)
+            await web.SockSite(metrics, listeners.metrics.dup(), backlog=BACKLOG).start()
         log.info("listening on %s", settings.public_url)
         when_ready()
         await stop.wait()
@@ -195,13 +225,11 @@ async def _work(
         app[STOPPING].set()
         await asyncio.sleep(settings.shutdown_delay.total_seconds())
         await site.stop()
-        await _take_those_who_wait(runner, listener)
+        await _take_those_who_wait(runner, listeners.requests)
         deadline = loop.time() + GOODBYE_SECONDS
         assert runner.server is not None
         while runner.server.connections and loop.time() < deadline:  # noqa: ASYNC110 - no event
             await asyncio.sleep(0.02)
-    finally:
-        await runner.cleanup()
 
 
 async def _take_those_who_wait(runner: web.AppRunner, listener: socket.socket) -> None:

@@ -128,6 +128,7 @@ class Settings:
 
     host: str
     port: int
+    metrics_port: int | None
     workers: int
     shutdown_delay: timedelta
     public_url: str
@@ -496,6 +497,7 @@ class SettingsSchema(Schema):
 
     host = fields.String(data_key="HOST", load_default="127.0.0.1")
     port = _number(8080, 1, 65535, "PORT")
+    metrics_port = _number(None, 1, 65535, "METRICS_PORT")
     workers = _number(None, 1, 256, "WORKERS")
     shutdown_delay = _number(0, 0, 300, "SHUTDOWN_DELAY_SECONDS")
     public_url = _PublicUrl("http", "https", data_key="PUBLIC_URL", load_default=None)
@@ -552,6 +554,11 @@ class SettingsSchema(Schema):
             raise ValidationError(
                 "must be 8 for each of ARGON2_LANES, or more.", "ARGON2_MEMORY_KIB"
             )
+
+    @validates_schema(skip_on_field_errors=False)
+    def _ports_differ(self, data: dict[str, Any], **_: Any) -> None:
+        if data.get("metrics_port") and data["metrics_port"] == data.get("port"):
+            raise ValidationError("must differ from PORT.", "METRICS_PORT")
 
     @validates_schema(skip_on_field_errors=False)
     def _mails_have_a_server_and_a_sender(self, data: dict[str, Any], **_: Any) -> None:

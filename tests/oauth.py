@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from http.cookies import SimpleCookie
@@ -78,16 +78,18 @@ class Browser:
         text = query if isinstance(query, str) else urlencode(query)
         return await self._send("GET", f"{AUTHORIZE}?{text}")
 
-    async def submit(self, form: dict[str, str]) -> Answer:
+    async def submit(
+        self, form: dict[str, str], headers: Mapping[str, str] | None = None
+    ) -> Answer:
         """Post a form to the authorization endpoint."""
-        return await self._send("POST", AUTHORIZE, data=form)
+        return await self._send("POST", AUTHORIZE, headers, data=form)
 
-    async def _send(self, method: str, path: str, **options: Any) -> Answer:
+    async def _send(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> Answer:
         cookie = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
-        headers = {"Cookie": cookie} if cookie else {}
-        answer = await self.api.call(
-            method, path, headers=headers, allow_redirects=False, **options
-        )
+        sent = {**({"Cookie": cookie} if cookie else {}), **(headers or {})}
+        answer = await self.api.call(method, path, headers=sent, allow_redirects=False, **options)
         if "Set-Cookie" in answer.headers:
             parsed = SimpleCookie(answer.headers["Set-Cookie"])
             self.cookies |= {name: morsel.value for name, morsel in parsed.items()}

@@ -24,6 +24,7 @@ from service.metrics import (
 )
 from service.use_cases.jobs import Jobs
 
+METRICS: Final = "/metrics"
 _JSON: Final = {"application/json": {"schema": {"type": "object"}}}
 
 
@@ -76,12 +77,20 @@ async def ready(request: web.Request) -> web.Response:
     },
 )
 async def metrics(request: web.Request) -> web.Response:
-    request.app[ACCESS_LOG].flush()  # which measures the requests until now
-    for state, count in request.app[DATABASE].connections.items():
+    # Or /%6detrics would pass by the proxy that keeps /metrics from the public.
+    if request.raw_path.partition("?")[0] != METRICS:
+        raise web.HTTPNotFound
+    return await metrics_of(request.app)
+
+
+async def metrics_of(app: web.Application) -> web.Response:
+    """Return the answer with the metrics of an application and of its sister processes."""
+    app[ACCESS_LOG].flush()  # which measures the requests until now
+    for state, count in app[DATABASE].connections.items():
         DATABASE_CONNECTIONS.labels(state).set(count)
-    HASHES_PENDING.set(request.app[HASHER].pending)
+    HASHES_PENDING.set(app[HASHER].pending)
     with suppress(Unavailable):  # then the last known figures have to do
-        await _measure_jobs(request.app[JOBS])
+        await _measure_jobs(app[JOBS])
     return web.Response(body=exposition(), headers={"Content-Type": CONTENT_TYPE})
 
 

@@ -1,19 +1,32 @@
-"""The local mailbox at /dev/mailbox: what `make run` would have mailed, for developers to read."""
+"""The local mailbox at /dev/mailbox: what `make run` would have mailed, for developers to read.
+
+It holds tokens that set passwords, so it answers this machine alone: a request from loopback, not
+forwarded from elsewhere, and for a name that no web page can point at loopback (DNS rebinding).
+"""
 
 import asyncio
 import email
+import re
 import secrets
 from email.policy import default
 from html import escape
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from service.api.answers import to_json
 from service.api.keys import SETTINGS
+from service.api.requests import is_loopback
+from service.domain.errors import NotAllowed
 
+PATH: Final = "/dev/mailbox"
 NEWEST: Final = 50
+_LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_HOST: Final = re.compile(
+    r"(?:\[([0-9a-f:.]+)\]|([^\[\]:/@?#\s]+?)\.?)(?::\d{1,5})?", re.IGNORECASE
+)
 _STYLE: Final = """
 :root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif; }
 body { margin: 0 auto; max-width: 48rem; padding: 2rem 1.25rem; }
@@ -24,6 +37,8 @@ p { margin: 0; } pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .
 
 async def show_mailbox(request: web.Request) -> web.Response:
     """GET /dev/mailbox: the newest mails, as a page, or as JSON for scripts."""
+    if not (_is_from_this_machine(request) and _is_for_this_machine(request)):
+        raise NotAllowed("The mailbox is only shown on the machine that the service runs on.")
     mail = request.app[SETTINGS].mail
     assert mail is not None
     assert isinstance(mail.delivery, Path)
@@ -50,6 +65,29 @@ async def show_mailbox(request: web.Request) -> web.Response:
     )
 
 
+def _is_from_this_machine(request: web.Request) -> bool:
+    """Whether the peer, and every client that it says it speaks for, is on loopback."""
+    headers = request.headers
+    forwarded = [
+        address
+        for name in ("X-Forwarded-For", "X-Real-IP")
+        for value in headers.getall(name, ())
+        for address in value.split(",")
+    ]
+    return "Forwarded" not in headers and all(
+        is_loopback(address) for address in (request.remote or "", *forwarded)
+    )
+
+
+def _is_for_this_machine(request: web.Request) -> bool:
+    """Whether `Host` names loopback or is the service's own public name."""
+    named = _HOST.fullmatch(request.headers.get("Host", ""))
+    if named is None:
+        return False
+    public = urlsplit(request.app[SETTINGS].public_url).hostname
+    return (named[1] or named[2]).lower() in {*_LOOPBACK_NAMES, public}
+
+
 def _read(folder: Path) -> list[dict[str, Any]]:
     # Job ids begin with the time: the newest mail has the last name.
     files = sorted(folder.glob("*.eml"), reverse=True)[:NEWEST]
@@ -67,4 +105,4 @@ def _describe(raw: bytes) -> dict[str, Any]:
     }
 
 
-MAILBOX_ROUTES: Final = [web.get("/dev/mailbox", show_mailbox)]
+MAILBOX_ROUTES: Final = [web.get(PATH, show_mailbox)]

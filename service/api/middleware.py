@@ -25,6 +25,7 @@ from service.api.accept import answers_with_json, check_accepts_json
 from service.api.answers import WholeResponse
 from service.api.headers import add_headers_of_every_answer, lines_of_every_answer
 from service.api.keys import CONTEXT, DATABASE, SETTINGS, Context
+from service.api.mailbox import PATH as MAILBOX
 from service.api.origin import CURRENT_REQUEST
 from service.api.overload import Overload
 from service.api.problems import oauth_error_of, problem_of
@@ -42,6 +43,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _X_REQUEST_ID: Final = istr("X-Request-Id")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+# Opened in browsers, and not to be read by pages of other origins (RFC 9700, 2.6).
+_NOT_FOR_SCRIPTS: Final = frozenset({"/oauth/authorize", MAILBOX})
 _PREFLIGHT: Final = {
     "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE",
     "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, X-Request-Id",
@@ -133,8 +136,8 @@ def _check_has_time(request: web.Request, overload: Overload) -> None:
 
 
 def _allowed_origin(request: web.Request) -> str | None:
-    if request.path == "/oauth/authorize":
-        return None  # for browsers to open, not for scripts to read (RFC 9700, 2.6)
+    if request.path in _NOT_FOR_SCRIPTS:
+        return None
     origin = request.headers.get("Origin")
     allowed = request.app[SETTINGS].cors_origins
     return origin if origin is not None and (origin in allowed or "*" in allowed) else None

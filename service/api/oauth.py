@@ -13,6 +13,7 @@ from aiohttp_apispec import docs, form_schema, querystring_schema, response_sche
 from marshmallow import EXCLUDE, Schema, fields
 
 from service.api.answers import to_json
+from service.api.cookies import is_from_elsewhere, read_cookie
 from service.api.keys import OAUTH, SETTINGS
 from service.api.oauth_pages import show_refusal, show_sign_in
 from service.api.problems import status_of
@@ -152,7 +153,7 @@ async def show_authorization(request: web.Request) -> web.Response:
         return show_refusal(error.description, nonce)
     except RequestRefused as refused:
         return _send_back_error(request, refused.redirect_uri, refused.state, refused.error)
-    csrf = request.cookies.get(_csrf_cookie(request)) or secrets.token_urlsafe(32)
+    csrf = read_cookie(request, _csrf_cookie(request)) or secrets.token_urlsafe(32)
     return _sign_in_page(request, authorization, parameters, csrf, nonce)
 
 
@@ -185,9 +186,11 @@ async def show_authorization(request: web.Request) -> web.Response:
 )
 async def decide_authorization(request: web.Request) -> web.Response:
     nonce = secrets.token_urlsafe(16)
+    if is_from_elsewhere(request):
+        return show_refusal("The form was sent by another site.", nonce, 403)
     try:
         form = await _read_form(request)
-        cookie = request.cookies.get(_csrf_cookie(request), "")
+        cookie = read_cookie(request, _csrf_cookie(request)) or ""
         if not cookie or not _same(cookie, form.get("csrf", "")):
             return show_refusal("The form was not filled in on this service's page.", nonce, 403)
         parameters: dict[str, str] = {

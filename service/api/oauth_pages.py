@@ -87,8 +87,10 @@ def _page(title: str, body: str, nonce: str, form_action: str, status: int) -> w
         f"default-src 'none'; style-src 'nonce-{nonce}'; form-action {form_action}; "
         "frame-ancestors 'none'; base-uri 'none'"
     )
+    # By "no-referrer", which the header says, browsers would also hide the origin of the form.
     text = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="referrer" content="same-origin">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>{title}</title><style nonce="{nonce}">{_STYLE}</style></head>'
         f"<body>{body}</body></html>\n"

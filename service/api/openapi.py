@@ -471,7 +471,7 @@ def _problems(
         add(problem_type_of(InvalidToken))
         add(problem_type_of(InsufficientScope))
     for error in refusals:
-        add(problem_type_of(error), error.default_pointer, error.title)
+        add(problem_type_of(error), error.default_pointer, error().detail)
     if IDEMPOTENCY_KEY in operation["parameters"]:
         add(problem_type_of(IdempotencyKeyReused))
     if "requestBody" in operation:
@@ -495,7 +495,7 @@ def _problems(
 def _example(problem_type: ProblemType, pointer: str | None, detail: str) -> dict[str, Any]:
     """Return a problem just as it is sent."""
     errors = [(pointer, detail)] if pointer else []
-    sent = problem(problem_type, problem_type.title, EXAMPLE_REQUEST_ID, errors=errors)
+    sent = problem(problem_type, detail or problem_type.title, EXAMPLE_REQUEST_ID, errors=errors)
     assert isinstance(sent.body, bytes)
     document: dict[str, Any] = json.loads(sent.body)
     return document

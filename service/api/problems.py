@@ -5,7 +5,7 @@ import html
 import json
 import logging
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
@@ -15,7 +15,7 @@ from aiohttp.web_protocol import RequestHandler
 from aiohttp_apispec import docs
 from marshmallow import ValidationError
 
-from service.api.answers import WholeResponse
+from service.api.answers import WholeResponse, to_json
 from service.api.headers import add_headers_of_every_answer
 from service.api.keys import CONTEXT
 from service.domain.errors import (
@@ -35,6 +35,8 @@ from service.domain.oauth import OAuthError
 log = logging.getLogger(__name__)
 
 CONTENT_TYPE: Final = "application/problem+json"
+LONGEST_POINTER: Final = 80
+"""Of a member that the client has named itself, in a sentence."""
 
 STATUS_OF_KIND: Final[Mapping[type[ServiceError], HTTPStatus]] = {
     InvalidInput: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -159,28 +161,28 @@ def problem(
     """Return the answer; `errors` are JSON pointers with what is wrong there."""
     if members := [{"pointer": pointer, "detail": text} for pointer, text in errors]:
         extensions["errors"] = members
-    rest = f", {json.dumps(extensions)[1:]}" if extensions else "}"
-    body = f'{_beginning(problem_type, detail)}, "request_id": "{request_id}"{rest}'
-    response = WholeResponse(body.encode(), CONTENT_TYPE, problem_type.status)
+    own = to_json({"detail": detail, "request_id": request_id, **extensions})
+    response = WholeResponse(
+        b"%b,%b" % (_beginning(problem_type), own[1:]), CONTENT_TYPE, problem_type.status
+    )
     if headers:
         response.headers.update(headers)
     return response
 
 
-@functools.lru_cache(256)
-def _beginning(problem_type: ProblemType, detail: str) -> str:
-    """Return what the answers have in common that differ only in their request.
+@functools.cache
+def _beginning(problem_type: ProblemType) -> bytes:
+    """Return what the problems of one code have in common, for most look-ups by strangers end here.
 
-    Writing it anew takes as long as a look-up, and most look-ups by strangers end here.
+    Writing it for each of them takes as long as a look-up.
     """
     document = {
         "type": f"/problems/{problem_type.code}",
         "title": problem_type.title,
         "status": problem_type.status,
         "code": problem_type.code,
-        "detail": detail,
     }
-    return json.dumps(document)[:-1]
+    return to_json(document)[:-1]
 
 
 def problem_of(error: Exception, request: web.Request) -> web.Response:
@@ -190,11 +192,9 @@ def problem_of(error: Exception, request: web.Request) -> web.Response:
         case ServiceError():
             return _of_service_error(error, request_id)
         case ValidationError():
+            errors = list(_flatten(error.normalized_messages()))  # type: ignore[no-untyped-call]
             return problem(
-                problem_type_of(InvalidInput),
-                InvalidInput.title,
-                request_id,
-                errors=_flatten(error.normalized_messages()),  # type: ignore[no-untyped-call]
+                problem_type_of(InvalidInput), summary_of(errors), request_id, errors=errors
             )
         case web.HTTPException():
             problem_type = _BY_STATUS.get(error.status, BAD_REQUEST)
@@ -227,7 +227,7 @@ def oauth_error_of(error: Exception, request: web.Request) -> web.Response:
         code = _OAUTH_CODE_OF_STATUS.get(status, "invalid_request")
     return web.Response(
         status=status,
-        body=json.dumps({"error": code, "error_description": description}).encode(),
+        body=to_json({"error": code, "error_description": description}),
         content_type="application/json",
         headers={**headers, "Cache-Control": "no-store", "Pragma": "no-cache"},
     )
@@ -258,6 +258,13 @@ def _flatten(messages: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         pointer = "#" if member == "_schema" else f"#/{escaped}"
         for message in found if isinstance(found, list) else [str(found)]:
             yield pointer, message
+
+
+def summary_of(errors: Sequence[tuple[str, str]]) -> str:
+    """Return the first error in words: who reads on finds all of them in `errors`."""
+    pointer, text = errors[0]
+    others = f" ({len(errors) - 1} more in `errors`.)" if len(errors) > 1 else ""
+    return f"{pointer[:LONGEST_POINTER]}: {text}{others}"
 
 
 def answer_unreadable(

@@ -9,6 +9,7 @@ from aiohttp_apispec import docs, querystring_schema, response_schema
 from marshmallow import EXCLUDE, Schema, fields, validate
 
 from service.api.answers import PageSchema, respond
+from service.api.cookies import read_cookie
 from service.api.keys import IDENTITIES, SETTINGS
 from service.api.middleware import API
 from service.api.openapi import refuses
@@ -155,7 +156,7 @@ async def finish_sign_in(request: web.Request) -> web.Response:
     tokens = await request.app[IDENTITIES].finish(
         request.match_info["provider"],
         query["state"],
-        request.cookies.get(_cookie(request), ""),
+        read_cookie(request, _cookie(request)) or "",
         AuthorizationAnswer(code=query["code"], error=query["error"], issuer=query["iss"]),
         header_text(request, "User-Agent"),
     )

@@ -176,6 +176,12 @@ def _as_client(address: Any) -> str:
     return str(address)
 
 
+def is_loopback(address: str) -> bool:
+    """Whether the text is an IP address of this machine."""
+    parsed = _parse_address(address)
+    return parsed is not None and parsed.is_loopback
+
+
 def is_https(request: web.Request) -> bool:
     """Whether clients reach the service by https, whatever the last proxy speaks."""
     return request.app[SETTINGS].public_url.startswith("https:")

@@ -71,7 +71,7 @@ ROUTES: Final = [
     web.get("/.well-known/jwks.json", oauth.show_jwks),
     web.get("/health/live", health.live),
     web.get("/health/ready", health.ready),
-    web.get("/metrics", health.metrics),
+    web.get(health.METRICS, health.metrics),
     web.get("/problems/{code}", explain_problem),
     web.get("/openapi.json", show_openapi),
     *docs.DOCS_ROUTES,

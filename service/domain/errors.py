@@ -51,12 +51,15 @@ class ServiceError(Exception):
 
     `detail` says what is wrong with this request. `pointer` is the JSON pointer (RFC 6901)
     of the member at fault, `retry_after` the seconds after which another try may succeed.
+    An error without a code of its own has its kind's code and title, and a detail of its own.
     """
 
     code: ClassVar[str]
     """Stable and machine-readable: part of the public API, as /problems/<code>."""
     title: ClassVar[str]
-    """The same sentence for every occurrence."""
+    """The same sentence for every problem of the code."""
+    default_detail: ClassVar[str | None] = None
+    """What is wrong, where the one who raises it says nothing; otherwise the title."""
     remedy: ClassVar[str]
     """What the caller can do about it, for the page that explains the code."""
     default_pointer: ClassVar[str | None] = None
@@ -69,7 +72,7 @@ class ServiceError(Exception):
         pointer: str | None = None,
         retry_after: int | None = None,
     ) -> None:
-        self.detail = detail or self.title
+        self.detail = detail or self.default_detail or self.title
         self.pointer = pointer or self.default_pointer
         self.retry_after = retry_after or self.default_retry_after
         super().__init__(self.detail)
@@ -77,7 +80,7 @@ class ServiceError(Exception):
 
 class InvalidInput(ServiceError):
     code = "validation-failed"
-    title = "A member of the request breaks a rule."
+    title = "The request is invalid."
     remedy = "Correct the members that `errors` points at, and send the request again."
 
 
@@ -120,22 +123,22 @@ class Unavailable(ServiceError):
 
 
 class CursorMalformed(InvalidInput):
-    title = "The cursor was not made by this service."
+    default_detail = "The cursor was not made by this service."
     default_pointer = "#/cursor"
 
 
 class EmailMalformed(InvalidInput):
-    title = "This is not an e-mail address."
+    default_detail = "This is not an e-mail address."
     default_pointer = "#/email"
 
 
 class ExpiryOutOfRange(InvalidInput):
-    title = "The expiry must lie after now and within 366 days."
+    default_detail = "The expiry must lie after now and within 366 days."
     default_pointer = "#/expires_at"
 
 
 class PasswordUnacceptable(InvalidInput):
-    title = "The password is too easy to guess."
+    default_detail = "The password is too easy to guess."
     default_pointer = "#/password"
 
 
@@ -185,7 +188,7 @@ class SignInTooOld(NotAuthenticated):
 
 
 class TokenMissing(NotAuthenticated):
-    title = "The request carries no access token."
+    default_detail = "The request carries no access token."
 
 
 class AccountDisabled(NotAllowed):

@@ -12,7 +12,7 @@ from service.domain.errors import EmailMalformed, EmailTaken, TokenUnusable
 from service.domain.jobs import JobKind
 from service.domain.mails import MailKind, MailToken, TokenPurpose
 from service.domain.oauth import hash_secret
-from service.domain.passwords import check_password
+from service.domain.passwords import PasswordRules, check_password
 from service.domain.security_events import SecurityEvent
 from service.domain.sessions import Caller
 from service.domain.users import Email, parse_email
@@ -41,7 +41,7 @@ class MailTokens:
         events: SecurityEvents,
         clock: Clock,
         *,
-        password_min_length: int,
+        password_rules: PasswordRules,
     ) -> None:
         self._database = database
         self._forgetting = forgetting
@@ -50,7 +50,7 @@ class MailTokens:
         self._hasher = hasher
         self._events = events
         self._clock = clock
-        self._password_min_length = password_min_length
+        self._password_rules = password_rules
 
     async def resend_confirmation(self, email: str) -> None:
         """Have the confirmation sent again, if there is something to confirm."""
@@ -134,7 +134,7 @@ class MailTokens:
             found = await repositories.mail_tokens.find(token_hash, _RESETTING, self._clock())
         if found is None:
             raise TokenUnusable
-        check_password(new_password, found.email, self._password_min_length, "#/new_password")
+        check_password(new_password, found.email, self._password_rules, "#/new_password")
         password_hash = await self._hasher.hash(new_password)
         user_id = found.user_id
         now = self._clock()

@@ -15,13 +15,14 @@ from service.domain.clock import Clock
 from service.domain.errors import (
     AccountDisabled,
     EmailMalformed,
+    HashingQueueFull,
     InvalidCredentials,
     InvalidToken,
     SessionNotFound,
 )
 from service.domain.mails import MailKind
 from service.domain.pages import Cursor, Page
-from service.domain.passwords import check_password
+from service.domain.passwords import PasswordRules, check_password
 from service.domain.scopes import Scope, scopes_of
 from service.domain.security_events import SecurityEvent
 from service.domain.sessions import (
@@ -64,7 +65,7 @@ class Sessions:
         clock: Clock,
         *,
         lifetime: timedelta,
-        password_min_length: int,
+        password_rules: PasswordRules,
     ) -> None:
         self._database = database
         self._cache = cache
@@ -76,7 +77,7 @@ class Sessions:
         self._events = events
         self._clock = clock
         self._lifetime = lifetime
-        self._password_min_length = password_min_length
+        self._password_rules = password_rules
         self._expiries_if_open = Batches[UUID, datetime](
             lambda session_ids: database.read(
                 lambda stored: stored.sessions.expiries_if_open(session_ids, clock())
@@ -119,7 +120,7 @@ class Sessions:
         async with self._database.reading() as repositories:
             credentials = await repositories.users.find_credentials_by_email(email_key)
         password_hash = credentials.password_hash if credentials else None
-        verified, new_hash = await self._hasher.verify(password, password_hash)
+        verified, outdated = await self._hasher.verify(password, password_hash)
         if not verified or credentials is None or credentials.awaits_confirmation:
             # The one like the other: where e-mails have to be confirmed, nobody learns here
             # whether an e-mail had an account before it was registered with this password.
@@ -135,15 +136,22 @@ class Sessions:
         if credentials.disabled:
             await self._events.record_failed_sign_in(email_key, "account-disabled")
             raise AccountDisabled
-        if new_hash is not None:
-            async with self._database.transaction() as repositories:
-                if not await repositories.users.replace_password_hash(
-                    credentials.user_id, credentials.password_hash, new_hash
-                ):
-                    # Hashed anew by another sign-in, or changed: to be verified again.
-                    raise TransactionConflict
-            return replace(credentials, password_hash=new_hash)
-        return credentials
+        # Not before: its time would tell that the password is right.
+        return await self._hash_anew(credentials, password) if outdated else credentials
+
+    async def _hash_anew(self, credentials: Credentials, password: str) -> Credentials:
+        """Store a hash at the present cost, unless there are too many others to compute."""
+        try:
+            new_hash = await self._hasher.hash(password)
+        except HashingQueueFull:
+            return credentials
+        async with self._database.transaction() as repositories:
+            if not await repositories.users.replace_password_hash(
+                credentials.user_id, credentials.password_hash, new_hash
+            ):
+                # Hashed anew by another sign-in, or changed: to be verified again.
+                raise TransactionConflict
+        return replace(credentials, password_hash=new_hash)
 
     async def open(
         self,
@@ -314,7 +322,7 @@ class Sessions:
         if user is None or user.email is None or credentials is None:
             raise wrong  # erased since the session was checked
         email = parse_email(user.email)
-        check_password(new, email, self._password_min_length, "#/new_password")
+        check_password(new, email, self._password_rules, "#/new_password")
         verified, _ = await self._hasher.verify(current, credentials.password_hash)
         if not verified:
             raise wrong

@@ -27,7 +27,7 @@ from service.domain.errors import (
 from service.domain.jobs import JobKind
 from service.domain.mails import MailKind
 from service.domain.pages import Cursor, Page
-from service.domain.passwords import check_password
+from service.domain.passwords import PasswordRules, check_password
 from service.domain.referral_codes import normalise_code
 from service.domain.security_events import SecurityEvent
 from service.domain.sessions import Caller
@@ -65,7 +65,7 @@ class Users:
         events: SecurityEvents,
         clock: Clock,
         *,
-        password_min_length: int,
+        password_rules: PasswordRules,
         hash_key: bytes,
         confirmation_required: bool,
     ) -> None:
@@ -75,7 +75,7 @@ class Users:
         self._hasher = hasher
         self._events = events
         self._clock = clock
-        self._password_min_length = password_min_length
+        self._password_rules = password_rules
         self._hash_key = hash_key
         self._confirmation_required = confirmation_required
         self._by_id = Batches[UUID, User](
@@ -93,7 +93,7 @@ class Users:
         None, after the same work, and the owner of the e-mail gets a mail.
         """
         email = parse_email(registration.email)
-        check_password(registration.password, email, self._password_min_length, "#/password")
+        check_password(registration.password, email, self._password_rules, "#/password")
         await once.look(self._database, self._clock())
         password_hash = await self._hasher.hash(registration.password)
         now = self._clock()
@@ -309,7 +309,7 @@ class Users:
         """Make an account with the role admin; raise EmailMalformed, PasswordUnacceptable or
         EmailTaken."""
         parsed = parse_email(email)
-        check_password(password, parsed, self._password_min_length, "#/password")
+        check_password(password, parsed, self._password_rules, "#/password")
         password_hash = await self._hasher.hash(password)
         async with self._database.transaction() as repositories:
             await repositories.users.add(uuid7(), parsed, password_hash, Role.ADMIN, self._clock())

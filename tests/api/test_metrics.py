@@ -5,10 +5,12 @@ import re
 from dataclasses import replace
 
 import asyncpg
+import pytest
 
 from service.settings import RateLimit, Settings
 from tests.api import redis_trouble
 from tests.api.conftest import no_jobs
+from tests.api.wire import request, send
 from tests.factories import Api, Person, running
 
 Labels = tuple[tuple[str, str], ...]
@@ -95,6 +97,34 @@ async def test_while_the_database_is_away_the_rest_is_told(settings: Settings) -
     away = replace(settings, database_url="postgresql://127.0.0.1:1/nowhere")
     async with running(away) as api:
         assert (await measured(api))[("password_hashes_pending", ())] == 0
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/%6detrics",
+        "/metric%73",
+        "//metrics",
+        "/metrics/",
+        "/./metrics",
+        "/health/../metrics",
+        "/metrics;x",
+        "/metrics%3Fx",
+        "/metrics%2F",
+        "/METRICS",
+        "/metrics%00",
+    ],
+)
+async def test_no_other_spelling_passes_by_a_proxy_that_hides_them(api: Api, target: str) -> None:
+    for method in ("GET", "HEAD"):
+        answer = await send(api, request(method, target))
+        assert answer.status == 404, method
+        assert b"http_request" not in answer.body
+
+
+async def test_their_own_spelling_may_have_a_query(api: Api) -> None:
+    for target in ("/metrics", "/metrics?", "/metrics?name[]=up"):
+        assert (await send(api, request("GET", target))).status == 200
 
 
 async def test_nobody_is_named(api: Api, anna: Person) -> None:

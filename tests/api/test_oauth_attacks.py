@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from datetime import timedelta
 from time import perf_counter
 from urllib.parse import urlencode
@@ -13,10 +14,11 @@ from service.api import keys
 from service.domain.oauth import CODE_LIVES
 from service.domain.scopes import Scope
 from service.domain.sessions import Credentials
-from service.settings import read_settings
+from service.settings import Settings, read_settings
 from service.use_cases.sessions import GRACE
 from tests.factories import PASSWORD, Answer, Api, Person, running
 from tests.oauth import (
+    AUTHORIZE,
     CALLBACK,
     VERIFIER,
     Application,
@@ -620,6 +622,117 @@ async def test_a_form_that_this_browser_was_not_given_grants_nothing(
     assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
     assert "Location" not in answer.headers
     assert await database.fetchval("SELECT count(*) FROM authorization_codes") == 0
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": "same-origin, cross-site"},
+        {"Sec-Fetch-Site": "cross-site", "Origin": "http://localhost:8080"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "https://evil.localhost:8080"},
+        {"Origin": "http://localhost:8081"},
+        {"Origin": "http://localhost:8080, https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site", "Origin": "null"},
+    ],
+)
+async def test_a_form_of_another_site_grants_nothing_though_it_knows_the_cookie(
+    api: Api,
+    application: Application,
+    anna: Person,
+    database: asyncpg.Connection,
+    headers: dict[str, str],
+) -> None:
+    """A sibling subdomain may have planted it, and the victim would be signed in as its owner."""
+    form = await application.form(browser := Browser(api))
+    for decision in ("allow", "deny"):
+        signed = {"email": anna.email, "password": anna.password, "decision": decision}
+        answer = await browser.submit({**form, **signed}, headers)
+        assert answer.status == 403
+        assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert await database.fetchval("SELECT count(*) FROM authorization_codes") == 0
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Sec-Fetch-Site": "same-origin"},
+        {"Sec-Fetch-Site": "same-origin", "Origin": "null"},
+        {"Sec-Fetch-Site": "none"},
+        {"Origin": "http://localhost:8080"},
+        {"Origin": "http://127.0.0.1:9000", "Host": "127.0.0.1:9000"},
+    ],
+)
+async def test_a_form_of_this_site_grants_what_it_says(
+    api: Api, application: Application, anna: Person, headers: dict[str, str]
+) -> None:
+    form = await application.form(browser := Browser(api))
+    signed = {"email": anna.email, "password": anna.password, "decision": "allow"}
+    assert "code" in returned(await browser.submit({**form, **signed}, headers))
+
+
+async def test_by_https_a_form_comes_from_the_public_address_and_no_other(
+    settings: Settings, anna: Person
+) -> None:
+    """A page of the same host that came without TLS may be anybody's."""
+    async with running(replace(settings, public_url="https://id.example")) as api:
+        application = await new_application(api)
+        form = await application.form(browser := Browser(api))
+        assert [*browser.cookies] == ["__Host-csrf"]
+        signed = {**form, "email": anna.email, "password": anna.password, "decision": "allow"}
+        for origin in ("http://id.example", "https://id.example:8443", "null"):
+            answer = await browser.submit(signed, {"Host": "id.example", "Origin": origin})
+            assert answer.status == 403, origin
+        ours = {"Host": "10.0.0.1:8080", "Origin": "https://id.example"}
+        assert (await browser.submit(signed, ours)).status == 303
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "x=1 csrf={}",
+        "x=1,csrf={}",
+        "x=1\tcsrf={}",
+        "x=csrf={}",
+        "x=1; xcsrf={}",
+        "x=1; CSRF={}",
+        "x=1;  csrf={}",
+        "x=1; csrf ={}",
+        "x=1; csrf= {}",
+        'csrf="{}"',
+        "csrf={} ; x=1",
+        "csrf={}; csrf=abc",
+        "csrf=abc; csrf={}",
+        "csrf={0}; csrf={0}",
+        "csrf",
+        "csrf=",
+        "=csrf={}",
+    ],
+)
+async def test_a_cookie_that_stands_within_another_or_twice_is_none(
+    api: Api, application: Application, anna: Person, planted: str
+) -> None:
+    """RFC 6265, 4.2.1: any subdomain may set the value of a cookie, and put ours into it."""
+    form = await application.form(Browser(api))
+    signed = {"email": anna.email, "password": anna.password, "decision": "allow"}
+    planting = {"Cookie": planted.format(form["csrf"])}
+    assert (await Browser(api).submit({**form, **signed}, planting)).status == 403
+    page = await api.get(f"{AUTHORIZE}?{urlencode(application.wish())}", headers=planting)
+    assert PageReader(page).fields["csrf"] != form["csrf"], "nor is it kept for the next page"
+
+
+@pytest.mark.parametrize("cookie", ["csrf={}", "x=1; csrf={}; y=2", "x=1;csrf={}", "x; csrf={}"])
+async def test_a_cookie_beside_others_is_ours(
+    api: Api, application: Application, anna: Person, cookie: str
+) -> None:
+    form = await application.form(Browser(api))
+    signed = {"email": anna.email, "password": anna.password, "decision": "allow"}
+    answer = await Browser(api).submit({**form, **signed}, {"Cookie": cookie.format(form["csrf"])})
+    assert "code" in returned(answer)
 
 
 HOSTILE = "\"'></title><script>alert(1)</script><img src=x onerror=alert(1)>&lt;{{7*7}}"

@@ -1,6 +1,7 @@
 """Every error is a problem of one shape, whoever found it: the router, a schema, a rule, nobody."""
 
 import asyncio
+import json
 import logging
 
 import asyncpg
@@ -94,6 +95,44 @@ async def test_who_takes_json_gets_it(api: Api, anna: Person, accept: str) -> No
 async def test_all_members_that_are_at_fault_are_told_together(api: Api) -> None:
     answer = await api.post("/auth/register", {"email": 5, "is_admin": True})
     assert_problem(answer, 422, "validation-failed", ["#/email", "#/password", "#/is_admin"])
+
+
+async def test_problems_of_one_code_have_one_title_and_say_what_is_wrong_in_their_detail(
+    api: Api, anna: Person
+) -> None:
+    answers = [
+        await api.post("/auth/register", {"email": "a@example.com"}),
+        await api.post("/auth/register", {"email": "a@example.com", "password": "short"}),
+        await api.post("/auth/register", {"email": "a@example.com", "password": "password"}),
+        await api.post("/auth/register", {"email": "nobody", "password": PASSWORD}),
+        await api.post("/referral-code", {"expires_in_days": 367}, by=anna),
+        await api.post("/referral-code", {"expires_at": "2001-01-01T00:00:00Z"}, by=anna),
+        await api.get("/auth/sessions?cursor=x", by=anna),
+        await api.get("/auth/sessions?limit=0", by=anna),
+        await api.delete("/users/me", {}, by=anna),
+    ]
+    assert {answer.json()["code"] for answer in answers} == {"validation-failed"}
+    assert {answer.json()["title"] for answer in answers} == {"The request is invalid."}
+    details = [answer.json()["detail"] for answer in answers]
+    assert len(set(details)) == len(details), details
+    assert details[0] == "#/password: Missing data for required field."
+
+
+async def test_of_several_errors_the_detail_says_the_first_and_how_many_there_are(api: Api) -> None:
+    answer = await api.post("/auth/register", {"email": 5, "is_admin": True, "x" * 500: 1})
+    assert answer.json()["detail"] == "#/email: Not a valid string. (3 more in `errors`.)"
+    named = await api.post("/auth/login", {"email": "a@example.com", "password": "x", "x" * 500: 1})
+    assert named.json()["detail"] == f"#/{'x' * 78}: There is no such member."
+
+
+async def test_problems_are_written_without_spaces_as_other_answers_are(api: Api) -> None:
+    for answer in (
+        await api.post("/auth/register", {}),
+        await api.get("//nope"),
+        await api.post("//oauth/token"),
+        await send(api, b"no HTTP\r\n\r\n"),
+    ):
+        assert answer.body == json.dumps(answer.json(), separators=(",", ":")).encode()
 
 
 async def test_every_problem_has_a_page_that_explains_it(api: Api) -> None:

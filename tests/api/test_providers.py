@@ -262,7 +262,9 @@ async def test_a_callback_in_another_browser_is_refused_and_ends_nothing(
 ) -> None:
     victim, attacker = await begin(api), await begin(api)
     code = issuer.grant(attacker.request)
-    for cookie in ("", victim.cookie, "sign-in=", "sign-in=\xff"):
+    ours = attacker.cookie
+    planted = (f"x=1 {ours}", f"x={ours}", f"x=1,{ours}", f"{ours}; {ours}", f"{ours}; sign-in=x")
+    for cookie in ("", victim.cookie, "sign-in=", "sign-in=\xff", *planted):
         answer = await come_back(api, attacker, code=code, iss=issuer.url, cookie=cookie)
         assert_problem(answer, 422, "sign-in-unusable", ["#/state"])
     assert "/token" not in issuer.calls

@@ -136,7 +136,7 @@ class CountingHasher(PasswordHasher):
 
     verified = 0
 
-    async def verify(self, password: str, password_hash: str | None) -> tuple[bool, str | None]:
+    async def verify(self, password: str, password_hash: str | None) -> tuple[bool, bool]:
         CountingHasher.verified += 1
         return await super().verify(password, password_hash)
 

@@ -10,6 +10,8 @@ import jwt
 import pytest
 from redis.asyncio import Redis
 
+from service.domain.errors import HashingQueueFull
+from service.passwords import PasswordHasher
 from service.settings import Argon2, Settings
 from service.tokens import LEEWAY
 from tests.api.assertions import assert_problem
@@ -316,6 +318,19 @@ async def test_a_password_is_hashed_anew_at_the_next_sign_in_after_the_cost_has_
         assert (await new.log_in(anna.email)).status == 200
         assert await stored() == changed, "and once is enough"
         await assert_open(new, anna)
+
+
+async def test_where_there_is_no_time_for_another_hash_the_old_one_signs_in(
+    settings: Settings, anna: Person, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(hasher: PasswordHasher, password: str) -> str:
+        raise HashingQueueFull
+
+    before = await database.fetchval("SELECT password_hash FROM users")
+    monkeypatch.setattr(PasswordHasher, "hash", full)
+    async with running(replace(settings, argon2=Argon2(memory_kib=128, passes=2, lanes=1))) as new:
+        assert (await new.log_in(anna.email)).status == 200
+    assert await database.fetchval("SELECT password_hash FROM users") == before
 
 
 # Keys and lifetimes are settings.

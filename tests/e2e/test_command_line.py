@@ -151,6 +151,45 @@ def test_metrics_are_summed_over_the_workers(environment: dict[str, str]) -> Non
         assert _counted(service.url, "openapi") == [40]
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_metrics_have_a_port_of_their_own_beside_the_public_one(
+    environment: dict[str, str], workers: str
+) -> None:
+    port = free_port()
+    told = {**environment, "CORS_ORIGINS": "*"}
+    with service_process(told, WORKERS=workers, METRICS_PORT=str(port)) as service:
+        own = f"http://{LOOPBACK}:{port}"
+        for _ in range(40):
+            status_of(f"{service.url}/openapi.json")
+        wait_until(lambda: _counted(own, "openapi") == [40], "requests are not counted")
+        assert _counted(service.url, "openapi") == [40]
+        request = urllib.request.Request(f"{own}/metrics", headers={"Origin": "https://a.example"})
+        with urllib.request.urlopen(request) as response:
+            assert response.headers["Access-Control-Allow-Origin"] is None
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+        for path in ("/", "/api/v1/users/me", "/health/live", "/docs", "/metrics/"):
+            assert status_of(f"{own}{path}") == 404, path
+        with pytest.raises(urllib.error.HTTPError) as missing:
+            urllib.request.urlopen(f"{own}/openapi.json")
+        assert missing.value.headers["Content-Type"] == "application/problem+json"
+        missing.value.close()
+        if workers == "2":
+            os.kill(workers_of(service.process.pid)[0], signal.SIGKILL)
+        assert all(status_of(f"{own}/metrics") == 200 for _ in range(8))
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(ENDS_WITHIN) == 0
+    assert status_of(f"{own}/metrics") is None
+
+
+def test_a_taken_port_for_metrics_is_one_clear_line(environment: dict[str, str]) -> None:
+    with service_process(environment) as service:
+        taken = service.environment["PORT"]
+        own = {"PORT": str(free_port()), "METRICS_PORT": taken}
+        done = run("serve", environment={**service.environment, **own})
+    assert done.returncode == 1
+    assert done.stderr == f"Cannot listen on {LOOPBACK}:{taken}: Address already in use.\n"
+
+
 def _counted(url: str, route: str) -> list[float]:
     with urllib.request.urlopen(f"{url}/metrics") as response:
         lines = response.read().decode().splitlines()

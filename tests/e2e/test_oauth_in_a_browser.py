@@ -189,6 +189,20 @@ def test_the_page_is_signed_with_the_keyboard_alone(
         assert "code" in parse_qs(urlsplit(page.url).query)
 
 
+def test_the_form_says_where_it_comes_from(
+    service: Service, open_page: Callable[..., Page]
+) -> None:
+    """By the header's Referrer-Policy alone the browser would say `Origin: null`."""
+    with listening() as origin:
+        client = new_client(service, f"{origin}/callback")
+        page = open_page()
+        page.goto(authorization_path(client.client_id, f"{origin}/callback"))
+        with page.expect_request(lambda sent: sent.method == "POST") as posted:
+            page.get_by_role("button", name="Deny").click()
+        headers = posted.value.all_headers()
+        assert (headers["origin"], headers["sec-fetch-site"]) == (service.url, "same-origin")
+
+
 def test_who_denies_goes_back_with_an_error(
     service: Service, open_page: Callable[..., Page]
 ) -> None:

@@ -99,16 +99,28 @@ def test_a_code_means_one_thing() -> None:
     assert [code for code, count in Counter(codes).items() if count > 1] == []
 
 
-def test_titles_differ_where_errors_differ() -> None:
-    titles = Counter(error.title for error in ERRORS)
-    assert [title for title, count in titles.items() if count > 1] == []
+def test_problems_have_the_same_title_where_they_have_the_same_code_and_nowhere_else() -> None:
+    """What is wrong with one request, of several that a code stands for, is its detail."""
+    titles = {(error.code, error.title) for error in ERRORS}
+    titles |= {(problem_type.code, problem_type.title) for problem_type in _OF_HTTP}
+    assert [code for code, count in Counter(code for code, _ in titles).items() if count > 1] == []
+    assert [
+        title for title, count in Counter(title for _, title in titles).items() if count > 1
+    ] == []
+
+
+def test_details_differ_where_errors_differ() -> None:
+    details = Counter(error().detail for error in ERRORS)
+    assert [detail for detail, count in details.items() if count > 1] == []
 
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_every_error_can_be_raised_without_words(error: type[ServiceError]) -> None:
     raised = error()
-    assert raised.detail == str(raised) == error.title
+    assert raised.detail == str(raised)
+    assert raised.detail == error.title or "code" not in vars(error)
     assert raised.detail.endswith(".")
+    assert raised.title.endswith(".")
     assert raised.remedy.endswith(".")
 
 

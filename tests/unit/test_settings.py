@@ -146,6 +146,13 @@ def test_a_fault_is_told_in_words(variable: str, value: str, words: str) -> None
     assert faults({**GIVEN, variable: value}) == [f"{variable} {words}"]
 
 
+def test_metrics_have_another_port_than_the_service() -> None:
+    assert read().metrics_port is None
+    assert read(METRICS_PORT="9100").metrics_port == 9100
+    assert faults({**GIVEN, "METRICS_PORT": "8080"}) == ["METRICS_PORT must differ from PORT."]
+    assert faults({**GIVEN, "METRICS_PORT": "0"}) == ["METRICS_PORT must lie between 1 and 65535."]
+
+
 def test_argon2_needs_8_kib_for_each_lane() -> None:
     """Or the first hash would fail, which is the one that the service makes at its start."""
     assert read(ARGON2_MEMORY_KIB="16", ARGON2_LANES="2").argon2.memory_kib == 16
