@@ -370,8 +370,8 @@ async def _check_tables(database_url: str, prepared_statements: bool) -> None:
 
 
 @contextmanager
-def _listening(settings: Settings) -> Iterator[list[socket.socket]]:
-    """Yield one listening socket for each worker; raise CommandError where the port is taken."""
+def _listening(settings: Settings) -> Iterator[list[list[socket.socket]]]:
+    """Yield the listening sockets of each worker; raise CommandError where the port is taken."""
     set_up_logging(settings.log_level, settings.log_format)
     with tempfile.TemporaryDirectory(prefix="metrics-") as folder:
         if settings.workers > 1:
@@ -389,11 +389,14 @@ def _listening(settings: Settings) -> Iterator[list[socket.socket]]:
 
 
 def _serve_on(
-    settings: Settings, sockets: list[socket.socket], when_ready: Callable[[], None]
+    settings: Settings, sockets: list[list[socket.socket]], when_ready: Callable[[], None]
 ) -> None:
     from service import serving  # see _listening
 
-    serving.serve(settings, sockets, when_ready)
+    try:
+        serving.serve(settings, sockets, when_ready)
+    except serving.WorkersFail as error:
+        raise CommandError(error) from error
 
 
 def _settings_beside_dev(environ: Environment) -> Settings:
