@@ -10,11 +10,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 from urllib.parse import unquote, urlsplit
 
+import idna
 from dotenv import dotenv_values
 from jwt.exceptions import PyJWTError
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate, validates_schema
@@ -38,6 +39,8 @@ EnrichmentProvider = Literal["hunter", "clearbit"]
 OnOff = Literal["on", "off"]
 HUNTER_URL: Final = "https://api.hunter.io"
 CLEARBIT_URL: Final = "https://person.clearbit.com"
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_HOST: Final = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
 SECONDS_OF = {"second": 1, "minute": 60, "hour": 3600}
 
 
@@ -187,14 +190,36 @@ class _Words(fields.Field[list[str]]):
 
 
 class _Origins(_Words):
-    """Web origins (RFC 6454) between commas, or `*`."""
+    """Web origins (RFC 6454) between commas, `https://*.example.com` for all subdomains, or `*`."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> Any:
-        words = super()._deserialize(value, attr, data)
-        for word in words:
-            if word != "*" and not _is_origin(word):
-                raise ValidationError(f"{word!r} is not an origin such as https://app.example.com.")
-        return frozenset(words)
+        origins, faults = set(), []
+        for word in super()._deserialize(value, attr, data):
+            try:
+                origins.add("*" if word == "*" else _read_origin(word))
+            except ValueError:
+                faults.append(f"{word!r} is not an origin such as https://app.example.com.")
+        if faults:
+            raise ValidationError(faults)
+        return frozenset(origins)
+
+
+def _read_origin(word: str) -> str:
+    """Return the origin as browsers send it; raise ValueError where it is none."""
+    parts = urlsplit(word)
+    host, port = parts.hostname or "", parts.port
+    nothing_else = parts.path in {"", "/"} and not (parts.query or parts.fragment)
+    if parts.scheme not in DEFAULT_PORTS or "@" in parts.netloc or not nothing_else:
+        raise ValueError
+    star, name = ("*.", host[2:]) if host.startswith("*.") else ("", host)
+    if ":" in name:
+        name = f"[{IPv6Address(name)}]"
+    elif not name.isascii():
+        name = idna.encode(name, uts46=True).decode()
+    if not _HOST.fullmatch(name):
+        raise ValueError
+    shown = "" if port in {None, DEFAULT_PORTS[parts.scheme]} else f":{port}"
+    return f"{parts.scheme}://{star}{name}{shown}"
 
 
 def _is_origin(word: str) -> bool:
@@ -202,7 +227,7 @@ def _is_origin(word: str) -> bool:
         parts = urlsplit(word)
     except ValueError:
         return False
-    http = parts.scheme in {"http", "https"} and parts.username is None
+    http = parts.scheme in DEFAULT_PORTS and parts.username is None
     return http and bool(parts.netloc) and word == f"{parts.scheme}://{parts.netloc}"
 
 
