@@ -36,6 +36,6 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOST=0
 USER 10001
 EXPOSE 8080
 HEALTHCHECK --interval=5s --timeout=3s --start-period=20s CMD \
-    ["python", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + os.environ.get('PORT', '8080') + '/health/ready', timeout=2)"]
+    ["python", "-m", "service.healthcheck", "/health/ready"]
 ENTRYPOINT ["python", "-m", "service"]
 CMD ["serve"]

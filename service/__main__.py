@@ -140,7 +140,7 @@ def _limit(text: str) -> int:
 def _serve(_: argparse.Namespace, environ: Environment) -> None:
     settings = read_settings(environ)
     with _listening(settings) as sockets:
-        asyncio.run(_check_tables(settings.database_url, settings.database_prepared_statements))
+        asyncio.run(_check_database(settings.database_url))
         _serve_on(settings, sockets, lambda: None)
 
 
@@ -150,7 +150,7 @@ def _work(_: argparse.Namespace, environ: Environment) -> None:
         raise CommandError(
             "There is nothing to do: none of SMTP_URL, HUNTER_API_KEY, ENRICHMENT_API_KEY is set."
         )
-    asyncio.run(_check_tables(settings.database_url, settings.database_prepared_statements))
+    asyncio.run(_check_database(settings.database_url))
     set_up_logging(settings.log_level, settings.log_format)
     from service import serving  # slow, and needless for the other commands
 
@@ -182,7 +182,7 @@ async def _with_jobs(environ: Environment, work: Callable[["Jobs"], Awaitable[No
     from service.app import jobs_alone  # see _with_users
 
     database = read_database({**_of_dev(), **environ})
-    await _check_tables(*database)
+    await _check_database(database[0])
     async with jobs_alone(*database) as jobs:
         await work(jobs)
 
@@ -232,7 +232,9 @@ def _dev(_: argparse.Namespace, environ: Environment) -> None:
 
 def _migrate(_: argparse.Namespace, environ: Environment) -> None:
     set_up_logging("info", "auto")
-    applied = _apply_migrations(read_database_url({**_of_dev(), **environ}))
+    database_url = read_database_url({**_of_dev(), **environ})
+    asyncio.run(_check_database(database_url, tables=False))
+    applied = _apply_migrations(database_url)
     print("\n".join(f"applied {name}" for name in applied) or "nothing to apply")
 
 
@@ -336,7 +338,7 @@ async def _with_clients(
     from service.app import clients_alone  # see _with_users
 
     database = read_database({**_of_dev(), **environ})
-    await _check_tables(*database)
+    await _check_database(database[0])
     async with clients_alone(*database) as clients:
         await work(clients)
 
@@ -346,7 +348,7 @@ async def _with_users(environ: Environment, work: Callable[["Users"], Awaitable[
     from service.app import users_alone  # slow, and needless for the other commands
 
     settings = _settings_beside_dev(environ)
-    await _check_tables(settings.database_url, settings.database_prepared_statements)
+    await _check_database(settings.database_url)
     async with users_alone(settings) as users:
         await work(users)
 
@@ -361,12 +363,15 @@ def _apply_migrations(database_url: str) -> list[str]:
         raise CommandError(error) from error
 
 
-async def _check_tables(database_url: str, prepared_statements: bool) -> None:
-    from service.database import connect  # slow, and needless for other commands
+async def _check_database(database_url: str, *, tables: bool = True) -> None:
+    """Raise CommandError where the database cannot be used, whatever one waits for."""
+    from service import database_check  # slow, and needless for other commands
 
-    async with connect(database_url, 1, prepared_statements) as database:
-        if not await database.has_tables():
-            raise CommandError("The database has no tables yet: run `python -m service migrate`.")
+    check = database_check.check_database if tables else database_check.check_connection
+    try:
+        await check(database_url)
+    except database_check.DatabaseUnusable as error:
+        raise CommandError(error) from error
 
 
 @contextmanager
@@ -393,7 +398,10 @@ def _serve_on(
 ) -> None:
     from service import serving  # see _listening
 
-    serving.serve(settings, sockets, when_ready)
+    try:
+        serving.serve(settings, sockets, when_ready)
+    except serving.WorkersFail as error:
+        raise CommandError(error) from error
 
 
 def _settings_beside_dev(environ: Environment) -> Settings:

@@ -84,6 +84,8 @@ class RedisServer:
         self._asking: asyncio.Task[None] | None = None
         self._asking_again: asyncio.Task[None] | None = None
         self.away = True
+        self.answers = False
+        """Whether it did when it was last asked, also while the breaker is open."""
         CIRCUIT_BREAKER_OPEN.set(1)
 
     def connection_of(self, name: str) -> RedisConnection | None:
@@ -174,6 +176,7 @@ class RedisServer:
             if _what_is_held(shares) != _what_is_held(self._shares):
                 self._open_breaker()
                 self._settled_at = monotonic() + SETTLING_SECONDS
+        self.answers = True
         if shares != self._shares:
             self._shares = shares
             self._holders = _by_slot(shares)
@@ -193,6 +196,7 @@ class RedisServer:
 
     def _open_breaker(self) -> None:
         self.away = True
+        self.answers = False
         CIRCUIT_BREAKER_OPEN.set(1)
 
 

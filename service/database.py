@@ -4,8 +4,10 @@ import asyncio
 import functools
 import logging
 import random
+import socket
+import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -19,7 +21,13 @@ from asyncpg.connect_utils import SessionAttribute
 from asyncpg.exceptions import TargetServerAttributeNotMatched
 
 from service.connections import WAIT_SECONDS, Connections, QueueFull
-from service.domain.errors import DatabaseUnavailable, Overloaded, Unavailable
+from service.database_urls import STANDBY_KINDS, DatabaseUrl, Host, parse_database_url
+from service.domain.errors import (
+    DatabaseUnavailable,
+    MigrationsPending,
+    Overloaded,
+    Unavailable,
+)
 from service.metrics import REPLICA_READS
 from service.repositories.authorization_codes import AuthorizationCodeRepository
 from service.repositories.connection import Connection
@@ -28,6 +36,7 @@ from service.repositories.idempotency_keys import IdempotencyKeyRepository
 from service.repositories.identities import IdentityRepository
 from service.repositories.jobs import JobRepository
 from service.repositories.mail_tokens import MailTokenRepository
+from service.repositories.migrations import MigrationRepository
 from service.repositories.oauth_clients import OAuthClientRepository
 from service.repositories.referral_codes import ReferralCodeRepository
 from service.repositories.referrals import ReferralRepository
@@ -35,7 +44,7 @@ from service.repositories.security_events import SecurityEventRepository
 from service.repositories.sessions import SessionRepository
 from service.repositories.sign_ins import SignInRepository
 from service.repositories.users import UserRepository
-from service.settings import is_of_standbys, one_url_a_host
+from service.schema import names_of_migrations
 
 CONNECT_SECONDS: Final = 2.0
 STATEMENT_SECONDS: Final = 3.0
@@ -73,6 +82,17 @@ _HAS_REPLAYED: Final = """
     SELECT pg_is_in_recovery() AND pg_last_wal_replay_lsn() >= $1::text::pg_lsn
 """
 
+_PERMANENT_STATES: Final = (
+    "08P01",  # PgBouncer does not know the database, or a parameter
+    "0A",  # a feature of the URL that the server lacks
+    "22023",  # a value that a setting in `options` cannot have
+    "28",  # the role, the password, pg_hba.conf
+    "3D",  # the database
+    "42",  # no right to connect; a setting in `options` that does not exist
+    "55P02",  # a setting in `options` that cannot be set
+)
+"""The states (SQLSTATE) in which a connection is refused for good, as they begin."""
+
 _PRIMARY: Final = "SELECT WHERE NOT pg_is_in_recovery()"
 _STANDBYS: Final = "SELECT WHERE pg_is_in_recovery()"
 
@@ -85,6 +105,14 @@ _GONE: Final = (
     asyncpg.CrashShutdownError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InternalClientError,
+)
+
+# What a statement raises on a schema that is older than the code.
+_OUTDATED: Final = (
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.InvalidColumnReferenceError,  # ON CONFLICT without its unique index
 )
 
 
@@ -162,6 +190,10 @@ class Repositories:
         return UserRepository(self._connection)
 
 
+class WrongEncoding(Exception):
+    """The database has another encoding than UTF8, which cannot hold every text."""
+
+
 class TransactionConflict(Exception):
     """PostgreSQL gave this transaction up in favour of another: the same work may go well now."""
 
@@ -200,15 +232,6 @@ class Database:
         async with self.reading() as repositories:
             return await read(repositories)
 
-    async def has_tables(self) -> bool:
-        """Return whether migrations were ever applied; True too where nobody can be asked."""
-        try:
-            async with self._connection() as connection:
-                found: bool = await connection.fetchval("SELECT to_regclass('jobs') IS NOT NULL")
-        except DatabaseUnavailable:
-            return True  # the service starts without PostgreSQL, and says what is wrong
-        return found
-
     async def listing(self, read: Callable[[Repositories], Awaitable[T]]) -> T:
         """Return what `read` returns: it may be called twice, and with the replica's data.
 
@@ -243,10 +266,16 @@ class Database:
         with _failures_told():
             self._connections.check_queue()
 
-    async def ping(self) -> None:
-        """Raise DatabaseUnavailable unless PostgreSQL answers."""
+    async def check_schema(self) -> None:
+        """Raise DatabaseUnavailable if PostgreSQL does not answer, or MigrationsPending.
+
+        Migrations that this release does not know are of a newer one, which it can live with.
+        """
         async with self._connection(however_many_wait=True) as connection:
-            await connection.execute("SELECT 1")
+            missing = await missing_migrations(connection)
+        if missing:
+            names = ", ".join(missing)
+            raise MigrationsPending(f"Run `python -m service migrate`; missing: {names}.")
 
     @property
     def connections(self) -> dict[str, int]:
@@ -260,7 +289,7 @@ class Database:
         with _failures_told():
             try:
                 connection = await self._connections.acquire(however_many_wait=however_many_wait)
-            except asyncpg.PostgresError as error:  # whatever keeps one from connecting
+            except (asyncpg.PostgresError, WrongEncoding) as error:  # whatever keeps one out
                 raise DatabaseUnavailable from error
             whole = True
             try:
@@ -270,9 +299,22 @@ class Database:
                 whole = isinstance(error, Exception) and not isinstance(error, _CUT_OFF)
                 if isinstance(error, _GONE):
                     self._connections.expire()
+                if isinstance(error, _OUTDATED) and await missing_migrations(connection):
+                    log.warning("the schema is older than this release: %s", error)
+                    raise MigrationsPending from error
                 raise
             finally:
                 self._connections.release(connection, whole=whole)
+
+
+async def missing_migrations(connection: Connection) -> list[str]:
+    """Return which of this release's migrations are not applied, in their order."""
+    names = names_of_migrations()
+    try:
+        applied = await MigrationRepository(connection).find_applied(names)
+    except asyncpg.UndefinedTableError:  # none ever was
+        applied = set()
+    return [name for name in names if name not in applied]
 
 
 @contextmanager
@@ -311,6 +353,7 @@ def _failures_told() -> Iterator[None]:
         asyncpg.QueryCanceledError,
         asyncpg.ReadOnlySQLTransactionError,  # a standby that was the primary
         asyncpg.InsufficientResourcesError,
+        asyncpg.InsufficientPrivilegeError,  # a right was taken from the role
         asyncpg.InternalClientError,  # the connection was cut in the middle of an exchange
     ) as error:
         raise DatabaseUnavailable from error
@@ -351,14 +394,10 @@ async def connect(
     async with AsyncExitStack() as stack:
 
         def open_connections(of: str, wait_seconds: float = WAIT_SECONDS) -> Connections:
+            read = parse_database_url(of)
             connections = Connections(
-                lambda: _connect_to_any(
-                    of,
-                    timeout=CONNECT_SECONDS,
-                    command_timeout=STATEMENT_SECONDS,
-                    statement_cache_size=PREPARED_STATEMENTS if prepared_statements else 0,
-                ),
-                size,
+                lambda: open_connection(read, prepared_statements=prepared_statements),
+                min(size, read.connection_limit or size),
                 wait_seconds,
             )
             stack.push_async_callback(connections.close)
@@ -371,24 +410,33 @@ async def connect(
         yield Database(open_connections(url), replica)
 
 
-async def _connect_to_any(url: str, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
+async def open_connection(
+    url: DatabaseUrl, *, prepared_statements: bool = True
+) -> "asyncpg.Connection[asyncpg.Record]":
     """Return the first connection of the kind wanted to any of the hosts that the URL names.
 
     They are asked at once: one that is gone does not refuse, and asyncpg alone would wait for it
     before it asks the next.
     """
-    urls = one_url_a_host(url)
-    if len(urls) == 1:
-        return await _connect_to_one(url, **options)
-    attempts = [asyncio.create_task(_connect_if_wanted(each, **options)) for each in urls]
+    keeps_statements = prepared_statements and url.prepared_statements
+    options = {
+        "timeout": min(CONNECT_SECONDS, url.connect_seconds),
+        "command_timeout": STATEMENT_SECONDS,
+        "statement_cache_size": PREPARED_STATEMENTS if keeps_statements else 0,
+    }
+    if len(url.hosts) == 1:
+        return await _connect_to_one(url, url.hosts[0], **options)
+    attempts = [asyncio.create_task(_connect_if_wanted(url, host, **options)) for host in url.hosts]
     chosen = None
     pending = set(attempts)
     try:
         while True:
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             chosen = next((attempt for attempt in done if attempt.exception() is None), None)
-            if chosen is not None or not pending:
-                return (chosen or done.pop()).result()
+            if chosen is not None:
+                return chosen.result()
+            if not pending:
+                raise _what_may_pass(attempt.exception() for attempt in attempts)
     finally:
         for attempt in attempts:
             if attempt is not chosen:
@@ -396,24 +444,60 @@ async def _connect_to_any(url: str, **options: Any) -> "asyncpg.Connection[async
                 attempt.cancel()
 
 
-async def _connect_to_one(url: str, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
-    named = {"application_name": "referrals", "timezone": "UTC"}
+def is_permanent(error: BaseException | None) -> bool:
+    """Return whether no waiting mends what keeps a connection from being made."""
+    if isinstance(error, asyncpg.PostgresError):
+        return str(error.sqlstate).startswith(_PERMANENT_STATES)
+    if isinstance(error, ssl.SSLError):
+        return not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+    if isinstance(error, ConnectionError):  # asyncpg has no other class for it
+        return "rejected SSL upgrade" in str(error)
+    return isinstance(error, asyncpg.InterfaceError | WrongEncoding)
+
+
+def _what_may_pass(errors: Iterable[BaseException | None]) -> BaseException:
+    """Return the error that speaks for all hosts: with one that may pass, waiting may help."""
+    found = [error for error in errors if error is not None]
+    return next((error for error in found if not is_permanent(error)), found[0])
+
+
+async def _connect_to_one(
+    url: DatabaseUrl, host: Host, **options: Any
+) -> "asyncpg.Connection[asyncpg.Record]":
+    target = {**url.for_asyncpg(host), **options}
+    named = {**url.server_settings("referrals"), "timezone": "UTC"}
     connection: asyncpg.Connection[asyncpg.Record]
     try:
-        connection = await asyncpg.connect(url, server_settings=named | LIMITS, **options)
+        connection = await asyncpg.connect(server_settings=named | LIMITS, **target)
     except asyncpg.ProtocolViolationError:  # PgBouncer, which knows no others and has its own
-        connection = await asyncpg.connect(url, server_settings=named, **options)
+        connection = await asyncpg.connect(server_settings=named, **target)
+    encoding = getattr(connection.get_settings(), "server_encoding", "UTF8")
+    if encoding != "UTF8":
+        connection.terminate()
+        raise WrongEncoding(encoding)
+    _set_socket_options(connection, url)
     return connection
 
 
-async def _connect_if_wanted(url: str, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
+def _set_socket_options(connection: "asyncpg.Connection[asyncpg.Record]", url: DatabaseUrl) -> None:
+    # asyncpg has no parameters for them.
+    opened = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # noqa: SLF001
+    if opened.family != socket.AF_UNIX:
+        for level, name, value in url.socket_options():
+            opened.setsockopt(level, name, value)
+
+
+async def _connect_if_wanted(
+    url: DatabaseUrl, host: Host, **options: Any
+) -> "asyncpg.Connection[asyncpg.Record]":
     """Connect to the one host; raise TargetServerAttributeNotMatched if it is of another kind.
 
     The server is asked what it is, because PgBouncer repeats what it was when it first spoke to
     it.
     """
-    wanted = _STANDBYS if is_of_standbys(url) else _PRIMARY
-    connection = await _connect_to_one(url, target_session_attrs=SessionAttribute.any, **options)
+    wanted = _STANDBYS if url.kind_wanted in STANDBY_KINDS else _PRIMARY
+    any_kind = SessionAttribute.any
+    connection = await _connect_to_one(url, host, target_session_attrs=any_kind, **options)
     is_wanted = False
     try:
         is_wanted = await connection.execute(wanted) == "SELECT 1"

@@ -8,6 +8,7 @@ to answer at all. redis-py still reads the URL and makes the TLS context; hiredi
 
 import asyncio
 import functools
+import re
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, cast
@@ -22,6 +23,10 @@ FEW: Final = 4
 17 µs for a look-up that comes alone. Of more each would cost a write."""
 MOST_UNDER_WAY: Final = 10_000
 """Calls that may wait for replies: further ones are refused, so that memory stays bounded."""
+_REFUSED: Final = re.compile(
+    r"ReplyError: (WRONGPASS|NOAUTH|NOPERM|ERR (AUTH|Client sent AUTH|(invalid )?DB index))"
+)
+"""How Redis says that the user, the password or the database is wrong."""
 Command = tuple[str | bytes | int, ...]
 _INCOMPLETE: Final = object()
 
@@ -206,7 +211,10 @@ async def open_connection(url: str, on_failure: Callable[[], None]) -> RedisConn
                 context = _tls_context(options)
                 await loop.create_connection(lambda: connection, host, port, ssl=context)
             await connection.greet(options)
-    except (OSError, RedisAway) as error:
+    except RedisAway as error:
+        remedy = "; correct REDIS_URL" if _REFUSED.match(str(error)) else ""
+        raise RedisAway(f"{error}{remedy}") from error
+    except OSError as error:
         raise RedisAway(f"{type(error).__name__}: {error}") from error
     finally:
         if not connection.run_id:  # or whoever waited was cancelled

@@ -7,10 +7,32 @@ password are those of the servers; sentinels that want some too have them in the
 sentinel_username and sentinel_password. rediss+… is the same with TLS everywhere.
 """
 
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
+
+_KNOWN: Final = {
+    "db": r"\d+",
+    "username": r".*",
+    "password": r".*",
+    "protocol": r"2",
+}
+_KNOWN_WITH_TLS: Final = {
+    "ssl_ca_certs": r".*",
+    "ssl_ca_data": r".*",
+    "ssl_ca_path": r".*",
+    "ssl_cert_reqs": r"none|optional|required",
+    "ssl_certfile": r".*",
+    "ssl_check_hostname": r"true|false",
+    "ssl_ciphers": r".*",
+    "ssl_keyfile": r".*",
+    "ssl_password": r".*",
+}
+"""The parameters of redis-py that are met, with what they may be."""
+_FILES: Final = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 
 Kind = Literal["server", "cluster", "sentinel"]
 _HOSTS: Final = "must name each host with its port, HOST:PORT,HOST:PORT."
@@ -56,6 +78,23 @@ def read_redis_url(url: str) -> RedisUrl:
     parts = parts._replace(path=path[2] or "", query=urlencode(query))
     sentinel = parts._replace(netloc=f"{user}:{password}@" if password else "", path="")
     return RedisUrl("sentinel", tuple(_to(sentinel, *each) for each in addresses), path[1], parts)
+
+
+def faults_of_parameters(url: str) -> Iterator[str]:
+    """Yield a sentence for each parameter of a server's URL that cannot be met."""
+    parts = urlsplit(url)
+    known = _KNOWN if parts.scheme != "rediss" else _KNOWN | _KNOWN_WITH_TLS
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in known:
+            # Whatever else it is, it may be a part of the password.
+            named = f" {name}" if re.fullmatch(r"[a-z_]{1,40}", name) and "@" not in value else ""
+            yield f"has a parameter{named} that this service does not know: leave it out."
+        elif not re.fullmatch(known[name], value):
+            yield f"{name} must be {known[name]}, or left out."
+        elif name in _FILES and not os.access(value, os.R_OK):
+            yield f"{name} must be a file that this service may read, and {value} is not."
+    if parts.scheme in {"redis", "rediss"} and not re.fullmatch(r"/?\d*", parts.path):
+        yield "must have behind the host the number of a database, or nothing."
 
 
 def _to(parts: SplitResult, host: str, port: int) -> str:

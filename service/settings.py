@@ -10,19 +10,26 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
+import idna
 from dotenv import dotenv_values
 from jwt.exceptions import PyJWTError
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate, validates_schema
 
+from service.database_urls import (
+    PRIMARY_KINDS,
+    STANDBY_KINDS,
+    DatabaseUrlError,
+    parse_database_url,
+)
 from service.domain.errors import EmailMalformed
 from service.domain.identities import is_safe_url
 from service.domain.users import parse_email
-from service.redis_urls import read_redis_url
+from service.redis_urls import faults_of_parameters, read_redis_url
 from service.tokens import SigningKey, SigningKeys
 
 LogFormat = Literal["json", "text", "auto"]
@@ -32,9 +39,8 @@ EnrichmentProvider = Literal["hunter", "clearbit"]
 OnOff = Literal["on", "off"]
 HUNTER_URL: Final = "https://api.hunter.io"
 CLEARBIT_URL: Final = "https://person.clearbit.com"
-PRIMARY_KINDS: Final = ("read-write", "primary")
-STANDBY_KINDS: Final = ("standby", "read-only")
-"""What libpq calls them, in `target_session_attrs`."""
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_HOST: Final = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
 SECONDS_OF = {"second": 1, "minute": 60, "hour": 3600}
 
 
@@ -185,14 +191,36 @@ class _Words(fields.Field[list[str]]):
 
 
 class _Origins(_Words):
-    """Web origins (RFC 6454) between commas, or `*`."""
+    """Web origins (RFC 6454) between commas, `https://*.example.com` for all subdomains, or `*`."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> Any:
-        words = super()._deserialize(value, attr, data)
-        for word in words:
-            if word != "*" and not _is_origin(word):
-                raise ValidationError(f"{word!r} is not an origin such as https://app.example.com.")
-        return frozenset(words)
+        origins, faults = set(), []
+        for word in super()._deserialize(value, attr, data):
+            try:
+                origins.add("*" if word == "*" else _read_origin(word))
+            except ValueError:
+                faults.append(f"{word!r} is not an origin such as https://app.example.com.")
+        if faults:
+            raise ValidationError(faults)
+        return frozenset(origins)
+
+
+def _read_origin(word: str) -> str:
+    """Return the origin as browsers send it; raise ValueError where it is none."""
+    parts = urlsplit(word)
+    host, port = parts.hostname or "", parts.port
+    nothing_else = parts.path in {"", "/"} and not (parts.query or parts.fragment)
+    if parts.scheme not in DEFAULT_PORTS or "@" in parts.netloc or not nothing_else:
+        raise ValueError
+    star, name = ("*.", host[2:]) if host.startswith("*.") else ("", host)
+    if ":" in name:
+        name = f"[{IPv6Address(name)}]"
+    elif not name.isascii():
+        name = idna.encode(name, uts46=True).decode()
+    if not _HOST.fullmatch(name):
+        raise ValueError
+    shown = "" if port in {None, DEFAULT_PORTS[parts.scheme]} else f":{port}"
+    return f"{parts.scheme}://{star}{name}{shown}"
 
 
 def _is_origin(word: str) -> bool:
@@ -200,7 +228,7 @@ def _is_origin(word: str) -> bool:
         parts = urlsplit(word)
     except ValueError:
         return False
-    http = parts.scheme in {"http", "https"} and parts.username is None
+    http = parts.scheme in DEFAULT_PORTS and parts.username is None
     return http and bool(parts.netloc) and word == f"{parts.scheme}://{parts.netloc}"
 
 
@@ -267,44 +295,24 @@ class _Url(fields.String):
         )
 
 
-class _DatabaseUrl(_Url):
+class _DatabaseUrl(fields.String):
     """A URL of PostgreSQL, which may name several hosts between commas: then also the kind wanted.
 
     Without that kind a connection would be to any of them, and writes would go to a standby.
     """
 
     def __init__(self, *kinds: str, **kwargs: Any) -> None:
-        super().__init__("postgresql", "postgres", **kwargs)
+        super().__init__(**kwargs)
         self._kinds = kinds
 
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
+    def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> str:
         try:
-            urls = one_url_a_host(value)
-        except ValueError:  # a bracket without its other one
-            urls = [value]
-        for url in urls:
-            super()._deserialize(url, attr, data, **kwargs)
-        if len(urls) > 1 and _kind_wanted(urls[0]) not in self._kinds:
+            url = parse_database_url(value)
+        except DatabaseUrlError as error:
+            raise ValidationError([*error.faults]) from error
+        if len(url.hosts) > 1 and url.kind_wanted not in self._kinds:
             raise ValidationError(f"has several hosts: add target_session_attrs={self._kinds[0]}.")
         return str(value)
-
-
-def _kind_wanted(database_url: str) -> str:
-    return parse_qs(urlsplit(database_url).query).get("target_session_attrs", [""])[-1]
-
-
-def is_of_standbys(database_url: str) -> bool:
-    """Return whether a URL of several hosts is of the standbys, not of the primary."""
-    return _kind_wanted(database_url) in STANDBY_KINDS
-
-
-def one_url_a_host(database_url: str) -> list[str]:
-    """Return the URL with each of the hosts that it names between commas."""
-    parts = urlsplit(database_url)
-    user, at, hosts = parts.netloc.rpartition("@")
-    if "," not in hosts:
-        return [database_url]  # untouched: putting it together again would change some
-    return [parts._replace(netloc=f"{user}{at}{host}").geturl() for host in hosts.split(",")]
 
 
 class _RedisUrl(_Url):
@@ -320,6 +328,8 @@ class _RedisUrl(_Url):
             raise ValidationError(str(error)) from error
         for url in urls:
             super()._deserialize(url, attr, data, **kwargs)
+        if faults := [fault for url in urls for fault in faults_of_parameters(url)]:
+            raise ValidationError([*dict.fromkeys(faults)])
         return str(value)
 
 
@@ -665,7 +675,7 @@ def _load(environ: Mapping[str, str], *only: str, mailbox: Path | None = None) -
         if isinstance(messages.get("PROVIDERS"), dict):  # told under the variables' own names
             messages |= messages.pop("PROVIDERS")
         raise SettingsError(
-            "\n".join(f"{name} {' '.join(messages[name])}" for name in sorted(messages))
+            "\n".join(f"{name} {told}" for name in sorted(messages) for told in messages[name])
         ) from error
     return values
 

@@ -11,7 +11,7 @@ from service.api.keys import ACCESS_LOG, CONTEXT, DATABASE, HASHER, JOBS, REDIS,
 from service.api.openapi import refuses
 from service.api.problems import problem, problem_type_of
 from service.domain.clock import utc_now
-from service.domain.errors import DatabaseUnavailable, Unavailable
+from service.domain.errors import DatabaseUnavailable, MigrationsPending, Unavailable
 from service.domain.jobs import JobKind
 from service.metrics import (
     CONTENT_TYPE,
@@ -42,22 +42,23 @@ async def live(request: web.Request) -> web.Response:
     tags=["Operating"],
     summary="Can the process answer?",
     description=(
-        "Without PostgreSQL it cannot, and not once it is told to end; "
-        "without Redis it can, from PostgreSQL."
+        "It cannot without PostgreSQL, on a schema that is older than the release, and once it "
+        "is told to end; without Redis it can, from PostgreSQL."
     ),
     responses={200: {"description": "It can; `checks` says with what.", "content": _JSON}},
 )
-@refuses(DatabaseUnavailable, Unavailable)
+@refuses(DatabaseUnavailable, MigrationsPending, Unavailable)
 async def ready(request: web.Request) -> web.Response:
     if request.app[STOPPING].is_set():
         raise Unavailable("The process is about to end.")
-    checks = {"postgresql": "ok", "redis": "down" if request.app[REDIS].away else "ok"}
+    checks = {"postgresql": "ok", "redis": "ok" if request.app[REDIS].answers else "down"}
     try:
-        await request.app[DATABASE].ping()
-    except DatabaseUnavailable as error:
-        checks["postgresql"] = "down"
+        await request.app[DATABASE].check_schema()
+    except (DatabaseUnavailable, MigrationsPending) as error:
+        if isinstance(error, DatabaseUnavailable):
+            checks["postgresql"] = "down"
         return problem(
-            problem_type_of(DatabaseUnavailable),
+            problem_type_of(type(error)),
             error.detail,
             request[CONTEXT].request_id,
             headers={"Retry-After": str(error.retry_after)},

@@ -23,9 +23,9 @@ from multidict import istr
 from service.access_log import AccessLog
 from service.api.accept import answers_with_json, check_accepts_json
 from service.api.answers import WholeResponse
+from service.api.cors import Cors
 from service.api.headers import add_headers_of_every_answer, lines_of_every_answer
-from service.api.keys import CONTEXT, DATABASE, SETTINGS, Context
-from service.api.mailbox import PATH as MAILBOX
+from service.api.keys import CONTEXT, DATABASE, Context
 from service.api.origin import CURRENT_REQUEST
 from service.api.overload import Overload
 from service.api.problems import oauth_error_of, problem_of
@@ -43,17 +43,6 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _X_REQUEST_ID: Final = istr("X-Request-Id")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-# Opened in browsers, and not to be read by pages of other origins (RFC 9700, 2.6).
-_NOT_FOR_SCRIPTS: Final = frozenset({"/oauth/authorize", MAILBOX})
-_PREFLIGHT: Final = {
-    "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE",
-    "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, X-Request-Id",
-    "Access-Control-Max-Age": "600",
-}
-_EXPOSED: Final = (
-    "Allow, Idempotency-Replayed, RateLimit, RateLimit-Policy, Retry-After, "
-    "WWW-Authenticate, X-Request-Id"
-)
 
 
 def around_every_request(
@@ -68,7 +57,8 @@ def around_every_request(
     known: dict[web.AbstractRoute, tuple[str, bool]] = {}
     https = settings.public_url.startswith("https:")
     lines = lines_of_every_answer(https=https)
-    has_origins = bool(settings.cors_origins)
+    cors = Cors(settings.cors_origins)
+    has_origins = bool(cors)
 
     @web.middleware
     async def surround(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -94,7 +84,7 @@ def around_every_request(
             of_api = path.startswith(API)
             if of_api and (overload.share or method not in _READS):
                 _check_has_time(request, overload)
-            preflight = _preflight(request) if has_origins else None
+            preflight = cors.preflight(request) if has_origins else None
             if of_api and has_json:
                 check_accepts_json(request)
             response = preflight or await handler(request)
@@ -114,7 +104,7 @@ def around_every_request(
             or type(response) is not WholeResponse
             or not response.set_head(request, f"{lines}{_lines(context)}")
         ):
-            _add_headers(request, response, https=https)
+            _add_headers(request, response, cors, https=https)
         seconds = perf_counter() - started
         about = method, template or "none", response.status, seconds
         access_log.add((time(), request_id, *about, context.user_id))
@@ -135,32 +125,15 @@ def _check_has_time(request: web.Request, overload: Overload) -> None:
         request.app[DATABASE].check_queue()
 
 
-def _allowed_origin(request: web.Request) -> str | None:
-    if request.path in _NOT_FOR_SCRIPTS:
-        return None
-    origin = request.headers.get("Origin")
-    allowed = request.app[SETTINGS].cors_origins
-    return origin if origin is not None and (origin in allowed or "*" in allowed) else None
-
-
-def _preflight(request: web.Request) -> web.Response | None:
-    """Return the answer to a CORS preflight of an allowed origin (Fetch, 3.2.2), else None."""
-    asked = "Access-Control-Request-Method" in request.headers
-    if request.method != "OPTIONS" or not asked or _allowed_origin(request) is None:
-        return None
-    return web.Response(status=204, headers=_PREFLIGHT)
-
-
-def _add_headers(request: web.Request, response: web.StreamResponse, *, https: bool) -> None:
+def _add_headers(
+    request: web.Request, response: web.StreamResponse, cors: Cors, *, https: bool
+) -> None:
     context, headers = request[CONTEXT], response.headers
     add_headers_of_every_answer(headers, context.request_id, https=https)
     if context.windows:
         headers["RateLimit-Policy"], headers["RateLimit"] = _rate_limit(context.windows)
-    if request.app[SETTINGS].cors_origins:
-        headers.add("Vary", "Origin")
-    if origin := _allowed_origin(request):
-        headers["Access-Control-Allow-Origin"] = origin
-        headers["Access-Control-Expose-Headers"] = _EXPOSED
+    if cors:
+        cors.add_headers(request, headers)
 
 
 def _lines(context: Context) -> str:

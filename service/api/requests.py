@@ -2,7 +2,9 @@
 
 import asyncio
 import functools
+import itertools
 import json
+import logging
 import re
 from datetime import UTC, datetime
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -16,9 +18,15 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 from service.api.keys import CONTEXT, SETTINGS
 from service.domain.pages import Cursor
 
+log = logging.getLogger(__name__)
+
 LARGEST_BODY: Final = 16 * 1024
 BODY_SECONDS: Final = 10.0
 LARGEST_PAGE: Final = 100
+_WITH_PORT: Final = re.compile(r"\[([^]]+)\](?::\d+)?|([^:]+):\d+")
+_LONGEST: Final = 100
+_unreadable: Final = itertools.count()
+"""Parts of X-Forwarded-For that this process could not read: the first one is told."""
 T = TypeVar("T")
 
 
@@ -146,7 +154,7 @@ def client_address(request: web.Request) -> str:
     """Return the client's IP address; for IPv6 its /64, which is what one client has.
 
     `X-Forwarded-For` counts only as far as trusted proxies have written it: from the right, up
-    to the first address that is not one of theirs.
+    to the first address that is not one of theirs, or to what is no address at all.
     """
     trusted = request.app[SETTINGS].trusted_proxies
     if not trusted:
@@ -158,11 +166,31 @@ def client_address(request: web.Request) -> str:
         for part in header.split(",")
     ]
     while forwarded and address and any(address in network for network in trusted):
-        named = _parse_address(forwarded.pop())
+        part = forwarded.pop()
+        # No address is longer, and what is kept of clients has to be short.
+        named = _parse_address(_without_port(part)) if len(part) < _LONGEST else None
         if named is None:  # further left stands what anybody may have invented
+            _tell_once(part)
             break
         address = named
     return _as_client(address)
+
+
+def _without_port(text: str) -> str:
+    """Return the address in what a proxy has written: some add a port, brackets or quotes."""
+    text = text.strip(' \t"')
+    if not (found := _WITH_PORT.fullmatch(text)):
+        return text
+    return found[1] or found[2]
+
+
+def _tell_once(part: str) -> None:
+    if next(_unreadable) == 0:
+        log.warning(
+            "A trusted proxy has sent an X-Forwarded-For that cannot be read (%.100r): "
+            "where it does, its own address counts for all its clients.",
+            part,
+        )
 
 
 @functools.lru_cache(10_000)
@@ -193,6 +221,7 @@ def header_text(request: web.Request, name: str) -> str | None:
     return value and value.encode(errors="replace").decode()
 
 
+@functools.lru_cache(10_000)
 def _parse_address(text: str) -> Any:
     try:
         address = ip_address(text.strip())

@@ -36,6 +36,7 @@
     └── Unavailable
         ├── DatabaseUnavailable
         ├── HashingQueueFull
+        ├── MigrationsPending
         ├── Overloaded
         └── ProviderUnavailable
 
@@ -294,6 +295,13 @@ class DatabaseUnavailable(Unavailable):
 class HashingQueueFull(Unavailable):
     code = "hashing-queue-full"
     title = "Too many passwords are being hashed at the moment."
+
+
+class MigrationsPending(Unavailable):
+    code = "migrations-pending"
+    title = "The database schema is older than the service."
+    remedy = "Operators: run `python -m service migrate`. Others: try again later."
+    default_retry_after = 5
 
 
 class Overloaded(Unavailable):

@@ -8,6 +8,7 @@ cannot reach Redis, leaves nothing old behind.
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -15,7 +16,7 @@ from uuid import UUID
 from service.cache import Cache, RedisServer
 from service.database import Database, Repositories
 from service.domain.errors import Unavailable
-from service.domain.jobs import JobKind
+from service.domain.jobs import Job, JobKind
 from service.metrics import JOBS_DONE
 from service.redis_connection import RedisAway
 
@@ -68,8 +69,7 @@ class Forgetting:
         """
         while True:
             self._put_off = False
-            async with self._database.reading() as repositories:
-                jobs = await repositories.jobs.oldest(JobKind.FORGET, BATCH)
+            jobs = await self._oldest()
             if not jobs and not self._server.away:
                 return
             await self._cache.forget_anyway([key for job in jobs for key in job.payload])
@@ -81,18 +81,31 @@ class Forgetting:
                 self._server.resume()
                 return
 
+    async def _oldest(self) -> list[Job]:
+        try:
+            async with self._database.reading() as repositories:
+                return await repositories.jobs.oldest(JobKind.FORGET, BATCH)
+        except Unavailable:
+            if self._server.away:  # or it would be called down, which nobody has asked
+                with suppress(RedisAway):
+                    await self._server.ask()
+            raise
+
     async def run(self) -> None:
         """Work off the jobs for ever, and log when Redis or PostgreSQL goes and comes."""
-        hindrance: str | None = None
+        away: str | None = None
         while True:
+            found, reason = None, ""
             try:
                 await self.work_off()
-                found = None
-            except (RedisAway, Unavailable) as error:
-                found = f"{type(error).__name__}: {error.__cause__ or error}"
-            if found and not hindrance:
-                log.warning("The cache is not used until this is over: %s", found)
-            if hindrance and not found:
-                log.warning("The cache is used again.")
-            hindrance = found
+            except RedisAway as error:
+                found, reason = "Redis", str(error)
+            except Unavailable as error:
+                found, reason = "PostgreSQL", f"{type(error).__name__}: {error.__cause__ or error}"
+            if away and found != away:
+                log.warning("%s is back.", away)
+            if found and found != away:
+                consequence = " The cache is not used until then." if self._server.away else ""
+                log.warning("%s is away: %s.%s", found, reason.rstrip("."), consequence)
+            away = found
             await asyncio.sleep(POLL_SECONDS)

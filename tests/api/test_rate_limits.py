@@ -166,6 +166,10 @@ FORWARDED = [
     # From the right, as far as trusted proxies have written it: the left is the client's word.
     (["10.0.0.1, 203.0.113.1", "10.0.0.2, 203.0.113.1", "x, 203.0.113.1"], True, [404, 404, 429]),
     (["203.0.113.1, 127.0.0.1", "203.0.113.2, 127.0.0.1", "203.0.113.3"], True, [404, 404, 404]),
+    # Some proxies add the port, which is another one for each connection.
+    (["203.0.113.1:51000", "203.0.113.1:51001", "203.0.113.1"], True, [404, 404, 429]),
+    (["203.0.113.1:51000", "203.0.113.2:51000", "203.0.113.3:51000"], True, [404, 404, 404]),
+    (["[2001:db8::1]:1", "[2001:db8::1]:2", '"[2001:db8::1]"'], True, [404, 404, 429]),
     # What is no address ends the search: left of it anybody may have written anything.
     (["10.0.0.1, x:4711", "10.0.0.2, x:4711", "10.0.0.3, x:4711"], True, [404, 404, 429]),
     (["10.0.0.1, unknown", "10.0.0.2, ", "10.0.0.3, _x"], True, [404, 404, 429]),

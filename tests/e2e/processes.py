@@ -114,6 +114,12 @@ def status_of(url: str) -> int | None:
         return None
 
 
+def workers_of(parent: int) -> list[int]:
+    """Return the processes that have `parent` for their parent."""
+    found = Path(f"/proc/{parent}/task/{parent}/children")
+    return [int(pid) for pid in found.read_text().split()]
+
+
 def free_port() -> int:
     """Return a port of loopback that is free now."""
     with socket.create_server((LOOPBACK, 0)) as server:

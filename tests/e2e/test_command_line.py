@@ -31,6 +31,7 @@ from tests.e2e.processes import (
     status_of,
     wait_for,
     wait_until,
+    workers_of,
 )
 from tests.factories import PASSWORD, new_secrets
 from tests.stand_ins.smtp import SmtpServer, accept, refuse
@@ -47,12 +48,6 @@ def post(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
     with urllib.request.urlopen(request, timeout=10) as response:
         answer: dict[str, Any] = json.load(response)
         return answer
-
-
-def workers_of(parent: int) -> list[int]:
-    """Return the processes that have `parent` for their parent."""
-    found = Path(f"/proc/{parent}/task/{parent}/children")
-    return [int(pid) for pid in found.read_text().split()]
 
 
 def is_alive(pid: int) -> bool:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import psycopg
 import pytest
 
-from service.migrations import FOLDER
+from service.schema import FOLDER
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(file.stem for file in FOLDER.glob("*.sql") if ".rollback." not in file.name)

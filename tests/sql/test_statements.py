@@ -31,6 +31,7 @@ def test_every_table_has_its_statements() -> None:
         "identities",
         "jobs",
         "mail_tokens",
+        "migrations",
         "oauth_clients",
         "referral_codes",
         "referrals",

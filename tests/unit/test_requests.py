@@ -1,5 +1,6 @@
 """Reading a request: whose it is, and what its members may be."""
 
+import itertools
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -9,6 +10,7 @@ from aiohttp.test_utils import make_mocked_request
 from marshmallow import ValidationError
 from multidict import CIMultiDict
 
+from service.api import requests
 from service.api.keys import SETTINGS
 from service.api.requests import Moment, Text, WholeNumber, client_address
 from service.settings import read_settings
@@ -64,7 +66,20 @@ def address_of(app: web.Application, remote: str | None, *forwarded: str) -> str
             PROXY, [f"{OTHER}, unknown"], PROXY, id="invented before a proxy that does not know"
         ),
         pytest.param(PROXY, [f"{OTHER},"], PROXY, id="invented before an empty one"),
-        pytest.param(PROXY, [f"{OTHER}, {CLIENT}:4711"], PROXY, id="invented before a port"),
+        pytest.param(PROXY, [f"{OTHER}, {CLIENT}:4711"], CLIENT, id="a port"),
+        pytest.param(PROXY, [f"{CLIENT}:1, {FAR_PROXY}:2"], CLIENT, id="two proxies with ports"),
+        pytest.param(PROXY, [f' "{CLIENT}:4711"\t'], CLIENT, id="quotes"),
+        pytest.param(PROXY, [f"[{CLIENT}]"], CLIENT, id="brackets"),
+        pytest.param(PROXY, ["2001:db8:1:2::9"], "2001:db8:1:2::/64", id="IPv6, no port"),
+        pytest.param(PROXY, ["[2001:db8:1:2::9]:51000"], "2001:db8:1:2::/64", id="IPv6 and port"),
+        pytest.param(PROXY, ['"[2001:db8:1:2::9]"'], "2001:db8:1:2::/64", id="IPv6 in brackets"),
+        pytest.param(PROXY, [f"[::ffff:{CLIENT}]:4711"], CLIENT, id="IPv4 in IPv6, and a port"),
+        pytest.param(PROXY, [f"{OTHER}, {CLIENT}:port"], PROXY, id="a word for a port"),
+        pytest.param(PROXY, [f"{OTHER}, {CLIENT}:"], PROXY, id="a port that is left out"),
+        pytest.param(PROXY, [f"{OTHER}, [{CLIENT}"], PROXY, id="a bracket alone"),
+        pytest.param(PROXY, [f"{OTHER}, for={CLIENT}"], PROXY, id="the words of Forwarded"),
+        pytest.param(PROXY, [f"{OTHER}, unknown, {FAR_PROXY}"], FAR_PROXY, id="the nearest"),
+        pytest.param(PROXY, [f"{OTHER}, {'1' * 8000}"], PROXY, id="a long one"),
         pytest.param("::ffff:10.0.0.1", [CLIENT], CLIENT, id="a proxy over IPv6 sockets"),
         pytest.param(PROXY, [f"::ffff:{CLIENT}"], CLIENT, id="a client over IPv6 sockets"),
         pytest.param("fd00::1", [CLIENT], CLIENT, id="a proxy with IPv6"),
@@ -77,6 +92,21 @@ def test_an_address_is_what_trusted_proxies_say_it_is(
     remote: str, forwarded: list[str], address: str
 ) -> None:
     assert address_of(BEHIND_PROXIES, remote, *forwarded) == address
+
+
+def test_that_a_proxy_writes_no_address_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(requests, "_unreadable", itertools.count())
+    address_of(BEHIND_PROXIES, PROXY, f"{CLIENT}:4711")
+    address_of(BEHIND_PROXIES, CLIENT, "unknown")  # anybody's word
+    assert caplog.messages == []
+    for _ in range(3):
+        address_of(BEHIND_PROXIES, PROXY, f"{OTHER}, _hidden\n")
+        address_of(BEHIND_PROXIES, PROXY, "x" * 8000)
+    [line] = caplog.messages
+    assert "X-Forwarded-For" in line
+    assert repr(" _hidden\n") in line
 
 
 @pytest.mark.parametrize("invented", [OTHER, PROXY, CLIENT, "::1"])

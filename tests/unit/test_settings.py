@@ -245,9 +245,20 @@ def test_other_rate_limits_are_refused(text: str) -> None:
         ("http://[::1]:3000", {"http://[::1]:3000"}),
         ("https://a.example, https://b.example,", {"https://a.example", "https://b.example"}),
         (",", set()),
+        ("https://*.example.com", {"https://*.example.com"}),
+        ("https://*.Example.com:8443/", {"https://*.example.com:8443"}),
+        ("HTTPS://App.Example.COM:443/", {"https://app.example.com"}),
+        ("http://app.example.com:80", {"http://app.example.com"}),
+        ("https://app.example.com:80", {"https://app.example.com:80"}),
+        ("https://m\u00dcnchen.de", {"https://xn--mnchen-3ya.de"}),
+        ("https://[2001:DB8:0::1]:443", {"https://[2001:db8::1]"}),
+        ("https://my_app.example.com", {"https://my_app.example.com"}),
+        ("https://a.example,https://A.example:443", {"https://a.example"}),
     ],
 )
-def test_origins_stand_between_commas(text: str, origins: set[str]) -> None:
+def test_origins_stand_between_commas_and_are_read_as_browsers_send_them(
+    text: str, origins: set[str]
+) -> None:
     assert read(CORS_ORIGINS=text).cors_origins == origins
 
 
@@ -256,11 +267,21 @@ def test_origins_stand_between_commas(text: str, origins: set[str]) -> None:
     [
         pytest.param("app.example.com", id="no scheme"),
         pytest.param("https://", id="no host"),
-        pytest.param("https://app.example.com/", id="a slash, which no browser sends"),
         pytest.param("https://app.example.com/path", id="a path"),
         pytest.param("https://app.example.com?query", id="a query"),
         pytest.param("https://app.example.com#fragment", id="a fragment"),
-        pytest.param("HTTPS://app.example.com", id="capitals, which no browser sends"),
+        pytest.param("https://app.example.com//", id="two slashes"),
+        pytest.param("https://user@app.example.com", id="a user"),
+        pytest.param("https://@app.example.com", id="an empty user"),
+        pytest.param("https://*", id="a star alone"),
+        pytest.param("https://*.", id="a star and nothing"),
+        pytest.param("https://app-*.example.com", id="a star in a label"),
+        pytest.param("https://*.*.example.com", id="two stars"),
+        pytest.param("https://app.*.com", id="a star in the middle"),
+        pytest.param("*.example.com", id="a star without a scheme"),
+        pytest.param("https://app.example.com:port", id="a word for a port"),
+        pytest.param("https://app..example.com", id="an empty label"),
+        pytest.param("https://\u2603\u2024com", id="no name"),
         pytest.param("file://app", id="another scheme"),
         pytest.param("null", id="null, which every sandbox sends"),
         pytest.param("https://a.example https://b.example", id="a space for a comma"),
@@ -271,6 +292,8 @@ def test_origins_stand_between_commas(text: str, origins: set[str]) -> None:
 def test_what_is_no_origin_is_refused(text: str) -> None:
     [line] = faults({**GIVEN, "CORS_ORIGINS": text})
     assert re.fullmatch(r"CORS_ORIGINS '.*' is not an origin such as .*", line)
+    told = faults({**GIVEN, "CORS_ORIGINS": f"{text},https://a.example,null"})
+    assert len(told) == 2
 
 
 @pytest.mark.parametrize(

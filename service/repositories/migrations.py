@@ -1,0 +1,24 @@
+"""The SQL of what yoyo has noted: which migrations are applied."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from service.repositories.connection import Connection
+
+FIND_APPLIED: Final = """
+    SELECT migration_id
+      FROM _yoyo_migration
+     WHERE migration_id = ANY($1::text[])
+"""
+
+
+class MigrationRepository:
+    """Applied migrations, one statement a method."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def find_applied(self, names: Sequence[str]) -> set[str]:
+        """Return which of the migrations are applied."""
+        rows = await self._connection.fetch(FIND_APPLIED, names)
+        return {row["migration_id"] for row in rows}
