@@ -23,16 +23,25 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER nobody
 ENTRYPOINT ["python", "-m", "tests.stand_ins", "--host", "0.0.0.0"]
 
-FROM python:3.13-slim
+# The base without what is for installing packages and for reading manuals: deleted files would stay in
+# a layer below, so that the image begins anew with what is left.
+FROM python:3.13-slim AS base
 RUN useradd --system --uid 10001 --no-create-home service \
  && install --directory --owner service --mode 0700 /run/secrets-of-service \
- && install --directory --owner service --mode 0755 /run/passwords
+ && install --directory --owner service --mode 0755 /run/passwords \
+ && rm -rf /var/lib/apt /var/cache/* /usr/share/doc /usr/share/man /usr/share/locale \
+    /root/.cache /usr/local/bin/pip* /usr/local/lib/python3*/site-packages/pip* /usr/lib/python3/dist-packages/pip* \
+    /usr/local/lib/python3*/ensurepip /usr/local/lib/python3*/idlelib /usr/local/lib/python3*/test
+
+FROM scratch
+COPY --from=base / /
 COPY --from=build /opt/venv /opt/venv
 WORKDIR /app
 COPY service service
 COPY sql sql
 RUN /opt/venv/bin/python -m compileall -q service
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOST=0.0.0.0
+ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 \
+    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOST=0.0.0.0
 USER 10001
 EXPOSE 8080
 HEALTHCHECK --interval=5s --timeout=3s --start-period=20s CMD \
