@@ -24,8 +24,10 @@ from service.api.middleware import API
 from service.api.problems import (
     BAD_REQUEST,
     CONTENT_TYPE,
+    HEADERS_TOO_LARGE,
     INTERNAL_ERROR,
     PROBLEM_TYPES,
+    URI_TOO_LONG,
     ProblemType,
     problem,
     problem_type_of,
@@ -410,7 +412,9 @@ def _problems(
     if "{" in path and 404 not in found:
         add(problem_type_of(NotFound))
     if path.startswith(API):
-        add(BAD_REQUEST)  # an address too long to be read, too
+        add(BAD_REQUEST)
+        add(URI_TOO_LONG)
+        add(HEADERS_TOO_LARGE)
         add(PROBLEM_TYPES["not-acceptable"])
         add(problem_type_of(DatabaseUnavailable))
         add(problem_type_of(Overloaded))

@@ -318,8 +318,6 @@ NOT_HTTP: Final = {
     "two lengths": b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n..",
     "a length and chunks": b"POST / HTTP/1.1\r\nContent-Length: 5\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "a long header": b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 20_000 + b"\r\n\r\n",
-    "a long target": b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
     "a long method": b"G" * 20_000 + b" / HTTP/1.1\r\nHost: x\r\n\r\n",
     "PRI of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
 }
@@ -331,6 +329,28 @@ async def test_what_is_no_http_is_answered_with_a_problem(api: Api) -> None:
         assert answer.status == 400, (name, answer.body)
         assert_problem(answer, 400, "bad-request")
         assert answer.headers["Server"] == "referrals"
+
+
+TOO_LONG: Final = {
+    "a header": ([b"X: " + b"a" * 20_000], "/health/live", 431, "headers-too-large"),
+    "a header's name": ([b"a" * 9000 + b": x"], "/health/live", 431, "headers-too-large"),
+    "a cookie of 9 kB": ([b"Cookie: a=" + b"b" * 9000], "/health/live", 431, "headers-too-large"),
+    "a token": ([b"Authorization: Bearer " + b"a" * 9000], "/x", 431, "headers-too-large"),
+    "a header like a path": ([b"X: /" + b"a" * 9000], "/health/live", 431, "headers-too-large"),
+    "a path": ([], "/" + "a" * 9000, 414, "uri-too-long"),
+    "a query": ([], "/health/live?a=" + "a" * 9000, 414, "uri-too-long"),
+    "a path of 20 kB": ([], f"{API}/referral-code/" + "a" * 20_000, 414, "uri-too-long"),
+    "an address": ([], "http://localhost/" + "a" * 9000, 414, "uri-too-long"),
+}
+
+
+async def test_what_is_too_long_is_named(api: Api) -> None:
+    for name, (headers, target, status, code) in TOO_LONG.items():
+        answer = await send(api, request("GET", target, headers))
+        assert answer.status == status, (name, answer.body)
+        assert_problem(answer, status, code)
+    nearly = [b"Cookie: a=" + b"b" * 8000]
+    assert (await send(api, request("GET", "/health/live?a=" + "a" * 8000, nearly))).status == 200
 
 
 async def test_a_thousand_headers_are_no_trouble(api: Api) -> None:
