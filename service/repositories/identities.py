@@ -21,7 +21,7 @@ FIND_USER_ID: Final = """
 INSERT: Final = """
     INSERT INTO identities (issuer, subject, user_id, created_at)
     VALUES ($1, $2, $3, $4)
-    ON CONFLICT DO NOTHING
+    ON CONFLICT (issuer, subject) DO NOTHING
     RETURNING user_id
 """
 
@@ -33,7 +33,7 @@ LINK: Final = """
      WHERE email_key = $3
        AND email_confirmed_at IS NOT NULL
        FOR SHARE
-    ON CONFLICT DO NOTHING
+    ON CONFLICT (issuer, subject) DO NOTHING
     RETURNING user_id
 """
 

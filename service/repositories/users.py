@@ -19,7 +19,7 @@ INSERT: Final = """
                        email_confirmed_at, confirmation_required,
                        email_verdict, email_verdict_source, email_checked_at)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-    ON CONFLICT DO NOTHING
+    ON CONFLICT (email_key) DO NOTHING
     RETURNING user_id
 """
 
