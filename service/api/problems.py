@@ -19,6 +19,7 @@ from marshmallow import ValidationError
 from service.api.answers import WholeResponse, to_json
 from service.api.headers import add_headers_of_every_answer
 from service.api.keys import CONTEXT, SETTINGS
+from service.api.requests import InvalidBody, escape_pointer
 from service.domain.errors import (
     Conflict,
     InsufficientScope,
@@ -210,6 +211,8 @@ def problem_of(error: Exception, request: web.Request) -> web.Response:
             return _of_service_error(error, request_id)
         case ValidationError():
             errors = list(_flatten(error.normalized_messages()))  # type: ignore[no-untyped-call]
+            if isinstance(error, InvalidBody):
+                errors += [(pointer, "This member appears more than once.") for pointer in error.repeated]
             return problem(
                 problem_type_of(InvalidInput), summary_of(errors), request_id, errors=errors
             )
@@ -271,8 +274,7 @@ def _of_service_error(error: ServiceError, request_id: str) -> web.Response:
 def _flatten(messages: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield JSON pointers (RFC 6901) with each message that marshmallow has."""
     for member, found in messages.items():
-        escaped = member.replace("~", "~0").replace("/", "~1")
-        pointer = "#" if member == "_schema" else f"#/{escaped}"
+        pointer = "#" if member == "_schema" else f"#/{escape_pointer(member)}"
         for message in found if isinstance(found, list) else [str(found)]:
             yield pointer, message
 
