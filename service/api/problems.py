@@ -4,6 +4,7 @@ import functools
 import html
 import json
 import logging
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -212,7 +213,9 @@ def problem_of(error: Exception, request: web.Request) -> web.Response:
         case ValidationError():
             errors = list(_flatten(error.normalized_messages()))  # type: ignore[no-untyped-call]
             if isinstance(error, InvalidBody):
-                errors += [(pointer, "This member appears more than once.") for pointer in error.repeated]
+                errors += [
+                    (pointer, "This member appears more than once.") for pointer in error.repeated
+                ]
             return problem(
                 problem_type_of(InvalidInput), summary_of(errors), request_id, errors=errors
             )
@@ -340,10 +343,15 @@ async def explain_problem(request: web.Request) -> web.Response:
     if problem_type is None:
         raise web.HTTPNotFound(reason="There is no problem of this code.")
     code, title, remedy = map(
-        html.escape, (problem_type.code, problem_type.title, problem_type.remedy)
+        _to_html, (problem_type.code, problem_type.title, problem_type.remedy)
     )
     return web.Response(
         text=f"<!doctype html><html lang=en><meta charset=utf-8><title>{code}</title>"
         f"<h1>{code}</h1><p>Status {problem_type.status:d}. {title}</p><p>{remedy}</p></html>\n",
         content_type="text/html",
     )
+
+
+def _to_html(text: str) -> str:
+    """Return a sentence with what is between backticks as code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text))
