@@ -35,8 +35,6 @@ CLEARBIT_URL: Final = "https://person.clearbit.com"
 PRIMARY_KINDS: Final = ("read-write", "primary")
 STANDBY_KINDS: Final = ("standby", "read-only")
 """What libpq calls them, in `target_session_attrs`."""
-OWASP_ARGON2: Final = ((47_104, 1), (19_456, 2), (12_288, 3), (9216, 4), (7168, 5))
-"""The least costs of a hash, in KiB and passes, that OWASP's Password Storage Cheat Sheet names."""
 SECONDS_OF = {"second": 1, "minute": 60, "hour": 3600}
 
 
@@ -59,6 +57,10 @@ class Argon2:
     memory_kib: int
     passes: int
     lanes: int
+
+
+OWASP_ARGON2: Final = ((47_104, 1), (19_456, 2), (12_288, 3), (9216, 4), (7168, 5))
+"""The least costs of a hash, in KiB and passes, that OWASP's Password Storage Cheat Sheet names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
