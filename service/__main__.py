@@ -5,6 +5,7 @@ import asyncio
 import gc
 import getpass
 import json
+import logging
 import os
 import secrets
 import sys
@@ -31,6 +32,7 @@ from service.settings import (
     read_environment,
     read_settings,
     read_signing_keys,
+    risks_of,
 )
 from service.tokens import JWKS_MAX_AGE, SigningKey, SigningKeys
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 DATA: Final = Path(".data")
 """Where `dev` keeps its servers' data, its secrets, and while it runs its servers' addresses."""
 Environment = Mapping[str, str]
+log = logging.getLogger(__name__)
 
 
 class CommandError(Exception):
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status: 2 where the settings are at fault."""
     parsed = _parser().parse_args(arguments)
     try:
-        parsed.run(parsed, read_environment(os.environ))
+        parsed.run(parsed, read_environment(os.environ) if parsed.reads_settings else {})
     except SettingsError as error:
         print(f"The settings are at fault:\n{error}", file=sys.stderr)
         return 2
@@ -67,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m service", description=__doc__)
+    parser.set_defaults(reads_settings=True)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     serve = commands.add_parser("serve", help="serve the API, on all cores")
@@ -123,7 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     keys = commands.add_parser("keys", help="manage the secrets").add_subparsers(required=True)
     generate = keys.add_parser("generate", help="print new secrets, as lines of an env file")
     generate.add_argument("--file", type=Path, help="write them there, unless the file exists")
-    generate.set_defaults(run=_generate_keys)
+    # It may be what makes the file that ENV_FILE names.
+    generate.set_defaults(run=_generate_keys, reads_settings=False)
     rotate = keys.add_parser("rotate", help="add the next signing key, drop those of no more use")
     rotate.add_argument("--file", type=Path, help="the env file to change; else print the line")
     rotate.set_defaults(run=_rotate_keys)
@@ -152,6 +157,7 @@ def _work(_: argparse.Namespace, environ: Environment) -> None:
         )
     asyncio.run(_check_database(settings.database_url))
     set_up_logging(settings.log_level, settings.log_format)
+    _tell_risks(settings)
     from service import serving  # slow, and needless for the other commands
 
     serving.work_off_jobs(settings)
@@ -398,10 +404,16 @@ def _serve_on(
 ) -> None:
     from service import serving  # see _listening
 
+    _tell_risks(settings)
     try:
         serving.serve(settings, sockets, when_ready)
     except serving.WorkersFail as error:
         raise CommandError(error) from error
+
+
+def _tell_risks(settings: Settings) -> None:
+    for risk in risks_of(settings):
+        log.warning(risk)
 
 
 def _settings_beside_dev(environ: Environment) -> Settings:

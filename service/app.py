@@ -19,6 +19,7 @@ from service.api.mailbox import MAILBOX_ROUTES
 from service.api.middleware import around_every_request
 from service.api.origin import current_origin
 from service.api.overload import Overload
+from service.api.problems import PARSER_LIMITS
 from service.api.providers import callback_url
 from service.api.rate_limits import LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION
 from service.api.requests import LARGEST_BODY
@@ -69,6 +70,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
     app = web.Application(
         middlewares=[around_every_request(settings, access_log, stopping, overload)],
         client_max_size=LARGEST_BODY,
+        handler_args=PARSER_LIMITS,
     )
     app[keys.ACCESS_LOG] = access_log
     app[keys.SETTINGS] = settings
@@ -100,7 +102,9 @@ def create_metrics_app(app: web.Application) -> web.Application:
     """Return an application that shows the metrics of `app`, for a port of their own."""
     settings = replace(app[keys.SETTINGS], cors_origins=frozenset())  # not for scripts
     surround = around_every_request(settings, app[keys.ACCESS_LOG], app[keys.STOPPING], Overload())
-    alone = web.Application(middlewares=[surround], client_max_size=LARGEST_BODY)
+    alone = web.Application(
+        middlewares=[surround], client_max_size=LARGEST_BODY, handler_args=PARSER_LIMITS
+    )
     alone[keys.SETTINGS] = settings
 
     async def show(_: web.Request) -> web.Response:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 from urllib.parse import unquote, urlsplit
@@ -63,6 +63,10 @@ class Argon2:
     memory_kib: int
     passes: int
     lanes: int
+
+
+OWASP_ARGON2: Final = ((47_104, 1), (19_456, 2), (12_288, 3), (9216, 4), (7168, 5))
+"""The least costs of a hash, in KiB and passes, that OWASP's Password Storage Cheat Sheet names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -586,10 +590,59 @@ class SettingsSchema(Schema):
 def read_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of the env file (`ENV_FILE`, by default `.env`) under `environ`'s.
 
-    A variable that is set to nothing counts as not set.
+    A variable that is set to nothing counts as not set. Raises SettingsError where the file that
+    `ENV_FILE` names cannot be read: what it holds would silently be other than meant.
     """
-    file = dotenv_values(environ.get("ENV_FILE", ".env"), interpolate=False)
+    named = environ.get("ENV_FILE")
+    if named and (not Path(named).exists() or Path(named).is_dir()):
+        raise SettingsError(f"ENV_FILE names no file: there is none at {named}.")
+    try:
+        file = dotenv_values(named or ".env", interpolate=False)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise SettingsError(f"ENV_FILE cannot be read: {reason}: {named or '.env'}.") from error
     return {name: value for source in (file, environ) for name, value in source.items() if value}
+
+
+def risks_of(settings: Settings) -> list[str]:
+    """Return what is set as no public service should have it: one sentence each, for the log.
+
+    Told and not refused, because tests, and services within a private network, have their reasons.
+    """
+    risks = []
+    app_url = settings.mail and settings.mail.app_url
+    for name, url in (("PUBLIC_URL", settings.public_url), ("APP_URL", app_url or "")):
+        parts = urlsplit(url)
+        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            risks.append(
+                f"{name} begins with http://: passwords and tokens can be read on the way."
+            )
+    cost = settings.argon2
+    if not any(
+        cost.memory_kib >= memory and cost.passes >= passes for memory, passes in OWASP_ARGON2
+    ):
+        risks.append(
+            "ARGON2_MEMORY_KIB and ARGON2_PASSES are below OWASP's minimum, 19456 and 2: whoever "
+            "steals the database finds passwords sooner."
+        )
+    delivery = settings.mail.delivery if settings.mail else None
+    if isinstance(delivery, SmtpSettings) and not (
+        delivery.implicit_tls or delivery.user or is_loopback(delivery.host)
+    ):
+        risks.append(
+            "SMTP_URL is smtp:// without a password: where the mail server does not offer "
+            "STARTTLS, the tokens in mails can be read on the way."
+        )
+    return risks
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the host of a URL is this machine, by name or by address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        name = host.lower().rstrip(".")
+        return name == "localhost" or name.endswith(".localhost")
 
 
 def read_settings(environ: Mapping[str, str], mailbox: Path | None = None) -> Settings:

@@ -1,5 +1,8 @@
 """Who makes the request, and what the access token allows."""
 
+import re
+from typing import Final
+
 from aiohttp import web
 
 from service.api.keys import CONTEXT, SESSIONS, USERS
@@ -9,16 +12,21 @@ from service.domain.sessions import Caller
 from service.domain.users import Role
 from service.tokens import AccessToken
 
+_BEARER: Final = re.compile(r"Bearer +(\S+)", re.IGNORECASE)
+
 
 async def current_token(request: web.Request) -> AccessToken:
     """Return the access token, a user's or a client's, that allows this call (RFC 6750).
 
     Raises TokenMissing, InvalidToken or InsufficientScope.
     """
-    scheme, _, text = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
+    headers = request.headers.getall("Authorization", ())
+    if not headers:
         raise TokenMissing
-    token = await request.app[SESSIONS].authenticate(text.strip())
+    credentials = _BEARER.fullmatch(", ".join(headers))
+    if credentials is None:
+        raise TokenMissing("The Authorization header is not `Bearer TOKEN`.")
+    token = await request.app[SESSIONS].authenticate(credentials[1])
     request[CONTEXT].user_id = token.subject
     resource = request.match_info.route.resource
     assert resource is not None

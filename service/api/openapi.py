@@ -25,8 +25,10 @@ from service.api.middleware import API
 from service.api.problems import (
     BAD_REQUEST,
     CONTENT_TYPE,
+    HEADERS_TOO_LARGE,
     INTERNAL_ERROR,
     PROBLEM_TYPES,
+    URI_TOO_LONG,
     ProblemType,
     problem,
     problem_type_of,
@@ -483,6 +485,8 @@ def _problems(
     if "{" in path and 404 not in found:
         add(problem_type_of(NotFound))
     if path.startswith(API):
+        add(URI_TOO_LONG)
+        add(HEADERS_TOO_LARGE)
         if any("content" in response for response in operation["responses"].values()):
             add(PROBLEM_TYPES["not-acceptable"])
         add(problem_type_of(DatabaseUnavailable))

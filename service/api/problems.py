@@ -4,6 +4,7 @@ import functools
 import html
 import json
 import logging
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,15 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 from aiohttp_apispec import docs
 from marshmallow import ValidationError
 
 from service.api.answers import WholeResponse, to_json
 from service.api.headers import add_headers_of_every_answer
-from service.api.keys import CONTEXT
+from service.api.keys import CONTEXT, SETTINGS
+from service.api.requests import InvalidBody, escape_pointer
 from service.domain.errors import (
     Conflict,
     InsufficientScope,
@@ -37,6 +40,8 @@ log = logging.getLogger(__name__)
 CONTENT_TYPE: Final = "application/problem+json"
 LONGEST_POINTER: Final = 80
 """Of a member that the client has named itself, in a sentence."""
+PARSER_LIMITS: Final = {"max_line_size": 8190, "max_field_size": 8192}
+"""Of aiohttp's parser, in bytes: two, because an error tells by its limit what was too long."""
 
 STATUS_OF_KIND: Final[Mapping[type[ServiceError], HTTPStatus]] = {
     InvalidInput: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -71,6 +76,18 @@ BAD_REQUEST: Final = ProblemType(
     "The request cannot be read.",
     "Send a JSON document in UTF-8.",
 )
+URI_TOO_LONG: Final = ProblemType(
+    HTTPStatus.REQUEST_URI_TOO_LONG,
+    "uri-too-long",
+    "The address is longer than 8 kB.",
+    "Send less in the path and the query.",
+)
+HEADERS_TOO_LARGE: Final = ProblemType(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    "headers-too-large",
+    "A header is larger than 8 kB.",
+    "Send smaller headers; in a browser, delete the cookies of this site.",
+)
 
 _OF_HTTP: Final = (
     INTERNAL_ERROR,
@@ -99,6 +116,8 @@ _OF_HTTP: Final = (
         "The body is larger than 16 KiB.",
         "Send a smaller one.",
     ),
+    URI_TOO_LONG,
+    HEADERS_TOO_LARGE,
     ProblemType(
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         "unsupported-media-type",
@@ -193,6 +212,10 @@ def problem_of(error: Exception, request: web.Request) -> web.Response:
             return _of_service_error(error, request_id)
         case ValidationError():
             errors = list(_flatten(error.normalized_messages()))  # type: ignore[no-untyped-call]
+            if isinstance(error, InvalidBody):
+                errors += [
+                    (pointer, "This member appears more than once.") for pointer in error.repeated
+                ]
             return problem(
                 problem_type_of(InvalidInput), summary_of(errors), request_id, errors=errors
             )
@@ -254,8 +277,7 @@ def _of_service_error(error: ServiceError, request_id: str) -> web.Response:
 def _flatten(messages: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield JSON pointers (RFC 6901) with each message that marshmallow has."""
     for member, found in messages.items():
-        escaped = member.replace("~", "~0").replace("/", "~1")
-        pointer = "#" if member == "_schema" else f"#/{escaped}"
+        pointer = "#" if member == "_schema" else f"#/{escape_pointer(member)}"
         for message in found if isinstance(found, list) else [str(found)]:
             yield pointer, message
 
@@ -284,11 +306,21 @@ def answer_unreadable(
         problem_type = INTERNAL_ERROR
     else:
         log.info("unreadable request: %s", type(exc).__name__, extra={"request_id": request_id})
-        problem_type = BAD_REQUEST
+        problem_type = _problem_type_of_unreadable(exc)
     response = problem(problem_type, problem_type.title, request_id)
-    add_headers_of_every_answer(response.headers, request_id)
+    # What a connection knows of its application is the method that answers its requests.
+    app = getattr(connection._request_handler, "__self__", None)  # noqa: SLF001
+    https = isinstance(app, web.Application) and app[SETTINGS].public_url.startswith("https:")
+    add_headers_of_every_answer(response.headers, request_id, https=https)
     response.force_close()
     return response
+
+
+def _problem_type_of_unreadable(error: BaseException | None) -> ProblemType:
+    if not isinstance(error, LineTooLong):
+        return BAD_REQUEST
+    _, limit, _ = error.args
+    return URI_TOO_LONG if limit == PARSER_LIMITS["max_line_size"] else HEADERS_TOO_LARGE
 
 
 # aiohttp lets nobody say how it answers what it cannot parse.
@@ -311,10 +343,15 @@ async def explain_problem(request: web.Request) -> web.Response:
     if problem_type is None:
         raise web.HTTPNotFound(reason="There is no problem of this code.")
     code, title, remedy = map(
-        html.escape, (problem_type.code, problem_type.title, problem_type.remedy)
+        _to_html, (problem_type.code, problem_type.title, problem_type.remedy)
     )
     return web.Response(
         text=f"<!doctype html><html lang=en><meta charset=utf-8><title>{code}</title>"
         f"<h1>{code}</h1><p>Status {problem_type.status:d}. {title}</p><p>{remedy}</p></html>\n",
         content_type="text/html",
     )
+
+
+def _to_html(text: str) -> str:
+    """Return a sentence with what is between backticks as code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text))

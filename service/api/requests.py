@@ -6,9 +6,11 @@ import itertools
 import json
 import logging
 import re
+from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from ipaddress import IPv6Address, ip_address, ip_network
-from typing import Any, Final, Never, TypeVar
+from typing import Any, Final, Never, TypeAlias, TypeVar
 from uuid import UUID
 
 from aiohttp import web
@@ -28,6 +30,8 @@ _LONGEST: Final = 100
 _unreadable: Final = itertools.count()
 """Parts of X-Forwarded-For that this process could not read: the first one is told."""
 T = TypeVar("T")
+_Repeating: TypeAlias = dict[int, tuple[dict[str, Any], set[str]]]
+"""Objects that have some members twice, by their ids, and the names of those members."""
 
 
 class RequestSchema(Schema):
@@ -37,6 +41,14 @@ class RequestSchema(Schema):
         "unknown": "There is no such member.",
         "type": "This is not an object.",
     }
+
+
+class InvalidBody(ValidationError):
+    """What the schema says, and the JSON pointers of members that stand there more than once."""
+
+    def __init__(self, messages: dict[str, Any], repeated: Sequence[str]) -> None:
+        super().__init__(messages)
+        self.repeated = repeated
 
 
 class Text(fields.String):
@@ -124,7 +136,14 @@ async def answer_expectation(request: web.Request) -> None:
 
 async def read_body(request: web.Request, schema: Schema, into: type[T]) -> T:
     """Return the body as an `into`; raise what the problem middleware knows how to tell."""
-    return into(**schema.load(await _read_json(request)))
+    document, repeated = await _read_json(request)
+    try:
+        loaded = schema.load(document)
+    except ValidationError as error:
+        raise InvalidBody(error.normalized_messages(), repeated) from error  # type: ignore[no-untyped-call]
+    if repeated:
+        raise InvalidBody({}, repeated)
+    return into(**loaded)
 
 
 def read_query(request: web.Request, schema: Schema) -> dict[str, Any]:
@@ -244,20 +263,56 @@ async def read_bytes(request: web.Request) -> bytes:
     return raw
 
 
-async def _read_json(request: web.Request) -> Any:
+async def _read_json(request: web.Request) -> tuple[Any, list[str]]:
+    """Return the body's document, and the JSON pointers of its repeated members."""
     raw = await read_bytes(request)
     if not raw:
         raise web.HTTPBadRequest(reason="The body is empty; send JSON.")
     if request.content_type != "application/json" or not _is_utf_8(request.charset):
         raise web.HTTPUnsupportedMediaType(reason="Send the body as application/json in UTF-8.")
+    repeating: _Repeating = {}
     try:
-        document = json.loads(raw.decode(), parse_constant=_refuse_constant)
+        document = json.loads(
+            raw.decode("utf-8-sig"),
+            parse_constant=_refuse_constant,
+            object_pairs_hook=functools.partial(_to_object, repeating),
+        )
     except UnicodeDecodeError as error:
         raise web.HTTPBadRequest(reason="The body is not UTF-8.") from error
     except (ValueError, RecursionError) as error:
         raise web.HTTPBadRequest(reason="The body is not JSON.") from error
     request[CONTEXT].document = document
-    return document
+    return document, _find_repeated(repeating, document) if repeating else []
+
+
+def _to_object(repeating: _Repeating, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object with these members, noted in `repeating` if it has some of them twice."""
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        repeating[id(members)] = members, {name for name in members if counts[name] > 1}
+    return members
+
+
+def _find_repeated(repeating: _Repeating, document: Any) -> list[str]:
+    # Not by recursion: a body may be as deep as the stack.
+    found: list[str] = []
+    left = [("#", document)]
+    while left:
+        pointer, value = left.pop()
+        if isinstance(value, dict):
+            places = {name: f"{pointer}/{escape_pointer(name)}" for name in value}
+            _, repeated = repeating.get(id(value), (value, set()))
+            found += [place for name, place in places.items() if name in repeated]
+            left += [(places[name], member) for name, member in value.items()]
+        elif isinstance(value, list):
+            left += [(f"{pointer}/{place}", item) for place, item in enumerate(value)]
+    return found
+
+
+def escape_pointer(name: str) -> str:
+    """Return the name of a member as a JSON pointer has it (RFC 6901)."""
+    return name.replace("~", "~0").replace("/", "~1")
 
 
 def _is_utf_8(charset: str | None) -> bool:

@@ -6,7 +6,6 @@ from uuid import UUID
 
 from service.domain.identities import Identity, IdentityTaken
 from service.repositories.connection import Connection
-from service.repositories.constraints import on_violation
 
 # The lock makes the identity's end wait, or be seen: a reset of the password leaves no session
 # behind of somebody who signs in with it at that moment.
@@ -18,9 +17,12 @@ FIND_USER_ID: Final = """
        FOR KEY SHARE
 """
 
+# No violation of identities_of_one_user: PostgreSQL would log the subject, which may be an address.
 INSERT: Final = """
     INSERT INTO identities (issuer, subject, user_id, created_at)
     VALUES ($1, $2, $3, $4)
+    ON CONFLICT (issuer, subject) DO NOTHING
+    RETURNING user_id
 """
 
 # The share lock makes a change of the e-mail, or the account's end, wait or be seen.
@@ -31,6 +33,7 @@ LINK: Final = """
      WHERE email_key = $3
        AND email_confirmed_at IS NOT NULL
        FOR SHARE
+    ON CONFLICT (issuer, subject) DO NOTHING
     RETURNING user_id
 """
 
@@ -55,18 +58,22 @@ class IdentityRepository:
 
     async def add(self, identity: Identity, user_id: UUID, now: datetime) -> None:
         """Store whose identity it is; raise IdentityTaken."""
-        with on_violation({"identities_of_one_user": IdentityTaken}):
-            await self._connection.execute(INSERT, identity.issuer, identity.subject, user_id, now)
+        stored = await self._connection.fetchval(
+            INSERT, identity.issuer, identity.subject, user_id, now
+        )
+        if stored is None:
+            raise IdentityTaken
 
     async def link(self, identity: Identity, email_key: str, now: datetime) -> UUID | None:
         """Store it as the identity of the account that has confirmed the e-mail.
 
         Returns whose it is, or None where there is no such account. Raises IdentityTaken.
         """
-        with on_violation({"identities_of_one_user": IdentityTaken}):
-            user_id: UUID | None = await self._connection.fetchval(
-                LINK, identity.issuer, identity.subject, email_key, now
-            )
+        user_id: UUID | None = await self._connection.fetchval(
+            LINK, identity.issuer, identity.subject, email_key, now
+        )
+        if user_id is None and await self.find_user_id(identity) is not None:
+            raise IdentityTaken
         return user_id
 
     async def delete_of_user(self, user_id: UUID) -> None:

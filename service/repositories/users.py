@@ -13,11 +13,14 @@ from service.domain.users import Email, Role, User
 from service.repositories.connection import Connection
 from service.repositories.constraints import on_violation
 
+# No violation of users_email_unique: PostgreSQL would log the e-mail, and give up the transaction.
 INSERT: Final = """
     INSERT INTO users (user_id, email, email_key, password_hash, role, created_at,
                        email_confirmed_at, confirmation_required,
                        email_verdict, email_verdict_source, email_checked_at)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+    ON CONFLICT (email_key) DO NOTHING
+    RETURNING user_id
 """
 
 FIND: Final = """
@@ -138,12 +141,15 @@ CONFIRM_EMAIL: Final = """
     RETURNING user_id
 """
 
+# The look decides nothing: it keeps PostgreSQL from logging the email address of a violation.
 CHANGE_EMAIL: Final = """
     UPDATE users
        SET email = $2, email_key = $3, email_confirmed_at = $4,
            email_verdict = NULL, email_verdict_source = NULL, email_checked_at = NULL
      WHERE user_id = $1
        AND erased_at IS NULL
+       AND NOT EXISTS (SELECT FROM users WHERE email_key = $3 AND user_id <> $1)
+    RETURNING user_id
 """
 
 LOCK: Final = """
@@ -199,21 +205,22 @@ class UserRepository:
 
         Without a password's hash its user signs in with another issuer.
         """
-        with on_violation({"users_email_unique": EmailTaken}):
-            await self._connection.execute(
-                INSERT,
-                user_id,
-                email.shown,
-                email.key,
-                password_hash,
-                role,
-                now,
-                email_confirmed_at,
-                confirmation_required,
-                verification and verification.verdict,
-                verification and verification.source,
-                verification and verification.checked_at,
-            )
+        stored = await self._found(
+            INSERT,
+            user_id,
+            email.shown,
+            email.key,
+            password_hash,
+            role,
+            now,
+            email_confirmed_at,
+            confirmation_required,
+            verification and verification.verdict,
+            verification and verification.source,
+            verification and verification.checked_at,
+        )
+        if not stored:
+            raise EmailTaken
 
     async def find(self, user_id: UUID) -> User | None:
         row = await self._connection.fetchrow(FIND, user_id)
@@ -274,9 +281,14 @@ class UserRepository:
         return await self._found(CONFIRM_EMAIL, user_id, email_key, now)
 
     async def change_email(self, user_id: UUID, email: Email, now: datetime) -> None:
-        """Store another e-mail, confirmed just now; raise EmailTaken."""
+        """Store another e-mail of an account that is not erased, confirmed just now.
+
+        Raises EmailTaken.
+        """
         with on_violation({"users_email_unique": EmailTaken}):
-            await self._connection.execute(CHANGE_EMAIL, user_id, email.shown, email.key, now)
+            changed = await self._found(CHANGE_EMAIL, user_id, email.shown, email.key, now)
+        if not changed:
+            raise EmailTaken
 
     async def lock(self, user_id: UUID) -> tuple[Email, bool] | None:
         """Return the e-mail and whether it is confirmed; both stay until the transaction ends."""

@@ -59,8 +59,17 @@ async def test_behind_https_browsers_are_to_stay_there(
     settings: Settings, database: asyncpg.Connection, redis: Redis
 ) -> None:
     async with running(replace(settings, public_url="https://api.example.com")) as api:
-        answer = await api.get("//health/live")
-        assert answer.headers["Strict-Transport-Security"] == "max-age=63072000"
+        unreadable = (b"no HTTP\r\n\r\n", request("GET", "/" + "a" * 9000))
+        answers = [
+            await api.get("//health/live"),
+            await api.get("//nope"),
+            await api.get("//docs"),
+            await api.get("//docs/assets/docs.js"),
+            await api.call("OPTIONS", "/users/me"),
+            *[await send(api, raw) for raw in unreadable],
+        ]
+        for answer in answers:
+            assert answer.headers["Strict-Transport-Security"] == "max-age=63072000"
 
 
 @pytest.mark.parametrize("sent", ["a", "0A-z._:9", "a" * 128])

@@ -216,6 +216,69 @@ async def test_members_that_nobody_knows_are_named(api: Api, anna: Person) -> No
         assert_refused(await post_text(api, call, half, anna), call)
 
 
+async def test_a_member_that_is_there_twice_is_named(api: Api, anna: Person) -> None:
+    """One of the two would be taken, and another program may take the other one."""
+    for call in CALLS:
+        for member, value in call.body.items():
+            for literal in (json.dumps(value), '"another"'):
+                text = json.dumps(call.body)[:-1] + f', "{member}": {literal}}}'
+                answer = await post_text(api, call, text, anna)
+                assert answer.status == 422, (call, member, answer.body)
+                pointers = [error["pointer"] for error in answer.json()["errors"]]
+                assert f"#/{member}" in pointers, (call, pointers)
+    assert (await api.get("/users/me", by=anna)).status == 200
+
+
+REPEATED: Final = {
+    '{"email": "a@example.com", "password": "x", "email": "a@example.com"}': {"#/email"},
+    '{"email": "a@example.com", "password": "x", "\\u0065mail": "b"}': {"#/email"},
+    '{"email": 5, "email": 6}': {"#/email", "#/password"},
+    '{"email": {"a": 1, "a": 2}, "password": "x"}': {"#/email", "#/email/a"},
+    '{"email": "a@example.com", "password": [[{"a/b": 1, "a/b": 1}]]}': {
+        "#/password",
+        "#/password/0/0/a~1b",
+    },
+    '{"email": "a@example.com", "password": "x", "y": {"z": {"~": 1, "~": {"~": 1, "~": 1}}}}': {
+        "#/y",
+        "#/y/z/~0",
+        "#/y/z/~0/~0",
+    },
+    '[{"a": 1, "a": 1}]': {"#", "#/0/a"},
+}
+
+
+async def test_so_it_is_at_any_depth(api: Api) -> None:
+    for text, pointers in REPEATED.items():
+        answer = await api.post(
+            "/auth/login", data=text, headers={"Content-Type": "application/json"}
+        )
+        assert_problem(answer, 422, "validation-failed", sorted(pointers))
+
+
+async def test_thousands_of_them_take_no_time(api: Api) -> None:
+    names = "".join(f'"{number}": 1, ' for number in range(1200))
+    for text in (
+        f'{{{names}"email": 1, "email": 2}}',
+        '{"a": 1, "a": ' * 90 + "1" + "}" * 90,
+        '{"b": ' + "[" * 900 + "]" * 900 + ', "a": 1, "a": 1}',
+    ):
+        answer = await api.post(
+            "/auth/login", data=text, headers={"Content-Type": "application/json"}
+        )
+        assert answer.status == 422, answer.body
+
+
+async def test_a_byte_order_mark_is_no_part_of_the_document(api: Api, anna: Person) -> None:
+    login = json.dumps({"email": anna.email, "password": PASSWORD}).encode()
+    headers = {"Content-Type": "application/json"}
+    marked = await api.post("/auth/login", data=b"\xef\xbb\xbf" + login, headers=headers)
+    assert marked.status == 200
+    for body in (b"\xef\xbb\xbf", b"\xef\xbb\xbf" * 2 + login, b"\xef\xbb" + login):
+        assert_problem(
+            await api.post("/auth/login", data=body, headers=headers), 400, "bad-request"
+        )
+
+
 async def test_a_body_over_16_kib_is_too_large(api: Api, anna: Person) -> None:
     for call in CALLS:
         for size in (KIB_16 + 1, 100 * 1024):
@@ -318,8 +381,6 @@ NOT_HTTP: Final = {
     "two lengths": b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n..",
     "a length and chunks": b"POST / HTTP/1.1\r\nContent-Length: 5\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "a long header": b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 20_000 + b"\r\n\r\n",
-    "a long target": b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
     "a long method": b"G" * 20_000 + b" / HTTP/1.1\r\nHost: x\r\n\r\n",
     "PRI of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
 }
@@ -331,6 +392,28 @@ async def test_what_is_no_http_is_answered_with_a_problem(api: Api) -> None:
         assert answer.status == 400, (name, answer.body)
         assert_problem(answer, 400, "bad-request")
         assert answer.headers["Server"] == "referrals"
+
+
+TOO_LONG: Final = {
+    "a header": ([b"X: " + b"a" * 20_000], "/health/live", 431, "headers-too-large"),
+    "a header's name": ([b"a" * 9000 + b": x"], "/health/live", 431, "headers-too-large"),
+    "a cookie of 9 kB": ([b"Cookie: a=" + b"b" * 9000], "/health/live", 431, "headers-too-large"),
+    "a token": ([b"Authorization: Bearer " + b"a" * 9000], "/x", 431, "headers-too-large"),
+    "a header like a path": ([b"X: /" + b"a" * 9000], "/health/live", 431, "headers-too-large"),
+    "a path": ([], "/" + "a" * 9000, 414, "uri-too-long"),
+    "a query": ([], "/health/live?a=" + "a" * 9000, 414, "uri-too-long"),
+    "a path of 20 kB": ([], f"{API}/referral-code/" + "a" * 20_000, 414, "uri-too-long"),
+    "an address": ([], "http://localhost/" + "a" * 9000, 414, "uri-too-long"),
+}
+
+
+async def test_what_is_too_long_is_named(api: Api) -> None:
+    for name, (headers, target, status, code) in TOO_LONG.items():
+        answer = await send(api, request("GET", target, headers))
+        assert answer.status == status, (name, answer.body)
+        assert_problem(answer, status, code)
+    nearly = [b"Cookie: a=" + b"b" * 8000]
+    assert (await send(api, request("GET", "/health/live?a=" + "a" * 8000, nearly))).status == 200
 
 
 async def test_a_thousand_headers_are_no_trouble(api: Api) -> None:

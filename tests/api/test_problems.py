@@ -142,6 +142,15 @@ async def test_every_problem_has_a_page_that_explains_it(api: Api) -> None:
         assert page.headers["Content-Type"] == "text/html; charset=utf-8"
         assert f"<h1>{code}</h1>" in page.body.decode()
         assert f"Status {problem_type.status:d}." in page.body.decode()
+        assert "`" not in page.body.decode()
+        assert (
+            page.body.count(b"<code>") == (problem_type.title + problem_type.remedy).count("`") / 2
+        )
+
+
+async def test_what_is_to_be_typed_is_code_on_the_page(api: Api) -> None:
+    page = (await api.get("//problems/not-authenticated")).body.decode()
+    assert "<code>Authorization: Bearer &lt;token&gt;</code>" in page
 
 
 async def test_a_problem_that_there_is_not_has_no_page(api: Api) -> None:

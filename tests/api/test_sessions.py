@@ -102,6 +102,26 @@ async def test_a_call_of_a_user_needs_a_token(api: Api) -> None:
         assert answer.headers["WWW-Authenticate"] == "Bearer"
 
 
+async def test_credentials_that_are_no_bearer_token_are_told_apart_from_none(
+    api: Api, anna: Person
+) -> None:
+    token = anna.access_token
+    for value in (
+        *(token, f"Token {token}", f"JWT {token}", f"Bearer:{token}", f"Bearer{token}"),
+        *(f'Bearer "{token}" x', f"Bearer {token} {token}", f"Bearer {token}, Bearer {token}"),
+        *("Bearer", "Bearer ", "Basic dXNlcjpwYXNz", "null", "", f"Bearer\t{token}"),
+    ):
+        for method, path in (("GET", "/users/me"), ("DELETE", "/auth/sessions")):
+            answer = await api.call(method, path, headers={"Authorization": value})
+            assert_problem(answer, 401, "not-authenticated")
+            told = "The Authorization header is not `Bearer TOKEN`."
+            assert answer.json()["detail"] == told, value
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
+    none = await api.get("/users/me")
+    assert none.json()["detail"] == "The request carries no access token."
+    assert none.json()["title"] == answer.json()["title"]
+
+
 async def test_the_scheme_is_written_in_any_case(api: Api, anna: Person) -> None:
     headers = {"Authorization": f"bEARER {anna.access_token}"}
     assert (await api.get("/users/me", headers=headers)).status == 200

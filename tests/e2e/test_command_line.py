@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from dotenv import dotenv_values
 
 from service.__main__ import main
 from tests.conftest import Servers
@@ -72,6 +73,44 @@ def test_without_its_secrets_serve_refuses_to_start(environment: dict[str, str])
     done = run("serve", environment={**environment, **dict.fromkeys(new_secrets(), "")})
     assert done.returncode == 2
     assert all(f"{name} is not set." in done.stderr for name in new_secrets())
+
+
+@pytest.mark.parametrize(
+    "arguments", [["serve"], ["worker"], ["migrate"], ["jobs", "list"], ["keys", "rotate"]]
+)
+def test_an_env_file_that_is_not_there_is_told(
+    environment: dict[str, str], arguments: list[str]
+) -> None:
+    done = run(*arguments, environment={**environment, "ENV_FILE": "/nowhere/secrets.env"})
+    assert done.returncode == 2
+    assert "ENV_FILE names no file: there is none at /nowhere/secrets.env.\n" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_env_file_may_be_one_that_is_made(environment: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "secrets.env"
+    own = {**environment, "ENV_FILE": str(file)}
+    assert run("keys", "generate", "--file", str(file), environment=own).returncode == 0
+    assert set(dotenv_values(file)) == set(new_secrets())
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_is_a_risk_is_told_once_at_start(
+    environment: dict[str, str], tmp_path: Path, workers: str
+) -> None:
+    risky = {
+        "WORKERS": workers,
+        "PUBLIC_URL": "http://referrals.example.com",
+        "SMTP_URL": "smtp://mail.example.com",
+        "MAIL_FROM": "referrals@example.com",
+        "SERVE_JOBS": "off",
+    }
+    file = tmp_path / "log"
+    with file.open("w") as log, service_process(environment, log, **risky):
+        pass
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    told = [line["message"].split()[0] for line in lines if line["level"] == "warning"]
+    assert told == ["PUBLIC_URL", "ARGON2_MEMORY_KIB", "SMTP_URL"]
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -25,6 +25,7 @@ PROMISED = [
     ("email-taken", 409),
     ("email-withheld", 403),
     ("hashing-queue-full", 503),
+    ("headers-too-large", 431),
     ("overloaded", 503),
     ("idempotency-key-reused", 422),
     ("identity-not-linked", 409),
@@ -48,6 +49,7 @@ PROMISED = [
     ("sign-in-unusable", 422),
     ("too-many-requests", 429),
     ("unsupported-media-type", 415),
+    ("uri-too-long", 414),
     ("user-not-found", 404),
     ("validation-failed", 422),
 ]

@@ -1,6 +1,7 @@
 """Settings: every fault is told at once and in words, and no secret is told with it."""
 
 import json
+import os
 import re
 from dataclasses import replace
 from datetime import timedelta
@@ -26,6 +27,7 @@ from service.settings import (
     read_database_url,
     read_environment,
     read_settings,
+    risks_of,
 )
 from service.tokens import SigningKey
 from tests.factories import new_secrets
@@ -727,9 +729,70 @@ def test_set_to_nothing_is_not_set(env_file: Path) -> None:
     assert read_variables["PORT"] == "9000"  # of the file: nothing above it is set
 
 
-def test_without_an_env_file_there_is_the_environment(tmp_path: Path) -> None:
-    environ = {"ENV_FILE": str(tmp_path / "nowhere"), "PORT": "9001"}
-    assert read_environment(environ) == environ
+def test_without_an_env_file_there_is_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for environ in ({"PORT": "9001"}, {"PORT": "9001", "ENV_FILE": os.devnull}):
+        assert read_environment(environ) == environ
+    assert read_environment({"PORT": "9001", "ENV_FILE": ""}) == {"PORT": "9001"}
+
+
+def test_an_env_file_that_is_named_has_to_be_there(tmp_path: Path) -> None:
+    (tmp_path / "latin-1").write_bytes(b"SERVICE_NAME=Caf\xe9\n")
+    for name, words in {
+        "nowhere": "names no file: there is none at",
+        ".": "names no file: there is none at",
+        "latin-1": "cannot be read: it is not UTF-8",
+    }.items():
+        with pytest.raises(SettingsError, match=f"^ENV_FILE {words}"):
+            read_environment({"ENV_FILE": str(tmp_path / name), "PORT": "9001"})
+
+
+def test_an_env_file_may_be_a_pipe(tmp_path: Path) -> None:
+    """As shells make of `ENV_FILE=<(…)`."""
+    reads, writes = os.pipe()
+    os.write(writes, b"PORT=9001\n")
+    os.close(writes)
+    assert read_environment({"ENV_FILE": f"/dev/fd/{reads}"})["PORT"] == "9001"
+    os.close(reads)
+
+
+@pytest.mark.parametrize(
+    ("variables", "risks"),
+    [
+        ({}, []),
+        ({"PUBLIC_URL": "https://referrals.example.com"}, []),
+        ({"PUBLIC_URL": "http://localhost:1"}, []),
+        ({"PUBLIC_URL": "http://shop.localhost"}, []),
+        ({"PUBLIC_URL": "http://127.0.0.2"}, []),
+        ({"PUBLIC_URL": "http://[::1]:8080"}, []),
+        ({"PUBLIC_URL": "http://referrals.example.com"}, ["PUBLIC_URL"]),
+        ({"PUBLIC_URL": "http://10.0.0.1"}, ["PUBLIC_URL"]),
+        ({"PUBLIC_URL": "http://localhost.example.com"}, ["PUBLIC_URL"]),
+        ({"APP_URL": "http://app.example.com", "SMTP_URL": "smtps://a"}, ["APP_URL"]),
+        ({"APP_URL": "http://localhost:3000", "SMTP_URL": "smtps://a"}, []),
+        ({"ARGON2_MEMORY_KIB": "8"}, ["ARGON2_MEMORY_KIB"]),
+        ({"ARGON2_MEMORY_KIB": "19455"}, ["ARGON2_MEMORY_KIB"]),
+        ({"ARGON2_PASSES": "1"}, ["ARGON2_MEMORY_KIB"]),
+        ({"ARGON2_MEMORY_KIB": "47104", "ARGON2_PASSES": "1"}, []),
+        ({"ARGON2_MEMORY_KIB": "7168", "ARGON2_PASSES": "5"}, []),
+        ({"SMTP_URL": "smtp://mail.example.com"}, ["SMTP_URL"]),
+        ({"SMTP_URL": "smtp://localhost:25"}, []),
+        ({"SMTP_URL": "smtp://[::1]:25"}, []),
+        ({"SMTP_URL": "smtp://user:secret@mail.example.com"}, []),
+        ({"SMTP_URL": "smtps://mail.example.com"}, []),
+        (
+            {"PUBLIC_URL": "http://a.example", "ARGON2_PASSES": "1", "SMTP_URL": "smtp://a"},
+            ["PUBLIC_URL", "ARGON2_MEMORY_KIB", "SMTP_URL"],
+        ),
+    ],
+)
+def test_what_is_a_risk_is_told(variables: dict[str, str], risks: list[str]) -> None:
+    """A password makes STARTTLS a condition, without one it is used where the server has it."""
+    told = risks_of(read(MAIL_FROM="referrals@example.com", **variables))
+    assert [risk.split()[0] for risk in told] == risks
+    assert not any("secret" in risk for risk in told)
 
 
 def test_the_env_file_is_looked_for_in_the_folder(
