@@ -21,6 +21,7 @@ from service.api.providers import callback_url
 from service.api.rate_limits import LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION
 from service.api.requests import LARGEST_BODY
 from service.api.routes import ROUTES
+from service.attempts import Failures, KnownAddresses
 from service.cache import Cache, RedisServer
 from service.database import Database
 from service.domain.clock import Clock, utc_now
@@ -165,6 +166,7 @@ def _verification(
         HunterVerifier(settings.hunter, http) if settings.hunter else None,
         clock,
         mail_is_sent=settings.mail is not None,
+        hash_key=settings.hash_key,
     )
 
 
@@ -252,7 +254,9 @@ async def _open(
     app[keys.JOBS] = jobs
     app[keys.REDIS] = redis
     app[keys.HASHER] = hasher
-    app[keys.RATE_LIMITER] = RateLimiter(redis, clock)
+    app[keys.RATE_LIMITER] = RateLimiter(redis, clock, settings.hash_key)
+    app[keys.FAILURES] = Failures(redis, clock, settings.hash_key)
+    app[keys.KNOWN_ADDRESSES] = KnownAddresses(redis, clock, settings.hash_key)
     app[keys.REFUSALS] = Refusals(postgresql, clock)
     app[keys.USERS] = _users(postgresql, forgetting, jobs, hasher, events, clock, settings)
     app[keys.SESSIONS] = Sessions(
@@ -303,7 +307,11 @@ async def _open(
     # Before the first request, so that what another process left to be forgotten is forgotten.
     with suppress(RedisAway, Unavailable):
         await forgetting.work_off()
-    for run in (forgetting.run, Housekeeping(postgresql, clock).run):
+    for run in (
+        forgetting.run,
+        Housekeeping(postgresql, clock).run,
+        app[keys.KNOWN_ADDRESSES].sweep,
+    ):
         task = asyncio.create_task(_for_ever(run))
         stack.push_async_callback(_cancel, task)
     if settings.serve_jobs:

@@ -9,7 +9,8 @@ from service.api.answers import no_content, to_json
 from service.api.authentication import current_user
 from service.api.keys import MAIL_TOKENS
 from service.api.openapi import refuses
-from service.api.rate_limits import LOGIN, MAIL, count_request
+from service.api.password_attempts import password_attempt
+from service.api.rate_limits import MAIL, count_request
 from service.api.requests import RequestSchema, Text, read_body
 from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, ErasureSchema, account_of
 from service.domain.errors import (
@@ -154,9 +155,9 @@ async def resend_confirmation(request: web.Request) -> web.Response:
 async def change_email(request: web.Request) -> web.Response:
     caller = await current_user(request)
     change = await read_body(request, EMAIL_CHANGE_SCHEMA, into=EmailChange)
-    await count_request(request, LOGIN, account=str(caller.user_id))
-    await count_request(request, MAIL, account=account_of(change.new_email))
-    await request.app[MAIL_TOKENS].change_email(caller, change.new_email, change.password)
+    async with password_attempt(request, str(caller.user_id)):
+        await count_request(request, MAIL, account=account_of(change.new_email))
+        await request.app[MAIL_TOKENS].change_email(caller, change.new_email, change.password)
     return _accepted()
 
 

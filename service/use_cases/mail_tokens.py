@@ -111,7 +111,7 @@ class MailTokens:
         # Those in the old mailbox are for somebody who may no longer be the owner.
         await repositories.mail_tokens.delete_of_user(token.user_id)
         await repositories.enrichments.delete_of_user(token.user_id)
-        old_keys = [code_key(old.key), code_key(token.email.key)]
+        old_keys = [*self._users.keys_of_email(old.key), code_key(token.email.key)]
         await self._forgetting.plan(repositories, old_keys, now)
         await self._jobs.plan(
             repositories,
