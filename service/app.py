@@ -18,7 +18,7 @@ from service.api.middleware import around_every_request
 from service.api.origin import current_origin
 from service.api.overload import Overload
 from service.api.providers import callback_url
-from service.api.rate_limits import LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION
+from service.api.rate_limits import LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION, WRITE
 from service.api.requests import LARGEST_BODY
 from service.api.routes import ROUTES
 from service.attempts import Failures, KnownAddresses
@@ -78,6 +78,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
         LOOKUP: settings.rate_limit_lookup,
         MAIL: settings.rate_limit_mail,
         VERIFICATION: settings.rate_limit_verification,
+        WRITE: settings.rate_limit_write,
     }
     app.add_routes(ROUTES)
     if settings.mail and isinstance(settings.mail.delivery, Path):

@@ -31,7 +31,7 @@ from service.api.problems import (
     problem_type_of,
 )
 from service.api.requests import RequestSchema
-from service.api.scopes import SCOPE_OF
+from service.api.scopes import SCOPE_OF, is_counted_write
 from service.api.static_files import StaticFile
 from service.domain.errors import (
     DatabaseUnavailable,
@@ -43,6 +43,7 @@ from service.domain.errors import (
     Overloaded,
     ServiceError,
     TokenMissing,
+    TooMany,
 )
 from service.domain.scopes import Scope
 
@@ -294,7 +295,10 @@ class OpenApi(AiohttpApiSpec):  # type: ignore[misc]
                 operation["requestBody"] = self._request_body(kind, request)
             else:
                 operation["parameters"] += self._parameters(request)
-        problems = _problems(path, operation, _refusals.get(view, ()), validated)
+        refusals = _refusals.get(view, ())
+        if scope and is_counted_write(method.upper(), path):
+            refusals = (*refusals, TooMany)
+        problems = _problems(path, operation, refusals, validated)
         for status, response in said["responses"].items():
             operation["responses"][str(status)] = self._response(
                 response, _headers_of_success(operation, problems)

@@ -5,6 +5,7 @@ one of an account would say what others do there.
 """
 
 from typing import Final
+from uuid import UUID
 
 from aiohttp import web
 
@@ -19,6 +20,7 @@ LOGIN: Final = "login"
 LOOKUP: Final = "lookup"
 MAIL: Final = "mail"
 VERIFICATION: Final = "verification"
+WRITE: Final = "write"
 
 
 class Admission:
@@ -53,6 +55,11 @@ async def count_request(
     if account is not None:
         subjects.append((f"{name}-account", account))
     return await _count(request, name, subjects)
+
+
+async def count_write(request: web.Request, user_id: UUID) -> None:
+    """Count a write of a user, whatever session or client it comes from; raise TooMany."""
+    await _count(request, WRITE, [(WRITE, str(user_id))])
 
 
 async def _count(request: web.Request, name: str, subjects: list[tuple[str, str]]) -> Window | None:

@@ -5,11 +5,13 @@ import time
 from dataclasses import replace
 from datetime import timedelta
 from ipaddress import ip_network
+from uuid import UUID
 
 import asyncpg
 import pytest
 from redis.asyncio import Redis
 
+from service.api.scopes import ENDING_SESSIONS, SCOPE_OF
 from service.passwords import PasswordHasher
 from service.settings import RateLimit, Settings
 from tests.api.assertions import assert_problem
@@ -245,3 +247,94 @@ async def test_windows_of_users_and_emails_are_not_shown(settings: Settings) -> 
             answer = await api.post("/auth/password/forgot", {"email": email})
             assert answer.headers["RateLimit-Policy"] == '"mail";q=2;w=60'
             assert answer.headers["RateLimit"] == f'"mail";r={left};t=60'
+
+
+# What a signed-in user changes.
+
+DAYS = {"expires_in_days": 7}
+
+
+async def test_what_a_user_changes_is_limited_in_all_sessions_together(
+    settings: Settings, database: asyncpg.Connection
+) -> None:
+    async with running(replace(settings, rate_limit_write=RateLimit(3, 60))) as api:
+        await api.register("anna@example.com")
+        await database.execute("UPDATE users SET role = 'admin'")
+        anna = await api.signed_in("anna@example.com")
+        elsewhere = await api.signed_in(anna.email)
+        for left, person in ((2, anna), (1, elsewhere), (0, anna)):
+            answer = await api.put("/referral-code", DAYS, by=person)
+            assert answer.status in {200, 201}
+            assert answer.headers["RateLimit-Policy"] == '"write";q=3;w=60'
+            assert answer.headers["RateLimit"] == f'"write";r={left};t=60'
+        for method, path in WRITES:
+            answer = await api.call(method, path, {}, by=elsewhere)
+            assert_problem(answer, 429, "too-many-requests")
+            assert answer.headers["RateLimit"] == '"write";r=0;t=60'
+            assert answer.headers["Retry-After"] == "60"
+        bert = await api.new_person()
+        assert (await api.put("/referral-code", DAYS, by=bert)).status == 201
+
+
+WRITES = [
+    (method, path.removeprefix("/api/v1").format(user_id=UUID(int=0)))
+    for method, path in sorted(SCOPE_OF)
+    if method != "GET" and (method, path) not in ENDING_SESSIONS
+]
+
+
+async def test_reading_and_signing_out_are_no_writes(settings: Settings) -> None:
+    """Or a thief would keep the owner from ending the thief's session."""
+    async with running(replace(settings, rate_limit_write=RateLimit(1, 60))) as api:
+        anna = await api.new_person("anna@example.com")
+        elsewhere = [await api.signed_in(anna.email) for _ in range(2)]
+        assert (await api.put("/referral-code", DAYS, by=anna)).status == 201
+        assert (await api.delete("/referral-code", by=anna)).status == 429
+        for path in ("/users/me", "/referral-code", "/auth/sessions", "/referrals/me"):
+            assert (await api.get(path, by=anna)).status == 200
+        assert (await api.post("/auth/logout", by=elsewhere[0])).status == 204
+        newest = (await api.get("/auth/sessions", by=anna)).json()["items"][0]
+        assert (await api.delete(f"/auth/sessions/{newest['id']}", by=anna)).status == 204
+        assert (await api.delete("/auth/sessions", by=anna)).status == 204
+
+
+async def test_a_write_that_the_token_does_not_allow_uses_up_nobodys_limit(
+    settings: Settings,
+) -> None:
+    async with running(replace(settings, rate_limit_write=RateLimit(1, 60))) as api:
+        anna = await api.new_person("anna@example.com")
+        ended = await api.signed_in(anna.email)
+        await api.post("/auth/logout", by=ended)
+        for token in (ended.access_token, "nonsense", anna.refresh_token):
+            assert (await api.put("/referral-code", DAYS, by=token)).status == 401
+        assert (await api.patch(f"/admin/users/{anna.user_id}", {}, by=anna)).status == 403
+        assert (await api.put("/referral-code", DAYS, by=anna)).status == 201
+
+
+async def test_of_20_writes_at_one_instant_as_many_are_done_as_the_limit_allows(
+    settings: Settings,
+) -> None:
+    async with running(replace(settings, rate_limit_write=RateLimit(5, 60))) as api:
+        anna = await api.new_person("anna@example.com")
+        answers = await asyncio.gather(
+            *(api.put("/referral-code", DAYS, by=anna) for _ in range(20))
+        )
+        assert sorted(answer.status for answer in answers) == [*[200] * 4, 201, *[429] * 15]
+
+
+async def test_writes_are_limited_while_redis_is_away(
+    settings: Settings, database: asyncpg.Connection
+) -> None:
+    away = replace(settings, redis_url="redis://127.0.0.1:1", rate_limit_write=RateLimit(1, 60))
+    async with running(away) as api:
+        anna = await api.new_person("anna@example.com")
+        answers = [await api.put("/referral-code", DAYS, by=anna) for _ in range(2)]
+        assert [answer.status for answer in answers] == [201, 429]
+
+
+async def test_the_document_says_which_writes_are_limited(api: Api) -> None:
+    paths = (await api.get("//openapi.json")).json()["paths"]
+    for method, path in SCOPE_OF:
+        if method != "GET":
+            responses = paths[path][method.lower()]["responses"]
+            assert ("429" in responses) is ((method, path) not in ENDING_SESSIONS)
