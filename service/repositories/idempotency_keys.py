@@ -5,7 +5,7 @@ from typing import Final
 from uuid import UUID
 
 from service.domain.idempotency import Answer, IdempotencyKey
-from service.repositories.connection import Connection
+from service.repositories.connection import Connection, rows_in
 
 # Waits for another request with the same key to commit or roll back. A key that has had its time
 # is taken over.
@@ -77,6 +77,6 @@ class IdempotencyKeyRepository:
     async def delete_of_user(self, user_id: UUID) -> None:
         await self._connection.execute(DELETE_OF_USER, user_id)
 
-    async def delete_old(self, forgotten_before: datetime) -> None:
-        """Delete up to 1 000 keys that have had their time."""
-        await self._connection.execute(DELETE_OLD, forgotten_before)
+    async def delete_old(self, forgotten_before: datetime) -> int:
+        """Delete up to 1,000 keys that have had their time; return how many."""
+        return rows_in(await self._connection.execute(DELETE_OLD, forgotten_before))

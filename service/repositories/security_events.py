@@ -8,7 +8,7 @@ from uuid6 import uuid7
 
 from service.domain.pages import Cursor
 from service.domain.security_events import Activity, Origin, SecurityEvent
-from service.repositories.connection import Connection
+from service.repositories.connection import Connection, rows_in
 
 INSERT: Final = """
     INSERT INTO security_events
@@ -90,6 +90,6 @@ class SecurityEventRepository:
     async def delete_of_user(self, user_id: UUID) -> None:
         await self._connection.execute(DELETE_OF_USER, user_id)
 
-    async def delete_old(self, before: datetime) -> None:
-        """Delete up to 1,000 events that are older."""
-        await self._connection.execute(DELETE_OLD, before)
+    async def delete_old(self, before: datetime) -> int:
+        """Delete up to 1,000 events that are older; return how many."""
+        return rows_in(await self._connection.execute(DELETE_OLD, before))

@@ -349,7 +349,7 @@ async def test_of_20_rotations_at_once_one_succeeds(transactions: Database) -> N
 async def test_a_sign_in_with_an_old_password_leaves_no_session_behind_the_change(
     transactions: Database, database: asyncpg.Connection
 ) -> None:
-    """Without FOR SHARE in the INSERT the sign-in would not see the change it comes behind."""
+    """Without FOR NO KEY UPDATE in INSERT the sign-in would not see the change it comes behind."""
     async with transactions.transaction() as repositories:
         user_id = await new_user(repositories)
 
@@ -361,6 +361,66 @@ async def test_a_sign_in_with_an_old_password_leaves_no_session_behind_the_chang
         assert await repositories.users.replace_password_hash(user_id, HASH, "$new$")
         signing_in = await until_blocked(database, sign_in())
     assert await signing_in is False
+
+
+async def test_of_20_sessions_begun_at_once_as_many_stay_open_as_may(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """Without FOR NO KEY UPDATE in INSERT some would not see the others, and more would stay."""
+    async with transactions.transaction() as repositories:
+        user_id = await new_user(repositories)
+
+    async def sign_in() -> UUID:
+        async with transactions.transaction() as repositories:
+            session = new_session(user_id)
+            assert await repositories.sessions.add(session, HASH)
+            await repositories.sessions.end_surplus(user_id, session.session_id, 5, NOW)
+        return session.session_id
+
+    await asyncio.gather(*(sign_in() for _ in range(20)))
+    assert await database.fetchval("SELECT count(*) FROM sessions WHERE ended_at IS NULL") == 5
+
+
+async def test_a_session_of_a_machine_whose_clock_is_slow_does_not_end_as_it_begins(
+    transactions: Database,
+) -> None:
+    async with transactions.transaction() as repositories:
+        user_id = await new_user(repositories)
+        sessions = [new_session(user_id) for _ in range(3)]
+        sessions[2] = replace(sessions[2], created_at=NOW - timedelta(minutes=1))
+        for session in sessions:
+            assert await repositories.sessions.add(session, HASH)
+        new = sessions[2].session_id
+        assert await repositories.sessions.end_surplus(user_id, new, 2, NOW) == [
+            sessions[0].session_id
+        ]
+
+
+async def test_one_identity_at_a_time_is_linked_to_an_account(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """With FOR SHARE in LINK both would hold the user's row, and neither could begin a session."""
+    email = parse_email(new_email())
+    async with transactions.transaction() as repositories:
+        user_id = uuid7()
+        await repositories.users.add(user_id, email, HASH, Role.USER, NOW, email_confirmed_at=NOW)
+
+    async def link(repositories: Repositories, subject: str) -> None:
+        identity = Identity(
+            issuer="https://issuer.example", subject=subject, email=email, email_verified=True
+        )
+        assert await repositories.identities.link(identity, email.key, NOW) == user_id
+
+    async def sign_in(subject: str) -> bool:
+        async with transactions.transaction() as repositories:
+            await link(repositories, subject)
+            return await repositories.sessions.add(new_session(user_id), HASH)
+
+    async with transactions.transaction() as repositories:
+        await link(repositories, "one")
+        other = await until_blocked(database, sign_in("two"))
+        assert await repositories.sessions.add(new_session(user_id), HASH)
+    assert await other
 
 
 async def test_a_repeated_request_waits_for_the_first_and_finds_its_answer(
