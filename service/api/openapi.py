@@ -102,7 +102,8 @@ IDEMPOTENCY_KEY: Final = {
     "in": "header",
     "name": "Idempotency-Key",
     "description": "Any text that is new for each request, a random UUID say. "
-    "The same key with the same body gets the first answer again, for 24 hours.",
+    "The same key with the same body gets the first answer again, for 24 hours. Keys are the "
+    "user's own, or before signing in the client address's.",
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
 }
 PATH_PARAMETERS: Final = {

@@ -103,7 +103,7 @@ async def register(request: web.Request) -> web.Response:
         await count_request(request, MAIL, account=account_of(registration.email))
     return await answer_once(
         request,
-        "register",
+        None,
         lambda once: request.app[USERS].register(registration, once),
         lambda user: (
             Answer(202, to_json(CONFIRMATION_SENT))

@@ -423,6 +423,43 @@ async def test_one_identity_at_a_time_is_linked_to_an_account(
     assert await other
 
 
+async def test_of_20_keys_of_a_user_at_once_as_many_are_kept_as_may(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """Without FOR NO KEY UPDATE in LOCK_USER some would not see the others, and more would stay."""
+    async with transactions.transaction() as repositories:
+        user_id = await new_user(repositories)
+
+    async def claim(number: int) -> None:
+        key = IdempotencyKey(str(user_id), f"key {number}", b"fingerprint", user_id)
+        async with transactions.transaction() as repositories:
+            keys = repositories.idempotency_keys
+            assert await keys.lock_user(user_id)
+            assert await keys.claim(key, NOW, NOW - LIFE)
+            await keys.delete_surplus(key, 5)
+
+    await asyncio.gather(*map(claim, range(20)))
+    assert await database.fetchval("SELECT count(*) FROM idempotency_keys") == 5
+
+
+async def test_no_key_is_claimed_of_an_account_that_is_being_erased(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """Without the lock in LOCK_USER it is, and what is kept under it outlives the account."""
+    async with transactions.transaction() as repositories:
+        user_id = await new_user(repositories)
+
+    async def lock() -> bool:
+        async with transactions.transaction() as repositories:
+            return await repositories.idempotency_keys.lock_user(user_id)
+
+    async with transactions.transaction() as repositories:
+        await erase(repositories, user_id)
+        locking = await until_blocked(database, lock())
+    assert not await locking
+    assert not await lock()
+
+
 async def test_a_repeated_request_waits_for_the_first_and_finds_its_answer(
     transactions: Database, database: asyncpg.Connection
 ) -> None:
