@@ -9,7 +9,7 @@ from service.api.answers import no_content, to_json
 from service.api.authentication import current_user
 from service.api.keys import MAIL_TOKENS
 from service.api.openapi import refuses
-from service.api.password_attempts import password_attempt
+from service.api.password_attempts import forget_failures, password_attempt
 from service.api.rate_limits import MAIL, count_request
 from service.api.requests import RequestSchema, Text, read_body
 from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, ErasureSchema, account_of
@@ -107,7 +107,8 @@ async def forgot_password(request: web.Request) -> web.Response:
 @refuses(TokenUnusable, PasswordUnacceptable, HashingQueueFull)
 async def reset_password(request: web.Request) -> web.Response:
     reset = await read_body(request, PASSWORD_RESET_SCHEMA, into=PasswordReset)
-    await request.app[MAIL_TOKENS].reset_password(reset.token, reset.new_password)
+    account = await request.app[MAIL_TOKENS].reset_password(reset.token, reset.new_password)
+    await forget_failures(request, account)
     return no_content()
 
 

@@ -66,6 +66,11 @@ async def password_attempt(
         await known.add(account, address)
 
 
+async def forget_failures(request: web.Request, account: str) -> None:
+    """Let nobody wait here for failures of before the password was reset."""
+    await request.app[FAILURES].forget(account, client_address(request))
+
+
 def delay_of(window: Window) -> float:
     """Return for how many seconds an attempt is held up: twice as long for each one too many."""
     too_many = window.count - window.limit.requests

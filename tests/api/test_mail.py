@@ -805,6 +805,18 @@ async def test_guessing_the_password_of_a_change_is_limited(
         assert statuses == [401, 401, 401, 401, 429]
 
 
+async def test_who_resets_a_password_need_not_wait_for_failures_of_before(
+    mail_environment: dict[str, str], database: object, redis: object, smtp: SmtpServer
+) -> None:
+    settings = read_settings({**mail_environment, "RATE_LIMIT_LOGIN": "99/minute"})
+    async with running(settings) as api:
+        await api.register(ANNA)
+        guesses = [(await api.log_in(ANNA, "wrong")).status for _ in range(6)]
+        assert guesses == [*[401] * 5, 429]
+        assert (await reset(api, await forgotten(api, smtp))).status == 204
+        assert (await api.log_in(ANNA, NEW_PASSWORD)).status == 200
+
+
 # --- Disposable e-mails.
 
 
