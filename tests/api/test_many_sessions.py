@@ -124,8 +124,17 @@ async def test_applications_that_redeem_at_one_instant_wait_for_each_other(
 WATCHED: Final = [
     ("sessions", "UPDATE"),
     ("sessions", "DELETE"),
+    ("security_events", "DELETE"),
     ("jobs", "INSERT"),
 ]
+
+
+async def changed(database: asyncpg.Connection) -> dict[str, list[int]]:
+    """Return how many rows each statement has changed, by table and verb."""
+    sizes: dict[str, list[int]] = {}
+    for what, rows in await database.fetch("SELECT what, rows FROM changes"):
+        sizes.setdefault(what, []).append(rows)
+    return sizes
 
 
 @asynccontextmanager
@@ -204,11 +213,8 @@ async def test_20_000_sessions_end_in_small_steps_and_look_ups_go_on_meanwhile(
             assert not api.app[REDIS].away
             looked_up += 1
         assert ending.result().status == 204
-        changes = await database.fetch("SELECT what, rows FROM changes")
+        sizes = await changed(database)
     assert looked_up >= 20
-    sizes: dict[str, list[int]] = {}
-    for what, rows in changes:
-        sizes.setdefault(what, []).append(rows)
     of_sessions = sizes["sessions UPDATE" if path != "/users/me" else "sessions DELETE"]
     assert max(of_sessions) == MOST_AT_ONCE
     assert sum(of_sessions) == 20_000 + (path == "/users/me")
@@ -217,6 +223,24 @@ async def test_20_000_sessions_end_in_small_steps_and_look_ups_go_on_meanwhile(
     assert max(calls) == REMOVED_AT_ONCE
     kept = await database.fetchval(f"{OPEN} AND user_id = $1", anna.user_id)
     assert kept == (path != "/users/me")
+
+
+async def test_what_strangers_have_caused_is_erased_in_small_steps(
+    api: Api, anna: Person, database: asyncpg.Connection
+) -> None:
+    bert = await api.new_person()
+    await database.execute(
+        "INSERT INTO security_events (security_event_id, user_id, event, occurred_at)"
+        " SELECT gen_random_uuid(), $1::uuid, 'sign_in.failed', now() - number % 7 * interval '1 s'"
+        "   FROM generate_series(1, 2500) AS number",
+        anna.user_id,
+    )
+    async with watched(database):
+        erased = await api.delete("/users/me", {"password": PASSWORD}, by=anna)
+        assert erased.status == 204
+        assert (await changed(database))["security_events DELETE"] == [1000, 1000, 501]
+    left = await database.fetch("SELECT user_id::text FROM security_events")
+    assert {row["user_id"] for row in left} == {bert.user_id}
 
 
 async def test_all_keys_are_forgotten_however_many_they_are(api: Api, redis: Redis) -> None:

@@ -34,6 +34,7 @@ from service.domain.referral_codes import (
     TakenReferralCode,
     issue_referral_code,
 )
+from service.domain.security_events import Origin
 from service.domain.sessions import FIRST_PARTY, Session
 from service.domain.users import Role, parse_email
 from service.use_cases.forgetting import CODE_KEY
@@ -581,6 +582,27 @@ async def test_no_token_is_stored_of_an_account_that_is_being_erased(
     assert not await adding
     assert not await add()  # nor afterwards: without the condition in INSERT it is
     assert await database.fetchval("SELECT count(*) FROM mail_tokens") == 0
+
+
+async def test_a_failed_sign_in_to_an_account_that_is_being_erased_is_nobodys(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """Without FOR KEY SHARE in INSERT_FAILED_SIGN_IN it is stored for the account, and stays."""
+    email = parse_email(new_email())
+    user_id = uuid7()
+    async with transactions.transaction() as repositories:
+        await repositories.users.add(user_id, email, HASH, Role.USER, NOW)
+
+    async def fail() -> UUID | None:
+        async with transactions.transaction() as repositories:
+            return await repositories.security_events.add_failed_sign_in(email.key, Origin(), NOW)
+
+    assert await fail() == user_id
+    async with transactions.transaction() as repositories:
+        await erase(repositories, user_id)
+        await repositories.security_events.delete_of_user(user_id)
+        failing = await until_blocked(database, fail())
+    assert await failing is None
 
 
 async def test_an_identity_that_is_being_removed_signs_nobody_in(
