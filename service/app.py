@@ -21,9 +21,10 @@ from service.api.origin import current_origin
 from service.api.overload import Overload
 from service.api.problems import PARSER_LIMITS
 from service.api.providers import callback_url
-from service.api.rate_limits import LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION
+from service.api.rate_limits import LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION, WRITE
 from service.api.requests import LARGEST_BODY
 from service.api.routes import ROUTES
+from service.attempts import Failures, KnownAddresses
 from service.cache import Cache, RedisServer
 from service.database import Database
 from service.domain.clock import Clock, utc_now
@@ -82,6 +83,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
         LOOKUP: settings.rate_limit_lookup,
         MAIL: settings.rate_limit_mail,
         VERIFICATION: settings.rate_limit_verification,
+        WRITE: settings.rate_limit_write,
     }
     app.add_routes(ROUTES)
     if settings.mail and isinstance(settings.mail.delivery, Path):
@@ -193,6 +195,7 @@ def _verification(
         HunterVerifier(settings.hunter, http) if settings.hunter else None,
         clock,
         mail_is_sent=settings.mail is not None,
+        hash_key=settings.hash_key,
     )
 
 
@@ -280,7 +283,9 @@ async def _open(
     app[keys.JOBS] = jobs
     app[keys.REDIS] = redis
     app[keys.HASHER] = hasher
-    app[keys.RATE_LIMITER] = RateLimiter(redis, clock)
+    app[keys.RATE_LIMITER] = RateLimiter(redis, clock, settings.hash_key)
+    app[keys.FAILURES] = Failures(redis, clock, settings.hash_key)
+    app[keys.KNOWN_ADDRESSES] = KnownAddresses(redis, clock, settings.hash_key)
     app[keys.REFUSALS] = Refusals(postgresql, clock)
     app[keys.USERS] = _users(postgresql, forgetting, jobs, hasher, events, clock, settings)
     app[keys.SESSIONS] = Sessions(
@@ -331,7 +336,11 @@ async def _open(
     # Before the first request, so that what another process left to be forgotten is forgotten.
     with suppress(RedisAway, Unavailable):
         await forgetting.work_off()
-    for run in (forgetting.run, Housekeeping(postgresql, clock).run):
+    for run in (
+        forgetting.run,
+        Housekeeping(postgresql, clock).run,
+        app[keys.KNOWN_ADDRESSES].sweep,
+    ):
         task = asyncio.create_task(_for_ever(run))
         stack.push_async_callback(_cancel, task)
     if settings.serve_jobs:

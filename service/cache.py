@@ -50,6 +50,8 @@ LEASE_FOR: Final = timedelta(seconds=3)
 """Longer than a read from PostgreSQL may take; a reader that died holds up no fill for longer."""
 NOTHING_FOR: Final = timedelta(seconds=30)
 """How long "there is nothing" is kept: strangers ask for e-mails without end."""
+REMOVED_AT_ONCE: Final = 1000
+"""Keys in one call: Redis answers it in a few ms, and other calls come between two of them."""
 ASK_SECONDS: Final = 0.3
 BELIEF_SECONDS: Final = 1.0
 """Counted from the question. Below promise 3: the job may have been done at the new server."""
@@ -120,6 +122,12 @@ class RedisServer:
         if connection is None:
             raise RedisAway("The connection was lost again.")
         return connection
+
+    def connections(self) -> set[RedisConnection]:
+        """The connections to all who hold something; raise RedisAway while the breaker is open."""
+        if self.away:
+            raise RedisAway
+        return {share.connection for share in self._shares}
 
     async def ask(self) -> None:
         """Ask who holds what, and for a sign of life, whatever the breaker says.
@@ -289,13 +297,22 @@ async def _fill(redis: RedisConnection, name: str, lease: str, entry: Entry) -> 
 async def _delete(
     connect: Callable[[str], Awaitable[RedisConnection]], keys: Sequence[str]
 ) -> None:
-    commands: dict[RedisConnection, list[Command]] = {}
-    for tag in map(_tag, keys):
-        redis = await connect(tag)
-        name = f"{redis.generation}:{tag}"
-        # One for each key, because a cluster takes none over several slots.
-        commands.setdefault(redis, []).append(("DEL", name, _lease(name)))
-    await asyncio.gather(*(redis.call(*told) for redis, told in commands.items()))
+    for start in range(0, len(keys), REMOVED_AT_ONCE):
+        commands: dict[RedisConnection, list[Command]] = {}
+        for tag in map(_tag, keys[start : start + REMOVED_AT_ONCE]):
+            redis = await connect(tag)
+            name = f"{redis.generation}:{tag}"
+            # One for each key, because a cluster takes none over several slots.
+            commands.setdefault(redis, []).append(("DEL", name, _lease(name), tag))
+        await asyncio.gather(*(redis.call(*told) for redis, told in commands.items()))
+
+
+def lasting_name(key: str) -> str:
+    """Return the name of what is no cached value, but is forgotten like one.
+
+    It outlives a restart of the server, and so does the duty to remove it.
+    """
+    return _tag(key)
 
 
 def _tag(key: str) -> str:

@@ -123,15 +123,19 @@ class Repositories:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._callbacks: list[Callable[[], None]] = []
+        self._callbacks: list[Callable[[], Awaitable[None] | None]] = []
 
-    def after_commit(self, callback: Callable[[], None]) -> None:
-        """Call `callback` when what was done has been committed; never if it was rolled back."""
+    def after_commit(self, callback: Callable[[], Awaitable[None] | None]) -> None:
+        """Call `callback` when what was done has been committed; never if it was rolled back.
+
+        If it returns an awaitable, that is awaited before the caller of the transaction goes on.
+        """
         self._callbacks.append(callback)
 
-    def committed(self) -> None:
+    async def committed(self) -> None:
         for callback in self._callbacks:
-            callback()
+            if (awaitable := callback()) is not None:
+                await awaitable
 
     def savepoint(self) -> AbstractAsyncContextManager[object]:
         """Begin a part of the transaction that can be undone alone."""
@@ -217,7 +221,7 @@ class Database:
             with _silence_given_up(connection):  # or the rollback would wait for it too
                 repositories = Repositories(connection)
                 yield repositories
-        repositories.committed()
+        await repositories.committed()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Repositories]:
@@ -225,7 +229,7 @@ class Database:
         async with self._connection() as connection:
             repositories = Repositories(connection)
             yield repositories
-        repositories.committed()
+        await repositories.committed()
 
     async def read(self, read: Callable[[Repositories], Awaitable[T]]) -> T:
         """Return what `read` returns, which runs each statement by itself."""

@@ -1,7 +1,8 @@
 """Counting requests: at most so many in a window, over all workers.
 
-The windows are counted in Redis. While it is away each worker counts for itself, which allows
-as many times more as there are workers, and is still a limit.
+The windows are counted in Redis, under keyed hashes: it holds no address and no account's name.
+While it is away each worker counts for itself, which allows as many times more as there are
+workers, and is still a limit.
 """
 
 import asyncio
@@ -9,16 +10,56 @@ import functools
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
+from time import monotonic
 from typing import Final
 
 from service.cache import RedisServer
 from service.domain.clock import Clock
+from service.domain.keyed_hashes import keyed_hash
 from service.redis_connection import RedisAway, pack
 from service.settings import RateLimit
 
 MOST_LOCAL_WINDOWS: Final = 100_000
-KNOWN_SECONDS: Final = 30 * 24 * 3600
-"""How long an address counts as one that an account is signed in to from."""
+
+# Not where the count has expired or was removed meanwhile: it would be there for ever, below zero.
+TAKE_BACK: Final = """
+if tonumber(redis.call('GET', KEYS[1]) or 0) > 0 then redis.call('DECR', KEYS[1]) end
+"""
+
+
+class LocalCounts:
+    """Counts in the memory of this process; those changed longest ago make room for others."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._counts: OrderedDict[str, tuple[int, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def find(self, key: str) -> tuple[int, int]:
+        """Return a count and the milliseconds it lives on: 0 and 0 where there is none."""
+        count, ends = self._counts.get(key, (0, 0.0))
+        left = int(ends - self._now())
+        return (count, left) if left > 0 else (0, 0)
+
+    def keep(self, key: str, count: int, milliseconds: int) -> None:
+        """Keep a count for so many milliseconds."""
+        self._counts.pop(key, None)
+        self._counts[key] = (count, self._now() + milliseconds)
+        if len(self._counts) > MOST_LOCAL_WINDOWS:
+            self._counts.popitem(last=False)
+
+    def take_back(self, key: str) -> None:
+        count, left = self.find(key)
+        if count:
+            self.keep(key, count - 1, left)
+
+    def remove(self, key: str) -> None:
+        self._counts.pop(key, None)
+
+    def _now(self) -> float:
+        return self._clock().timestamp() * 1000
 
 
 class Window:
@@ -29,7 +70,17 @@ class Window:
     costs no time.
     """
 
-    __slots__ = ("_key", "_limiter", "_redis", "_replies", "count", "limit", "name", "reset")
+    __slots__ = (
+        "_ends_at",
+        "_key",
+        "_local",
+        "_redis",
+        "_replies",
+        "count",
+        "limit",
+        "name",
+        "reset",
+    )
 
     def __init__(self, limiter: "RateLimiter", name: str, limit: RateLimit, subject: str) -> None:
         self.name = name
@@ -38,8 +89,9 @@ class Window:
         """How many requests there were, this one included. Known once the window is settled."""
         self.reset = 0
         """Seconds until the window ends, rounded up. Known once the window is settled."""
-        self._limiter = limiter
-        self._key, commands = _count_commands(name, subject)
+        self._ends_at = 0.0
+        self._local = limiter.local
+        self._key, commands = _count_commands(limiter.hash_key, name, subject)
         self._redis = redis = limiter.server.connection_of(self._key)
         self._replies = None if redis is None else redis.call_packed(commands, 2)
 
@@ -54,8 +106,28 @@ class Window:
                     left = milliseconds
                     await self._redis.call(("PEXPIRE", self._key, left, "NX"))
                 counted = count, left
-        self.count, left = counted or self._limiter.count_here(self._key, milliseconds)
+        if counted is None:
+            self._redis = None
+            counted = self._count_here(milliseconds)
+        self.count, left = counted
         self.reset = -(-left // 1000) or 1
+        self._ends_at = monotonic() + left / 1000
+
+    def _count_here(self, milliseconds: int) -> tuple[int, int]:
+        count, left = self._local.find(self._key)
+        self._local.keep(self._key, count + 1, left or milliseconds)
+        return count + 1, left or milliseconds
+
+    async def take_back(self) -> None:
+        """Let the request not count, unless the window it was counted in has ended."""
+        if monotonic() >= self._ends_at:
+            return
+        self.count -= 1
+        if self._redis is None:
+            self._local.take_back(self._key)
+            return
+        with suppress(RedisAway):
+            await self._redis.call(("EVAL", TAKE_BACK, 1, self._key))
 
     @property
     def remaining(self) -> int:
@@ -69,58 +141,23 @@ class Window:
 class RateLimiter:
     """Counts requests by name and subject."""
 
-    def __init__(self, server: RedisServer, clock: Clock) -> None:
+    def __init__(self, server: RedisServer, clock: Clock, hash_key: bytes) -> None:
         self.server = server
-        self._clock = clock
-        self._local: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self.hash_key = hash_key
+        self.local = LocalCounts(clock)
 
     async def count(self, limit: RateLimit, subjects: Sequence[tuple[str, str]]) -> list[Window]:
         """Count one request in the window of each (name, subject); return the windows."""
         with suppress(RedisAway):
-            await self.server.connect(_key(*subjects[0]))
+            key, _ = _count_commands(self.hash_key, *subjects[0])
+            await self.server.connect(key)
         windows = [Window(self, name, limit, subject) for name, subject in subjects]
         await asyncio.gather(*[window.settle() for window in windows])
         return windows
 
-    async def knows(self, account: str, address: str) -> bool:
-        """Whether somebody has signed in to the account from there; no while Redis is away."""
-        place = _place(account, address)
-        try:
-            redis = await self.server.connect(place)
-            [found] = await redis.call(("EXISTS", place))
-        except RedisAway:
-            return False
-        return bool(found)
-
-    async def remember(self, account: str, address: str) -> None:
-        """Note that somebody has signed in to the account from there."""
-        place = _place(account, address)
-        with suppress(RedisAway):
-            redis = await self.server.connect(place)
-            await redis.call(("SET", place, 1, "EX", KNOWN_SECONDS))
-
-    def count_here(self, key: str, milliseconds: int) -> tuple[int, int]:
-        """Count one request in the memory of the process; return how many, and what is left."""
-        now = self._clock().timestamp() * 1000
-        count, ends = self._local.pop(key, (0, 0.0))
-        if ends <= now:
-            count, ends = 0, now + milliseconds
-        self._local[key] = (count + 1, ends)
-        if len(self._local) > MOST_LOCAL_WINDOWS:
-            self._local.popitem(last=False)
-        return count + 1, int(ends - now)
-
 
 @functools.lru_cache(4096)
-def _count_commands(name: str, subject: str) -> tuple[str, bytes]:
+def _count_commands(hash_key: bytes, name: str, subject: str) -> tuple[str, bytes]:
     """Return the key of a window, and what counts in it."""
-    key = _key(name, subject)
+    key = f"limit:{name}:{keyed_hash(hash_key, f'limit {name}', subject)}"
     return key, pack(("INCR", key), ("PTTL", key))
-
-
-def _key(name: str, subject: str) -> str:
-    return f"limit:{name}:{subject}"
-
-
-def _place(account: str, address: str) -> str:
-    return f"signed-in:{account}:{address}"

@@ -161,6 +161,7 @@ class Settings:
     rate_limit_register: RateLimit | None
     rate_limit_login: RateLimit | None
     rate_limit_lookup: RateLimit | None
+    rate_limit_write: RateLimit | None
     signing_keys: SigningKeys
     refresh_token_keys: tuple[bytes, ...] = field(repr=False)
     hash_key: bytes = field(repr=False)
@@ -538,6 +539,7 @@ class SettingsSchema(Schema):
     rate_limit_register = _RateLimit(data_key="RATE_LIMIT_REGISTER", load_default=RateLimit(20, 60))
     rate_limit_login = _RateLimit(data_key="RATE_LIMIT_LOGIN", load_default=RateLimit(10, 60))
     rate_limit_lookup = _RateLimit(data_key="RATE_LIMIT_LOOKUP", load_default=RateLimit(120, 60))
+    rate_limit_write = _RateLimit(data_key="RATE_LIMIT_WRITE", load_default=RateLimit(60, 60))
     signing_keys = _SigningKeys(**_required("SIGNING_KEYS"))
     refresh_token_keys = _Secrets(**_required("REFRESH_TOKEN_KEYS"))
     hash_key = _Secrets(**_required("HASH_KEY"))

@@ -82,6 +82,7 @@ def environment(servers: Servers) -> dict[str, str]:
         "RATE_LIMIT_LOOKUP": "off",
         "RATE_LIMIT_MAIL": "off",
         "RATE_LIMIT_VERIFICATION": "off",
+        "RATE_LIMIT_WRITE": "off",
     }
 
 

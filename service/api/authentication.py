@@ -6,7 +6,8 @@ from typing import Final
 from aiohttp import web
 
 from service.api.keys import CONTEXT, SESSIONS, USERS
-from service.api.scopes import SCOPE_OF
+from service.api.rate_limits import count_write
+from service.api.scopes import SCOPE_OF, is_counted_write
 from service.domain.errors import InsufficientScope, NotAllowed, TokenMissing
 from service.domain.sessions import Caller
 from service.domain.users import Role
@@ -18,7 +19,8 @@ _BEARER: Final = re.compile(r"Bearer +(\S+)", re.IGNORECASE)
 async def current_token(request: web.Request) -> AccessToken:
     """Return the access token, a user's or a client's, that allows this call (RFC 6750).
 
-    Raises TokenMissing, InvalidToken or InsufficientScope.
+    A user's write is counted, after all else: what is refused here uses up nobody's limit. Raises
+    TokenMissing, InvalidToken, InsufficientScope or TooMany.
     """
     headers = request.headers.getall("Authorization", ())
     if not headers:
@@ -32,9 +34,12 @@ async def current_token(request: web.Request) -> AccessToken:
     assert resource is not None
     # HEAD is GET without the body.
     method = "GET" if request.method == "HEAD" else request.method
-    needed = SCOPE_OF[method, resource.canonical]
+    call = method, resource.canonical
+    needed = SCOPE_OF[call]
     if needed not in token.scopes:
         raise InsufficientScope(scope=needed)
+    if token.user_id is not None and is_counted_write(*call):
+        await count_write(request, token.user_id)
     return token
 
 

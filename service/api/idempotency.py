@@ -5,13 +5,16 @@ import json
 import re
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
+from uuid import UUID
 
 from aiohttp import web
 
 from service.api.keys import CONTEXT, REFUSALS, SETTINGS
 from service.api.problems import problem_of
+from service.api.requests import client_address
 from service.domain.errors import Conflict, IdempotencyKeyReused, InvalidInput
 from service.domain.idempotency import AlreadyAnswered, Answer, IdempotencyKey
+from service.domain.keyed_hashes import keyed_hash
 from service.use_cases.idempotency import AnswerOnce
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
@@ -20,16 +23,17 @@ T = TypeVar("T")
 
 async def answer_once(
     request: web.Request,
-    scope: str,
+    user_id: UUID | None,
     work: Callable[[AnswerOnce[T]], Awaitable[T]],
     render: Callable[[T], Answer],
 ) -> web.Response:
     """Return what `work` gives as `render` writes it, or the first answer to the same request.
 
-    `scope` is who may repeat the request. A refusal by a rule is an answer too, and is kept;
-    what says nothing about the request (a failure, a full queue) is not.
+    The user may repeat the request, or where nobody is signed in a client of the same address: a
+    stranger's key is another one. A refusal by a rule is an answer too, and is kept; what says
+    nothing about the request (a failure, a full queue) is not.
     """
-    key = _read_key(request, scope)
+    key = _read_key(request, user_id)
     once = AnswerOnce(key, render)
     try:
         return _response(render(await work(once)))
@@ -47,7 +51,7 @@ async def answer_once(
         raise
 
 
-def _read_key(request: web.Request, scope: str) -> IdempotencyKey | None:
+def _read_key(request: web.Request, user_id: UUID | None) -> IdempotencyKey | None:
     text = request.headers.get("Idempotency-Key")
     if text is None:
         return None
@@ -59,7 +63,11 @@ def _read_key(request: web.Request, scope: str) -> IdempotencyKey | None:
     body = json.dumps(request[CONTEXT].document, sort_keys=True)
     hash_key = request.app[SETTINGS].hash_key
     fingerprint = hmac.digest(hash_key, b"request " + (call + body).encode(), "sha256")
-    return IdempotencyKey(scope, text, fingerprint)
+    if user_id is not None:
+        scope = str(user_id)
+    else:
+        scope = f"address {keyed_hash(hash_key, 'idempotency', client_address(request))}"
+    return IdempotencyKey(scope, text, fingerprint, user_id)
 
 
 def _response(answer: Answer) -> web.Response:

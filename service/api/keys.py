@@ -8,6 +8,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from service.access_log import AccessLog
+from service.attempts import Failures, KnownAddresses
 from service.cache import RedisServer
 from service.database import Database
 from service.passwords import PasswordHasher
@@ -34,6 +35,8 @@ STOPPING: Final = web.AppKey("STOPPING", asyncio.Event)
 JOBS: Final = web.AppKey("JOBS", Jobs)
 HASHER: Final = web.AppKey("HASHER", PasswordHasher)
 RATE_LIMITER: Final = web.AppKey("RATE_LIMITER", RateLimiter)
+FAILURES: Final = web.AppKey("FAILURES", Failures)
+KNOWN_ADDRESSES: Final = web.AppKey("KNOWN_ADDRESSES", KnownAddresses)
 RATE_LIMITS: Final = web.AppKey("RATE_LIMITS", Mapping[str, RateLimit | None])
 REFUSALS: Final = web.AppKey("REFUSALS", Refusals)
 USERS: Final = web.AppKey("USERS", Users)

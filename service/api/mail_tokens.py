@@ -10,7 +10,8 @@ from service.api.answers import no_content, respond
 from service.api.authentication import current_user
 from service.api.keys import MAIL_TOKENS
 from service.api.openapi import refuses
-from service.api.rate_limits import LOGIN, MAIL, count_request
+from service.api.password_attempts import forget_failures, password_attempt
+from service.api.rate_limits import MAIL, count_request
 from service.api.requests import RequestSchema, Text, read_body
 from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, ErasureSchema, account_of
 from service.domain.errors import (
@@ -103,7 +104,8 @@ async def forgot_password(request: web.Request) -> web.Response:
 @refuses(TokenUnusable, PasswordUnacceptable, HashingQueueFull)
 async def reset_password(request: web.Request) -> web.Response:
     reset = await read_body(request, PASSWORD_RESET_SCHEMA, into=PasswordReset)
-    await request.app[MAIL_TOKENS].reset_password(reset.token, reset.new_password)
+    account = await request.app[MAIL_TOKENS].reset_password(reset.token, reset.new_password)
+    await forget_failures(request, account)
     return no_content()
 
 
@@ -151,7 +153,7 @@ async def resend_confirmation(request: web.Request) -> web.Response:
 async def change_email(request: web.Request) -> web.Response:
     caller = await current_user(request)
     change = await read_body(request, EMAIL_CHANGE_SCHEMA, into=EmailChange)
-    await count_request(request, LOGIN, account=str(caller.user_id))
-    await count_request(request, MAIL, account=account_of(change.new_email))
-    await request.app[MAIL_TOKENS].change_email(caller, change.new_email, change.password)
+    async with password_attempt(request, str(caller.user_id)):
+        await count_request(request, MAIL, account=account_of(change.new_email))
+        await request.app[MAIL_TOKENS].change_email(caller, change.new_email, change.password)
     return respond(ACCEPTED_SCHEMA, None, 202)

@@ -16,8 +16,8 @@ from service.api.answers import to_json
 from service.api.cookies import is_from_elsewhere, read_cookie
 from service.api.keys import OAUTH, SETTINGS
 from service.api.oauth_pages import show_refusal, show_sign_in
+from service.api.password_attempts import password_attempt
 from service.api.problems import status_of
-from service.api.rate_limits import count_sign_in, note_sign_in
 from service.api.requests import RequestSchema, Text, header_text, is_https, read_bytes
 from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, account_of
 from service.domain.errors import (
@@ -206,9 +206,8 @@ async def decide_authorization(request: web.Request) -> web.Response:
         return _send_back_error(request, authorization.redirect_uri, authorization.state, denied)
     email = form.get("email", "")
     try:
-        await count_sign_in(request, account_of(email))
-        code = await request.app[OAUTH].grant(authorization, email, form.get("password", ""))
-        await note_sign_in(request, account_of(email))
+        async with password_attempt(request, account_of(email), signs_in=True):
+            code = await request.app[OAUTH].grant(authorization, email, form.get("password", ""))
     except (InvalidCredentials, AccountDisabled, TooMany, Unavailable) as error:
         return _sign_in_page(request, authorization, parameters, cookie, nonce, error, email)
     return _send_back(request, authorization.redirect_uri, authorization.state, {"code": code})

@@ -34,7 +34,7 @@ from service.api.problems import (
     problem_type_of,
 )
 from service.api.requests import RequestSchema
-from service.api.scopes import SCOPE_OF
+from service.api.scopes import SCOPE_OF, is_counted_write
 from service.api.static_files import StaticFile
 from service.domain.errors import (
     DatabaseUnavailable,
@@ -106,7 +106,8 @@ IDEMPOTENCY_KEY: Final = {
     "in": "header",
     "name": "Idempotency-Key",
     "description": "A text that is unique to the request, such as a random UUID. Within 24 hours "
-    "the same key with the same body gets the first answer again.",
+    "the same key with the same body gets the first answer again. Keys are the user's own, or, "
+    "before signing in, those of the client's address.",
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
 }
 PATH_PARAMETERS: Final = {
@@ -320,6 +321,8 @@ class OpenApi(AiohttpApiSpec):  # type: ignore[misc]
             else:
                 operation["parameters"] += self._parameters(request)
         refusals = _refusals.get(handler, ())
+        if scope and is_counted_write(method.upper(), path):
+            refusals = (*refusals, TooMany)
         for status, response in said["responses"].items():
             headers = [*_headers_of(int(status)), *_headers_of_success(operation, refusals)]
             operation["responses"][str(status)] = self._response(response, headers)

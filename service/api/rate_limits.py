@@ -1,6 +1,11 @@
-"""Refusing a request when its client, or the account it is about, has made too many."""
+"""Refusing a request when its client, or the account it is about, has made too many.
+
+Only windows of the client's address, and of the user who is signed in, are shown in the headers:
+one of an account would say what others do there.
+"""
 
 from typing import Final
+from uuid import UUID
 
 from aiohttp import web
 
@@ -15,6 +20,7 @@ LOGIN: Final = "login"
 LOOKUP: Final = "lookup"
 MAIL: Final = "mail"
 VERIFICATION: Final = "verification"
+WRITE: Final = "write"
 
 
 class Admission:
@@ -34,44 +40,39 @@ class Admission:
             await window.settle()
             self._request[CONTEXT].windows = [window]
             if window.exceeded:
-                raise _refusal(window.name, [window])
+                raise refusal(window.name, window.reset)
 
 
-async def count_request(request: web.Request, name: str, account: str | None = None) -> None:
+async def count_request(
+    request: web.Request, name: str, account: str | None = None
+) -> Window | None:
     """Count the request for its client's address and, if given, for an account.
 
-    Raises TooMany where the limit `name` is exceeded; the request is counted all the same.
+    Returns the window of the address, None where there is no limit. Raises TooMany where the limit
+    `name` is exceeded; the request is counted all the same.
     """
+    subjects = [(name, client_address(request))]
+    if account is not None:
+        subjects.append((f"{name}-account", account))
+    return await _count(request, name, subjects)
+
+
+async def count_write(request: web.Request, user_id: UUID) -> None:
+    """Count a write of a user, whatever session or client it comes from; raise TooMany."""
+    await _count(request, WRITE, [(WRITE, str(user_id))])
+
+
+async def _count(request: web.Request, name: str, subjects: list[tuple[str, str]]) -> Window | None:
+    """Count the request for all subjects, and show the window of the first one."""
     limit = request.app[RATE_LIMITS][name]
-    if limit is not None:
-        subjects = [(name, client_address(request))]
-        if account is not None:
-            subjects.append((f"{name}-account", account))
-        windows = await request.app[RATE_LIMITER].count(limit, subjects)
-        context = request[CONTEXT]
-        context.windows = [*context.windows, *windows]
-        exceeded = [window for window in windows if window.exceeded]
-        if exceeded:
-            raise _refusal(name, exceeded)
-
-
-async def count_sign_in(request: web.Request, account: str) -> None:
-    """Count an attempt to sign in, before the password is hashed; raise TooMany.
-
-    An address from which somebody has signed in to the account before has a window of its own: by
-    guessing from elsewhere nobody locks the owner out.
-    """
-    address = client_address(request)
-    limited = request.app[RATE_LIMITS][LOGIN] is not None
-    if limited and await request.app[RATE_LIMITER].knows(account, address):
-        account = f"{account} {address}"
-    await count_request(request, LOGIN, account=account)
-
-
-async def note_sign_in(request: web.Request, account: str) -> None:
-    """Note that an attempt has succeeded."""
-    if request.app[RATE_LIMITS][LOGIN] is not None:
-        await request.app[RATE_LIMITER].remember(account, client_address(request))
+    if limit is None:
+        return None
+    windows = await request.app[RATE_LIMITER].count(limit, subjects)
+    context = request[CONTEXT]
+    context.windows = [*context.windows, windows[0]]
+    if resets := [window.reset for window in windows if window.exceeded]:
+        raise refusal(name, max(resets))
+    return windows[0]
 
 
 def start_count(request: web.Request, name: str) -> Admission:
@@ -86,7 +87,7 @@ def start_count(request: web.Request, name: str) -> Admission:
     return Admission(request, Window(app[RATE_LIMITER], name, limit, client_address(request)))
 
 
-def _refusal(name: str, exceeded: list[Window]) -> TooMany:
+def refusal(name: str, wait: int) -> TooMany:
+    """Count a refusal; return it. `wait` is how many seconds until the next request may come."""
     RATE_LIMITED.labels(name).inc()
-    wait = max(window.reset for window in exceeded)
     return TooMany(f"Too many requests; the next one may come in {wait} s.", retry_after=wait)

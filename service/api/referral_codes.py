@@ -88,7 +88,7 @@ async def create_referral_code(request: web.Request) -> web.Response:
     wish = await read_body(request, WISH_SCHEMA, into=ReferralCodeWish)
     return await answer_once(
         request,
-        str(caller.user_id),
+        caller.user_id,
         lambda once: request.app[REFERRAL_CODES].create(caller.user_id, wish, once),
         lambda code: answer(REFERRAL_CODE_SCHEMA, code, 201),
     )

@@ -28,3 +28,17 @@ SCOPE_OF: Final[Mapping[tuple[str, str], Scope]] = {
     ("GET", f"{API}/admin/users/{{user_id}}/enrichment"): Scope.ADMIN,
     ("PATCH", f"{API}/admin/users/{{user_id}}"): Scope.ADMIN,
 }
+
+ENDING_SESSIONS: Final = frozenset(
+    {
+        ("POST", f"{API}/auth/logout"),
+        ("DELETE", f"{API}/auth/sessions"),
+        ("DELETE", f"{API}/auth/sessions/{{session_id}}"),
+    }
+)
+"""Never refused for being too many: it is what helps against a thief who uses up the limit."""
+
+
+def is_counted_write(method: str, path: str) -> bool:
+    """Whether RATE_LIMIT_WRITE counts this call of a signed-in user."""
+    return method != "GET" and (method, path) not in ENDING_SESSIONS

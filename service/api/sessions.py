@@ -10,7 +10,7 @@ from service.api.answers import PageSchema, no_content, respond
 from service.api.authentication import current_user
 from service.api.keys import SESSIONS
 from service.api.openapi import refuses
-from service.api.rate_limits import LOGIN, count_request, count_sign_in, note_sign_in
+from service.api.password_attempts import password_attempt
 from service.api.requests import (
     Moment,
     PageQuery,
@@ -106,12 +106,10 @@ SESSIONS_SCHEMA = SessionsSchema()
 @refuses(InvalidCredentials, AccountDisabled, TooMany, HashingQueueFull)
 async def log_in(request: web.Request) -> web.Response:
     login = await read_body(request, LOGIN_SCHEMA, into=Login)
-    account = account_of(login.email)
-    await count_sign_in(request, account)
-    tokens = await request.app[SESSIONS].log_in(
-        login.email, login.password, header_text(request, "User-Agent")
-    )
-    await note_sign_in(request, account)
+    async with password_attempt(request, account_of(login.email), signs_in=True):
+        tokens = await request.app[SESSIONS].log_in(
+            login.email, login.password, header_text(request, "User-Agent")
+        )
     return respond(TOKENS_SCHEMA, tokens)
 
 
@@ -196,8 +194,8 @@ async def end_other_sessions(request: web.Request) -> web.Response:
 async def change_password(request: web.Request) -> web.Response:
     caller = await current_user(request)
     change = await read_body(request, PASSWORD_CHANGE_SCHEMA, into=PasswordChange)
-    await count_request(request, LOGIN, account=str(caller.user_id))
-    await request.app[SESSIONS].change_password(
-        caller, change.current_password, change.new_password
-    )
+    async with password_attempt(request, str(caller.user_id)):
+        await request.app[SESSIONS].change_password(
+            caller, change.current_password, change.new_password
+        )
     return no_content()

@@ -11,7 +11,8 @@ from service.api.authentication import current_user
 from service.api.idempotency import answer_once
 from service.api.keys import SETTINGS, USERS
 from service.api.openapi import IDEMPOTENCY_KEY, refuses
-from service.api.rate_limits import LOGIN, MAIL, REGISTER, count_request
+from service.api.password_attempts import password_attempt
+from service.api.rate_limits import MAIL, REGISTER, count_request
 from service.api.requests import Moment, RequestSchema, Text, moment_text, read_body
 from service.domain.errors import (
     EmailMalformed,
@@ -102,7 +103,7 @@ async def register(request: web.Request) -> web.Response:
         await count_request(request, MAIL, account=account_of(registration.email))
     return await answer_once(
         request,
-        "register",
+        None,
         lambda once: request.app[USERS].register(registration, once),
         lambda user: (
             answer(CONFIRMATION_SENT, user, 202)
@@ -153,6 +154,6 @@ def write_user(user: User) -> bytes:
 async def erase_me(request: web.Request) -> web.Response:
     caller = await current_user(request)
     erasure = await read_body(request, ERASURE_SCHEMA, into=Erasure)
-    await count_request(request, LOGIN, account=str(caller.user_id))
-    await request.app[USERS].erase(caller, erasure.password)
+    async with password_attempt(request, str(caller.user_id)):
+        await request.app[USERS].erase(caller, erasure.password)
     return no_content()

@@ -3,17 +3,24 @@
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
+from uuid import UUID
 
 KEPT_FOR: Final = timedelta(hours=24)
+MOST_KEPT: Final = 1000
+"""Keys of a user: one more, and the oldest is forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """A client's key. `scope` is who may repeat it, `fingerprint` a keyed hash of the request."""
+    """A client's key. `scope` is who may repeat it, `fingerprint` a keyed hash of the request.
+
+    `user_id` is who is signed in: what is kept under the key is erased with the account.
+    """
 
     scope: str
     key: str
     fingerprint: bytes
+    user_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,10 @@ from service.domain.users import Role
 RECENT: Final = timedelta(minutes=10)
 LONGEST_USER_AGENT: Final = 200
 """In characters: what is kept of a User-Agent header."""
+MOST_OPEN_SESSIONS: Final = 100
+"""Of a user: signing in once more ends the oldest."""
+ENDED_KEPT_FOR: Final = timedelta(days=1)
+"""For operators who look into what has happened; nothing else asks for a session that has ended."""
 FIRST_PARTY: Final = "first-party"
 """`client_id` of what signs in at /auth/login."""
 

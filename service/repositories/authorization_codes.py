@@ -6,7 +6,7 @@ from uuid import UUID
 
 from service.domain.oauth import AuthorizationCode
 from service.domain.scopes import Scope
-from service.repositories.connection import Connection
+from service.repositories.connection import Connection, rows_in
 
 # The share lock, as for a session: what was allowed with an old password is worth nothing.
 INSERT: Final = """
@@ -22,13 +22,14 @@ INSERT: Final = """
 """
 
 # The user before the code, as a change of password locks them: the other way round the two would
-# wait for each other.
+# wait for each other. The lock is that which beginning the session takes: of two that share the row
+# neither would get it.
 LOCK_USER: Final = """
     SELECT u.user_id
       FROM authorization_codes c
       JOIN users u ON u.user_id = c.user_id
      WHERE c.code_hash = $1
-       FOR SHARE OF u
+       FOR NO KEY UPDATE OF u
 """
 
 # The lock makes parallel redemptions of one code queue, so that the second sees the first.
@@ -103,6 +104,6 @@ class AuthorizationCodeRepository:
         """Delete what the user has granted and no client has redeemed."""
         await self._connection.execute(DELETE_OF_USER, user_id)
 
-    async def delete_expired(self, now: datetime) -> None:
-        """Delete up to 1 000 codes that expired a day ago."""
-        await self._connection.execute(DELETE_EXPIRED, now)
+    async def delete_expired(self, now: datetime) -> int:
+        """Delete up to 1,000 codes that expired a day ago; return how many."""
+        return rows_in(await self._connection.execute(DELETE_EXPIRED, now))

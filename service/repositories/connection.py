@@ -8,3 +8,8 @@ import asyncpg.pool
 Connection: TypeAlias = (
     "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 )
+
+
+def rows_in(status: str) -> int:
+    """Return how many rows a statement has changed, as its status says: `DELETE 12`."""
+    return int(status.rpartition(" ")[2])

@@ -5,7 +5,17 @@ from typing import Final
 from uuid import UUID
 
 from service.domain.idempotency import Answer, IdempotencyKey
-from service.repositories.connection import Connection
+from service.repositories.connection import Connection, rows_in
+
+# One request of a user at a time, so that DELETE_SURPLUS counts exactly, and erasing the account
+# waits for what is to be erased.
+LOCK_USER: Final = """
+    SELECT user_id
+      FROM users
+     WHERE user_id = $1
+       AND erased_at IS NULL
+       FOR NO KEY UPDATE
+"""
 
 # Waits for another request with the same key to commit or roll back. A key that has had its time
 # is taken over.
@@ -34,9 +44,26 @@ KEEP: Final = """
        AND idempotency_key = $2
 """
 
+# The one that has just been claimed stays, whatever other machines' clocks say.
+DELETE_SURPLUS: Final = """
+    DELETE FROM idempotency_keys
+     WHERE scope = $1
+       AND idempotency_key = ANY (ARRAY(
+        SELECT idempotency_key
+          FROM idempotency_keys
+         WHERE scope = $1
+           AND idempotency_key <> $2
+         ORDER BY created_at DESC
+        OFFSET $3 - 1
+         LIMIT 1000
+     ))
+"""
+
+# What a user was refused was once kept without the user's id, but in the user's scope.
 DELETE_OF_USER: Final = """
     DELETE FROM idempotency_keys
      WHERE user_id = $1
+        OR scope = $2
 """
 
 DELETE_OLD: Final = """
@@ -53,6 +80,10 @@ class IdempotencyKeyRepository:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+
+    async def lock_user(self, user_id: UUID) -> bool:
+        """Keep others of the user's keys from being claimed; return False if the user is erased."""
+        return await self._connection.fetchval(LOCK_USER, user_id) is not None
 
     async def claim(self, key: IdempotencyKey, now: datetime, forgotten_before: datetime) -> bool:
         """Store the key; return False where an earlier request has stored it."""
@@ -74,9 +105,17 @@ class IdempotencyKeyRepository:
             KEEP, key.scope, key.key, answer.status, answer.body, user_id
         )
 
-    async def delete_of_user(self, user_id: UUID) -> None:
-        await self._connection.execute(DELETE_OF_USER, user_id)
+    async def delete_surplus(self, key: IdempotencyKey, most_kept: int) -> None:
+        """Delete the oldest keys of the scope, up to 1,000, so that `most_kept` are left.
 
-    async def delete_old(self, forgotten_before: datetime) -> None:
-        """Delete up to 1 000 keys that have had their time."""
-        await self._connection.execute(DELETE_OLD, forgotten_before)
+        In the transaction that has claimed the key, which stays.
+        """
+        await self._connection.execute(DELETE_SURPLUS, key.scope, key.key, most_kept)
+
+    async def delete_of_user(self, user_id: UUID) -> None:
+        """Delete the keys of the user, and those whose answers hold the user's data."""
+        await self._connection.execute(DELETE_OF_USER, user_id, str(user_id))
+
+    async def delete_old(self, forgotten_before: datetime) -> int:
+        """Delete up to 1,000 keys that have had their time; return how many."""
+        return rows_in(await self._connection.execute(DELETE_OLD, forgotten_before))

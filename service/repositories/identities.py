@@ -25,14 +25,15 @@ INSERT: Final = """
     RETURNING user_id
 """
 
-# The share lock makes a change of the e-mail, or the account's end, wait or be seen.
+# The lock makes a change of the e-mail, or the account's end, wait or be seen. Beginning the
+# session takes the same one.
 LINK: Final = """
     INSERT INTO identities (issuer, subject, user_id, created_at)
     SELECT $1, $2, user_id, $4
       FROM users
      WHERE email_key = $3
        AND email_confirmed_at IS NOT NULL
-       FOR SHARE
+       FOR NO KEY UPDATE
     ON CONFLICT (issuer, subject) DO NOTHING
     RETURNING user_id
 """

@@ -9,7 +9,7 @@ from uuid import UUID
 from uuid6 import uuid7
 
 from service.domain.jobs import Backlog, Job, JobKind, JobState
-from service.repositories.connection import Connection
+from service.repositories.connection import Connection, rows_in
 
 INSERT: Final = """
     INSERT INTO jobs (job_id, kind, payload, created_at, due_at)
@@ -159,9 +159,9 @@ class JobRepository:
     async def backlogs(self) -> list[Backlog]:
         return [Backlog(**row) for row in await self._connection.fetch(BACKLOGS)]
 
-    async def delete_parked(self, before: datetime) -> None:
-        """Delete up to 1 000 jobs that were parked before then."""
-        await self._connection.execute(DELETE_PARKED, before)
+    async def delete_parked(self, before: datetime) -> int:
+        """Delete up to 1,000 jobs that were parked before then; return how many."""
+        return rows_in(await self._connection.execute(DELETE_PARKED, before))
 
     async def delete_parked_of_user(self, user_id: UUID, email_key: str) -> None:
         """Delete what was given up of an account, and of anybody's mails to its e-mail."""

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from service.domain.mails import MailToken, TokenPurpose
 from service.domain.users import Email
-from service.repositories.connection import Connection
+from service.repositories.connection import Connection, rows_in
 
 # No more than so many live ones, or one more for each worker that counts at the same instant.
 # The share lock makes the account's end wait, or be seen.
@@ -99,9 +99,9 @@ class MailTokenRepository:
     async def delete_of_user(self, user_id: UUID) -> None:
         await self._connection.execute(DELETE_OF_USER, user_id)
 
-    async def delete_expired(self, now: datetime) -> None:
-        """Delete up to 1 000 tokens that have expired."""
-        await self._connection.execute(DELETE_EXPIRED, now)
+    async def delete_expired(self, now: datetime) -> int:
+        """Delete up to 1,000 tokens that have expired; return how many."""
+        return rows_in(await self._connection.execute(DELETE_EXPIRED, now))
 
     async def _one(self, statement: str, *arguments: Any) -> MailToken | None:
         row = await self._connection.fetchrow(statement, *arguments)

@@ -1,6 +1,6 @@
 """The SQL of security events."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
@@ -8,7 +8,7 @@ from uuid6 import uuid7
 
 from service.domain.pages import Cursor
 from service.domain.security_events import Activity, Origin, SecurityEvent
-from service.repositories.connection import Connection
+from service.repositories.connection import Connection, rows_in
 
 INSERT: Final = """
     INSERT INTO security_events
@@ -16,11 +16,12 @@ INSERT: Final = """
     VALUES ($1, $2, $3, $4, $5, $6)
 """
 
-# One row whether or not there is such an account: the time must not say which.
+# One row whether or not there is such an account: the time must not say which. The lock makes its
+# erasure wait, or be seen.
 INSERT_FAILED_SIGN_IN: Final = """
     INSERT INTO security_events
            (security_event_id, user_id, event, occurred_at, address, user_agent)
-    SELECT $1, (SELECT user_id FROM users WHERE email_key = $2), $3, $4, $5, $6
+    SELECT $1, (SELECT user_id FROM users WHERE email_key = $2 FOR KEY SHARE), $3, $4, $5, $6
     RETURNING user_id
 """
 
@@ -35,9 +36,19 @@ NEWEST: Final = """
      LIMIT $3
 """
 
+# Each batch begins behind the one before it, and does not read the rows that are gone once more.
 DELETE_OF_USER: Final = """
     DELETE FROM security_events
-     WHERE user_id = $1
+     WHERE security_event_id = ANY (ARRAY(
+        SELECT security_event_id
+          FROM security_events
+         WHERE user_id = $1
+           AND (occurred_at, security_event_id) < ($2, $3)
+         ORDER BY occurred_at DESC, security_event_id DESC
+         LIMIT 1000
+           FOR UPDATE
+     ))
+    RETURNING occurred_at, security_event_id
 """
 
 DELETE_OLD: Final = """
@@ -47,6 +58,8 @@ DELETE_OLD: Final = """
          WHERE occurred_at <= $1 ORDER BY occurred_at LIMIT 1000
      )
 """
+MOST_AT_ONCE: Final = 1000
+"""So many rows one statement deletes."""
 _LAST_ID: Final = UUID(int=2**128 - 1)
 
 
@@ -88,8 +101,14 @@ class SecurityEventRepository:
         return [Activity(**row) for row in rows]
 
     async def delete_of_user(self, user_id: UUID) -> None:
-        await self._connection.execute(DELETE_OF_USER, user_id)
+        """Delete the user's events, in batches: strangers cause some too, by failing to sign in."""
+        last = (datetime(9999, 12, 31, tzinfo=UTC), _LAST_ID)
+        while True:
+            rows = await self._connection.fetch(DELETE_OF_USER, user_id, *last)
+            if len(rows) < MOST_AT_ONCE:
+                return
+            last = min((row["occurred_at"], row["security_event_id"]) for row in rows)
 
-    async def delete_old(self, before: datetime) -> None:
-        """Delete up to 1,000 events that are older."""
-        await self._connection.execute(DELETE_OLD, before)
+    async def delete_old(self, before: datetime) -> int:
+        """Delete up to 1,000 events that are older; return how many."""
+        return rows_in(await self._connection.execute(DELETE_OLD, before))

@@ -1,7 +1,7 @@
 """The SQL of sessions."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -9,10 +9,14 @@ from service.domain.pages import Cursor
 from service.domain.scopes import Scope
 from service.domain.sessions import Session
 from service.domain.users import Role
-from service.repositories.connection import Connection
+from service.repositories.connection import Connection, rows_in
 
-# The share lock makes a change of password or a disabling wait, or this statement see it: a
-# sign-in with the old password leaves no session behind the change.
+MOST_AT_ONCE: Final = 1000
+"""So many rows one statement ends or deletes: it is done long before its time is up."""
+
+# The lock makes a change of password or a disabling wait, or this statement see it: a sign-in with
+# the old password leaves no session behind the change. Other sign-ins of the user wait too, so that
+# each sees the sessions of those before it, and END_SURPLUS counts exactly.
 INSERT: Final = """
     INSERT INTO sessions (session_id, user_id, client_id, origin, scopes, counter, user_agent,
                           created_at, refreshed_at, expires_at)
@@ -22,7 +26,7 @@ INSERT: Final = """
        AND ($11::text IS NULL OR password_hash = $11)
        AND disabled_at IS NULL
        AND erased_at IS NULL
-       FOR SHARE
+       FOR NO KEY UPDATE
     RETURNING session_id
 """
 
@@ -112,27 +116,74 @@ END_OWN: Final = """
     RETURNING session_id
 """
 
-END_ALL_BUT: Final = """
+# The one that has just begun stays, whatever other machines' clocks say.
+END_SURPLUS: Final = """
     UPDATE sessions
        SET ended_at = $3
-     WHERE user_id = $1
-       AND session_id IS DISTINCT FROM $2
+     WHERE session_id = ANY (ARRAY(
+        SELECT session_id
+          FROM sessions
+         WHERE user_id = $1
+           AND session_id <> $2
+           AND ended_at IS NULL
+           AND expires_at > $3
+         ORDER BY created_at DESC, session_id DESC
+        OFFSET $4 - 1
+         LIMIT 1000
+     ))
        AND ended_at IS NULL
     RETURNING session_id
 """
 
+# Each batch begins behind the one before it, and does not read the rows that are done once more.
+# They are locked in order, so that those which others end meanwhile do not count towards the limit.
+END_ALL_BUT: Final = """
+    UPDATE sessions
+       SET ended_at = $3
+     WHERE session_id = ANY (ARRAY(
+        SELECT session_id
+          FROM sessions
+         WHERE user_id = $1
+           AND session_id IS DISTINCT FROM $2
+           AND ended_at IS NULL
+           AND (created_at, session_id) > ($4, $5)
+         ORDER BY created_at, session_id
+         LIMIT 1000
+           FOR NO KEY UPDATE
+     ))
+    RETURNING created_at, session_id
+"""
+
 DELETE_OF_USER: Final = """
     DELETE FROM sessions
-     WHERE user_id = $1
-    RETURNING session_id
+     WHERE session_id = ANY (ARRAY(
+        SELECT session_id
+          FROM sessions
+         WHERE user_id = $1
+           AND session_id > $2
+         ORDER BY session_id
+         LIMIT 1000
+           FOR UPDATE
+     ))
+    RETURNING session_id, ended_at IS NULL AS is_open
 """
 
 DELETE_EXPIRED: Final = """
     DELETE FROM sessions
-     WHERE session_id IN (
+     WHERE session_id = ANY (ARRAY(
         SELECT session_id FROM sessions WHERE expires_at <= $1 ORDER BY expires_at LIMIT 1000
-     )
+           FOR UPDATE SKIP LOCKED
+     ))
 """
+
+DELETE_ENDED: Final = """
+    DELETE FROM sessions
+     WHERE session_id = ANY (ARRAY(
+        SELECT session_id FROM sessions WHERE ended_at <= $1 ORDER BY ended_at LIMIT 1000
+           FOR UPDATE SKIP LOCKED
+     ))
+"""
+_BEGINNING: Final = (datetime(1, 1, 2, tzinfo=UTC), UUID(int=0))
 
 
 class SessionRepository:
@@ -214,21 +265,50 @@ class SessionRepository:
         """End the session if it is the user's; return whether it was, and open."""
         return await self._connection.fetchval(END_OWN, session_id, user_id, now) is not None
 
+    async def end_surplus(
+        self, user_id: UUID, new_session_id: UUID, most_open: int, now: datetime
+    ) -> list[UUID]:
+        """End the user's oldest sessions, up to 1,000, so that `most_open` are left; return them.
+
+        In the transaction that has added the new one, which stays.
+        """
+        rows = await self._connection.fetch(END_SURPLUS, user_id, new_session_id, now, most_open)
+        return [row["session_id"] for row in rows]
+
     async def end_all_but(
         self, user_id: UUID, kept_session_id: UUID | None, now: datetime
     ) -> list[UUID]:
-        """End the user's sessions but the kept one; return those that were ended."""
-        rows = await self._connection.fetch(END_ALL_BUT, user_id, kept_session_id, now)
-        return [row["session_id"] for row in rows]
+        """End the user's sessions but the kept one, in batches; return those that were ended."""
+        ended: list[UUID] = []
+        last = _BEGINNING
+        while True:
+            rows = await self._connection.fetch(END_ALL_BUT, user_id, kept_session_id, now, *last)
+            ended += [row["session_id"] for row in rows]
+            if len(rows) < MOST_AT_ONCE:
+                return ended
+            last = max((row["created_at"], row["session_id"]) for row in rows)
 
     async def delete_of_user(self, user_id: UUID) -> list[UUID]:
-        """Delete the user's sessions, which say what browser the user has; return them."""
-        rows = await self._connection.fetch(DELETE_OF_USER, user_id)
-        return [row["session_id"] for row in rows]
+        """Delete the user's sessions, which say what browser the user has, in batches.
 
-    async def delete_expired(self, now: datetime) -> None:
-        """Delete up to 1 000 sessions that have expired."""
-        await self._connection.execute(DELETE_EXPIRED, now)
+        Returns those that were open.
+        """
+        were_open: list[UUID] = []
+        _, last = _BEGINNING
+        while True:
+            rows = await self._connection.fetch(DELETE_OF_USER, user_id, last)
+            were_open += [row["session_id"] for row in rows if row["is_open"]]
+            if len(rows) < MOST_AT_ONCE:
+                return were_open
+            last = max(row["session_id"] for row in rows)
+
+    async def delete_expired(self, now: datetime) -> int:
+        """Delete up to 1,000 sessions that have expired; return how many."""
+        return rows_in(await self._connection.execute(DELETE_EXPIRED, now))
+
+    async def delete_ended(self, before: datetime) -> int:
+        """Delete up to 1,000 sessions that ended before then; return how many."""
+        return rows_in(await self._connection.execute(DELETE_ENDED, before))
 
 
 def _with_role(row: Any) -> tuple[Session, Role]:

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Final
 
 from service.domain.identities import SignIn
-from service.repositories.connection import Connection
+from service.repositories.connection import Connection, rows_in
 
 INSERT: Final = """
     INSERT INTO sign_ins (state_hash, browser_hash, provider, nonce, code_verifier, referral_code,
@@ -58,6 +58,6 @@ class SignInRepository:
         row = await self._connection.fetchrow(TAKE, state_hash, browser_hash, provider, now)
         return None if row is None else SignIn(**row)
 
-    async def delete_expired(self, now: datetime) -> None:
-        """Delete up to 1 000 sign-ins that have expired."""
-        await self._connection.execute(DELETE_EXPIRED, now)
+    async def delete_expired(self, now: datetime) -> int:
+        """Delete up to 1,000 sign-ins that have expired; return how many."""
+        return rows_in(await self._connection.execute(DELETE_EXPIRED, now))

@@ -11,6 +11,7 @@ from service.domain.clock import Clock
 from service.domain.email_verification import LOCAL, Verdict, Verification, verify_locally
 from service.domain.errors import ProviderUnavailable
 from service.domain.jobs import Job, NotYet, poll_again
+from service.domain.keyed_hashes import keyed_hash
 from service.domain.users import Email, parse_email
 from service.providers.hunter import SOURCE, HunterVerifier
 
@@ -30,19 +31,21 @@ class EmailVerification:
         clock: Clock,
         *,
         mail_is_sent: bool,
+        hash_key: bytes,
     ) -> None:
         self._database = database
         self._cache = cache
         self._verifier = verifier
         self._clock = clock
         self._mail_is_sent = mail_is_sent
+        self._hash_key = hash_key
 
     async def check(self, text: str) -> Verification:
         """Return the verdict on what may be an e-mail: now, or as found out in the last day."""
         verdict, email = verify_locally(text)
         verifier = self._verifier
         if verdict is Verdict.UNKNOWN and email is not None and verifier is not None:
-            key = f"verification:{email.key}"
+            key = f"verification:{keyed_hash(self._hash_key, 'verification', email.key)}"
             if kept := await self._cache.read_through(key, lambda: self._ask(verifier, email)):
                 word, _, checked_at = kept.decode().partition(" ")
                 return Verification(

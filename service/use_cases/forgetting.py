@@ -22,6 +22,8 @@ from service.redis_connection import RedisAway
 
 POLL_SECONDS: Final = 0.5
 BATCH: Final = 1000
+KEYS_OF_A_JOB: Final = 100
+"""So that a batch of jobs is read and done in a few hundred ms at most."""
 log = logging.getLogger(__name__)
 
 
@@ -49,9 +51,9 @@ class Forgetting:
         """Whether something was left to a job since the jobs were last read."""
 
     async def plan(self, repositories: Repositories, keys: Sequence[str], now: datetime) -> None:
-        """Write the job, in the transaction that makes the values of `keys` old."""
-        if keys:
-            await repositories.jobs.add(JobKind.FORGET, keys, now)
+        """Write the jobs, in the transaction that makes the values of `keys` old."""
+        for start in range(0, len(keys), KEYS_OF_A_JOB):
+            await repositories.jobs.add(JobKind.FORGET, keys[start : start + KEYS_OF_A_JOB], now)
 
     async def forget(self, keys: Sequence[str]) -> None:
         """Remove `keys` after the commit; while Redis is away the job does it."""

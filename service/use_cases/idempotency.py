@@ -8,8 +8,14 @@ from uuid import UUID
 
 from service.database import Database, Repositories
 from service.domain.clock import Clock
-from service.domain.errors import IdempotencyKeyReused
-from service.domain.idempotency import KEPT_FOR, AlreadyAnswered, Answer, IdempotencyKey
+from service.domain.errors import IdempotencyKeyReused, InvalidToken
+from service.domain.idempotency import (
+    KEPT_FOR,
+    MOST_KEPT,
+    AlreadyAnswered,
+    Answer,
+    IdempotencyKey,
+)
 
 T = TypeVar("T")
 
@@ -35,7 +41,7 @@ class AnswerOnce(Generic[T]):
         """Make the key this request's, first thing in its transaction.
 
         Raises AlreadyAnswered if the request is a repetition, IdempotencyKeyReused if it only
-        has the key of another one.
+        has the key of another one, InvalidToken if its user has been erased meanwhile.
         """
         if self._key is not None:
             await _claim(repositories, self._key, now)
@@ -54,18 +60,23 @@ class Refusals:
         self._clock = clock
 
     async def keep(self, key: IdempotencyKey, answer: Answer) -> None:
-        """Keep `answer`, unless another request has taken the key meanwhile."""
+        """Keep `answer`, unless another request has the key by now, or the user is erased."""
         try:
             async with self._database.transaction() as repositories:
                 await _claim(repositories, key, self._clock())
-                await repositories.idempotency_keys.keep(key, answer, None)
-        except (AlreadyAnswered, IdempotencyKeyReused):
+                await repositories.idempotency_keys.keep(key, answer, key.user_id)
+        except (AlreadyAnswered, IdempotencyKeyReused, InvalidToken):
             pass
 
 
 async def _claim(repositories: Repositories, key: IdempotencyKey, now: datetime) -> None:
-    if not await repositories.idempotency_keys.claim(key, now, now - KEPT_FOR):
+    stored = repositories.idempotency_keys
+    if key.user_id is not None and not await stored.lock_user(key.user_id):
+        raise InvalidToken
+    if not await stored.claim(key, now, now - KEPT_FOR):
         await _refuse_second(repositories, key, now)
+    elif key.user_id is not None:
+        await stored.delete_surplus(key, MOST_KEPT)
 
 
 async def _refuse_second(repositories: Repositories, key: IdempotencyKey, now: datetime) -> None:

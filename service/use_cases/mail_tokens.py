@@ -111,7 +111,7 @@ class MailTokens:
         # Those in the old mailbox are for somebody who may no longer be the owner.
         await repositories.mail_tokens.delete_of_user(token.user_id)
         await repositories.enrichments.delete_of_user(token.user_id)
-        old_keys = [code_key(old.key), code_key(token.email.key)]
+        old_keys = [*self._users.keys_of_email(old.key), code_key(token.email.key)]
         await self._forgetting.plan(repositories, old_keys, now)
         await self._jobs.plan(
             repositories,
@@ -123,8 +123,10 @@ class MailTokens:
         return old_keys
 
     @retried
-    async def reset_password(self, token: str, new_password: str) -> None:
-        """Store a new password and end all sessions; raise TokenUnusable or PasswordUnacceptable.
+    async def reset_password(self, token: str, new_password: str) -> str:
+        """Store a new password and end all sessions; return the key of the email address.
+
+        Raises TokenUnusable or PasswordUnacceptable.
 
         Whoever reads the mail is the owner: the e-mail counts as confirmed, and what another
         issuer's user has put on an e-mail that was not is removed.
@@ -162,3 +164,4 @@ class MailTokens:
             await self._events.record(repositories, SecurityEvent.PASSWORD_RESET, user_id, now)
             await self._jobs.plan(repositories, mail_to_user(MailKind.PASSWORD_CHANGED, user_id))
         await self._forgetting.forget(old_keys)
+        return email.key

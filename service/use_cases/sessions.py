@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -28,6 +29,7 @@ from service.domain.security_events import SecurityEvent
 from service.domain.sessions import (
     FIRST_PARTY,
     LONGEST_USER_AGENT,
+    MOST_OPEN_SESSIONS,
     Caller,
     Credentials,
     Session,
@@ -167,8 +169,8 @@ class Sessions:
     ) -> Tokens:
         """Begin a user's session in the caller's transaction, and return its tokens.
 
-        Raises InvalidCredentials if the user may not sign in, or has another password than the
-        one that was checked.
+        Of more than MOST_OPEN_SESSIONS the oldest end. Raises InvalidCredentials if the user may
+        not sign in, or has another password than the one that was checked.
         """
         now = self._clock()
         session = Session(
@@ -184,6 +186,16 @@ class Sessions:
         )
         if not await repositories.sessions.add(session, password_hash):
             raise InvalidCredentials
+        ended = await repositories.sessions.end_surplus(
+            user_id, session.session_id, MOST_OPEN_SESSIONS, now
+        )
+        if ended:
+            await self._events.record(
+                repositories, SecurityEvent.SESSION_ENDED, user_id, now, reason="too-many"
+            )
+            old_keys = [session_key(session_id) for session_id in ended]
+            await self._forgetting.plan(repositories, old_keys, now)
+            repositories.after_commit(partial(self._forgetting.forget, old_keys))
         return self._tokens(session, role)
 
     async def open_of_client(self, client_id: str, scopes: frozenset[Scope]) -> Tokens:

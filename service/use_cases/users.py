@@ -11,6 +11,7 @@ from uuid import UUID
 
 from uuid6 import uuid7
 
+from service.attempts import known_addresses_key
 from service.batches import Batches
 from service.database import Database, Repositories, TransactionConflict, retried
 from service.domain.clock import Clock
@@ -212,7 +213,7 @@ class Users:
             if email_key is None:
                 raise UserNotFound
             ended = await repositories.sessions.end_all_but(user_id, None, now) if disabled else []
-            old_keys = [code_key(email_key), *map(session_key, ended)]
+            old_keys = [*self.keys_of_email(email_key), *map(session_key, ended)]
             await self._forgetting.plan(repositories, old_keys, now)
             user = await repositories.users.find(user_id)
         await self._forgetting.forget(old_keys)
@@ -245,7 +246,7 @@ class Users:
             await repositories.security_events.delete_of_user(user_id)
             await repositories.idempotency_keys.delete_of_user(user_id)
             await repositories.jobs.delete_parked_of_user(user_id, locked[0].key)
-            old_keys = [code_key(locked[0].key), *map(session_key, ended)]
+            old_keys = [*self.keys_of_email(locked[0].key), *map(session_key, ended)]
             await self._forgetting.plan(repositories, old_keys, now)
         await self._forgetting.forget(old_keys)
         log.info("user erased: %s", user_id)
@@ -275,7 +276,7 @@ class Users:
         await repositories.authorization_codes.delete_of_user(user_id)
         await repositories.mail_tokens.delete_of_user(user_id)
         ended = await repositories.sessions.end_all_but(user_id, None, now)
-        old_keys = [code_key(email.key), *map(session_key, ended)]
+        old_keys = [*self.keys_of_email(email.key), *map(session_key, ended)]
         await self._forgetting.plan(repositories, old_keys, now)
         await self._events.record(repositories, SecurityEvent.ACCOUNT_RECLAIMED, user_id, now)
         return email, old_keys
@@ -356,6 +357,10 @@ class Users:
                 raise ReferralCodeUnusable from error
             if not live:
                 raise ReferralCodeUnusable
+
+    def keys_of_email(self, email_key: str) -> list[str]:
+        """Return what Redis has to forget when the email address is no longer its account's."""
+        return [code_key(email_key), known_addresses_key(self._hash_key, email_key)]
 
     def _email_hash(self, email: Email) -> bytes:
         return hmac.digest(self._hash_key, b"e-mail " + email.key.encode(), "sha256")

@@ -1,14 +1,22 @@
 """`Idempotency-Key`: a repeated POST gets the first answer, and nothing happens twice."""
 
+import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
+from redis.asyncio import Redis
 
-from service.domain.idempotency import KEPT_FOR
+from service.api.keys import REFUSALS
+from service.domain.idempotency import KEPT_FOR, MOST_KEPT, IdempotencyKey
+from service.domain.idempotency import Answer as IdempotentAnswer
+from service.settings import Settings
 from tests.api.assertions import assert_problem
-from tests.factories import PASSWORD, Answer, Api, Person, new_email
+from tests.factories import PASSWORD, Answer, Api, Person, new_email, running
 
 KEY = {"Idempotency-Key": "1c7f6a9e-2d5b-4c53-9d7e-0f0d0a6b8b11"}
 OTHER_KEY = {"Idempotency-Key": "another"}
@@ -164,3 +172,83 @@ async def test_a_kept_answer_tells_a_thief_of_the_table_no_password(
     await register(api, "bert@example.com")
     row = await database.fetchrow("SELECT * FROM idempotency_keys")
     assert PASSWORD not in str(row)
+
+
+# Whose a key is.
+
+
+async def test_a_strangers_key_neither_blocks_nor_replays(
+    settings: Settings, database: asyncpg.Connection, redis: Redis
+) -> None:
+    """A key without a user is its client address's own."""
+    async with running(replace(settings, trusted_proxies=(ip_network("127.0.0.1"),))) as api:
+        here, elsewhere, beside = (
+            {**KEY, "X-Forwarded-For": address}
+            for address in ("203.0.113.1", "198.51.100.1", "203.0.113.2")
+        )
+        first = await register(api, "anna@example.com", here)
+        assert first.status == 201
+        stolen = await register(api, "anna@example.com", elsewhere)
+        assert_problem(stolen, 409, "email-taken", ["#/email"])
+        assert "Idempotency-Replayed" not in stolen.headers
+        assert (await register(api, "bert@example.com", beside)).status == 201
+        assert_repeated(await register(api, "anna@example.com", here), first)
+        other = await register(api, "carl@example.com", here)
+        assert_problem(other, 422, "idempotency-key-reused")
+    scopes = str(await database.fetch("SELECT scope FROM idempotency_keys"))
+    assert "203.0.113" not in scopes
+
+
+async def test_what_a_user_was_refused_is_erased_with_the_account(
+    api: Api, anna: Person, database: asyncpg.Connection
+) -> None:
+    bert = await api.new_person()
+    for person in (anna, bert):
+        for headers, status in ((KEY, 201), (OTHER_KEY, 409)):
+            wish = {"expires_in_days": 1}
+            answer = await api.post("/referral-code", wish, by=person, headers=headers)
+            assert answer.status == status
+    kept = await database.fetch("SELECT user_id::text FROM idempotency_keys")
+    assert sorted(row["user_id"] for row in kept) == sorted([anna.user_id, bert.user_id] * 2)
+    # As the release before kept it.
+    await database.execute("UPDATE idempotency_keys SET user_id = NULL WHERE status = 409")
+    await api.delete("/users/me", {"password": PASSWORD}, by=anna)
+    rows = await database.fetch("SELECT scope FROM idempotency_keys")
+    assert [row["scope"] for row in rows] == [bert.user_id] * 2
+
+
+async def test_of_more_than_1_000_keys_of_a_user_the_oldest_is_forgotten(
+    api: Api, anna: Person, database: asyncpg.Connection
+) -> None:
+    bert = await api.new_person()
+    await database.execute(
+        "INSERT INTO idempotency_keys"
+        " (scope, idempotency_key, fingerprint, created_at, status, body, user_id)"
+        " SELECT $1::text, 'key ' || number, '', now() - number * interval '1 s', 409, '', $1::uuid"
+        "   FROM generate_series(1, 995) AS number",
+        anna.user_id,
+    )
+    wish = {"expires_in_days": 1}
+    answers = await asyncio.gather(
+        *(
+            api.post("/referral-code", wish, by=anna, headers={"Idempotency-Key": f"new-{number}"})
+            for number in range(20)
+        ),
+        api.post("/referral-code", wish, by=bert, headers=KEY),
+    )
+    assert sorted(answer.status for answer in answers) == [201, 201, *[409] * 19]
+    rows = await database.fetch("SELECT scope, idempotency_key FROM idempotency_keys")
+    mine = {row["idempotency_key"] for row in rows if row["scope"] == anna.user_id}
+    assert len(mine) == MOST_KEPT
+    assert {f"new-{number}" for number in range(20)} < mine
+    assert {"key 980", "key 981"} & mine == {"key 980"}
+    assert len(rows) == MOST_KEPT + 1
+
+
+async def test_a_refusal_that_comes_after_the_erasure_is_not_kept(
+    api: Api, anna: Person, database: asyncpg.Connection
+) -> None:
+    await api.delete("/users/me", {"password": PASSWORD}, by=anna)
+    key = IdempotencyKey(anna.user_id, "key", b"fingerprint", UUID(anna.user_id))
+    await api.app[REFUSALS].keep(key, IdempotentAnswer(409, b"{}"))
+    assert await database.fetchval("SELECT count(*) FROM idempotency_keys") == 0

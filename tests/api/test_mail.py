@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from service.api.keys import SETTINGS
+from service.attempts import known_addresses_key
 from service.domain.mails import MOST_LIVE_TOKENS, TOKEN_LIVES
 from service.providers import mail
 from service.settings import read_settings
@@ -376,7 +378,11 @@ async def test_what_a_reset_or_a_change_makes_old_is_forgotten_by_a_job_too(
         await database.execute("DROP RULE planned ON jobs")
         await database.execute("DROP TABLE planned")
     assert [set(json.loads(payload)) for payload in planned] == [
-        {f"code:{ANNA}", "code:anna@example.org"},
+        {
+            f"code:{ANNA}",
+            "code:anna@example.org",
+            known_addresses_key(api.app[SETTINGS].hash_key, ANNA),
+        },
         {f"session:{session_id}"},
     ]
 
@@ -796,7 +802,19 @@ async def test_guessing_the_password_of_a_change_is_limited(
         body = {"new_email": "anna@example.org", "password": "wrong"}
         guesses = [await api.post("/auth/email/change", body, by=anna) for _ in range(5)]
         statuses = [answer.status for answer in guesses]
-        assert statuses == [401, 401, 401, 429, 429]  # signing in was the first of four
+        assert statuses == [401, 401, 401, 401, 429]
+
+
+async def test_who_resets_a_password_need_not_wait_for_failures_of_before(
+    mail_environment: dict[str, str], database: object, redis: object, smtp: SmtpServer
+) -> None:
+    settings = read_settings({**mail_environment, "RATE_LIMIT_LOGIN": "99/minute"})
+    async with running(settings) as api:
+        await api.register(ANNA)
+        guesses = [(await api.log_in(ANNA, "wrong")).status for _ in range(6)]
+        assert guesses == [*[401] * 5, 429]
+        assert (await reset(api, await forgotten(api, smtp))).status == 204
+        assert (await api.log_in(ANNA, NEW_PASSWORD)).status == 200
 
 
 # --- Disposable e-mails.

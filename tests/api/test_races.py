@@ -271,7 +271,7 @@ async def test_of_20_refreshes_of_one_token_one_wins_and_the_session_ends(
 async def test_no_sign_in_with_the_old_password_outlives_its_change(
     api: Api, anna: Person, database: asyncpg.Connection
 ) -> None:
-    """FOR SHARE on the user's row where a session is stored, with the hash that was verified."""
+    """The lock on the user's row where a session is stored, with the hash that was verified."""
     change = {"current_password": PASSWORD, "new_password": "another walk by the sea"}
 
     changing = asyncio.create_task(

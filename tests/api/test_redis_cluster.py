@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 
 from service import cache as caching
 from service.api.keys import REDIS
+from service.attempts import KnownAddresses
 from service.cache import BELIEF_SECONDS, SETTLING_SECONDS, Cache, RedisServer
 from service.domain.clock import utc_now
 from service.rate_limits import RateLimiter
@@ -120,12 +121,12 @@ async def test_each_window_is_counted_where_its_key_belongs(cluster: Settings) -
         open_cache(cluster.redis_url) as (_, other),
     ):
         for count, asked in ((1, server), (2, other)):
-            limiter = RateLimiter(asked, utc_now)
+            limiter = RateLimiter(asked, utc_now, b"key")
             windows = await limiter.count(RateLimit(2, 60), subjects)
             assert [window.count for window in windows] == [count] * 20
             assert {window.reset for window in windows} <= {59, 60}
-            await limiter.remember("account", "address")
-        assert await RateLimiter(other, utc_now).knows("account", "address")
+            await KnownAddresses(asked, utc_now, b"key").add("account", "address")
+        assert await KnownAddresses(other, utc_now, b"key").include("account", "address")
 
 
 @pytest.mark.usefixtures("settled_soon")

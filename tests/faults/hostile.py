@@ -43,6 +43,7 @@ def main() -> int:
             "RATE_LIMIT_REGISTER": "off",
             "RATE_LIMIT_LOGIN": "off",
             "RATE_LIMIT_LOOKUP": "off",
+            "RATE_LIMIT_WRITE": "off",
             "LOG_LEVEL": "warning",
             **ADMIN,
         }

@@ -200,6 +200,7 @@ def environment_of(built: World) -> dict[str, str]:
         "RATE_LIMIT_REGISTER": "off",
         "RATE_LIMIT_LOGIN": "off",
         "RATE_LIMIT_LOOKUP": "off",
+        "RATE_LIMIT_WRITE": "off",
         "LOG_LEVEL": "warning",
     }
 

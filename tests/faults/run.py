@@ -94,6 +94,7 @@ async def run(scenario: Scenario, seed: int, seconds: float, project: Path = ROO
             "RATE_LIMIT_REGISTER": "off",
             "RATE_LIMIT_LOGIN": "off",
             "RATE_LIMIT_LOOKUP": "off",
+            "RATE_LIMIT_WRITE": "off",
             "LOG_LEVEL": "warning",
             **scenario.environment,
         }

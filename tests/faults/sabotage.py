@@ -72,7 +72,7 @@ SABOTAGES: Final = [
     Sabotage(
         "a removal leaves the lease",
         SLOW,
-        ((CACHE, '("DEL", name, _lease(name))', '("DEL", name)'),),
+        ((CACHE, '("DEL", name, _lease(name), tag)', '("DEL", name, tag)'),),
     ),
     Sabotage(
         "the cache is told before the commit",

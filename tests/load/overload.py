@@ -52,7 +52,7 @@ CHEAP: Final = {"ARGON2_MEMORY_KIB": "64", "ARGON2_PASSES": "1"}
 PUBLIC_URL: Final = "http://localhost"
 """One for all services: the tokens are for it."""
 API: Final = "/api/v1"
-LIMITED: Final = ("REGISTER", "LOGIN", "LOOKUP", "MAIL", "VERIFICATION")
+LIMITED: Final = ("REGISTER", "LOGIN", "LOOKUP", "MAIL", "VERIFICATION", "WRITE")
 HEAD: Final = (
     "work", "peak/s", "offered/s", "good/s", "ratio", "others", "p99 ms", "health p99, max ms",
     "MiB before, most, after", "crowd late ms",

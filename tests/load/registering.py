@@ -29,7 +29,8 @@ from tests.stand_ins.hunter import Hunter
 from tests.stand_ins.smtp import SmtpServer
 
 NO_LIMITS = {
-    f"RATE_LIMIT_{name}": "off" for name in ("REGISTER", "LOGIN", "LOOKUP", "MAIL", "VERIFICATION")
+    f"RATE_LIMIT_{name}": "off"
+    for name in ("REGISTER", "LOGIN", "LOOKUP", "MAIL", "VERIFICATION", "WRITE")
 }
 
 

@@ -131,6 +131,7 @@ def service(environment: Mapping[str, str], log: Path, **changes: str) -> Iterat
         "RATE_LIMIT_LOOKUP": "999999999/minute",
         "RATE_LIMIT_REGISTER": "999999999/minute",
         "RATE_LIMIT_LOGIN": "999999999/minute",
+        "RATE_LIMIT_WRITE": "999999999/minute",
     }
     first = f"{url}/api/v1/referral-code/person1@example.com"
     command = [sys.executable, "-m", "service", "serve"]

@@ -34,6 +34,7 @@ from service.domain.referral_codes import (
     TakenReferralCode,
     issue_referral_code,
 )
+from service.domain.security_events import Origin
 from service.domain.sessions import FIRST_PARTY, Session
 from service.domain.users import Role, parse_email
 from service.use_cases.forgetting import CODE_KEY
@@ -349,7 +350,7 @@ async def test_of_20_rotations_at_once_one_succeeds(transactions: Database) -> N
 async def test_a_sign_in_with_an_old_password_leaves_no_session_behind_the_change(
     transactions: Database, database: asyncpg.Connection
 ) -> None:
-    """Without FOR SHARE in the INSERT the sign-in would not see the change it comes behind."""
+    """Without FOR NO KEY UPDATE in INSERT the sign-in would not see the change it comes behind."""
     async with transactions.transaction() as repositories:
         user_id = await new_user(repositories)
 
@@ -361,6 +362,103 @@ async def test_a_sign_in_with_an_old_password_leaves_no_session_behind_the_chang
         assert await repositories.users.replace_password_hash(user_id, HASH, "$new$")
         signing_in = await until_blocked(database, sign_in())
     assert await signing_in is False
+
+
+async def test_of_20_sessions_begun_at_once_as_many_stay_open_as_may(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """Without FOR NO KEY UPDATE in INSERT some would not see the others, and more would stay."""
+    async with transactions.transaction() as repositories:
+        user_id = await new_user(repositories)
+
+    async def sign_in() -> UUID:
+        async with transactions.transaction() as repositories:
+            session = new_session(user_id)
+            assert await repositories.sessions.add(session, HASH)
+            await repositories.sessions.end_surplus(user_id, session.session_id, 5, NOW)
+        return session.session_id
+
+    await asyncio.gather(*(sign_in() for _ in range(20)))
+    assert await database.fetchval("SELECT count(*) FROM sessions WHERE ended_at IS NULL") == 5
+
+
+async def test_a_session_of_a_machine_whose_clock_is_slow_does_not_end_as_it_begins(
+    transactions: Database,
+) -> None:
+    async with transactions.transaction() as repositories:
+        user_id = await new_user(repositories)
+        sessions = [new_session(user_id) for _ in range(3)]
+        sessions[2] = replace(sessions[2], created_at=NOW - timedelta(minutes=1))
+        for session in sessions:
+            assert await repositories.sessions.add(session, HASH)
+        new = sessions[2].session_id
+        assert await repositories.sessions.end_surplus(user_id, new, 2, NOW) == [
+            sessions[0].session_id
+        ]
+
+
+async def test_one_identity_at_a_time_is_linked_to_an_account(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """With FOR SHARE in LINK both would hold the user's row, and neither could begin a session."""
+    email = parse_email(new_email())
+    async with transactions.transaction() as repositories:
+        user_id = uuid7()
+        await repositories.users.add(user_id, email, HASH, Role.USER, NOW, email_confirmed_at=NOW)
+
+    async def link(repositories: Repositories, subject: str) -> None:
+        identity = Identity(
+            issuer="https://issuer.example", subject=subject, email=email, email_verified=True
+        )
+        assert await repositories.identities.link(identity, email.key, NOW) == user_id
+
+    async def sign_in(subject: str) -> bool:
+        async with transactions.transaction() as repositories:
+            await link(repositories, subject)
+            return await repositories.sessions.add(new_session(user_id), HASH)
+
+    async with transactions.transaction() as repositories:
+        await link(repositories, "one")
+        other = await until_blocked(database, sign_in("two"))
+        assert await repositories.sessions.add(new_session(user_id), HASH)
+    assert await other
+
+
+async def test_of_20_keys_of_a_user_at_once_as_many_are_kept_as_may(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """Without FOR NO KEY UPDATE in LOCK_USER some would not see the others, and more would stay."""
+    async with transactions.transaction() as repositories:
+        user_id = await new_user(repositories)
+
+    async def claim(number: int) -> None:
+        key = IdempotencyKey(str(user_id), f"key {number}", b"fingerprint", user_id)
+        async with transactions.transaction() as repositories:
+            keys = repositories.idempotency_keys
+            assert await keys.lock_user(user_id)
+            assert await keys.claim(key, NOW, NOW - LIFE)
+            await keys.delete_surplus(key, 5)
+
+    await asyncio.gather(*map(claim, range(20)))
+    assert await database.fetchval("SELECT count(*) FROM idempotency_keys") == 5
+
+
+async def test_no_key_is_claimed_of_an_account_that_is_being_erased(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """Without the lock in LOCK_USER it is, and what is kept under it outlives the account."""
+    async with transactions.transaction() as repositories:
+        user_id = await new_user(repositories)
+
+    async def lock() -> bool:
+        async with transactions.transaction() as repositories:
+            return await repositories.idempotency_keys.lock_user(user_id)
+
+    async with transactions.transaction() as repositories:
+        await erase(repositories, user_id)
+        locking = await until_blocked(database, lock())
+    assert not await locking
+    assert not await lock()
 
 
 async def test_a_repeated_request_waits_for_the_first_and_finds_its_answer(
@@ -484,6 +582,27 @@ async def test_no_token_is_stored_of_an_account_that_is_being_erased(
     assert not await adding
     assert not await add()  # nor afterwards: without the condition in INSERT it is
     assert await database.fetchval("SELECT count(*) FROM mail_tokens") == 0
+
+
+async def test_a_failed_sign_in_to_an_account_that_is_being_erased_is_nobodys(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """Without FOR KEY SHARE in INSERT_FAILED_SIGN_IN it is stored for the account, and stays."""
+    email = parse_email(new_email())
+    user_id = uuid7()
+    async with transactions.transaction() as repositories:
+        await repositories.users.add(user_id, email, HASH, Role.USER, NOW)
+
+    async def fail() -> UUID | None:
+        async with transactions.transaction() as repositories:
+            return await repositories.security_events.add_failed_sign_in(email.key, Origin(), NOW)
+
+    assert await fail() == user_id
+    async with transactions.transaction() as repositories:
+        await erase(repositories, user_id)
+        await repositories.security_events.delete_of_user(user_id)
+        failing = await until_blocked(database, fail())
+    assert await failing is None
 
 
 async def test_an_identity_that_is_being_removed_signs_nobody_in(

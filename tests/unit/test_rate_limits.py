@@ -30,7 +30,7 @@ def clock() -> HandSetClock:
 
 @pytest.fixture
 def limiter(clock: HandSetClock) -> RateLimiter:
-    return RateLimiter(RedisServer("unix:///nowhere"), clock)
+    return RateLimiter(RedisServer("unix:///nowhere"), clock, b"key")
 
 
 async def count(limiter: RateLimiter, subject: str = "anna", name: str = "login") -> Window:
@@ -101,7 +101,7 @@ async def test_the_windows_counted_longest_ago_make_room(
     monkeypatch.setattr(rate_limits, "MOST_LOCAL_WINDOWS", 3)
     for subject in ("anna", "bert", "carl", "anna", "dora"):
         await count(limiter, subject)
-    assert len(limiter._local) == 3
+    assert len(limiter.local) == 3
     assert (await count(limiter, "anna")).count == 3  # counted twice, and lately
     assert (await count(limiter, "bert")).count == 1  # made room for dora
 
@@ -110,4 +110,4 @@ async def test_memory_stays_bounded_whatever_strangers_invent(limiter: RateLimit
     for number in range(0, rate_limits.MOST_LOCAL_WINDOWS + 1000, 1000):
         subjects = [("lookup", f"{number + step}") for step in range(1000)]
         await limiter.count(TWO_A_MINUTE, subjects)
-    assert len(limiter._local) == rate_limits.MOST_LOCAL_WINDOWS
+    assert len(limiter.local) == rate_limits.MOST_LOCAL_WINDOWS

@@ -90,6 +90,7 @@ def test_what_has_a_default_has_this_one() -> None:
         rate_limit_register=RateLimit(20, 60),
         rate_limit_login=RateLimit(10, 60),
         rate_limit_lookup=RateLimit(120, 60),
+        rate_limit_write=RateLimit(60, 60),
     )
 
 
