@@ -22,12 +22,15 @@ from service.connections import WAIT_SECONDS, Connections, QueueFull
 from service.domain.errors import DatabaseUnavailable, Overloaded, Unavailable
 from service.metrics import REPLICA_READS
 from service.repositories.authorization_codes import AuthorizationCodeRepository
+from service.repositories.claims import ClaimRepository
+from service.repositories.confirmations import ConfirmationRepository
 from service.repositories.connection import Connection
 from service.repositories.enrichments import EnrichmentRepository
 from service.repositories.idempotency_keys import IdempotencyKeyRepository
 from service.repositories.identities import IdentityRepository
 from service.repositories.jobs import JobRepository
 from service.repositories.mail_tokens import MailTokenRepository
+from service.repositories.mailboxes import MailboxRepository
 from service.repositories.oauth_clients import OAuthClientRepository
 from service.repositories.referral_codes import ReferralCodeRepository
 from service.repositories.referrals import ReferralRepository
@@ -114,6 +117,14 @@ class Repositories:
         return AuthorizationCodeRepository(self._connection)
 
     @property
+    def claims(self) -> ClaimRepository:
+        return ClaimRepository(self._connection)
+
+    @property
+    def confirmations(self) -> ConfirmationRepository:
+        return ConfirmationRepository(self._connection)
+
+    @property
     def enrichments(self) -> EnrichmentRepository:
         return EnrichmentRepository(self._connection)
 
@@ -132,6 +143,10 @@ class Repositories:
     @property
     def mail_tokens(self) -> MailTokenRepository:
         return MailTokenRepository(self._connection)
+
+    @property
+    def mailboxes(self) -> MailboxRepository:
+        return MailboxRepository(self._connection)
 
     @property
     def oauth_clients(self) -> OAuthClientRepository:

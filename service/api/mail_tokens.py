@@ -10,8 +10,8 @@ from service.api.authentication import current_user
 from service.api.keys import MAIL_TOKENS
 from service.api.openapi import refuses
 from service.api.rate_limits import LOGIN, MAIL, count_request
-from service.api.requests import RequestSchema, Text, read_body
-from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, ErasureSchema, account_of
+from service.api.requests import EmailText, RequestSchema, Text, TokenText, read_body
+from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, ErasureSchema
 from service.domain.errors import (
     HashingQueueFull,
     InvalidCredentials,
@@ -25,11 +25,11 @@ EXAMPLE_TOKEN = "qD3mKn0c2xk1…"  # noqa: S105  # an example
 
 
 class EmailSchema(RequestSchema):
-    email = Text(required=True)
+    email = EmailText(required=True)
 
 
 class TokenSchema(RequestSchema):
-    token = Text(required=True, metadata={"description": "As it is in the mail."})
+    token = TokenText(required=True, metadata={"description": "As it is in the mail."})
 
 
 class PasswordResetSchema(TokenSchema):
@@ -37,7 +37,7 @@ class PasswordResetSchema(TokenSchema):
 
 
 class EmailChangeSchema(ErasureSchema):
-    new_email = Text(required=True)
+    new_email = EmailText(required=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ _ANSWERED_ALIKE = {
 @refuses(TooMany)
 async def forgot_password(request: web.Request) -> web.Response:
     asked = await read_body(request, EMAIL_SCHEMA, into=ForEmail)
-    await count_request(request, MAIL, account=account_of(asked.email))
+    await count_request(request, MAIL)
     await request.app[MAIL_TOKENS].forgot_password(asked.email)
     return _accepted()
 
@@ -113,8 +113,9 @@ async def reset_password(request: web.Request) -> web.Response:
 @docs(
     tags=["E-mail"],
     summary="Confirm an e-mail",
-    description="With the token that was mailed to it, after registering or for a change.",
-    responses={204: {"description": "The e-mail is confirmed, and is the account's."}},
+    description="With the token that was mailed to it, after registering or for a change. The same "
+    "token again gets the same answer, as long as the account has this email address.",
+    responses={204: {"description": "The email address is confirmed, and is the account's."}},
 )
 @request_schema(TokenSchema, example={"token": EXAMPLE_TOKEN})
 @refuses(TokenUnusable)
@@ -127,14 +128,15 @@ async def confirm_email(request: web.Request) -> web.Response:
 @docs(
     tags=["E-mail"],
     summary="Send me the confirmation once more",
-    description="If there is an account whose e-mail is not confirmed, its owner gets a mail.",
+    description="If the email address waits for a confirmation, a mail with a new token is sent "
+    "to it, for each of the newest registrations if there were several.",
     responses=_ANSWERED_ALIKE,
 )
 @request_schema(EmailSchema, example={"email": EXAMPLE_EMAIL})
 @refuses(TooMany)
 async def resend_confirmation(request: web.Request) -> web.Response:
     asked = await read_body(request, EMAIL_SCHEMA, into=ForEmail)
-    await count_request(request, MAIL, account=account_of(asked.email))
+    await count_request(request, MAIL)
     await request.app[MAIL_TOKENS].resend_confirmation(asked.email)
     return _accepted()
 
@@ -155,7 +157,7 @@ async def change_email(request: web.Request) -> web.Response:
     caller = await current_user(request)
     change = await read_body(request, EMAIL_CHANGE_SCHEMA, into=EmailChange)
     await count_request(request, LOGIN, account=str(caller.user_id))
-    await count_request(request, MAIL, account=account_of(change.new_email))
+    await count_request(request, MAIL)
     await request.app[MAIL_TOKENS].change_email(caller, change.new_email, change.password)
     return _accepted()
 

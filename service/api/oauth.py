@@ -164,7 +164,7 @@ async def decide_authorization(request: web.Request) -> web.Response:
     if form.get("decision") != "allow":
         denied = OAuthError("access_denied", "The user denied the request.")
         return _send_back_error(request, authorization.redirect_uri, authorization.state, denied)
-    email = form.get("email", "")
+    email = form.get("email", "").strip()
     try:
         await count_sign_in(request, account_of(email))
         code = await request.app[OAUTH].grant(authorization, email, form.get("password", ""))

@@ -71,4 +71,5 @@ class Credentials:
     role: Role
     password_hash: str
     disabled: bool
+    email_confirmed: bool
     awaits_confirmation: bool

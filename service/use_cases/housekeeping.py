@@ -9,6 +9,7 @@ from service.domain.clock import Clock
 from service.domain.errors import Unavailable
 from service.domain.idempotency import KEPT_FOR
 from service.domain.jobs import PARKED_FOR
+from service.domain.mails import MAILS_COUNTED_FOR
 from service.domain.security_events import KEPT_FOR as SECURITY_EVENTS_KEPT_FOR
 
 PERIOD_SECONDS: Final = 60.0
@@ -30,6 +31,8 @@ class Housekeeping:
             await repositories.sessions.delete_expired(now)
             await repositories.idempotency_keys.delete_old(now - KEPT_FOR)
             await repositories.mail_tokens.delete_expired(now)
+            await repositories.claims.delete_expired(now)
+            await repositories.mailboxes.delete_old(now - MAILS_COUNTED_FOR)
             await repositories.jobs.delete_parked(now - PARKED_FOR)
             await repositories.security_events.delete_old(now - SECURITY_EVENTS_KEPT_FOR)
 

@@ -65,6 +65,7 @@ class Sessions:
         *,
         lifetime: timedelta,
         password_min_length: int,
+        confirmation_required: bool,
     ) -> None:
         self._database = database
         self._cache = cache
@@ -77,6 +78,7 @@ class Sessions:
         self._clock = clock
         self._lifetime = lifetime
         self._password_min_length = password_min_length
+        self._confirmation_required = confirmation_required
         self._expiries_if_open = Batches[UUID, datetime](
             lambda session_ids: database.read(
                 lambda stored: stored.sessions.expiries_if_open(session_ids, clock())
@@ -120,7 +122,7 @@ class Sessions:
             credentials = await repositories.users.find_credentials_by_email(email_key)
         password_hash = credentials.password_hash if credentials else None
         verified, new_hash = await self._hasher.verify(password, password_hash)
-        if not verified or credentials is None or credentials.awaits_confirmation:
+        if not verified or credentials is None or self._awaits_confirmation(credentials):
             # The one like the other: where e-mails have to be confirmed, nobody learns here
             # whether an e-mail had an account before it was registered with this password.
             reason = (
@@ -144,6 +146,12 @@ class Sessions:
                     raise TransactionConflict
             return replace(credentials, password_hash=new_hash)
         return credentials
+
+    def _awaits_confirmation(self, credentials: Credentials) -> bool:
+        """Whether nobody may sign in yet; where all have to confirm, accounts of before have to."""
+        return credentials.awaits_confirmation or (
+            self._confirmation_required and not credentials.email_confirmed
+        )
 
     async def open(
         self,
