@@ -44,6 +44,7 @@ from service.rate_limits import RateLimiter
 from service.redis_connection import RedisAway
 from service.settings import EnrichmentSettings, Settings
 from service.tokens import AccessTokens, RefreshTokens
+from service.use_cases.claims import Claims
 from service.use_cases.email_verification import EmailVerification
 from service.use_cases.enrichment import Enrichments
 from service.use_cases.forgetting import Forgetting
@@ -235,6 +236,7 @@ def _worker(
             clock,
             service_name=settings.service_name,
             app_url=settings.mail.app_url,
+            hash_key=settings.hash_key,
         )
         handlers[JobKind.MAIL] = mails.deliver
     return Worker(postgresql, handlers, clock)
@@ -288,6 +290,14 @@ async def _open(
     app[keys.KNOWN_ADDRESSES] = KnownAddresses(redis, clock, settings.hash_key)
     app[keys.REFUSALS] = Refusals(postgresql, clock)
     app[keys.USERS] = _users(postgresql, forgetting, jobs, hasher, events, clock, settings)
+    app[keys.CLAIMS] = Claims(
+        postgresql,
+        jobs,
+        app[keys.USERS],
+        hasher,
+        clock,
+        password_rules=_password_rules(settings),
+    )
     app[keys.SESSIONS] = Sessions(
         postgresql,
         cache,
@@ -300,6 +310,7 @@ async def _open(
         clock,
         lifetime=settings.refresh_token_ttl,
         password_rules=_password_rules(settings),
+        confirmation_required=settings.confirmation_required,
     )
     app[keys.OAUTH] = OAuth(
         postgresql, app[keys.SESSIONS], events, clock, _built_in_clients(settings)
@@ -309,6 +320,7 @@ async def _open(
         postgresql,
         forgetting,
         app[keys.USERS],
+        app[keys.CLAIMS],
         app[keys.SESSIONS],
         {
             of.name: make_provider(of, callback_url(settings, of.name), http, clock)
@@ -316,12 +328,14 @@ async def _open(
         },
         events,
         clock,
+        confirmation_required=settings.confirmation_required,
     )
     app[keys.MAIL_TOKENS] = MailTokens(
         postgresql,
         forgetting,
         jobs,
         app[keys.USERS],
+        app[keys.CLAIMS],
         hasher,
         events,
         clock,

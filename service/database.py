@@ -30,12 +30,15 @@ from service.domain.errors import (
 )
 from service.metrics import REPLICA_READS
 from service.repositories.authorization_codes import AuthorizationCodeRepository
+from service.repositories.claims import ClaimRepository
+from service.repositories.confirmations import ConfirmationRepository
 from service.repositories.connection import Connection
 from service.repositories.enrichments import EnrichmentRepository
 from service.repositories.idempotency_keys import IdempotencyKeyRepository
 from service.repositories.identities import IdentityRepository
 from service.repositories.jobs import JobRepository
 from service.repositories.mail_tokens import MailTokenRepository
+from service.repositories.mailboxes import MailboxRepository
 from service.repositories.migrations import MigrationRepository
 from service.repositories.oauth_clients import OAuthClientRepository
 from service.repositories.referral_codes import ReferralCodeRepository
@@ -146,6 +149,14 @@ class Repositories:
         return AuthorizationCodeRepository(self._connection)
 
     @property
+    def claims(self) -> ClaimRepository:
+        return ClaimRepository(self._connection)
+
+    @property
+    def confirmations(self) -> ConfirmationRepository:
+        return ConfirmationRepository(self._connection)
+
+    @property
     def enrichments(self) -> EnrichmentRepository:
         return EnrichmentRepository(self._connection)
 
@@ -164,6 +175,10 @@ class Repositories:
     @property
     def mail_tokens(self) -> MailTokenRepository:
         return MailTokenRepository(self._connection)
+
+    @property
+    def mailboxes(self) -> MailboxRepository:
+        return MailboxRepository(self._connection)
 
     @property
     def oauth_clients(self) -> OAuthClientRepository:

@@ -22,6 +22,7 @@ from service.api.requests import (
 from service.api.users import UserSchema
 from service.domain.email_verification import Verdict
 from service.domain.errors import NotAllowed, UserNotFound
+from service.domain.referrals import ReferralFlag
 
 
 class EmailVerificationSchema(Schema):
@@ -41,6 +42,10 @@ class AdminUserSchema(UserSchema):
         EmailVerificationSchema,
         allow_none=True,
         metadata={"description": "What is known about the email address; null if nothing is."},
+    )
+    referral_flags = fields.List(
+        fields.String(metadata={"example": ReferralFlag.SELF_REFERRAL}),
+        metadata={"description": "What is suspicious about the account as a referral."},
     )
 
 
@@ -75,7 +80,9 @@ async def list_users(request: web.Request) -> web.Response:
     limit, behind = read_page(request)
     email = request.query.get("email")
     users = request.app[USERS]
-    page = await (users.page(limit, behind) if email is None else users.find_by_email(email))
+    page = await (
+        users.page(limit, behind) if email is None else users.find_by_email(email.strip())
+    )
     return respond(ADMIN_USERS_SCHEMA, page)
 
 

@@ -34,6 +34,6 @@ CHECKED_EMAIL_SCHEMA = CheckedEmailSchema()
 async def verify_email(request: web.Request) -> web.Response:
     caller = await current_user(request)
     await count_request(request, VERIFICATION, account=str(caller.user_id))
-    email = request.match_info["email"]
+    email = request.match_info["email"].strip()
     verification = await request.app[EMAIL_VERIFICATION].check(email)
     return respond(CHECKED_EMAIL_SCHEMA, {"email": email, **asdict(verification)})

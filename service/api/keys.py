@@ -14,6 +14,7 @@ from service.database import Database
 from service.passwords import PasswordHasher
 from service.rate_limits import RateLimiter, Window
 from service.settings import RateLimit, Settings
+from service.use_cases.claims import Claims
 from service.use_cases.email_verification import EmailVerification
 from service.use_cases.enrichment import Enrichments
 from service.use_cases.idempotency import Refusals
@@ -40,6 +41,7 @@ KNOWN_ADDRESSES: Final = web.AppKey("KNOWN_ADDRESSES", KnownAddresses)
 RATE_LIMITS: Final = web.AppKey("RATE_LIMITS", Mapping[str, RateLimit | None])
 REFUSALS: Final = web.AppKey("REFUSALS", Refusals)
 USERS: Final = web.AppKey("USERS", Users)
+CLAIMS: Final = web.AppKey("CLAIMS", Claims)
 MAIL_TOKENS: Final = web.AppKey("MAIL_TOKENS", MailTokens)
 EMAIL_VERIFICATION: Final = web.AppKey("EMAIL_VERIFICATION", EmailVerification)
 ENRICHMENTS: Final = web.AppKey("ENRICHMENTS", Enrichments)

@@ -12,8 +12,8 @@ from service.api.keys import MAIL_TOKENS
 from service.api.openapi import refuses
 from service.api.password_attempts import forget_failures, password_attempt
 from service.api.rate_limits import MAIL, count_request
-from service.api.requests import RequestSchema, Text, read_body
-from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, ErasureSchema, account_of
+from service.api.requests import EmailText, RequestSchema, Text, TokenText, read_body
+from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, ErasureSchema
 from service.domain.errors import (
     HashingQueueFull,
     InvalidCredentials,
@@ -27,11 +27,11 @@ EXAMPLE_TOKEN = "qD3mKn0c2xk1…"  # noqa: S105  # an example
 
 
 class EmailSchema(RequestSchema):
-    email = Text(required=True)
+    email = EmailText(required=True)
 
 
 class TokenSchema(RequestSchema):
-    token = Text(required=True, metadata={"description": "As it is in the mail."})
+    token = TokenText(required=True, metadata={"description": "As it is in the mail."})
 
 
 class PasswordResetSchema(TokenSchema):
@@ -39,7 +39,7 @@ class PasswordResetSchema(TokenSchema):
 
 
 class EmailChangeSchema(ErasureSchema):
-    new_email = Text(required=True)
+    new_email = EmailText(required=True)
 
 
 class AcceptedSchema(Schema):
@@ -86,7 +86,7 @@ ACCEPTED_SCHEMA = AcceptedSchema()
 @refuses(TooMany)
 async def forgot_password(request: web.Request) -> web.Response:
     asked = await read_body(request, EMAIL_SCHEMA, into=ForEmail)
-    await count_request(request, MAIL, account=account_of(asked.email))
+    await count_request(request, MAIL)
     await request.app[MAIL_TOKENS].forgot_password(asked.email)
     return respond(ACCEPTED_SCHEMA, None, 202)
 
@@ -112,7 +112,8 @@ async def reset_password(request: web.Request) -> web.Response:
 @docs(
     tags=["Email"],
     summary="Confirm an email address",
-    description="With the token that was mailed to it, after registering or for a change.",
+    description="With the token that was mailed to it, after registering or for a change. The same "
+    "token again gets the same answer, as long as the account has this email address.",
     responses={204: {"description": "The email address is confirmed, and is the account's."}},
 )
 @request_schema(TokenSchema, example={"token": EXAMPLE_TOKEN})
@@ -126,14 +127,15 @@ async def confirm_email(request: web.Request) -> web.Response:
 @docs(
     tags=["Email"],
     summary="Send me the confirmation once more",
-    description="If there is an account whose address is not confirmed, its owner gets a mail.",
+    description="If the email address waits for a confirmation, a mail with a new token is sent "
+    "to it, for each of the newest registrations if there were several.",
 )
 @request_schema(EmailSchema, example={"email": EXAMPLE_EMAIL})
 @response_schema(AcceptedSchema, 202, description="Whether or not there is such an account.")
 @refuses(TooMany)
 async def resend_confirmation(request: web.Request) -> web.Response:
     asked = await read_body(request, EMAIL_SCHEMA, into=ForEmail)
-    await count_request(request, MAIL, account=account_of(asked.email))
+    await count_request(request, MAIL)
     await request.app[MAIL_TOKENS].resend_confirmation(asked.email)
     return respond(ACCEPTED_SCHEMA, None, 202)
 
@@ -154,6 +156,6 @@ async def change_email(request: web.Request) -> web.Response:
     caller = await current_user(request)
     change = await read_body(request, EMAIL_CHANGE_SCHEMA, into=EmailChange)
     async with password_attempt(request, str(caller.user_id)):
-        await count_request(request, MAIL, account=account_of(change.new_email))
+        await count_request(request, MAIL)
         await request.app[MAIL_TOKENS].change_email(caller, change.new_email, change.password)
     return respond(ACCEPTED_SCHEMA, None, 202)

@@ -204,7 +204,7 @@ async def decide_authorization(request: web.Request) -> web.Response:
     if form.get("decision") != "allow":
         denied = OAuthError("access_denied", "The user denied the request.")
         return _send_back_error(request, authorization.redirect_uri, authorization.state, denied)
-    email = form.get("email", "")
+    email = form.get("email", "").strip()
     try:
         async with password_attempt(request, account_of(email), signs_in=True):
             code = await request.app[OAUTH].grant(authorization, email, form.get("password", ""))

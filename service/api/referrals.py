@@ -13,7 +13,7 @@ from service.api.openapi import refuses
 from service.api.requests import Moment, PageQuery, moment_text, read_id, read_page
 from service.domain.errors import NotAllowed, UserNotFound
 from service.domain.pages import Page
-from service.domain.referrals import Referral
+from service.domain.referrals import Referral, ReferralFlag
 
 
 class ReferralSchema(Schema):
@@ -23,6 +23,13 @@ class ReferralSchema(Schema):
     )
     registered_at = Moment()
     code = fields.String(metadata={"example": "ANNA-2026"})
+    flags = fields.List(
+        fields.String(metadata={"example": ReferralFlag.SELF_REFERRAL}),
+        metadata={
+            "description": "What is suspicious: `self-referral` where its mailbox is the "
+            "referrer's, or that of another referral. It counts all the same."
+        },
+    )
 
 
 class ReferralsSchema(PageSchema):
@@ -50,8 +57,9 @@ def write_page(page: Page[Referral]) -> bytes:
     items = ",".join(
         [
             f'{{"id":"{user_id!s}","email":{"null" if email is None else _quoted(email)},'
-            f'"registered_at":"{moment_text(registered_at)}","code":{_quoted(code)}}}'
-            for user_id, email, registered_at, code in page.items
+            f'"registered_at":"{moment_text(registered_at)}","code":{_quoted(code)},'
+            f'"flags":[{",".join(map(_quoted, flags))}]}}'
+            for user_id, email, registered_at, code, flags in page.items
         ]
     )
     cursor = "null" if page.next_cursor is None else f'"{page.next_cursor.encode()}"'

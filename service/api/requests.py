@@ -63,6 +63,21 @@ class Text(fields.String):
         return text
 
 
+class TrimmedText(Text):
+    """A text that is often pasted, with white space around it that does not count."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        return super()._deserialize(value, attr, data, **kwargs).strip()
+
+
+class EmailText(TrimmedText):
+    """An email address, which may be none: the use case decides."""
+
+
+class TokenText(TrimmedText):
+    """A token that was mailed."""
+
+
 class WholeNumber(fields.Integer):
     """A JSON number without a fraction: no string, and no `true`, which Python takes for 1."""
 

@@ -12,6 +12,7 @@ from service.api.keys import SESSIONS
 from service.api.openapi import refuses
 from service.api.password_attempts import password_attempt
 from service.api.requests import (
+    EmailText,
     Moment,
     PageQuery,
     RequestSchema,
@@ -34,7 +35,7 @@ from service.domain.pages import Page
 
 
 class LoginSchema(RequestSchema):
-    email = Text(required=True)
+    email = EmailText(required=True)
     password = Text(required=True)
 
 

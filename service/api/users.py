@@ -9,11 +9,11 @@ from marshmallow import Schema, fields
 from service.api.answers import WholeResponse, answer, no_content, to_json
 from service.api.authentication import current_user
 from service.api.idempotency import answer_once
-from service.api.keys import SETTINGS, USERS
+from service.api.keys import CLAIMS, SETTINGS, USERS
 from service.api.openapi import IDEMPOTENCY_KEY, refuses
 from service.api.password_attempts import password_attempt
 from service.api.rate_limits import MAIL, REGISTER, count_request
-from service.api.requests import Moment, RequestSchema, Text, moment_text, read_body
+from service.api.requests import EmailText, Moment, RequestSchema, Text, moment_text, read_body
 from service.domain.errors import (
     EmailMalformed,
     EmailTaken,
@@ -31,7 +31,7 @@ EXAMPLE_PASSWORD = "a long walk by the river"  # noqa: S105  # an example
 
 
 class RegisterSchema(RequestSchema):
-    email = Text(required=True)
+    email = EmailText(required=True)
     password = Text(
         required=True,
         metadata={"description": "8 to 128 characters of any kind, and not a common password."},
@@ -44,7 +44,6 @@ class RegisterSchema(RequestSchema):
 class ErasureSchema(RequestSchema):
     password = Text(
         load_default=None,
-        allow_none=False,
         metadata={
             "description": "Left out only for an account without one: then the sign-in must be "
             "less than 10 minutes old."
@@ -83,7 +82,8 @@ USER_SCHEMA = UserSchema()
     summary="Register",
     description="Creates an account, and a referral if a code is given; with an unusable code, "
     "neither. Where email addresses have to be confirmed first, the answer is 202 for a new and a "
-    "known address alike, and its owner gets a mail.",
+    "known one alike, and a mail is sent to it. The account is created when its token comes back, "
+    "with the password and the code of that registration, however many others there were.",
     parameters=[IDEMPOTENCY_KEY],
 )
 @request_schema(RegisterSchema, example={"email": EXAMPLE_EMAIL, "password": EXAMPLE_PASSWORD})
@@ -97,19 +97,19 @@ USER_SCHEMA = UserSchema()
 async def register(request: web.Request) -> web.Response:
     await count_request(request, REGISTER)
     registration = await read_body(request, REGISTER_SCHEMA, into=Registration)
-    confirmed_first = request.app[SETTINGS].confirmation_required
-    if confirmed_first:
-        # It sends a mail whoever's the e-mail is.
-        await count_request(request, MAIL, account=account_of(registration.email))
+    if not request.app[SETTINGS].confirmation_required:
+        return await answer_once(
+            request,
+            None,
+            lambda once: request.app[USERS].register(registration, once),
+            lambda user: answer(USER_SCHEMA, user, 201),
+        )
+    await count_request(request, MAIL)  # it sends one, whoever has the email address
     return await answer_once(
         request,
         None,
-        lambda once: request.app[USERS].register(registration, once),
-        lambda user: (
-            answer(CONFIRMATION_SENT, user, 202)
-            if confirmed_first
-            else answer(USER_SCHEMA, user, 201)
-        ),
+        lambda once: request.app[CLAIMS].register(registration, once),
+        lambda _: answer(CONFIRMATION_SENT, None, 202),
     )
 
 

@@ -10,19 +10,32 @@ from service.domain.users import Email
 
 TOKEN_LIVES: Final = timedelta(minutes=10)
 """OWASP ASVS 5.0, 6.5.5."""
-MOST_LIVE_TOKENS: Final = 3
-"""Of one account for one purpose: nobody fills somebody else's mailbox with more."""
+MOST_MAILS_AN_HOUR: Final = 3
+"""To one mailbox, whatever causes them: nobody fills it by way of this service."""
+MOST_MAILS_A_DAY: Final = 10
+MAILS_COUNTED_FOR: Final = timedelta(days=1)
+KEPT_FOR_RESETS_AN_HOUR: Final = 1
+"""So many of them are left for a new password when something else has used up all others."""
+KEPT_FOR_RESETS_A_DAY: Final = 3
+RESET_HEAD_START: Final = timedelta(hours=1)
+"""A mail with a token for a new password goes before others that have waited for less than this."""
+_CONFIRM: Final = (
+    "Please confirm within the next 10 minutes that the address is yours. "
+    "If this wasn't you, ignore this email."
+)
 
 
 class MailKind(StrEnum):
     """Why a mail is written. What it says depends on the account when it is sent."""
 
+    CLAIM = "claim"
+    """Someone has registered with the email address, which has to be confirmed first."""
     REGISTRATION = "registration"
-    """Somebody has made an account with the e-mail."""
+    """Someone has made an account with the email address."""
     REGISTERED_AGAIN = "registered_again"
-    """Somebody has registered with an e-mail that had an account before."""
+    """What the release before planned for a registration with an address that had an account."""
     CONFIRMATION = "confirmation"
-    """Somebody wants to be sent the confirmation once more."""
+    """Someone wants to be sent the confirmation once more."""
     PASSWORD_RESET = "password_reset"  # noqa: S105  # a name
     PASSWORD_CHANGED = "password_changed"  # noqa: S105  # a name
     EMAIL_CHANGE = "email_change"
@@ -31,8 +44,17 @@ class MailKind(StrEnum):
     """To the old address."""
 
 
+class Share(StrEnum):
+    """Which part of what a mailbox may be sent a mail belongs to."""
+
+    RESET = "reset"
+    OTHER = "other"
+    NOTICE = "notice"
+    """Of what has happened to the account: always sent, but counted."""
+
+
 class TokenPurpose(StrEnum):
-    """What whoever has the token may do."""
+    """What the token in a mail is good for."""
 
     CONFIRM_EMAIL = "confirm_email"
     CHANGE_EMAIL = "change_email"
@@ -41,11 +63,15 @@ class TokenPurpose(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailToken:
-    """A token that was mailed to `email`, and proves that its sender reads the mail there."""
+    """A token that was mailed to `email`, and proves that its sender reads the mail there.
+
+    It belongs to an account or to a claim: exactly one of `user_id` and `claim_id` is given.
+    """
 
     token_hash: bytes
     purpose: TokenPurpose
-    user_id: UUID
+    user_id: UUID | None = None
+    claim_id: UUID | None = None
     email: Email
     created_at: datetime
     expires_at: datetime
@@ -65,64 +91,49 @@ class Mail:
     call: str | None = None
 
 
-def confirmation(service: str, token: str, link: str | None) -> Mail:
-    return Mail(
-        subject=f"Confirm your e-mail for {service}",
-        paragraphs=(
-            f"Somebody, we hope you, has registered at {service} with this e-mail.",
-            "Confirm within 10 minutes that it is yours. If it was not you, do nothing.",
-        ),
-        token=token,
-        link=link,
-        call="POST /api/v1/auth/email/confirm",
-    )
+def confirmation(service: str, signed_up_at: datetime, *, has_rivals: bool) -> Mail:
+    """`has_rivals` says that other sign-ups with the same address wait for a confirmation too."""
+    when = f"{signed_up_at.day} {signed_up_at:%B %Y} at {signed_up_at:%H:%M} UTC"
+    paragraphs = [
+        f"Someone (hopefully you) signed up for {service} with this email address on {when}.",
+        _CONFIRM,
+    ]
+    if has_rivals:
+        paragraphs.insert(
+            1,
+            "This address was used to sign up more than once. Each sign-up has its own password "
+            "and its own email, and only the one you confirm counts, so please check that the "
+            "time above is when you signed up.",
+        )
+    return Mail(subject=f"Confirm your email address for {service}", paragraphs=tuple(paragraphs))
 
 
 def account_exists(service: str) -> Mail:
     return Mail(
-        subject=f"You have an account at {service}",
+        subject=f"You already have an account with {service}",
         paragraphs=(
-            f"Somebody has tried to register at {service} with this e-mail, which has an account.",
             (
-                "If it was you, sign in, or reset your password if you have forgotten it. "
-                "If it was not, do nothing: nothing has changed."
+                f"Someone tried to use this email address for a new {service} account, "
+                "but it already has one."
+            ),
+            (
+                "If this was you, just sign in, or reset your password if you forgot it. "
+                "If not, you can ignore this email: nothing has changed."
             ),
         ),
     )
 
 
-def registered_again(service: str, token: str, link: str | None) -> Mail:
-    return Mail(
-        subject=f"Finish registering at {service}",
-        paragraphs=(
-            (
-                f"Somebody, we hope you, has registered at {service} with this e-mail, "
-                "and not for the first time."
-            ),
-            (
-                "Choose a new password within 10 minutes: nobody can tell whose the others were. "
-                "If it was not you, do nothing."
-            ),
-        ),
-        token=token,
-        link=link,
-        call="POST /api/v1/auth/password/reset",
-    )
-
-
-def password_reset(service: str, token: str, link: str | None) -> Mail:
+def password_reset(service: str) -> Mail:
     return Mail(
         subject=f"Reset your password for {service}",
         paragraphs=(
-            f"Somebody, we hope you, wants to set a new password for your account at {service}.",
+            f"Someone (hopefully you) asked for a new password for your {service} account.",
             (
-                "You can do so within 10 minutes. If it was not you, do nothing: "
-                "your password stays as it is."
+                "You can set one within the next 10 minutes. If this wasn't you, ignore this "
+                "email: your password stays the same."
             ),
         ),
-        token=token,
-        link=link,
-        call="POST /api/v1/auth/password/reset",
     )
 
 
@@ -131,35 +142,29 @@ def password_changed(service: str) -> Mail:
         subject=f"Your password for {service} was changed",
         paragraphs=(
             (
-                f"The password of your account at {service} was changed, "
+                f"The password of your {service} account was changed, "
                 "and you were signed out everywhere else."
             ),
-            "If it was not you, reset your password at once.",
+            "If this wasn't you, reset your password right away.",
         ),
     )
 
 
-def email_change(service: str, token: str, link: str | None) -> Mail:
+def email_change(service: str) -> Mail:
     return Mail(
-        subject=f"Confirm your new e-mail for {service}",
+        subject=f"Confirm your new email address for {service}",
         paragraphs=(
-            f"Somebody, we hope you, wants to use this e-mail for an account at {service}.",
-            "Confirm within 10 minutes that it is yours. If it was not you, do nothing.",
+            f"Someone (hopefully you) wants to use this email address for a {service} account.",
+            _CONFIRM,
         ),
-        token=token,
-        link=link,
-        call="POST /api/v1/auth/email/confirm",
     )
 
 
 def email_changed(service: str) -> Mail:
     return Mail(
-        subject=f"Your e-mail for {service} was changed",
+        subject=f"Your email address for {service} was changed",
         paragraphs=(
-            (
-                f"Your account at {service} has another e-mail from now on; "
-                "this one is no longer used for it."
-            ),
-            "If it was not you, tell the operators of the service.",
+            f"Your {service} account has a new email address and no longer uses this one.",
+            f"If this wasn't you, please contact the operators of {service}.",
         ),
     )

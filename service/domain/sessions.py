@@ -75,4 +75,5 @@ class Credentials:
     role: Role
     password_hash: str
     disabled: bool
+    email_confirmed: bool
     awaits_confirmation: bool

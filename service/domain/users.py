@@ -1,5 +1,6 @@
 """Who has an account, and what counts as the same e-mail."""
 
+import hmac
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -36,6 +37,8 @@ class User:
     awaits_confirmation: bool = False
     """Whether nobody can sign in to it before the e-mail is confirmed."""
     email_verification: "Verification | None" = None
+    referral_flags: tuple[str, ...] = ()
+    """What is suspicious about the account as a referral."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,27 @@ class Email:
         return f"{self.shown.rpartition('@')[0]}@{self.key.rpartition('@')[2]}"
 
 
+_GMAIL: Final = frozenset({"gmail.com", "googlemail.com"})
+
+
+def fold_mailbox(email_key: str) -> str:
+    """Return what the addresses of one mailbox have in common, as far as it is known.
+
+    A tag after `+` is cut off everywhere, Gmail's dots and second domain at Gmail. Two accounts
+    may share a mailbox: this limits mails and flags referrals, and never says who someone is.
+    """
+    local_part, _, domain = email_key.rpartition("@")
+    local_part = local_part.partition("+")[0] or local_part
+    if domain in _GMAIL:
+        local_part, domain = local_part.replace(".", ""), "gmail.com"
+    return f"{local_part}@{domain}"
+
+
+def hash_mailbox(email_key: str, hash_key: bytes) -> bytes:
+    """Return what stands for a mailbox in the database: nobody without the key knows whose."""
+    return hmac.digest(hash_key, b"mailbox " + fold_mailbox(email_key).encode(), "sha256")
+
+
 # What the parser is sure to leave as it is. No two hyphens in a row, as in IDNA's "xn--".
 _PLAIN: Final = re.compile(
     r"[a-z0-9]+(?:[._+-][a-z0-9]+)*@(?:[a-z0-9]+(?:-[a-z0-9]+)*\.)+[a-z]{2,63}", re.ASCII
@@ -61,9 +85,9 @@ def key_of(text: str) -> str:
     """Return the key of an e-mail to look for; raise EmailMalformed if nobody can have it.
 
     Where the form is plain the key is the text, which saves the parser's 20 µs. It is not checked
-    then: for the key of an account, parse the e-mail.
+    then: for the key of an account, parse the e-mail. White space around it does not count.
     """
-    return text if _PLAIN.fullmatch(text) else parse_email(text).key
+    return text if _PLAIN.fullmatch(text) else parse_email(text.strip()).key
 
 
 def parse_email(text: str) -> Email:
@@ -71,6 +95,8 @@ def parse_email(text: str) -> Email:
 
     The local part is ASCII: what Unicode takes for the same letter differs from one library to
     the next, and two of them disagreeing about a key is how accounts get stolen (CVE-2019-19844).
+    Nor may it look like an encoded word (RFC 2047), which a mail's header would turn into another
+    address.
     """
     try:
         text.encode()  # a lone surrogate is no text
@@ -84,4 +110,6 @@ def parse_email(text: str) -> Email:
         raise EmailMalformed from error
     except EmailNotValidError as error:
         raise EmailMalformed(str(error)) from error
+    if "=?" in parsed.local_part:
+        raise EmailMalformed("The part before the @ cannot stand in the header of a mail.")
     return Email(text, f"{parsed.local_part.lower()}@{parsed.ascii_domain}")

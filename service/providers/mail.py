@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from email.headerregistry import Address
 from email.message import EmailMessage
+from email.parser import BytesHeaderParser
+from email.policy import SMTP
 from email.utils import localtime
 from pathlib import Path
 from typing import Final
@@ -56,8 +58,16 @@ class Mailer:
         """Deliver the mail.
 
         The same `message_id` for each try lets mail programs show a mail once that was sent twice.
-        Raises ProviderUnavailable, or Hopeless where the mail server will not take it at all.
+        Raises ProviderUnavailable, or Hopeless where the mail server will not take it at all, or
+        there is no way to write it.
         """
+        try:
+            message = self._write(mail, to, message_id)
+        except Exception as error:  # whatever keeps it from being written does so each time
+            raise Hopeless(f"the mail cannot be written: {type(error).__name__}") from error
+        await self._deliver(message)
+
+    def _write(self, mail: Mail, to: Email, message_id: str) -> EmailMessage:
         message = EmailMessage()
         message["From"] = Address(self._service_name, addr_spec=self._sender)
         message["To"] = Address(addr_spec=to.mailbox)
@@ -67,7 +77,10 @@ class Mailer:
         message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no answers from machines
         message.set_content(self._render("mail.txt", mail))
         message.add_alternative(self._render("mail.html", mail), subtype="html")
-        await self._deliver(message)
+        written = BytesHeaderParser(policy=SMTP).parsebytes(message.as_bytes(policy=SMTP))
+        if [address.addr_spec for address in written["To"].addresses] != [to.mailbox]:
+            raise ValueError("the header names another address")
+        return message
 
     def _render(self, template: str, mail: Mail) -> str:
         return self._templates.get_template(template).render(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -111,9 +111,14 @@ class JobRepository:
         """Store a job that nobody claims."""
         await self._insert({kind: payload}, now, None)
 
-    async def add_due(self, payloads: Mapping[JobKind, Any], now: datetime) -> None:
-        """Store a job of each kind, to be claimed at once."""
-        await self._insert(payloads, now, now)
+    async def add_due(
+        self,
+        payloads: Mapping[JobKind, Any],
+        now: datetime,
+        head_start: timedelta = timedelta(),
+    ) -> None:
+        """Store a job of each kind, to be claimed at once, as if it had been due for so long."""
+        await self._insert(payloads, now, now - head_start)
 
     async def _insert(
         self, payloads: Mapping[JobKind, Any], now: datetime, due_at: datetime | None

@@ -9,7 +9,6 @@ from service.domain.mails import MailToken, TokenPurpose
 from service.domain.users import Email
 from service.repositories.connection import Connection, rows_in
 
-# No more than so many live ones, or one more for each worker that counts at the same instant.
 # The share lock makes the account's end wait, or be seen.
 INSERT: Final = """
     INSERT INTO mail_tokens (token_hash, purpose, user_id, email, email_key, created_at, expires_at)
@@ -17,17 +16,23 @@ INSERT: Final = """
       FROM users
      WHERE user_id = $3
        AND erased_at IS NULL
-       AND (SELECT count(*)
-              FROM mail_tokens
-             WHERE user_id = $3
-               AND purpose = $2
-               AND expires_at > $6) < $8
        FOR SHARE
     RETURNING token_hash
 """
 
+# So does this lock for the claim's.
+INSERT_OF_CLAIM: Final = """
+    INSERT INTO mail_tokens (token_hash, purpose, claim_id, email, email_key,
+                             created_at, expires_at)
+    SELECT $1, $2, claim_id, $4, $5, $6, $7
+      FROM claims
+     WHERE claim_id = $3
+       FOR KEY SHARE
+    RETURNING token_hash
+"""
+
 FIND: Final = """
-    SELECT token_hash, purpose, user_id, email, email_key, created_at, expires_at
+    SELECT token_hash, purpose, user_id, claim_id, email, email_key, created_at, expires_at
       FROM mail_tokens
      WHERE token_hash = $1
        AND purpose = ANY ($2)
@@ -40,7 +45,13 @@ TAKE: Final = """
      WHERE token_hash = $1
        AND purpose = ANY ($2)
        AND expires_at > $3
-    RETURNING token_hash, purpose, user_id, email, email_key, created_at, expires_at
+    RETURNING token_hash, purpose, user_id, claim_id, email, email_key, created_at, expires_at
+"""
+
+HAND_OVER: Final = """
+    UPDATE mail_tokens
+       SET user_id = $2, claim_id = NULL
+     WHERE claim_id = $1
 """
 
 DELETE: Final = """
@@ -67,18 +78,17 @@ class MailTokenRepository:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def add(self, token: MailToken, most_live: int) -> bool:
-        """Store it, unless its account is erased or has `most_live` of the kind; return whether."""
+    async def add(self, token: MailToken) -> bool:
+        """Store it, unless its account is erased or its claim gone; return whether it was."""
         stored = await self._connection.fetchval(
-            INSERT,
+            INSERT if token.claim_id is None else INSERT_OF_CLAIM,
             token.token_hash,
             token.purpose,
-            token.user_id,
+            token.user_id or token.claim_id,
             token.email.shown,
             token.email.key,
             token.created_at,
             token.expires_at,
-            most_live,
         )
         return stored is not None
 
@@ -92,6 +102,10 @@ class MailTokenRepository:
     ) -> MailToken | None:
         """Return the token if it is still good, once; afterwards there is none."""
         return await self._one(TAKE, token_hash, purposes, now)
+
+    async def hand_over(self, claim_id: UUID, user_id: UUID) -> None:
+        """Make the claim's tokens tokens of the account that the claim has become."""
+        await self._connection.execute(HAND_OVER, claim_id, user_id)
 
     async def delete(self, token_hash: bytes) -> None:
         await self._connection.execute(DELETE, token_hash)
@@ -111,6 +125,7 @@ class MailTokenRepository:
             token_hash=row["token_hash"],
             purpose=TokenPurpose(row["purpose"]),
             user_id=row["user_id"],
+            claim_id=row["claim_id"],
             email=Email(row["email"], row["email_key"]),
             created_at=row["created_at"],
             expires_at=row["expires_at"],

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from uuid6 import uuid7
@@ -68,15 +68,14 @@ LOCK_OWNER: Final = """
        FOR NO KEY UPDATE
 """
 
-IS_LIVE: Final = """
-    SELECT EXISTS (
-        SELECT FROM referral_codes c
-          JOIN users u ON u.user_id = c.owner_id
-         WHERE c.code = $1
-           AND c.ended_at IS NULL
-           AND c.expires_at > $2
-           AND u.disabled_at IS NULL
-    )
+FIND_USABLE: Final = """
+    SELECT c.referral_code_id
+      FROM referral_codes c
+      JOIN users u ON u.user_id = c.owner_id
+     WHERE c.code = $1
+       AND c.ended_at IS NULL
+       AND c.expires_at > $2
+       AND u.disabled_at IS NULL
 """
 
 # `was_there` is of the statement's snapshot: a code that is there, but is not ended, was ended by
@@ -134,6 +133,37 @@ TAKE: Final = """
       JOIN users u ON u.user_id = t.owner_id
      WHERE u.disabled_at IS NULL
        AND u.erased_at IS NULL
+"""
+
+# As TAKE, for who registered while the code lived: it may have died since, but not have been used
+# up, and its owner is not erased.
+TAKE_BY_ID: Final = """
+    WITH counted AS (
+        UPDATE referral_codes c
+           SET uses = c.uses + 1,
+               ended_at = CASE WHEN c.uses + 1 >= c.max_uses
+                               THEN COALESCE(c.ended_at, LEAST(c.expires_at, $2))
+                               ELSE c.ended_at END
+          FROM users u
+         WHERE c.referral_code_id = $1
+           AND c.uses < c.max_uses
+           AND u.user_id = c.owner_id
+           AND u.erased_at IS NULL
+        RETURNING c.referral_code_id, c.owner_id, c.code, c.max_uses, c.uses
+    ), shared AS (
+        SELECT referral_code_id, owner_id, code, max_uses, uses
+          FROM referral_codes
+         WHERE referral_code_id = $1
+           AND max_uses IS NULL
+           FOR SHARE
+    ), taken AS (
+        SELECT * FROM counted UNION ALL SELECT * FROM shared
+    )
+    SELECT t.referral_code_id, t.owner_id, u.email_key, t.code, t.max_uses,
+           COALESCE(t.uses >= t.max_uses, false) AS used_up
+      FROM taken t
+      JOIN users u ON u.user_id = t.owner_id
+     WHERE u.erased_at IS NULL
 """
 
 COUNT_USE: Final = """
@@ -218,24 +248,32 @@ class ReferralCodeRepository:
     async def take(self, code: str, now: datetime) -> TakenReferralCode | None:
         """Count one use of a live code towards `max_uses`; return it, or None if none lives."""
         row = await self._connection.fetchrow(TAKE, code, now)
-        return (
-            None
-            if row is None
-            else TakenReferralCode(
-                referral_code_id=row["referral_code_id"],
-                owner_id=row["owner_id"],
-                owner_email_key=row["email_key"],
-                code=row["code"],
-                max_uses=row["max_uses"],
-                used_up=row["ended_at"] is not None,
-            )
-        )
+        return None if row is None else _taken(row, used_up=row["ended_at"] is not None)
 
-    async def is_live(self, code: str, now: datetime) -> bool:
-        """Return whether somebody could register with the code now."""
-        is_live: bool = await self._connection.fetchval(IS_LIVE, code, now)
-        return is_live
+    async def take_by_id(self, referral_code_id: UUID, now: datetime) -> TakenReferralCode | None:
+        """Count one use of a code that lived at the registration; None if it is used up.
+
+        None too if its owner is erased. Whether it lives does not matter.
+        """
+        row = await self._connection.fetchrow(TAKE_BY_ID, referral_code_id, now)
+        return None if row is None else _taken(row, used_up=row["used_up"])
+
+    async def find_usable(self, code: str, now: datetime) -> UUID | None:
+        """Return the code with which anybody could register now."""
+        referral_code_id: UUID | None = await self._connection.fetchval(FIND_USABLE, code, now)
+        return referral_code_id
 
     async def count_use(self, referral_code_id: UUID, slot: int) -> None:
         """Count one use of a code that has no `max_uses`."""
         await self._connection.execute(COUNT_USE, referral_code_id, slot)
+
+
+def _taken(row: Any, *, used_up: bool) -> TakenReferralCode:
+    return TakenReferralCode(
+        referral_code_id=row["referral_code_id"],
+        owner_id=row["owner_id"],
+        owner_email_key=row["email_key"],
+        code=row["code"],
+        max_uses=row["max_uses"],
+        used_up=used_up,
+    )

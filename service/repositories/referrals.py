@@ -7,13 +7,29 @@ from uuid import UUID
 
 from service.domain.errors import ReferralCodeUnusable
 from service.domain.pages import Cursor
-from service.domain.referrals import Referral
+from service.domain.referrals import Referral, ReferralFlag
 from service.repositories.connection import Connection
-from service.repositories.constraints import on_violation
 
+# The first of a mailbox is without a flag, unless $7. If another transaction stores one of the same
+# mailbox at this instant, `plain` waits for it and then finds its place taken.
 INSERT: Final = """
-    INSERT INTO referrals (user_id, referrer_id, code, registered_at, email_hash)
-    VALUES ($1, $2, $3, $4, $5)
+    WITH plain AS (
+        INSERT INTO referrals
+               (user_id, referrer_id, code, registered_at, email_hash, mailbox_hash, flags)
+        SELECT $1, $2, $3, $4, $5, $6, '{}'
+         WHERE NOT ($7 OR EXISTS (
+                SELECT FROM referrals WHERE referrer_id = $2 AND mailbox_hash = $6))
+        ON CONFLICT DO NOTHING
+        RETURNING flags
+    ), flagged AS (
+        INSERT INTO referrals
+               (user_id, referrer_id, code, registered_at, email_hash, mailbox_hash, flags)
+        SELECT $1, $2, $3, $4, $5, $6, ARRAY[$8::text]
+         WHERE NOT EXISTS (SELECT FROM plain)
+        ON CONFLICT (email_hash) DO NOTHING
+        RETURNING flags
+    )
+    SELECT flags FROM plain UNION ALL SELECT flags FROM flagged
 """
 
 DELETE: Final = """
@@ -23,11 +39,11 @@ DELETE: Final = """
 
 # LIMIT stays a number of the whole statement: PostgreSQL plans for few rows if it knows that.
 NEWEST_OF_SEVERAL: Final = """
-    SELECT wanted.place, page.user_id, page.email, page.registered_at, page.code
+    SELECT wanted.place, page.user_id, page.email, page.registered_at, page.code, page.flags
       FROM unnest($1::uuid[], $2::timestamptz[], $3::uuid[]) WITH ORDINALITY
            AS wanted (referrer_id, before, before_id, place)
      CROSS JOIN LATERAL (
-            SELECT r.user_id, u.email, r.registered_at, r.code
+            SELECT r.user_id, u.email, r.registered_at, r.code, r.flags
               FROM referrals r
               JOIN users u ON u.user_id = r.user_id
              WHERE r.referrer_id = wanted.referrer_id
@@ -48,11 +64,35 @@ class ReferralRepository:
         self._connection = connection
 
     async def add(
-        self, user_id: UUID, referrer_id: UUID, code: str, now: datetime, email_hash: bytes
-    ) -> None:
-        """Store who referred the user; raise ReferralCodeUnusable if the e-mail once was."""
-        with on_violation({"referrals_email_referred_once": ReferralCodeUnusable}):
-            await self._connection.execute(INSERT, user_id, referrer_id, code, now, email_hash)
+        self,
+        user_id: UUID,
+        referrer_id: UUID,
+        code: str,
+        now: datetime,
+        email_hash: bytes,
+        mailbox_hash: bytes,
+        *,
+        flagged: bool,
+    ) -> Sequence[str]:
+        """Store who referred the user; return the flags, which there are if `flagged`.
+
+        There are some too if another referral of the referrer has the mailbox. Raises
+        ReferralCodeUnusable if the e-mail was referred before.
+        """
+        flags: Sequence[str] | None = await self._connection.fetchval(
+            INSERT,
+            user_id,
+            referrer_id,
+            code,
+            now,
+            email_hash,
+            mailbox_hash,
+            flagged,
+            ReferralFlag.SELF_REFERRAL,
+        )
+        if flags is None:
+            raise ReferralCodeUnusable
+        return flags
 
     async def delete(self, user_id: UUID) -> None:
         """Forget who referred the user."""

@@ -26,7 +26,7 @@ INSERT: Final = """
 FIND: Final = """
     SELECT u.user_id, u.email, u.role, u.created_at, u.email_confirmed_at, u.disabled_at,
            u.confirmation_required, u.email_verdict, u.email_verdict_source, u.email_checked_at,
-           r.referrer_id
+           r.referrer_id, r.flags
       FROM users u
       LEFT JOIN referrals r ON r.user_id = u.user_id
      WHERE u.user_id = $1
@@ -36,7 +36,7 @@ FIND: Final = """
 FIND_SEVERAL: Final = """
     SELECT u.user_id, u.email, u.role, u.created_at, u.email_confirmed_at, u.disabled_at,
            u.confirmation_required, u.email_verdict, u.email_verdict_source, u.email_checked_at,
-           r.referrer_id
+           r.referrer_id, r.flags
       FROM users u
       LEFT JOIN referrals r ON r.user_id = u.user_id
      WHERE u.user_id = ANY ($1)
@@ -46,7 +46,7 @@ FIND_SEVERAL: Final = """
 FIND_BY_EMAIL: Final = """
     SELECT u.user_id, u.email, u.role, u.created_at, u.email_confirmed_at, u.disabled_at,
            u.confirmation_required, u.email_verdict, u.email_verdict_source, u.email_checked_at,
-           r.referrer_id
+           r.referrer_id, r.flags
       FROM users u
       LEFT JOIN referrals r ON r.user_id = u.user_id
      WHERE u.email_key = $1
@@ -55,7 +55,7 @@ FIND_BY_EMAIL: Final = """
 NEWEST: Final = """
     SELECT u.user_id, u.email, u.role, u.created_at, u.email_confirmed_at, u.disabled_at,
            u.confirmation_required, u.email_verdict, u.email_verdict_source, u.email_checked_at,
-           r.referrer_id
+           r.referrer_id, r.flags
       FROM users u
       LEFT JOIN referrals r ON r.user_id = u.user_id
      WHERE u.erased_at IS NULL
@@ -66,7 +66,7 @@ NEWEST: Final = """
 NEWEST_BEHIND: Final = """
     SELECT u.user_id, u.email, u.role, u.created_at, u.email_confirmed_at, u.disabled_at,
            u.confirmation_required, u.email_verdict, u.email_verdict_source, u.email_checked_at,
-           r.referrer_id
+           r.referrer_id, r.flags
       FROM users u
       LEFT JOIN referrals r ON r.user_id = u.user_id
      WHERE u.erased_at IS NULL
@@ -76,7 +76,7 @@ NEWEST_BEHIND: Final = """
 """
 
 FIND_CREDENTIALS_BY_EMAIL: Final = """
-    SELECT user_id, role, password_hash, disabled_at,
+    SELECT user_id, role, password_hash, disabled_at, email_confirmed_at,
            confirmation_required AND email_confirmed_at IS NULL AS awaits_confirmation
       FROM users
      WHERE email_key = $1
@@ -84,7 +84,7 @@ FIND_CREDENTIALS_BY_EMAIL: Final = """
 """
 
 FIND_CREDENTIALS: Final = """
-    SELECT user_id, role, password_hash, disabled_at,
+    SELECT user_id, role, password_hash, disabled_at, email_confirmed_at,
            confirmation_required AND email_confirmed_at IS NULL AS awaits_confirmation
       FROM users
      WHERE user_id = $1
@@ -335,6 +335,7 @@ def _user(row: Any) -> User:
         source,
         checked_at,
         referrer_id,
+        referral_flags,
     ) = row
     verification = None
     if verdict is not None:
@@ -349,6 +350,7 @@ def _user(row: Any) -> User:
         referrer_id=referrer_id,
         awaits_confirmation=confirmation_required and email_confirmed_at is None,
         email_verification=verification,
+        referral_flags=tuple(referral_flags or ()),
     )
 
 
@@ -358,5 +360,6 @@ def _credentials(row: Any) -> Credentials:
         role=Role(row["role"]),
         password_hash=row["password_hash"],
         disabled=row["disabled_at"] is not None,
+        email_confirmed=row["email_confirmed_at"] is not None,
         awaits_confirmation=row["awaits_confirmation"],
     )

@@ -11,6 +11,7 @@ from service.domain.clock import Clock
 from service.domain.errors import Unavailable
 from service.domain.idempotency import KEPT_FOR
 from service.domain.jobs import PARKED_FOR
+from service.domain.mails import MAILS_COUNTED_FOR
 from service.domain.security_events import KEPT_FOR as SECURITY_EVENTS_KEPT_FOR
 from service.domain.sessions import ENDED_KEPT_FOR
 
@@ -41,6 +42,8 @@ class Housekeeping:
                 (stored.sessions.delete_ended, now - ENDED_KEPT_FOR),
                 (stored.idempotency_keys.delete_old, now - KEPT_FOR),
                 (stored.mail_tokens.delete_expired, now),
+                (stored.claims.delete_expired, now),
+                (stored.mailboxes.delete_old, now - MAILS_COUNTED_FOR),
                 (stored.jobs.delete_parked, now - PARKED_FOR),
                 (stored.security_events.delete_old, now - SECURITY_EVENTS_KEPT_FOR),
             )

@@ -27,6 +27,7 @@ from service.domain.oauth import hash_secret, new_secret
 from service.domain.sessions import Tokens
 from service.domain.users import User
 from service.providers import Provider
+from service.use_cases.claims import Claims
 from service.use_cases.forgetting import Forgetting
 from service.use_cases.security_events import SecurityEvents
 from service.use_cases.sessions import Sessions
@@ -49,18 +50,23 @@ class Identities:
         database: Database,
         forgetting: Forgetting,
         users: Users,
+        claims: Claims,
         sessions: Sessions,
         providers: Mapping[str, Provider],
         events: SecurityEvents,
         clock: Clock,
+        *,
+        confirmation_required: bool,
     ) -> None:
         self._database = database
         self._forgetting = forgetting
         self._users = users
+        self._claims = claims
         self._sessions = sessions
         self.providers = providers
         self._events = events
         self._clock = clock
+        self._confirmation_required = confirmation_required
 
     @retried
     async def start(self, name: str, referral_code: str | None) -> Started:
@@ -73,7 +79,7 @@ class Identities:
         now = self._clock()
         if referral_code is not None:
             async with self._database.reading() as repositories:
-                await self._users.check_code(repositories, referral_code, now)
+                await self._users.find_code(repositories, referral_code, now)
         state, browser = new_secret(), new_secret()
         sign_in = SignIn(
             state_hash=hash_secret(state),
@@ -132,13 +138,15 @@ class Identities:
         try:
             async with self._database.transaction() as repositories:
                 user = await self._find_user(repositories, identity, now)
-                if user is None:
+                if user is None and self._confirmation_required and not identity.email_verified:
+                    await self._claim(repositories, identity, sign_in, now)
+                elif user is None:
                     user, old_keys = await self._make_user(repositories, identity, sign_in, now)
-                if user.disabled:
+                if user is not None and user.disabled:
                     raise AccountDisabled
                 tokens = (
                     None
-                    if user.awaits_confirmation
+                    if user is None or self._users.judge(user).awaits_confirmation
                     else await self._sessions.open(
                         repositories,
                         user.user_id,
@@ -151,7 +159,7 @@ class Identities:
             # Made, disabled or erased by another request of the same moment: to be looked at anew.
             raise TransactionConflict from error
         await self._forgetting.forget(old_keys)
-        if tokens is None:  # told behind the commit: the account is there, and its mail is written
+        if tokens is None:  # told after the commit: the claim is there, and its mail is planned
             raise EmailNotConfirmed
         return tokens
 
@@ -167,6 +175,16 @@ class Identities:
         if user_id is None and identity.email is not None and identity.email_verified:
             user_id = await repositories.identities.link(identity, identity.email.key, now)
         return None if user_id is None else await repositories.users.find(user_id)
+
+    async def _claim(
+        self, repositories: Repositories, identity: Identity, sign_in: SignIn, now: datetime
+    ) -> None:
+        """Store a claim, whoever has the address: the issuer does not know whose it is."""
+        if identity.email is None:
+            raise EmailWithheld
+        await self._claims.add_of_identity(
+            repositories, identity.email, identity, sign_in.referral_code, now
+        )
 
     async def _make_user(
         self, repositories: Repositories, identity: Identity, sign_in: SignIn, now: datetime

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -30,6 +31,7 @@ from service.metrics import JOBS_DONE, JOBS_FAILED
 
 POLL_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 15.0
+_NONE: Final = timedelta()
 Handler = Callable[[Job], Awaitable[None]]
 """Does a job; raises NotYet, Hopeless, or whatever it failed of. It may be called twice."""
 log = logging.getLogger(__name__)
@@ -47,11 +49,19 @@ class Jobs:
         """Whether the settings name somebody who does jobs of the kind."""
         return kind in self._kinds
 
-    async def plan(self, repositories: Repositories, payloads: Mapping[JobKind, Any]) -> None:
-        """Write a job of each kind that can be done, in the transaction that is its cause."""
+    async def plan(
+        self,
+        repositories: Repositories,
+        payloads: Mapping[JobKind, Any],
+        head_start: timedelta = _NONE,
+    ) -> None:
+        """Write a job of each kind that can be done, in the transaction that is its cause.
+
+        It goes before those that have waited for less than `head_start`.
+        """
         wanted = {kind: payload for kind, payload in payloads.items() if kind in self._kinds}
         if wanted:
-            await repositories.jobs.add_due(wanted, self._clock())
+            await repositories.jobs.add_due(wanted, self._clock(), head_start)
 
     async def newest(self, limit: int, *, parked_alone: bool) -> list[JobState]:
         async with self._database.reading() as repositories:

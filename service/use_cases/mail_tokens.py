@@ -5,18 +5,21 @@ account: a job is written either way, and the worker looks who it is for.
 """
 
 import logging
+from datetime import datetime, timedelta
+from uuid import UUID
 
 from service.database import Database, Repositories, retried
 from service.domain.clock import Clock
 from service.domain.errors import EmailMalformed, EmailTaken, TokenUnusable
 from service.domain.jobs import JobKind
-from service.domain.mails import MailKind, MailToken, TokenPurpose
+from service.domain.mails import RESET_HEAD_START, MailKind, MailToken, TokenPurpose
 from service.domain.oauth import hash_secret
 from service.domain.passwords import PasswordRules, check_password
 from service.domain.security_events import SecurityEvent
 from service.domain.sessions import Caller
 from service.domain.users import Email, parse_email
 from service.passwords import PasswordHasher
+from service.use_cases.claims import Claims
 from service.use_cases.forgetting import Forgetting, code_key, session_key
 from service.use_cases.jobs import Jobs
 from service.use_cases.mails import mail_to_email, mail_to_new_email, mail_to_user
@@ -37,6 +40,7 @@ class MailTokens:
         forgetting: Forgetting,
         jobs: Jobs,
         users: Users,
+        claims: Claims,
         hasher: PasswordHasher,
         events: SecurityEvents,
         clock: Clock,
@@ -47,6 +51,7 @@ class MailTokens:
         self._forgetting = forgetting
         self._jobs = jobs
         self._users = users
+        self._claims = claims
         self._hasher = hasher
         self._events = events
         self._clock = clock
@@ -54,18 +59,18 @@ class MailTokens:
 
     async def resend_confirmation(self, email: str) -> None:
         """Have the confirmation sent again, if there is something to confirm."""
-        await self._mail(MailKind.CONFIRMATION, parse_email(email))
+        await self._mail(MailKind.CONFIRMATION, parse_email(email), timedelta())
 
     async def forgot_password(self, email: str) -> None:
         """Have a token sent with which the owner sets a new password."""
-        await self._mail(MailKind.PASSWORD_RESET, parse_email(email))
+        await self._mail(MailKind.PASSWORD_RESET, parse_email(email), RESET_HEAD_START)
 
     @retried
-    async def _mail(self, kind: MailKind, email: Email) -> None:
+    async def _mail(self, kind: MailKind, email: Email, head_start: timedelta) -> None:
         if not self._jobs.include(JobKind.MAIL):
             log.warning("a mail was asked for, and there is no mail server: set SMTP_URL")
         async with self._database.transaction() as repositories:
-            await self._jobs.plan(repositories, mail_to_email(kind, email))
+            await self._jobs.plan(repositories, mail_to_email(kind, email), head_start)
 
     @retried
     async def change_email(self, caller: Caller, new_email: str, password: str | None) -> None:
@@ -83,41 +88,72 @@ class MailTokens:
 
     @retried
     async def confirm(self, token: str) -> None:
-        """Note that the address a token was mailed to is its account's; raise TokenUnusable."""
-        now = self._clock()
-        old_keys: list[str] = []
-        async with self._database.transaction() as repositories:
-            taken = await repositories.mail_tokens.take(hash_secret(token), _CONFIRMING, now)
-            if taken is None:
-                raise TokenUnusable
-            if taken.purpose is TokenPurpose.CHANGE_EMAIL:
-                old_keys = await self._change_email(repositories, taken)
-            elif not await repositories.users.confirm_email(taken.user_id, taken.email.key, now):
-                raise TokenUnusable  # the account has another e-mail by now
-        await self._forgetting.forget(old_keys)
-        log.info("e-mail confirmed: %s", taken.user_id)
+        """Confirm the address that the token was mailed to, for its account or claim.
 
-    async def _change_email(self, repositories: Repositories, token: MailToken) -> list[str]:
+        Does nothing where the token has done so before and the account still has the address.
+        Raises TokenUnusable.
+        """
+        token_hash = hash_secret(token)
+        now = self._clock()
+        async with self._database.transaction() as repositories:
+            await repositories.claims.lock_for_confirmation(token_hash)
+            taken = await repositories.mail_tokens.take(token_hash, _CONFIRMING, now)
+            if taken is None:
+                if not await repositories.confirmations.still_holds(token_hash):
+                    raise TokenUnusable
+                return
+            user_id, old_keys = await self._confirm(repositories, taken, now)
+            # None of them can become the account any more.
+            await repositories.claims.delete_of_email(taken.email.key)
+            await repositories.confirmations.add(token_hash, user_id)
+        await self._forgetting.forget(old_keys)
+
+    async def _confirm(
+        self, repositories: Repositories, token: MailToken, now: datetime
+    ) -> tuple[UUID, list[str]]:
+        """Do what the token is for; return whose it was, and the cache keys that became old."""
+        old_keys: list[str] = []
+        if token.claim_id is not None:
+            user_id, old_keys = await self._claims.confirm(repositories, token.claim_id, now)
+            was_confirmed = False
+        else:
+            assert token.user_id is not None
+            user_id = token.user_id
+            if token.purpose is TokenPurpose.CHANGE_EMAIL:
+                return user_id, await self._change_email(repositories, user_id, token)
+            locked = await repositories.users.lock(user_id)
+            if locked is None or locked[0].key != token.email.key:
+                raise TokenUnusable  # the account is erased, or has another e-mail by now
+            was_confirmed = locked[1]
+            await repositories.users.confirm_email(user_id, token.email.key, now)
+        if not was_confirmed:
+            await self._events.record(repositories, SecurityEvent.EMAIL_CONFIRMED, user_id, now)
+        return user_id, old_keys
+
+    async def _change_email(
+        self, repositories: Repositories, user_id: UUID, token: MailToken
+    ) -> list[str]:
         """Give the account its new e-mail; return the cache keys that became old."""
         now = self._clock()
-        locked = await repositories.users.lock(token.user_id)
+        locked = await repositories.users.lock(user_id)
         if locked is None:
             raise TokenUnusable
         old, _ = locked
         try:
-            await repositories.users.change_email(token.user_id, token.email, now)
+            await repositories.users.change_email(user_id, token.email, now)
         except EmailTaken as error:  # since the mail was sent
             raise TokenUnusable from error
         # Those in the old mailbox are for somebody who may no longer be the owner.
-        await repositories.mail_tokens.delete_of_user(token.user_id)
-        await repositories.enrichments.delete_of_user(token.user_id)
+        await repositories.mail_tokens.delete_of_user(user_id)
+        await repositories.confirmations.delete_of_user(user_id)
+        await repositories.enrichments.delete_of_user(user_id)
         old_keys = [*self._users.keys_of_email(old.key), code_key(token.email.key)]
         await self._forgetting.plan(repositories, old_keys, now)
         await self._jobs.plan(
             repositories,
             {
-                **mail_to_email(MailKind.EMAIL_CHANGED, old, token.user_id),
-                **jobs_about_email(token.user_id),
+                **mail_to_email(MailKind.EMAIL_CHANGED, old, user_id),
+                **jobs_about_email(user_id),
             },
         )
         return old_keys
@@ -139,6 +175,7 @@ class MailTokens:
         check_password(new_password, found.email, self._password_rules, "#/new_password")
         password_hash = await self._hasher.hash(new_password)
         user_id = found.user_id
+        assert user_id is not None
         now = self._clock()
         async with self._database.transaction() as repositories:
             taken = await repositories.mail_tokens.take(token_hash, _RESETTING, now)

@@ -1,29 +1,26 @@
 """Mails: planned as jobs, and written when the job is done.
 
 A token is made when its mail is sent: the database never holds more of it than the hash, and its
-ten minutes begin when somebody can read it.
+ten minutes begin when somebody can read it. Here it is only decided which mail is sent, and
+whether its mailbox has had enough of them: what a token makes is decided when it comes back.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from service.database import Database
 from service.domain import mails
+from service.domain.claims import MOST_RESENT
 from service.domain.clock import Clock
-from service.domain.jobs import Job, JobKind
-from service.domain.mails import (
-    MOST_LIVE_TOKENS,
-    TOKEN_LIVES,
-    Mail,
-    MailKind,
-    MailToken,
-    TokenPurpose,
-)
+from service.domain.errors import EmailMalformed
+from service.domain.jobs import Hopeless, Job, JobKind
+from service.domain.mails import TOKEN_LIVES, Mail, MailKind, MailToken, Share, TokenPurpose
 from service.domain.oauth import hash_secret, new_secret
 from service.domain.sessions import Caller
-from service.domain.users import Email, User, parse_email
+from service.domain.users import Email, User, hash_mailbox, parse_email
 
 if TYPE_CHECKING:
     from service.providers.mail import Mailer
@@ -33,11 +30,10 @@ _PAGES: Final = {
     TokenPurpose.CHANGE_EMAIL: "confirm-email",
     TokenPurpose.RESET_PASSWORD: "reset-password",
 }
-WithToken = Callable[[str, str, str | None], Mail]
-_WITH_TOKEN: Final[dict[TokenPurpose, WithToken]] = {
-    TokenPurpose.CONFIRM_EMAIL: mails.confirmation,
-    TokenPurpose.CHANGE_EMAIL: mails.email_change,
-    TokenPurpose.RESET_PASSWORD: mails.password_reset,
+_CALLS: Final = {
+    TokenPurpose.CONFIRM_EMAIL: "POST /api/v1/auth/email/confirm",
+    TokenPurpose.CHANGE_EMAIL: "POST /api/v1/auth/email/confirm",
+    TokenPurpose.RESET_PASSWORD: "POST /api/v1/auth/password/reset",
 }
 log = logging.getLogger(__name__)
 
@@ -65,6 +61,11 @@ def mail_to_new_email(caller: Caller, email: Email) -> dict[JobKind, Any]:
     }
 
 
+def mail_to_claim(claim_id: UUID) -> dict[JobKind, Any]:
+    """Return the job of the mail with a claim's token."""
+    return {JobKind.MAIL: {"mail": MailKind.CLAIM, "claim_id": str(claim_id)}}
+
+
 class Mails:
     """Writes the mails that jobs ask for."""
 
@@ -76,61 +77,103 @@ class Mails:
         *,
         service_name: str,
         app_url: str | None,
+        hash_key: bytes,
     ) -> None:
         self._database = database
         self._mailer = mailer
         self._clock = clock
         self._service_name = service_name
         self._app_url = app_url
+        self._hash_key = hash_key
 
     async def deliver(self, job: Job) -> None:
         """Send the mail of a job, if there is still somebody to send it to."""
+        try:
+            await self._deliver(job)
+        except EmailMalformed as error:  # stored before there was the rule that it breaks
+            raise Hopeless("no mail can be sent to the email address") from error
+
+    async def _deliver(self, job: Job) -> None:
         kind = MailKind(job.payload["mail"])
         match kind:
+            case MailKind.CLAIM:
+                await self._to_claim(job)
             case MailKind.EMAIL_CHANGED:
-                await self._send(
-                    job, mails.email_changed(self._service_name), parse_email(job.payload["email"])
-                )
+                mail = mails.email_changed(self._service_name)
+                await self._send(job, mail, parse_email(job.payload["email"]), Share.NOTICE)
             case MailKind.EMAIL_CHANGE:
                 await self._confirm_new_email(job)
             case MailKind.PASSWORD_CHANGED:
                 if user := await self._find(job):
-                    await self._send(
-                        job, mails.password_changed(self._service_name), _email_of(user)
-                    )
+                    mail = mails.password_changed(self._service_name)
+                    await self._send(job, mail, _email_of(user), Share.NOTICE)
             case _:
-                user = await self._find_by_email(parse_email(job.payload["email"]))
+                email = parse_email(job.payload["email"])
+                user = await self._find_by_email(email)
                 if user is not None and not user.disabled:
                     await self._to_owner(job, kind, user)
+                if kind is MailKind.CONFIRMATION:
+                    await self._resend_to_claims(email, user)
 
     async def _to_owner(self, job: Job, kind: MailKind, user: User) -> None:
-        """Send what is asked for in the name of an e-mail's owner, by whoever it was."""
+        """Send what was asked for in the name of an address' owner, no matter by whom."""
         email = _email_of(user)
         match kind:
-            case MailKind.PASSWORD_RESET:
-                await self._send_token(job, TokenPurpose.RESET_PASSWORD, user.user_id, email)
             case MailKind.REGISTERED_AGAIN if user.email_confirmed:
-                await self._send(job, mails.account_exists(self._service_name), email)
-            case MailKind.REGISTERED_AGAIN:
-                if user.awaits_confirmation:
-                    await self._disown(user)
-                await self._send_token(
-                    job, TokenPurpose.RESET_PASSWORD, user.user_id, email, mails.registered_again
-                )
+                await self._account_exists(job, email)
+            case MailKind.PASSWORD_RESET | MailKind.REGISTERED_AGAIN:
+                mail = mails.password_reset(self._service_name)
+                purpose = TokenPurpose.RESET_PASSWORD
+                await self._send_token(job, purpose, mail, email, user_id=user.user_id)
             case _ if not user.email_confirmed:
-                await self._send_token(job, TokenPurpose.CONFIRM_EMAIL, user.user_id, email)
+                mail = mails.confirmation(
+                    self._service_name,
+                    user.created_at,
+                    has_rivals=bool(await self._claims_of(email, 1)),
+                )
+                purpose = TokenPurpose.CONFIRM_EMAIL
+                await self._send_token(job, purpose, mail, email, user_id=user.user_id)
 
-    async def _disown(self, user: User) -> None:
-        """Remove what signs in to an account that nobody has signed in to.
+    async def _to_claim(self, job: Job) -> None:
+        """Send the claim its token; or tell the owner of an account that there is one already."""
+        claim_id = UUID(job.payload["claim_id"])
+        async with self._database.reading() as repositories:
+            claim = await repositories.claims.find(claim_id, self._clock() + TOKEN_LIVES)
+        if claim is None:
+            return  # confirmed, or it would expire before its token
+        owner = await self._find_by_email(claim.email)
+        if owner is not None and owner.disabled:
+            return
+        if owner is not None and owner.email_confirmed:
+            await self._account_exists(job, _email_of(owner))
+            async with self._database.transaction() as repositories:
+                await repositories.claims.delete(claim_id)
+            return
+        rivals = await self._claims_of(claim.email, 2)
+        mail = mails.confirmation(
+            self._service_name,
+            claim.created_at,
+            has_rivals=len(rivals) > 1 or owner is not None,
+        )
+        await self._send_token(
+            job, TokenPurpose.CONFIRM_EMAIL, mail, claim.email, claim_id=claim_id
+        )
 
-        Else whoever registers a stranger's e-mail would have the account once the stranger
-        registers too, and confirms.
+    async def _resend_to_claims(self, email: Email, owner: User | None) -> None:
+        """Have the newest claims of the address sent their mails again, unless it is confirmed.
+
+        Each has a job of its own, so that one mail that fails does not send the others twice.
         """
+        if owner is not None and (owner.disabled or owner.email_confirmed):
+            return
+        claim_ids = await self._claims_of(email, MOST_RESENT)
         async with self._database.transaction() as repositories:
-            locked = await repositories.users.lock(user.user_id)
-            if locked is not None and not locked[1]:
-                await repositories.users.set_password_hash(user.user_id, None)
-                await repositories.identities.delete_of_user(user.user_id)
+            for claim_id in claim_ids:
+                await repositories.jobs.add_due(mail_to_claim(claim_id), self._clock())
+
+    async def _claims_of(self, email: Email, limit: int) -> Sequence[UUID]:
+        async with self._database.reading() as repositories:
+            return await repositories.claims.newest_of_email(email.key, self._clock(), limit)
 
     async def _confirm_new_email(self, job: Job) -> None:
         async with self._database.reading() as repositories:
@@ -143,44 +186,77 @@ class Mails:
         email = parse_email(job.payload["email"])
         owner = await self._find_by_email(email)
         if owner is None or owner.user_id == user.user_id:
-            await self._send_token(job, TokenPurpose.CHANGE_EMAIL, user.user_id, email)
+            mail = mails.email_change(self._service_name)
+            purpose = TokenPurpose.CHANGE_EMAIL
+            await self._send_token(job, purpose, mail, email, user_id=user.user_id)
         else:
-            await self._send(job, mails.account_exists(self._service_name), _email_of(owner))
+            await self._account_exists(job, _email_of(owner))
+
+    async def _account_exists(self, job: Job, email: Email) -> None:
+        await self._send(job, mails.account_exists(self._service_name), email, Share.OTHER)
 
     async def _send_token(
         self,
         job: Job,
         purpose: TokenPurpose,
-        user_id: UUID,
+        mail: Mail,
         email: Email,
-        written: WithToken | None = None,
+        *,
+        user_id: UUID | None = None,
+        claim_id: UUID | None = None,
     ) -> None:
+        """Send the mail with a new token, which belongs to the account or to the claim."""
         now = self._clock()
         secret = new_secret()
         token = MailToken(
             token_hash=hash_secret(secret),
             purpose=purpose,
             user_id=user_id,
+            claim_id=claim_id,
             email=email,
             created_at=now,
             expires_at=now + TOKEN_LIVES,
         )
         async with self._database.transaction() as repositories:
-            if not await repositories.mail_tokens.add(token, MOST_LIVE_TOKENS):
-                log.warning("too many mails in a short time, not sent: %s to %s", purpose, user_id)
+            if not await repositories.mail_tokens.add(token):
                 return
-        link = self._app_url and f"{self._app_url}/{_PAGES[purpose]}#token={secret}"
-        mail = (written or _WITH_TOKEN[purpose])(self._service_name, secret, link)
+        mail = replace(
+            mail,
+            token=secret,
+            link=self._app_url and f"{self._app_url}/{_PAGES[purpose]}#token={secret}",
+            call=_CALLS[purpose],
+        )
+        share = Share.RESET if purpose is TokenPurpose.RESET_PASSWORD else Share.OTHER
         try:
-            await self._send(job, mail, email)
+            sent = await self._send(job, mail, email, share)
         except Exception:
-            # Not sent, as far as is known: it must not count as one of the live ones.
-            async with self._database.transaction() as repositories:
-                await repositories.mail_tokens.delete(token.token_hash)
+            await self._drop(token)
             raise
+        if not sent:
+            await self._drop(token)
 
-    async def _send(self, job: Job, mail: Mail, to: Email) -> None:
-        await self._mailer.send(mail, to, str(job.job_id))
+    async def _drop(self, token: MailToken) -> None:
+        """Delete a token that nobody has: it was not sent, as far as is known."""
+        async with self._database.transaction() as repositories:
+            await repositories.mail_tokens.delete(token.token_hash)
+
+    async def _send(self, job: Job, mail: Mail, to: Email, share: Share) -> bool:
+        """Send the mail, unless its mailbox has had enough; return whether it was sent."""
+        mailbox_hash = hash_mailbox(to.key, self._hash_key)
+        async with self._database.reading() as repositories:
+            if not await repositories.mailboxes.count(
+                mailbox_hash, job.job_id, share, self._clock()
+            ):
+                log.info("a mail was not sent, its mailbox has had enough: %s", job.job_id)
+                return False
+        try:
+            await self._mailer.send(mail, to, str(job.job_id))
+        except Exception:
+            # Not sent, as far as is known: the next try must not be one too many.
+            async with self._database.reading() as repositories:
+                await repositories.mailboxes.take_back(mailbox_hash, job.job_id)
+            raise
+        return True
 
     async def _find(self, job: Job) -> User | None:
         async with self._database.reading() as repositories:

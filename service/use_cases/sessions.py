@@ -68,6 +68,7 @@ class Sessions:
         *,
         lifetime: timedelta,
         password_rules: PasswordRules,
+        confirmation_required: bool,
     ) -> None:
         self._database = database
         self._cache = cache
@@ -80,6 +81,7 @@ class Sessions:
         self._clock = clock
         self._lifetime = lifetime
         self._password_rules = password_rules
+        self._confirmation_required = confirmation_required
         self._expiries_if_open = Batches[UUID, datetime](
             lambda session_ids: database.read(
                 lambda stored: stored.sessions.expiries_if_open(session_ids, clock())
@@ -123,7 +125,7 @@ class Sessions:
             credentials = await repositories.users.find_credentials_by_email(email_key)
         password_hash = credentials.password_hash if credentials else None
         verified, outdated = await self._hasher.verify(password, password_hash)
-        if not verified or credentials is None or credentials.awaits_confirmation:
+        if not verified or credentials is None or self._awaits_confirmation(credentials):
             # The one like the other: where e-mails have to be confirmed, nobody learns here
             # whether an e-mail had an account before it was registered with this password.
             reason = (
@@ -154,6 +156,12 @@ class Sessions:
                 # Hashed anew by another sign-in, or changed: to be verified again.
                 raise TransactionConflict
         return replace(credentials, password_hash=new_hash)
+
+    def _awaits_confirmation(self, credentials: Credentials) -> bool:
+        """Whether nobody may sign in yet; where all have to confirm, accounts of before have to."""
+        return credentials.awaits_confirmation or (
+            self._confirmation_required and not credentials.email_confirmed
+        )
 
     async def open(
         self,

@@ -3,9 +3,9 @@
 import hmac
 import logging
 import secrets
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -17,7 +17,6 @@ from service.database import Database, Repositories, TransactionConflict, retrie
 from service.domain.clock import Clock
 from service.domain.email_verification import LOCAL, Verdict, Verification, is_disposable
 from service.domain.errors import (
-    EmailTaken,
     InvalidCredentials,
     InvalidInput,
     InvalidToken,
@@ -29,10 +28,10 @@ from service.domain.jobs import JobKind
 from service.domain.mails import MailKind
 from service.domain.pages import Cursor, Page
 from service.domain.passwords import PasswordRules, check_password
-from service.domain.referral_codes import normalise_code
+from service.domain.referral_codes import TakenReferralCode, normalise_code
 from service.domain.security_events import SecurityEvent
 from service.domain.sessions import Caller
-from service.domain.users import Email, Role, User, parse_email
+from service.domain.users import Email, Role, User, fold_mailbox, hash_mailbox, parse_email
 from service.passwords import PasswordHasher
 from service.use_cases.forgetting import CODE_KEY, Forgetting, code_key, session_key
 from service.use_cases.idempotency import AnswerOnce
@@ -84,14 +83,11 @@ class Users:
         )
 
     @retried
-    async def register(
-        self, registration: Registration, once: AnswerOnce[User | None]
-    ) -> User | None:
+    async def register(self, registration: Registration, once: AnswerOnce[User]) -> User:
         """Make an account, and in the same transaction the referral, if there is a code.
 
         Raises EmailMalformed, PasswordUnacceptable, EmailTaken, or ReferralCodeUnusable; then
-        there is no account. Where e-mails have to be confirmed, there is no EmailTaken: it returns
-        None, after the same work, and the owner of the e-mail gets a mail.
+        there is no account.
         """
         email = parse_email(registration.email)
         check_password(registration.password, email, self._password_rules, "#/password")
@@ -100,25 +96,14 @@ class Users:
         now = self._clock()
         async with self._database.transaction() as repositories:
             await once.claim(repositories, now)
-            user: User | None
-            # Undone alone, the transaction goes on: a known e-mail must cause a mail as well.
-            undoable = repositories.savepoint if self._confirmation_required else nullcontext
-            try:
-                async with undoable():
-                    user, old_keys = await self.add(
-                        repositories,
-                        email,
-                        now,
-                        registration.referral_code,
-                        password_hash=password_hash,
-                    )
-            except EmailTaken:
-                if not self._confirmation_required:
-                    raise
-                user, old_keys = None, []
-                await self.check_code(repositories, registration.referral_code, now)
-                await self._jobs.plan(repositories, mail_to_email(MailKind.REGISTERED_AGAIN, email))
-            await once.keep(repositories, user, user.user_id if user else None)
+            user, old_keys = await self.add(
+                repositories,
+                email,
+                now,
+                registration.referral_code,
+                password_hash=password_hash,
+            )
+            await once.keep(repositories, user, user.user_id)
         await self._forgetting.forget(old_keys)
         return user
 
@@ -144,9 +129,7 @@ class Users:
         verification = None
         if disposable:
             verification = Verification(verdict=Verdict.DISPOSABLE, source=LOCAL, checked_at=now)
-        confirmation_required = self._confirmation_required or (
-            disposable and self._jobs.include(JobKind.MAIL)
-        )
+        confirmation_required = disposable and self._jobs.include(JobKind.MAIL)
         await repositories.users.add(
             user_id,
             email,
@@ -172,6 +155,9 @@ class Users:
             awaits_confirmation=confirmation_required and not email_confirmed,
             email_verification=verification,
         )
+        repositories.after_commit(
+            partial(self._events.log, SecurityEvent.ACCOUNT_REGISTERED, user_id)
+        )
         follow_ups = jobs_about_email(user_id)
         if disposable:
             del follow_ups[JobKind.VERIFY_EMAIL]  # known already
@@ -185,6 +171,12 @@ class Users:
         user = await self._by_id.find(user_id)
         if user is None:
             raise UserNotFound
+        return self.judge(user)
+
+    def judge(self, user: User) -> User:
+        """Return the account with the setting counted in: may it be signed in to unconfirmed?"""
+        if self._confirmation_required and not user.email_confirmed:
+            return replace(user, awaits_confirmation=True)
         return user
 
     async def page(self, limit: int, behind: Cursor | None) -> Page[User]:
@@ -192,6 +184,7 @@ class Users:
         users = await self._database.listing(
             lambda repositories: repositories.users.newest(limit + 1, behind)
         )
+        users = [self.judge(user) for user in users]
         return Page.of(users, limit, lambda user: Cursor(user.created_at, user.user_id))
 
     async def find_by_email(self, email: str) -> Page[User]:
@@ -199,7 +192,7 @@ class Users:
         key = parse_email(email).key
         async with self._database.reading() as repositories:
             user = await repositories.users.find_by_email(key)
-        return Page([user] if user else [], None)
+        return Page([self.judge(user)] if user else [], None)
 
     @retried
     async def set_disabled(self, user_id: UUID, disabled: bool) -> User:
@@ -219,7 +212,7 @@ class Users:
         await self._forgetting.forget(old_keys)
         log.info("user %s: %s", "disabled" if disabled else "enabled", user_id)
         assert user is not None
-        return user
+        return self.judge(user)
 
     @retried
     async def erase(self, caller: Caller, password: str | None) -> None:
@@ -231,11 +224,16 @@ class Users:
         password_hash = await self.prove(caller, password)
         now = self._clock()
         async with self._database.transaction() as repositories:
-            # The code before its owner: registrations lock them in this order too.
+            # Claims, code, owner: confirmations and registrations lock them in this order too.
+            email_key = await repositories.users.find_email_key(user_id)
+            if email_key is not None:
+                await repositories.claims.delete_of_email(email_key)
             await repositories.referral_codes.end_of_owner(user_id, now, CODE_KEY)
             locked = await repositories.users.lock(user_id)
             if locked is None:
                 raise InvalidToken  # erased since the session was checked
+            if locked[0].key != email_key:
+                raise TransactionConflict
             if not await repositories.users.erase(user_id, password_hash, now):
                 # Changed, or hashed anew by a sign-in, since it was read: to be verified again.
                 raise TransactionConflict
@@ -243,6 +241,7 @@ class Users:
             await repositories.identities.delete_of_user(user_id)
             await repositories.enrichments.delete_of_user(user_id)
             await repositories.mail_tokens.delete_of_user(user_id)
+            await repositories.confirmations.delete_of_user(user_id)
             await repositories.security_events.delete_of_user(user_id)
             await repositories.idempotency_keys.delete_of_user(user_id)
             await repositories.jobs.delete_parked_of_user(user_id, locked[0].key)
@@ -307,13 +306,18 @@ class Users:
 
     @retried
     async def make_admin(self, email: str, password: str) -> None:
-        """Make an account with the role admin; raise EmailMalformed, PasswordUnacceptable or
-        EmailTaken."""
+        """Make an account with the role admin, whose email address counts as confirmed.
+
+        Raises EmailMalformed, PasswordUnacceptable or EmailTaken.
+        """
         parsed = parse_email(email)
         check_password(password, parsed, self._password_rules, "#/password")
         password_hash = await self._hasher.hash(password)
         async with self._database.transaction() as repositories:
-            await repositories.users.add(uuid7(), parsed, password_hash, Role.ADMIN, self._clock())
+            now = self._clock()
+            await repositories.users.add(
+                uuid7(), parsed, password_hash, Role.ADMIN, now, email_confirmed_at=now
+            )
 
     @retried
     async def promote(self, email: str) -> None:
@@ -321,6 +325,26 @@ class Users:
         async with self._database.transaction() as repositories:
             if not await repositories.users.set_role(parse_email(email).key, Role.ADMIN):
                 raise UserNotFound
+
+    async def refer_by_id(
+        self,
+        repositories: Repositories,
+        user_id: UUID,
+        email: Email,
+        referral_code_id: UUID,
+        now: datetime,
+    ) -> list[str]:
+        """Store the referral by a code that was live when the user registered; return what is old.
+
+        There is none, and no use is counted, if the code is used up, its owner is erased or the
+        user, or the e-mail was referred before: the account is made all the same.
+        """
+        try:
+            async with repositories.savepoint():
+                taken = await repositories.referral_codes.take_by_id(referral_code_id, now)
+                return await self._store_referral(repositories, user_id, email, taken, now)
+        except ReferralCodeUnusable:
+            return []
 
     async def _refer(
         self,
@@ -335,28 +359,54 @@ class Users:
             taken = await repositories.referral_codes.take(normalise_code(code), now)
         except InvalidInput as error:
             raise ReferralCodeUnusable from error
-        if taken is None:
+        old_keys = await self._store_referral(repositories, user_id, email, taken, now)
+        assert taken is not None
+        return taken.owner_id, old_keys
+
+    async def _store_referral(
+        self,
+        repositories: Repositories,
+        user_id: UUID,
+        email: Email,
+        taken: TakenReferralCode | None,
+        now: datetime,
+    ) -> list[str]:
+        """Store whose code the user has taken; raise ReferralCodeUnusable if it is none's."""
+        if taken is None or taken.owner_id == user_id:
             raise ReferralCodeUnusable
-        await repositories.referrals.add(
-            user_id, taken.owner_id, taken.code, now, self._email_hash(email)
+        flags = await repositories.referrals.add(
+            user_id,
+            taken.owner_id,
+            taken.code,
+            now,
+            self._email_hash(email),
+            hash_mailbox(email.key, self._hash_key),
+            flagged=fold_mailbox(email.key) == fold_mailbox(taken.owner_email_key),
         )
+        if flags:
+            event = SecurityEvent.REFERRAL_FLAGGED
+            await self._events.record(repositories, event, user_id, now, reason=",".join(flags))
         if taken.max_uses is None:
             # Last, because until the commit it holds up whoever draws the same slot.
             slot = secrets.randbelow(USE_SLOTS)
             await repositories.referral_codes.count_use(taken.referral_code_id, slot)
         old_keys = [code_key(taken.owner_email_key)] if taken.used_up else []
         await self._forgetting.plan(repositories, old_keys, now)
-        return taken.owner_id, old_keys
+        return old_keys
 
-    async def check_code(self, repositories: Repositories, code: str | None, now: datetime) -> None:
-        """Raise ReferralCodeUnusable unless the code, if there is one, could be taken now."""
-        if code is not None:
-            try:
-                live = await repositories.referral_codes.is_live(normalise_code(code), now)
-            except InvalidInput as error:
-                raise ReferralCodeUnusable from error
-            if not live:
-                raise ReferralCodeUnusable
+    async def find_code(
+        self, repositories: Repositories, code: str | None, now: datetime
+    ) -> UUID | None:
+        """Return the code, if there is one; raise ReferralCodeUnusable unless it could be taken."""
+        if code is None:
+            return None
+        try:
+            found = await repositories.referral_codes.find_usable(normalise_code(code), now)
+        except InvalidInput as error:
+            raise ReferralCodeUnusable from error
+        if found is None:
+            raise ReferralCodeUnusable
+        return found
 
     def keys_of_email(self, email_key: str) -> list[str]:
         """Return what Redis has to forget when the email address is no longer its account's."""

@@ -11,7 +11,7 @@ from tests.factories import Api, Person
 
 MEMBERS: Final = {
     *("id", "email", "email_confirmed", "role", "created_at", "referrer_id", "disabled"),
-    *("awaits_confirmation", "email_verification"),
+    *("awaits_confirmation", "email_verification", "referral_flags"),
 }
 
 
@@ -64,6 +64,7 @@ async def test_an_account_is_shown(api: Api, anna: Person, admin: Person) -> Non
         "disabled": False,
         "awaits_confirmation": False,
         "email_verification": None,
+        "referral_flags": [],
     }
 
 

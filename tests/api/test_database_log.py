@@ -13,7 +13,7 @@ from service.domain.identities import Identity, IdentityTaken
 from service.domain.users import parse_email
 from service.migrations import apply_migrations
 from service.settings import read_settings
-from tests.api.test_mail import confirm, mailed, token_in
+from tests.api.mailing import confirm, mailed, token_in
 from tests.factories import PASSWORD, Api, running
 from tests.stand_ins.smtp import SmtpServer
 

@@ -13,6 +13,7 @@ from service.providers import circuit_breaker, http
 from service.settings import read_settings
 from tests.api.assertions import assert_problem
 from tests.api.conftest import no_jobs
+from tests.api.mailing import confirm, mailed, token_in
 from tests.factories import PASSWORD, Api, Person, new_email, running
 from tests.stand_ins import scripted
 from tests.stand_ins.hunter import TEST_KEY, VERDICTS, Hunter, verdict
@@ -224,13 +225,36 @@ async def test_a_good_verdict_does_not_undo_that_an_email_has_to_be_confirmed(
     database: asyncpg.Connection,
     redis: object,
 ) -> None:
+    lax = {**mail_environment, **hunter_environment, "SERVE_JOBS": "off"}
+    async with running(read_settings(lax)) as api:
+        assert (await api.register(EMAIL)).status == 201
     strict = {**mail_environment, **hunter_environment, "EMAIL_CONFIRMATION": "required"}
     async with running(read_settings(strict)) as api:
-        await api.register(EMAIL)
         async with asyncio.timeout(10):
             while await database.fetchval("SELECT email_verdict FROM users") != "valid":
                 await asyncio.sleep(0.02)
         assert (await api.log_in(EMAIL)).status == 401
+
+
+async def test_a_claim_is_asked_about_once_it_is_confirmed(
+    hunter_environment: dict[str, str],
+    mail_environment: dict[str, str],
+    hunter: Hunter,
+    smtp: SmtpServer,
+    database: asyncpg.Connection,
+    redis: object,
+) -> None:
+    """Each question is paid for, and anybody can claim any address."""
+    strict = {**mail_environment, **hunter_environment, "EMAIL_CONFIRMATION": "required"}
+    async with running(read_settings(strict)) as api:
+        await api.register(EMAIL)
+        [mail] = await mailed(smtp, EMAIL, "Confirm")
+        await no_jobs(database)
+        assert hunter.requests == []
+        assert (await confirm(api, token_in(mail))).status == 204
+        await no_jobs(database)
+    assert await database.fetchval("SELECT email_verdict FROM users") == "valid"
+    assert len(hunter.requests) == 1
 
 
 async def test_a_changed_email_is_asked_about(

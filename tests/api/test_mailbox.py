@@ -77,7 +77,7 @@ async def test_a_mail_is_shown_as_text_on_a_page_that_runs_nothing(
     answer = await developing.get(MAILBOX)
     page = answer.body.decode()
     assert "To anna@example.com" in page
-    assert "<h2>Confirm your e-mail for &lt;script&gt;alert(1)&lt;/script&gt;</h2>" in page
+    assert "<h2>Confirm your email address for &lt;script&gt;alert(1)&lt;/script&gt;</h2>" in page
     assert "<script" not in page
     policy = answer.headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; style-src 'nonce-")

@@ -10,7 +10,7 @@ import pytest
 from service.api import keys
 from service.domain.errors import PasswordUnacceptable
 from service.settings import read_settings
-from tests.api.test_mail import forgotten, reset
+from tests.api.mailing import forgotten, reset
 from tests.factories import Api, Person, new_email, running
 from tests.oauth import new_application, returned
 from tests.stand_ins.smtp import SmtpServer

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from http.cookies import SimpleCookie
-from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -22,7 +21,14 @@ from service.api.keys import ACCESS_LOG
 from service.database import connect
 from service.domain.clock import utc_now
 from service.logs import JsonFormatter
-from service.settings import MailSettings, OidcSettings, RateLimit, Settings, read_settings
+from service.settings import (
+    MailSettings,
+    OidcSettings,
+    RateLimit,
+    Settings,
+    SmtpSettings,
+    read_settings,
+)
 from service.use_cases.housekeeping import Housekeeping
 from tests.api.assertions import assert_problem
 from tests.api.issuer import (
@@ -39,8 +45,10 @@ from tests.api.issuer import (
     served,
     sign_in,
 )
+from tests.api.mailing import Postman, assert_unusable, confirm
 from tests.conftest import Servers
 from tests.factories import PASSWORD, Answer, Api, Person, running
+from tests.stand_ins.smtp import SmtpServer
 
 EMAIL = "Ada@Example.com"
 ADA: dict[str, Any] = {"sub": "ada-1", "email": EMAIL, "email_verified": True}
@@ -1042,17 +1050,146 @@ async def test_starts_are_limited_as_logins_are(api: Api, settings: Settings) ->
     assert statuses == [303, 303, 429]
 
 
-async def test_an_email_that_has_to_be_confirmed_begins_no_session(
-    settings: Settings, issuer: Issuer, tmp_path: Path, database: asyncpg.Connection, redis: object
+# Where email addresses are confirmed first
+
+
+@pytest.fixture
+def strict_settings(settings: Settings, smtp: SmtpServer) -> Settings:
+    mail = MailSettings(
+        sender="referrals@example.com",
+        app_url="https://app.example.com",
+        delivery=SmtpSettings(
+            host=smtp.host, port=smtp.port, user=None, password=None, implicit_tls=False
+        ),
+    )
+    return replace(settings, mail=mail, confirmation_required=True, serve_jobs=False)
+
+
+@pytest.fixture
+async def strict(
+    strict_settings: Settings, database: asyncpg.Connection, redis: Redis
+) -> AsyncIterator[Api]:
+    async with running(strict_settings) as api:
+        yield api
+
+
+@pytest.fixture
+def postman(strict: Api, strict_settings: Settings, smtp: SmtpServer) -> Postman:
+    return Postman.of(strict, strict_settings, smtp)
+
+
+async def test_an_email_that_the_issuer_is_not_sure_of_is_a_claim_until_it_is_confirmed(
+    strict: Api, postman: Postman, issuer: Issuer, database: asyncpg.Connection
 ) -> None:
-    """Neither for who is new nor for who comes back."""
+    """Neither who is new nor who comes back gets in, and there is no account yet."""
     issuer.claims["email_verified"] = False
-    mail = MailSettings(sender="referrals@example.com", app_url=None, delivery=tmp_path)
-    async with running(replace(settings, mail=mail, confirmation_required=True)) as api:
-        for _ in range(2):
-            assert_problem(await sign_in(api, issuer), 403, "email-not-confirmed")
-        assert await rows(database) == (1, 1)
-        assert await database.fetchval("SELECT count(*) FROM sessions") == 0
-        issuer.claims["email_verified"] = True
-        await database.execute("UPDATE users SET email_confirmed_at = now()")
-        assert (await sign_in(api, issuer)).status == 200
+    for _ in range(2):
+        assert_problem(await sign_in(strict, issuer), 403, "email-not-confirmed")
+    assert await rows(database) == (0, 0)
+    assert await database.fetchval("SELECT count(*) FROM sessions") == 0
+    first, second = await postman.tokens()
+    assert (await confirm(strict, second)).status == 204
+    assert_unusable(await confirm(strict, first))
+    assert await rows(database) == (1, 1)
+    ada = await signed_in(strict, issuer)
+    me = (await strict.get("/users/me", by=ada)).json()
+    assert (me["email"], me["email_confirmed"]) == (EMAIL, True)
+    assert await database.fetchval("SELECT password_hash FROM users") is None
+
+
+@pytest.mark.parametrize("verified", [True, False])
+async def test_an_email_that_the_issuer_is_not_sure_of_tells_nobody_whether_it_is_known(
+    strict: Api, postman: Postman, issuer: Issuer, database: asyncpg.Connection, verified: bool
+) -> None:
+    await strict.register(EMAIL)
+    [token] = await postman.tokens()
+    assert (await confirm(strict, token)).status == 204
+    issuer.claims["email_verified"] = verified
+    answer = await sign_in(strict, issuer)
+    if verified:
+        assert answer.status == 200  # both sides are sure
+        return
+    assert_problem(answer, 403, "email-not-confirmed")
+    assert await rows(database) == (1, 0)
+    [note] = await postman.deliver()
+    assert "already have an account" in note.message["Subject"]
+    assert await database.fetchval("SELECT count(*) FROM claims") == 0
+
+
+async def test_without_an_email_there_is_no_claim(
+    strict: Api, issuer: Issuer, database: asyncpg.Connection
+) -> None:
+    issuer.claims |= {"email": None, "email_verified": False}
+    assert_problem(await sign_in(strict, issuer), 403, "email-withheld")
+    assert await database.fetchval("SELECT count(*) FROM claims") == 0
+
+
+async def test_a_verified_sign_in_makes_the_account_while_claims_wait_which_end(
+    strict: Api, postman: Postman, issuer: Issuer, database: asyncpg.Connection
+) -> None:
+    await strict.register(EMAIL, password="the password of a stranger")
+    [token] = await postman.tokens()
+    ada = await signed_in(strict, issuer)
+    assert_unusable(await confirm(strict, token))
+    assert (await strict.log_in(EMAIL, "the password of a stranger")).status == 401
+    assert (await strict.get("/users/me", by=ada)).json()["email_confirmed"]
+    await strict.register(EMAIL)
+    [note] = await postman.deliver()
+    assert "already have an account" in note.message["Subject"]
+
+
+async def test_a_verified_sign_in_beside_the_confirmation_of_a_claim_makes_one_account(
+    strict: Api, postman: Postman, issuer: Issuer, database: asyncpg.Connection
+) -> None:
+    await strict.register(EMAIL)
+    [token] = await postman.tokens()
+    begun = await begin(strict)
+    code = issuer.grant(begun.request)
+    confirmed, signed = await asyncio.gather(
+        confirm(strict, token), come_back(strict, begun, code=code, iss=issuer.url)
+    )
+    # Whichever is second: a sign-in is linked to what is confirmed, a claim comes too late.
+    assert (confirmed.status, signed.status) in {(204, 200), (422, 200)}
+    assert await rows(database) == (1, 1)
+
+
+async def test_the_claim_of_an_identity_has_its_referral_with_the_confirmation(
+    strict: Api, postman: Postman, issuer: Issuer
+) -> None:
+    await strict.register("bert@example.com")
+    [token] = await postman.tokens()
+    await confirm(strict, token)
+    bert = await strict.signed_in("bert@example.com")
+    code = await strict.new_code(bert, max_uses=1)
+    issuer.claims["email_verified"] = False
+    answer = await sign_in(strict, issuer, referral_code=code)
+    assert_problem(answer, 403, "email-not-confirmed")
+    assert (await strict.get("/referral-code", by=bert)).json()["uses"] == 0
+    [token] = await postman.tokens()
+    assert (await confirm(strict, token)).status == 204
+    ada = await signed_in(strict, issuer)
+    assert (await strict.get("/users/me", by=ada)).json()["referrer_id"] == bert.user_id
+
+
+async def test_an_identity_becomes_no_second_account_by_a_claim_with_another_email(
+    strict: Api, postman: Postman, issuer: Issuer, database: asyncpg.Connection
+) -> None:
+    issuer.claims["email_verified"] = False
+    await sign_in(strict, issuer)
+    issuer.claims["email"] = "ada@example.org"
+    await sign_in(strict, issuer)
+    tokens = await postman.tokens()
+    answers = await asyncio.gather(*(confirm(strict, token) for token in tokens))
+    assert sorted(answer.status for answer in answers) == [204, 422]
+    assert await rows(database) == (1, 1)
+
+
+async def test_an_identity_of_an_account_that_never_confirmed_begins_no_session(
+    api: Api, strict: Api, postman: Postman, issuer: Issuer, database: asyncpg.Connection
+) -> None:
+    """It was made before the mode was switched."""
+    issuer.claims["email_verified"] = False
+    await signed_in(api, issuer)
+    assert_problem(await sign_in(strict, issuer), 403, "email-not-confirmed")
+    assert await rows(database) == (1, 1)
+    assert await database.fetchval("SELECT count(*) FROM claims") == 0

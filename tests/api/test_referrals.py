@@ -7,7 +7,7 @@ from uuid import uuid4
 from tests.api.assertions import assert_problem
 from tests.factories import Api, Person
 
-MEMBERS: Final = {"id", "email", "registered_at", "code"}
+MEMBERS: Final = {"id", "email", "registered_at", "code", "flags"}
 
 
 async def refer(api: Api, referrer: Person, count: int) -> list[str]:
@@ -31,6 +31,7 @@ async def test_a_referrer_sees_the_referrals_newest_first(api: Api, anna: Person
     assert [newest["id"], oldest["id"]] == [carl.user_id, bert.user_id]
     assert oldest["email"] == "Bert@example.com"
     assert oldest["code"] == code
+    assert oldest["flags"] == []
     assert oldest["registered_at"].endswith("Z")
     registered_at = datetime.fromisoformat(oldest["registered_at"])
     assert registered_at < datetime.fromisoformat(newest["registered_at"])

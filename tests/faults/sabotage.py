@@ -55,7 +55,7 @@ REFER_AFTER_THE_COMMIT: Final = """
                 _, old_keys = await self._refer(
                     repositories, user.user_id, email, registration.referral_code, now
                 )"""
-WITH_PASSWORD: Final = "\n                        password_hash=password_hash,"
+WITH_PASSWORD: Final = "\n                password_hash=password_hash,"
 NOTHING_MORE: Final = """
         await self._forgetting.forget(old_keys)
         return user

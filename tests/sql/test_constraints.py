@@ -26,8 +26,8 @@ NEW_CODE = """
     VALUES ($1, $2, $3, $4, $5, $6)
 """
 NEW_REFERRAL = """
-    INSERT INTO referrals (user_id, referrer_id, code, registered_at, email_hash)
-    VALUES ($1, $2, 'ANNAS', $3, $4)
+    INSERT INTO referrals (user_id, referrer_id, code, registered_at, email_hash, mailbox_hash)
+    VALUES ($1, $2, 'ANNAS', $3, $4, 'a mailbox')
 """
 NEW_IDENTITY = """
     INSERT INTO identities (issuer, subject, user_id, created_at)
@@ -37,6 +37,15 @@ NEW_MAIL_TOKEN = """
     INSERT INTO mail_tokens
            (token_hash, purpose, user_id, email, email_key, created_at, expires_at)
     VALUES ($1, 'sign_in', $2, 'anna@x', 'anna@x', $3, $4)
+"""
+NEW_TOKEN_OF_NOBODY = """
+    INSERT INTO mail_tokens (token_hash, purpose, email, email_key, created_at, expires_at)
+    VALUES ('hash', 'confirm_email', 'anna@x', 'anna@x', $1, $2)
+"""
+NEW_CLAIM = """
+    INSERT INTO claims (claim_id, email, email_key, password_hash, issuer, subject,
+                        referral_code_id, created_at, expires_at)
+    VALUES ($1, 'dora@x', 'dora@x', $2, $3, $4, $5, $6, $7)
 """
 CHANGE_USER = "UPDATE users SET {} WHERE user_id = $1"
 CHANGE_CODE = "UPDATE referral_codes SET {} WHERE owner_id = $1"
@@ -59,6 +68,21 @@ BROKEN = [
     ("users_erased_keep_no_password", CHANGE_USER.format(ERASE), [ANNA]),
     ("users_email_verdict_known", CHANGE_USER.format("email_verdict = 'good'"), [ANNA]),
     ("mail_tokens_purpose_known", NEW_MAIL_TOKEN, [b"hash", ANNA, NOW, LATER]),
+    ("mail_tokens_of_a_user_or_a_claim", NEW_TOKEN_OF_NOBODY, [NOW, LATER]),
+    *(
+        ("claims_have_one_way_in", NEW_CLAIM, [uuid4(), *ways, None, NOW, LATER])
+        for ways in (
+            (None, None, None),
+            ("a hash", "https://issuer.example", "dora"),
+            (None, "https://issuer.example", None),
+            ("a hash", None, "dora"),
+        )
+    ),
+    (
+        "claims_referral_code_exists",
+        NEW_CLAIM,
+        [uuid4(), "a hash", None, None, uuid4(), NOW, LATER],
+    ),
     ("sessions_expire_later", NEW_SESSION, [uuid4(), ANNA, NOW, NOW]),
     ("referral_codes_expire_later", CHANGE_CODE.format("expires_at = created_at"), [ANNA]),
     *(
@@ -72,6 +96,7 @@ BROKEN = [
     ("identities_of_one_user", NEW_IDENTITY, ["bert", CARL, NOW]),
     ("referrals_email_referred_once", NEW_REFERRAL, [CARL, ANNA, NOW, b"hash of bert"]),
     ("referrals_pkey", NEW_REFERRAL, [BERT, CARL, NOW, b"another hash"]),
+    ("referrals_one_unflagged_of_a_mailbox", NEW_REFERRAL, [CARL, ANNA, NOW, b"hash of carl"]),
     ("referrals_of_another_user", NEW_REFERRAL, [ANNA, ANNA, NOW, b"hash of anna"]),
 ]
 

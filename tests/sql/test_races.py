@@ -6,7 +6,7 @@ Each race says what to remove from the SQL in order to see it lost.
 import asyncio
 import signal
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -18,6 +18,7 @@ import pytest
 from uuid6 import uuid7
 
 from service.database import Database, Repositories, TransactionConflict, retried
+from service.domain.claims import Claim
 from service.domain.errors import (
     DatabaseUnavailable,
     EmailTaken,
@@ -27,7 +28,7 @@ from service.domain.errors import (
 )
 from service.domain.idempotency import Answer, IdempotencyKey
 from service.domain.identities import Identity
-from service.domain.mails import MailToken, TokenPurpose
+from service.domain.mails import MailToken, Share, TokenPurpose
 from service.domain.referral_codes import (
     ReferralCode,
     ReferralCodeWish,
@@ -71,12 +72,25 @@ async def take(transactions: Database, code: ReferralCode) -> TakenReferralCode 
         return await repositories.referral_codes.take(code.code, NOW)
 
 
+async def refer_to(
+    repositories: Repositories,
+    user_id: UUID,
+    referrer_id: UUID,
+    email_hash: bytes,
+    mailbox_hash: bytes | None = None,
+) -> Sequence[str]:
+    """Store a referral; it has a mailbox of its own unless one is given."""
+    return await repositories.referrals.add(
+        user_id, referrer_id, "CODE", NOW, email_hash, mailbox_hash or user_id.bytes, flagged=False
+    )
+
+
 async def refer(repositories: Repositories, code: ReferralCode, slot: int) -> None:
     """Do all that a registration with the code does to it."""
     user_id = await new_user(repositories)
     taken = await repositories.referral_codes.take(code.code, NOW)
     assert taken is not None
-    await repositories.referrals.add(user_id, taken.owner_id, taken.code, NOW, user_id.bytes)
+    await refer_to(repositories, user_id, taken.owner_id, user_id.bytes)
     await repositories.referral_codes.count_use(taken.referral_code_id, slot)
 
 
@@ -305,18 +319,18 @@ async def test_an_email_is_referred_once_whatever_became_of_the_account(
     code = await new_code(transactions)
     async with transactions.transaction() as repositories:
         first, second = [await new_user(repositories) for _ in range(2)]
-        await repositories.referrals.add(first, code.owner_id, code.code, NOW, b"hash")
+        await refer_to(repositories, first, code.owner_id, b"hash")
         await repositories.users.erase(first, HASH, NOW)
     async with transactions.reading() as repositories:
         with pytest.raises(ReferralCodeUnusable):
-            await repositories.referrals.add(second, code.owner_id, code.code, NOW, b"hash")
+            await refer_to(repositories, second, code.owner_id, b"hash")
 
 
 async def test_a_violation_that_nobody_foresaw_is_no_polite_answer(transactions: Database) -> None:
     async with transactions.reading() as repositories:
         user_id = await new_user(repositories)
         with pytest.raises(asyncpg.CheckViolationError):
-            await repositories.referrals.add(user_id, user_id, "CODE", NOW, b"hash")
+            await refer_to(repositories, user_id, user_id, b"hash")
 
 
 def new_session(user_id: UUID) -> Session:
@@ -574,7 +588,7 @@ async def test_no_token_is_stored_of_an_account_that_is_being_erased(
 
     async def add() -> bool:
         async with transactions.transaction() as repositories:
-            return await repositories.mail_tokens.add(token, 3)
+            return await repositories.mail_tokens.add(token)
 
     async with transactions.transaction() as repositories:
         await erase(repositories, user_id)
@@ -603,6 +617,120 @@ async def test_a_failed_sign_in_to_an_account_that_is_being_erased_is_nobodys(
         await repositories.security_events.delete_of_user(user_id)
         failing = await until_blocked(database, fail())
     assert await failing is None
+
+
+async def new_claim(repositories: Repositories, email: str) -> tuple[UUID, MailToken]:
+    """Store a claim with a token that was mailed."""
+    claim = Claim(
+        claim_id=uuid7(),
+        email=parse_email(email),
+        password_hash=HASH,
+        identity=None,
+        referral_code_id=None,
+        created_at=NOW,
+        expires_at=NOW + LIFE,
+    )
+    await repositories.claims.add(claim)
+    return claim.claim_id, token_of(claim)
+
+
+def token_of(claim: Claim) -> MailToken:
+    return MailToken(
+        token_hash=uuid7().bytes,
+        purpose=TokenPurpose.CONFIRM_EMAIL,
+        claim_id=claim.claim_id,
+        email=claim.email,
+        created_at=NOW,
+        expires_at=NOW + LIFE,
+    )
+
+
+async def test_of_two_confirmations_of_one_address_the_second_waits_until_the_first_is_done(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """Without FOR UPDATE in LOCK_FOR_CONFIRMATION it goes on, and each waits for the other."""
+    async with transactions.transaction() as repositories:
+        tokens = [(await new_claim(repositories, "anna@example.com"))[1] for _ in range(2)]
+        other = (await new_claim(repositories, "bert@example.com"))[1]
+        for token in (*tokens, other):
+            assert await repositories.mail_tokens.add(token)
+
+    async def take(token: MailToken) -> MailToken | None:
+        async with transactions.transaction() as repositories:
+            await repositories.claims.lock_for_confirmation(token.token_hash)
+            return await repositories.mail_tokens.take(token.token_hash, [token.purpose], NOW)
+
+    async with transactions.transaction() as repositories:
+        await repositories.claims.lock_for_confirmation(tokens[0].token_hash)
+        waiting = await until_blocked(database, take(tokens[1]))
+        assert await take(other) is not None  # another address' waits for nobody
+        await repositories.claims.delete_of_email("anna@example.com")
+    assert await waiting is None
+
+
+async def test_no_token_is_stored_of_a_claim_that_is_being_confirmed(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """Without FOR KEY SHARE in INSERT_OF_CLAIM its foreign key is violated, and the job fails."""
+    async with transactions.transaction() as repositories:
+        claim_id, token = await new_claim(repositories, "anna@example.com")
+
+    async def add() -> bool:
+        async with transactions.transaction() as repositories:
+            return await repositories.mail_tokens.add(token)
+
+    async with transactions.transaction() as repositories:
+        await repositories.claims.delete(claim_id)
+        adding = await until_blocked(database, add())
+    assert not await adding
+    assert not await add()
+
+
+@pytest.mark.parametrize(
+    ("share", "most"), [(Share.OTHER, 2), (Share.RESET, 3), (Share.NOTICE, 20)]
+)
+async def test_of_20_mails_to_a_mailbox_at_once_no_more_are_sent_than_one_after_the_other(
+    transactions: Database, share: Share, most: int
+) -> None:
+    """Without ON CONFLICT DO UPDATE … WHERE, but with a look before it, they would be."""
+
+    async def count() -> bool:
+        async with transactions.reading() as repositories:
+            return await repositories.mailboxes.count(b"a mailbox", uuid7(), share, NOW)
+
+    assert sum(await asyncio.gather(*(count() for _ in range(20)))) == most
+
+
+async def test_a_mail_that_is_tried_again_counts_once(transactions: Database) -> None:
+    """Without `job_id <> $2` in COUNT the third worker that is killed with it loses it."""
+    job_id = uuid7()
+    async with transactions.reading() as repositories:
+        mailboxes = repositories.mailboxes
+        for minute in range(5):
+            at = NOW + timedelta(minutes=minute)
+            assert await mailboxes.count(b"a mailbox", job_id, Share.OTHER, at)
+        assert await mailboxes.count(b"a mailbox", uuid7(), Share.OTHER, NOW)
+        assert not await mailboxes.count(b"a mailbox", uuid7(), Share.OTHER, NOW)
+        await mailboxes.take_back(b"a mailbox", job_id)
+        assert await mailboxes.count(b"a mailbox", uuid7(), Share.OTHER, NOW)
+        assert not await mailboxes.count(b"a mailbox", job_id, Share.OTHER, NOW)
+
+
+async def test_of_20_referrals_of_one_mailbox_at_once_one_is_without_a_flag(
+    transactions: Database,
+) -> None:
+    """Without the index referrals_one_unflagged_of_a_mailbox there are more."""
+    async with transactions.transaction() as repositories:
+        referrer_id, another = [await new_user(repositories) for _ in range(2)]
+
+    async def add(referrer_id: UUID) -> Sequence[str]:
+        async with transactions.transaction() as repositories:
+            user_id = await new_user(repositories)
+            return await refer_to(repositories, user_id, referrer_id, user_id.bytes, b"a mailbox")
+
+    flags = await asyncio.gather(*(add(referrer_id) for _ in range(20)))
+    assert sorted(map(list, flags)) == [[], *[["self-referral"]] * 19]
+    assert await add(another) == []  # with whom it is the first
 
 
 async def test_an_identity_that_is_being_removed_signs_nobody_in(

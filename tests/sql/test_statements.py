@@ -26,11 +26,14 @@ def test_every_table_has_its_statements() -> None:
     tested = {str(param.id).partition(".")[0] for param in STATEMENTS}
     assert tested == {
         "authorization_codes",
+        "claims",
+        "confirmations",
         "enrichments",
         "idempotency_keys",
         "identities",
         "jobs",
         "mail_tokens",
+        "mailboxes",
         "migrations",
         "oauth_clients",
         "referral_codes",
@@ -51,8 +54,8 @@ async def test_it_prepares(statement: str, database: asyncpg.Connection) -> None
 def test_it_names_the_columns_it_wants(statement: str) -> None:
     """A column that is added later must not turn up where nobody expects it."""
     tables = (
-        "enrichments|idempotency_keys|identities|jobs|mail_tokens|referral_codes"
-        "|referral_code_uses|referrals|security_events|sessions|sign_ins|users"
+        "claims|confirmations|enrichments|idempotency_keys|identities|jobs|mail_tokens|mailboxes"
+        "|referral_codes|referral_code_uses|referrals|security_events|sessions|sign_ins|users"
     )
     assert not re.search(rf"\*\s+FROM\s+({tables})\b", statement)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.errors import EmailMalformed
-from service.domain.users import _PLAIN, Email, key_of, parse_email
+from service.domain.users import _PLAIN, Email, fold_mailbox, hash_mailbox, key_of, parse_email
 from tests.unit.strategies import ANY_TEXT
 
 
@@ -65,6 +65,8 @@ def test_an_email_is_shown_as_given_and_compared_by_its_key(text: str, key: str)
         pytest.param("\u0430nna@example.com", id="a Cyrillic a"),
         pytest.param("\u212aelvin@example.com", id="Kelvin, whose small letter is an ASCII k"),
         pytest.param("\u0130@example.com", id="I with a dot"),
+        pytest.param("=?utf-8?q?x?=@example.com", id="an encoded word"),
+        pytest.param("a=?utf-8?q?x?=@example.com", id="an encoded word within"),
         pytest.param("anna\u200d@example.com", id="a joiner nobody sees"),
         pytest.param("anna\u202e@example.com", id="text from right to left"),
         pytest.param("\ud800@example.com", id="half a surrogate pair"),
@@ -110,6 +112,45 @@ def test_the_key_to_look_for_is_that_of_the_account(text: str) -> None:
     except EmailMalformed:
         return
     assert key_of(text) == parsed.key
+
+
+@given(st.from_regex(_PLAIN, fullmatch=True), st.text(" \t\r\n\u00a0\u3000"))
+def test_white_space_around_an_email_to_look_for_does_not_count(email: str, space: str) -> None:
+    try:
+        parse_email(email)
+    except EmailMalformed:
+        return
+    assert key_of(f"{space}{email}{space}") == key_of(email)
+
+
+@pytest.mark.parametrize(
+    ("email_key", "mailbox"),
+    [
+        ("anna@example.com", "anna@example.com"),
+        ("anna+shop@example.com", "anna@example.com"),
+        ("anna+a+b@example.com", "anna@example.com"),
+        ("an.na@example.com", "an.na@example.com"),
+        ("+anna@example.com", "+anna@example.com"),
+        ("a.n.n.a@gmail.com", "anna@gmail.com"),
+        ("a.nna+x.y@googlemail.com", "anna@gmail.com"),
+        ("anna@mail.gmail.com", "anna@mail.gmail.com"),
+    ],
+)
+def test_addresses_of_one_mailbox_are_folded_to_one(email_key: str, mailbox: str) -> None:
+    assert fold_mailbox(email_key) == mailbox
+    assert hash_mailbox(email_key, b"key") == hash_mailbox(mailbox, b"key")
+    assert hash_mailbox(email_key, b"key") != hash_mailbox(mailbox, b"another key")
+
+
+@given(st.emails())
+def test_any_email_has_a_mailbox_which_is_its_own_mailbox(text: str) -> None:
+    try:
+        key = parse_email(text).key
+    except EmailMalformed:
+        return
+    mailbox = fold_mailbox(key)
+    assert fold_mailbox(mailbox) == mailbox
+    assert len(mailbox.partition("@")[0]) > 0
 
 
 def test_an_email_that_is_not_plain_is_parsed() -> None:

@@ -1,0 +1,47 @@
+"""The SQL of confirmations: which tokens have confirmed the address that an account has."""
+
+from typing import Final
+from uuid import UUID
+
+from service.repositories.connection import Connection
+
+INSERT: Final = """
+    INSERT INTO confirmations (token_hash, user_id, confirmed_at)
+    SELECT $1, user_id, email_confirmed_at
+      FROM users
+     WHERE user_id = $2
+"""
+
+# An account that is erased, or has another address by now, has been confirmed at another time.
+STILL_HOLDS: Final = """
+    SELECT EXISTS (
+        SELECT FROM confirmations c
+          JOIN users u ON u.user_id = c.user_id
+         WHERE c.token_hash = $1
+           AND u.email_confirmed_at = c.confirmed_at
+    )
+"""
+
+DELETE_OF_USER: Final = """
+    DELETE FROM confirmations
+     WHERE user_id = $1
+"""
+
+
+class ConfirmationRepository:
+    """Confirmations, one statement a method."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def add(self, token_hash: bytes, user_id: UUID) -> None:
+        """Note that the token was used for the account's address, which is confirmed."""
+        await self._connection.execute(INSERT, token_hash, user_id)
+
+    async def still_holds(self, token_hash: bytes) -> bool:
+        """Return whether the token was used for an address that its account still has."""
+        holds: bool = await self._connection.fetchval(STILL_HOLDS, token_hash)
+        return holds
+
+    async def delete_of_user(self, user_id: UUID) -> None:
+        await self._connection.execute(DELETE_OF_USER, user_id)

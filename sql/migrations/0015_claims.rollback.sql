@@ -1,0 +1,5 @@
+DROP TABLE IF EXISTS confirmations;
+DELETE FROM mail_tokens WHERE user_id IS NULL;
+ALTER TABLE mail_tokens ALTER COLUMN user_id SET NOT NULL;
+ALTER TABLE mail_tokens DROP COLUMN IF EXISTS claim_id;
+DROP TABLE IF EXISTS claims;
