@@ -79,7 +79,7 @@ class OAuth:
         redirect_uri = parameters.get("redirect_uri", "")
         if client is None:
             raise OAuthError("invalid_request", "There is no such client.")
-        if redirect_uri not in client.redirect_uris:
+        if not client.accepts_redirect(redirect_uri):
             raise OAuthError("invalid_request", "The redirect_uri is not one of the client's.")
         state = parameters.get("state")
         try:
