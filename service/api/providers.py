@@ -115,7 +115,9 @@ async def start_sign_in(request: web.Request) -> web.Response:
     await count_request(request, LOGIN)
     query = read_query(request, START_QUERY)
     started = await request.app[IDENTITIES].start(
-        request.match_info["provider"], query["referral_code"]
+        request.match_info["provider"],
+        query["referral_code"],
+        request.cookies.get(_cookie(request), ""),
     )
     response = web.Response(status=HTTPStatus.SEE_OTHER, headers={"Location": started.url})
     response.set_cookie(
@@ -158,9 +160,8 @@ async def finish_sign_in(request: web.Request) -> web.Response:
         AuthorizationAnswer(code=query["code"], error=query["error"], issuer=query["iss"]),
         header_text(request, "User-Agent"),
     )
-    response = respond(TOKENS_SCHEMA, tokens)
-    response.del_cookie(_cookie(request), path="/", secure=is_https(request), httponly=True)
-    return response
+    # The cookie stays: another tab may be on its way back with it.
+    return respond(TOKENS_SCHEMA, tokens)
 
 
 def _cookie(request: web.Request) -> str:

@@ -19,7 +19,7 @@ from service.domain.scopes import Scope
 
 CODE_LIVES: Final = timedelta(seconds=60)
 _VERIFIER: Final = re.compile(r"[A-Za-z0-9._~-]{43,128}")
-_CHALLENGE: Final = re.compile(r"[A-Za-z0-9_-]{43}")
+_ENCODED_256_BITS: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 _LOOPBACK: Final = re.compile(r"(http://(?:127\.0\.0\.1|\[::1\]))(?::([0-9]{1,5}))?([/?].*)?")
 
 
@@ -102,6 +102,11 @@ def new_secret() -> str:
     return secrets.token_urlsafe(32)
 
 
+def is_secret(text: str) -> bool:
+    """Whether `text` can be what `new_secret` returns."""
+    return _ENCODED_256_BITS.fullmatch(text) is not None
+
+
 def hash_secret(secret: str) -> bytes:
     """Return what is stored of a secret of 256 random bits."""
     return hashlib.sha256(secret.encode(errors="surrogatepass")).digest()
@@ -115,7 +120,7 @@ def challenge_of(verifier: str) -> str:
 
 def is_challenge(text: str) -> bool:
     """Whether `text` can be an S256 challenge."""
-    return _CHALLENGE.fullmatch(text) is not None
+    return _ENCODED_256_BITS.fullmatch(text) is not None
 
 
 def _without_port(uri: str) -> str | None:

@@ -23,7 +23,7 @@ from service.domain.identities import (
     IdentityTaken,
     SignIn,
 )
-from service.domain.oauth import hash_secret, new_secret
+from service.domain.oauth import hash_secret, is_secret, new_secret
 from service.domain.sessions import Tokens
 from service.domain.users import User
 from service.providers import Provider
@@ -63,8 +63,11 @@ class Identities:
         self._clock = clock
 
     @retried
-    async def start(self, name: str, referral_code: str | None) -> Started:
+    async def start(self, name: str, referral_code: str | None, browser: str) -> Started:
         """Begin a sign-in.
+
+        `browser` is the secret that the browser has from a sign-in begun before, in another tab
+        perhaps, whose end must find it unchanged; anything else for a browser without one.
 
         Raises ProviderNotFound, ProviderUnavailable, or ReferralCodeUnusable: better now than
         when the user has been to the issuer.
@@ -74,7 +77,9 @@ class Identities:
         if referral_code is not None:
             async with self._database.reading() as repositories:
                 await self._users.check_code(repositories, referral_code, now)
-        state, browser = new_secret(), new_secret()
+        state = new_secret()
+        if not is_secret(browser):
+            browser = new_secret()
         sign_in = SignIn(
             state_hash=hash_secret(state),
             browser_hash=hash_secret(browser),

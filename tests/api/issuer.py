@@ -203,10 +203,13 @@ class Begun:
         return dict(parse_qsl(urlsplit(self.location).query))
 
 
-async def begin(api: Api, provider: str = "corp", **query: str) -> Begun:
-    """Press the button."""
+async def begin(
+    api: Api, provider: str = "corp", *, cookie: str | None = None, **query: str
+) -> Begun:
+    """Press the button, in a browser that has a cookie already or none."""
     path = f"/auth/providers/{provider}/start"
-    answer = await api.get(path, params=query, allow_redirects=False)
+    headers = {} if cookie is None else {"Cookie": cookie}
+    answer = await api.get(path, params=query, headers=headers, allow_redirects=False)
     assert answer.status == 303, answer.body
     cookie = answer.headers["Set-Cookie"].partition(";")[0]
     return Begun(provider, answer.headers["Location"], cookie)
