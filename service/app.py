@@ -39,6 +39,7 @@ from service.rate_limits import RateLimiter
 from service.redis_connection import RedisAway
 from service.settings import EnrichmentSettings, Settings
 from service.tokens import AccessTokens, RefreshTokens
+from service.use_cases.account_changes import AccountChanges
 from service.use_cases.email_verification import EmailVerification
 from service.use_cases.enrichment import Enrichments
 from service.use_cases.forgetting import Forgetting
@@ -275,6 +276,7 @@ async def _open(
     app[keys.IDENTITIES] = Identities(
         postgresql,
         forgetting,
+        jobs,
         app[keys.USERS],
         app[keys.SESSIONS],
         {
@@ -293,6 +295,9 @@ async def _open(
         events,
         clock,
         password_min_length=settings.password_min_length,
+    )
+    app[keys.ACCOUNT_CHANGES] = AccountChanges(
+        postgresql, forgetting, jobs, app[keys.USERS], events, clock
     )
     app[keys.EMAIL_VERIFICATION] = _verification(postgresql, cache, http, settings, clock)
     app[keys.ENRICHMENTS] = _enrichments(postgresql, http, settings, clock)

@@ -21,6 +21,7 @@ from asyncpg.exceptions import TargetServerAttributeNotMatched
 from service.connections import WAIT_SECONDS, Connections, QueueFull
 from service.domain.errors import DatabaseUnavailable, Overloaded, Unavailable
 from service.metrics import REPLICA_READS
+from service.repositories.account_changes import AccountChangeRepository
 from service.repositories.authorization_codes import AuthorizationCodeRepository
 from service.repositories.connection import Connection
 from service.repositories.enrichments import EnrichmentRepository
@@ -108,6 +109,10 @@ class Repositories:
     def savepoint(self) -> AbstractAsyncContextManager[object]:
         """Begin a part of the transaction that can be undone alone."""
         return self._connection.transaction()
+
+    @property
+    def account_changes(self) -> AccountChangeRepository:
+        return AccountChangeRepository(self._connection)
 
     @property
     def authorization_codes(self) -> AuthorizationCodeRepository:

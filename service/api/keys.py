@@ -13,6 +13,7 @@ from service.database import Database
 from service.passwords import PasswordHasher
 from service.rate_limits import RateLimiter, Window
 from service.settings import RateLimit, Settings
+from service.use_cases.account_changes import AccountChanges
 from service.use_cases.email_verification import EmailVerification
 from service.use_cases.enrichment import Enrichments
 from service.use_cases.idempotency import Refusals
@@ -38,6 +39,7 @@ RATE_LIMITS: Final = web.AppKey("RATE_LIMITS", Mapping[str, RateLimit | None])
 REFUSALS: Final = web.AppKey("REFUSALS", Refusals)
 USERS: Final = web.AppKey("USERS", Users)
 MAIL_TOKENS: Final = web.AppKey("MAIL_TOKENS", MailTokens)
+ACCOUNT_CHANGES: Final = web.AppKey("ACCOUNT_CHANGES", AccountChanges)
 EMAIL_VERIFICATION: Final = web.AppKey("EMAIL_VERIFICATION", EmailVerification)
 ENRICHMENTS: Final = web.AppKey("ENRICHMENTS", Enrichments)
 IDENTITIES: Final = web.AppKey("IDENTITIES", Identities)

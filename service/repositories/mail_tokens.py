@@ -12,8 +12,9 @@ from service.repositories.connection import Connection
 # No more than so many live ones, or one more for each worker that counts at the same instant.
 # The share lock makes the account's end wait, or be seen.
 INSERT: Final = """
-    INSERT INTO mail_tokens (token_hash, purpose, user_id, email, email_key, created_at, expires_at)
-    SELECT $1, $2, user_id, $4, $5, $6, $7
+    INSERT INTO mail_tokens (token_hash, purpose, user_id, email, email_key, created_at, expires_at,
+                             session_id)
+    SELECT $1, $2, user_id, $4, $5, $6, $7, $9
       FROM users
      WHERE user_id = $3
        AND erased_at IS NULL
@@ -27,7 +28,7 @@ INSERT: Final = """
 """
 
 FIND: Final = """
-    SELECT token_hash, purpose, user_id, email, email_key, created_at, expires_at
+    SELECT token_hash, purpose, user_id, email, email_key, created_at, expires_at, session_id
       FROM mail_tokens
      WHERE token_hash = $1
        AND purpose = ANY ($2)
@@ -40,7 +41,7 @@ TAKE: Final = """
      WHERE token_hash = $1
        AND purpose = ANY ($2)
        AND expires_at > $3
-    RETURNING token_hash, purpose, user_id, email, email_key, created_at, expires_at
+    RETURNING token_hash, purpose, user_id, email, email_key, created_at, expires_at, session_id
 """
 
 DELETE: Final = """
@@ -79,6 +80,7 @@ class MailTokenRepository:
             token.created_at,
             token.expires_at,
             most_live,
+            token.session_id,
         )
         return stored is not None
 
@@ -114,4 +116,5 @@ class MailTokenRepository:
             email=Email(row["email"], row["email_key"]),
             created_at=row["created_at"],
             expires_at=row["expires_at"],
+            session_id=row["session_id"],
         )

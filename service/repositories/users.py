@@ -273,10 +273,14 @@ class UserRepository:
         """Note that the e-mail is the account's; return whether it is still this one."""
         return await self._found(CONFIRM_EMAIL, user_id, email_key, now)
 
-    async def change_email(self, user_id: UUID, email: Email, now: datetime) -> None:
-        """Store another e-mail, confirmed just now; raise EmailTaken."""
+    async def change_email(
+        self, user_id: UUID, email: Email, confirmed_at: datetime | None
+    ) -> None:
+        """Store another email address, and when it was confirmed; raise EmailTaken."""
         with on_violation({"users_email_unique": EmailTaken}):
-            await self._connection.execute(CHANGE_EMAIL, user_id, email.shown, email.key, now)
+            await self._connection.execute(
+                CHANGE_EMAIL, user_id, email.shown, email.key, confirmed_at
+            )
 
     async def lock(self, user_id: UUID) -> tuple[Email, bool] | None:
         """Return the e-mail and whether it is confirmed; both stay until the transaction ends."""

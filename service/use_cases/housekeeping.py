@@ -30,6 +30,7 @@ class Housekeeping:
             await repositories.sessions.delete_expired(now)
             await repositories.idempotency_keys.delete_old(now - KEPT_FOR)
             await repositories.mail_tokens.delete_expired(now)
+            await repositories.account_changes.delete_expired(now)
             await repositories.jobs.delete_parked(now - PARKED_FOR)
             await repositories.security_events.delete_old(now - SECURITY_EVENTS_KEPT_FOR)
 

@@ -5,8 +5,12 @@ account: a job is written either way, and the worker looks who it is for.
 """
 
 import logging
+from datetime import datetime
+
+from uuid6 import uuid7
 
 from service.database import Database, Repositories, retried
+from service.domain.account_changes import AccountChange, ChangeKind
 from service.domain.clock import Clock
 from service.domain.errors import EmailMalformed, EmailTaken, TokenUnusable
 from service.domain.jobs import JobKind
@@ -17,6 +21,7 @@ from service.domain.security_events import SecurityEvent
 from service.domain.sessions import Caller
 from service.domain.users import Email, parse_email
 from service.passwords import PasswordHasher
+from service.use_cases.account_changes import offer_undo
 from service.use_cases.forgetting import Forgetting, code_key, session_key
 from service.use_cases.jobs import Jobs
 from service.use_cases.mails import mail_to_email, mail_to_new_email, mail_to_user
@@ -79,6 +84,9 @@ class MailTokens:
             raise EmailMalformed(error.detail, pointer="#/new_email") from error
         await self._users.prove(caller, password)
         async with self._database.transaction() as repositories:
+            await self._events.record(
+                repositories, SecurityEvent.EMAIL_CHANGE_REQUESTED, caller.user_id, self._clock()
+            )
             await self._jobs.plan(repositories, mail_to_new_email(caller, email))
 
     @retried
@@ -87,39 +95,59 @@ class MailTokens:
         now = self._clock()
         old_keys: list[str] = []
         async with self._database.transaction() as repositories:
-            taken = await repositories.mail_tokens.take(hash_secret(token), _CONFIRMING, now)
-            if taken is None:
+            found = await repositories.mail_tokens.find(hash_secret(token), _CONFIRMING, now)
+            if found is None:
                 raise TokenUnusable
-            if taken.purpose is TokenPurpose.CHANGE_EMAIL:
-                old_keys = await self._change_email(repositories, taken)
-            elif not await repositories.users.confirm_email(taken.user_id, taken.email.key, now):
-                raise TokenUnusable  # the account has another e-mail by now
+            if found.purpose is TokenPurpose.CHANGE_EMAIL:
+                old_keys = await self._change_email(repositories, found, now)
+            else:
+                await self._confirm_email(repositories, found, now)
         await self._forgetting.forget(old_keys)
-        log.info("e-mail confirmed: %s", taken.user_id)
 
-    async def _change_email(self, repositories: Repositories, token: MailToken) -> list[str]:
-        """Give the account its new e-mail; return the cache keys that became old."""
-        now = self._clock()
-        locked = await repositories.users.lock(token.user_id)
-        if locked is None:
+    async def _confirm_email(
+        self, repositories: Repositories, token: MailToken, now: datetime
+    ) -> None:
+        """Note that the account's address is its owner's."""
+        taken = await repositories.mail_tokens.take(token.token_hash, _CONFIRMING, now)
+        if taken is None or not await repositories.users.confirm_email(
+            token.user_id, token.email.key, now
+        ):
+            raise TokenUnusable  # used meanwhile, or the account has another email address by now
+        await self._events.record(repositories, SecurityEvent.EMAIL_CONFIRMED, token.user_id, now)
+
+    async def _change_email(
+        self, repositories: Repositories, token: MailToken, now: datetime
+    ) -> list[str]:
+        """Give the account its new email address; return the cache keys that became old."""
+        user_id = token.user_id
+        # The user before the token and the session: so do those who end them.
+        locked = await repositories.users.lock(user_id)
+        taken = await repositories.mail_tokens.take(token.token_hash, _CONFIRMING, now)
+        if locked is None or taken is None or token.session_id is None:
             raise TokenUnusable
-        old, _ = locked
+        if not await repositories.sessions.lock_open(token.session_id, user_id, now):
+            raise TokenUnusable  # signed out, or disabled, since: the change was given up
+        old, confirmed = locked
         try:
-            await repositories.users.change_email(token.user_id, token.email, now)
+            await repositories.users.change_email(user_id, token.email, now)
         except EmailTaken as error:  # since the mail was sent
             raise TokenUnusable from error
         # Those in the old mailbox are for somebody who may no longer be the owner.
-        await repositories.mail_tokens.delete_of_user(token.user_id)
-        await repositories.enrichments.delete_of_user(token.user_id)
+        await repositories.mail_tokens.delete_of_user(user_id)
+        await repositories.enrichments.delete_of_user(user_id)
+        await repositories.identities.delete_of_other_emails(user_id, token.email.key)
         old_keys = [code_key(old.key), code_key(token.email.key)]
         await self._forgetting.plan(repositories, old_keys, now)
-        await self._jobs.plan(
-            repositories,
-            {
-                **mail_to_email(MailKind.EMAIL_CHANGED, old, token.user_id),
-                **jobs_about_email(token.user_id),
-            },
+        await self._events.record(repositories, SecurityEvent.EMAIL_CHANGED, user_id, now)
+        await self._jobs.plan(repositories, jobs_about_email(user_id))
+        change = AccountChange(
+            account_change_id=uuid7(),
+            user_id=user_id,
+            kind=ChangeKind.EMAIL,
+            email=old,
+            email_confirmed=confirmed,
         )
+        await offer_undo(repositories, self._jobs, change, now)
         return old_keys
 
     @retried
@@ -153,12 +181,17 @@ class MailTokens:
                 ended = await repositories.sessions.end_all_but(user_id, None, now)
                 await repositories.authorization_codes.delete_of_user(user_id)
                 await repositories.mail_tokens.delete_of_user(user_id)
+                await repositories.identities.delete_of_other_emails(user_id, email.key)
+                await self._events.record_ended_sessions(
+                    repositories, user_id, ended, now, reason="password-reset"
+                )
                 old_keys = [session_key(session_id) for session_id in ended]
                 await self._forgetting.plan(repositories, old_keys, now)
             if email.key != taken.email.key:
                 raise TokenUnusable
             await repositories.users.set_password_hash(user_id, password_hash)
             await repositories.users.confirm_email(user_id, email.key, now)
+            await repositories.account_changes.note_new_password(user_id)
             await self._events.record(repositories, SecurityEvent.PASSWORD_RESET, user_id, now)
             await self._jobs.plan(repositories, mail_to_user(MailKind.PASSWORD_CHANGED, user_id))
         await self._forgetting.forget(old_keys)

@@ -6,11 +6,13 @@ ten minutes begin when somebody can read it.
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from service.database import Database
 from service.domain import mails
+from service.domain.account_changes import UNDO_LIVES, UNSENT_FOR, AccountChange
 from service.domain.clock import Clock
 from service.domain.jobs import Job, JobKind
 from service.domain.mails import (
@@ -53,6 +55,17 @@ def mail_to_user(kind: MailKind, user_id: UUID) -> dict[JobKind, Any]:
     return {JobKind.MAIL: {"mail": kind, "user_id": str(user_id)}}
 
 
+def mail_about_change(change: AccountChange) -> dict[JobKind, Any]:
+    """Return the job of a mail to whoever can undo the change."""
+    return {
+        JobKind.MAIL: {
+            "mail": MailKind.ACCOUNT_CHANGE,
+            "user_id": str(change.user_id),
+            "account_change_id": str(change.account_change_id),
+        }
+    }
+
+
 def mail_to_new_email(caller: Caller, email: Email) -> dict[JobKind, Any]:
     """Return the job of a mail to the e-mail that the caller's account is to have."""
     return {
@@ -93,6 +106,8 @@ class Mails:
                 )
             case MailKind.EMAIL_CHANGE:
                 await self._confirm_new_email(job)
+            case MailKind.ACCOUNT_CHANGE:
+                await self._offer_undo(job)
             case MailKind.PASSWORD_CHANGED:
                 if user := await self._find(job):
                     await self._send(
@@ -109,6 +124,10 @@ class Mails:
         match kind:
             case MailKind.PASSWORD_RESET:
                 await self._send_token(job, TokenPurpose.RESET_PASSWORD, user.user_id, email)
+            case MailKind.CHANGE_UNDONE:
+                await self._send_token(
+                    job, TokenPurpose.RESET_PASSWORD, user.user_id, email, mails.change_undone
+                )
             case MailKind.REGISTERED_AGAIN if user.email_confirmed:
                 await self._send(job, mails.account_exists(self._service_name), email)
             case MailKind.REGISTERED_AGAIN:
@@ -143,9 +162,41 @@ class Mails:
         email = parse_email(job.payload["email"])
         owner = await self._find_by_email(email)
         if owner is None or owner.user_id == user.user_id:
-            await self._send_token(job, TokenPurpose.CHANGE_EMAIL, user.user_id, email)
+            await self._send_token(
+                job,
+                TokenPurpose.CHANGE_EMAIL,
+                user.user_id,
+                email,
+                session_id=session[0].session_id,
+            )
         else:
             await self._send(job, mails.account_exists(self._service_name), _email_of(owner))
+
+    async def _offer_undo(self, job: Job) -> None:
+        change_id = UUID(job.payload["account_change_id"])
+        secret = new_secret()
+        now = self._clock()
+        async with self._database.transaction() as repositories:
+            change = await repositories.account_changes.offer(
+                change_id, hash_secret(secret), now + UNDO_LIVES
+            )
+        if change is None:
+            return  # undone by an older token, or the account is erased
+        mail = replace(
+            mails.email_changed(self._service_name, undoable=True)
+            if change.issuer is None
+            else mails.identity_linked(self._service_name, change.issuer),
+            token=secret,
+            link=self._app_url and f"{self._app_url}/undo#token={secret}",
+            call="POST /api/v1/auth/undo",
+        )
+        try:
+            await self._send(job, mail, change.email)
+        except Exception:
+            # Not sent, as far as is known: its 72 hours have not begun.
+            async with self._database.transaction() as repositories:
+                await repositories.account_changes.offer(change_id, None, now + UNSENT_FOR)
+            raise
 
     async def _send_token(
         self,
@@ -154,6 +205,7 @@ class Mails:
         user_id: UUID,
         email: Email,
         written: WithToken | None = None,
+        session_id: UUID | None = None,
     ) -> None:
         now = self._clock()
         secret = new_secret()
@@ -164,6 +216,7 @@ class Mails:
             email=email,
             created_at=now,
             expires_at=now + TOKEN_LIVES,
+            session_id=session_id,
         )
         async with self._database.transaction() as repositories:
             if not await repositories.mail_tokens.add(token, MOST_LIVE_TOKENS):
