@@ -44,6 +44,7 @@ from service.rate_limits import RateLimiter
 from service.redis_connection import RedisAway
 from service.settings import EnrichmentSettings, Settings
 from service.tokens import AccessTokens, RefreshTokens
+from service.use_cases.account_changes import AccountChanges
 from service.use_cases.claims import Claims
 from service.use_cases.email_verification import EmailVerification
 from service.use_cases.enrichment import Enrichments
@@ -319,6 +320,7 @@ async def _open(
     app[keys.IDENTITIES] = Identities(
         postgresql,
         forgetting,
+        jobs,
         app[keys.USERS],
         app[keys.CLAIMS],
         app[keys.SESSIONS],
@@ -340,6 +342,9 @@ async def _open(
         events,
         clock,
         password_rules=_password_rules(settings),
+    )
+    app[keys.ACCOUNT_CHANGES] = AccountChanges(
+        postgresql, forgetting, jobs, app[keys.USERS], events, clock
     )
     app[keys.EMAIL_VERIFICATION] = _verification(postgresql, cache, http, settings, clock)
     app[keys.ENRICHMENTS] = _enrichments(postgresql, http, settings, clock)

@@ -29,6 +29,7 @@ from service.domain.errors import (
     Unavailable,
 )
 from service.metrics import REPLICA_READS
+from service.repositories.account_changes import AccountChangeRepository
 from service.repositories.authorization_codes import AuthorizationCodeRepository
 from service.repositories.claims import ClaimRepository
 from service.repositories.confirmations import ConfirmationRepository
@@ -143,6 +144,10 @@ class Repositories:
     def savepoint(self) -> AbstractAsyncContextManager[object]:
         """Begin a part of the transaction that can be undone alone."""
         return self._connection.transaction()
+
+    @property
+    def account_changes(self) -> AccountChangeRepository:
+        return AccountChangeRepository(self._connection)
 
     @property
     def authorization_codes(self) -> AuthorizationCodeRepository:

@@ -14,6 +14,7 @@ from service.database import Database
 from service.passwords import PasswordHasher
 from service.rate_limits import RateLimiter, Window
 from service.settings import RateLimit, Settings
+from service.use_cases.account_changes import AccountChanges
 from service.use_cases.claims import Claims
 from service.use_cases.email_verification import EmailVerification
 from service.use_cases.enrichment import Enrichments
@@ -43,6 +44,7 @@ REFUSALS: Final = web.AppKey("REFUSALS", Refusals)
 USERS: Final = web.AppKey("USERS", Users)
 CLAIMS: Final = web.AppKey("CLAIMS", Claims)
 MAIL_TOKENS: Final = web.AppKey("MAIL_TOKENS", MailTokens)
+ACCOUNT_CHANGES: Final = web.AppKey("ACCOUNT_CHANGES", AccountChanges)
 EMAIL_VERIFICATION: Final = web.AppKey("EMAIL_VERIFICATION", EmailVerification)
 ENRICHMENTS: Final = web.AppKey("ENRICHMENTS", Enrichments)
 IDENTITIES: Final = web.AppKey("IDENTITIES", Identities)

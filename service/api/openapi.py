@@ -118,6 +118,11 @@ PATH_PARAMETERS: Final = {
         {"type": "string", "format": "uuid"},
         "01980c2e-7a10-7c3b-9d6f-3f0a5b1c2d3e",
     ),
+    "identity_id": (
+        "The identity's id.",
+        {"type": "string", "format": "uuid"},
+        "01980c2e-8b21-7d4c-8e70-4a1b6c2d3e4f",
+    ),
     "user_id": (
         "The user's id.",
         {"type": "string", "format": "uuid"},

@@ -116,7 +116,9 @@ async def start_sign_in(request: web.Request) -> web.Response:
     await count_request(request, LOGIN)
     query = read_query(request, START_QUERY)
     started = await request.app[IDENTITIES].start(
-        request.match_info["provider"], query["referral_code"]
+        request.match_info["provider"],
+        query["referral_code"],
+        request.cookies.get(_cookie(request), ""),
     )
     response = web.Response(status=HTTPStatus.SEE_OTHER, headers={"Location": started.url})
     response.set_cookie(
@@ -135,9 +137,11 @@ async def start_sign_in(request: web.Request) -> web.Response:
     tags=["Sessions"],
     summary="Come back from another issuer",
     description="Where the issuer sends the browser. Whoever the issuer signs in gets a session: "
-    "of the account that the identity belongs to; otherwise of the account with the same email "
-    "address, if both the issuer and this service have confirmed it; otherwise of a new account "
-    "without a password.",
+    "of the account that the identity belongs to, otherwise of the account with the same email "
+    "address if the issuer has verified it, otherwise of a new account without a password. Linked "
+    "to an account for the first time, it ends the account's other sessions, and the owner gets a "
+    "mail with a token for `/auth/undo`. An account that has never confirmed the address is taken "
+    "from whoever made it: its password, sessions, code and referral end.",
 )
 @querystring_schema(CallbackQuery)
 @response_schema(TokensSchema, 200, description="The tokens of a new session.")
@@ -160,9 +164,8 @@ async def finish_sign_in(request: web.Request) -> web.Response:
         AuthorizationAnswer(code=query["code"], error=query["error"], issuer=query["iss"]),
         header_text(request, "User-Agent"),
     )
-    response = respond(TOKENS_SCHEMA, tokens)
-    response.del_cookie(_cookie(request), path="/", secure=is_https(request), httponly=True)
-    return response
+    # The cookie stays: another tab may be on its way back with it.
+    return respond(TOKENS_SCHEMA, tokens)
 
 
 def _cookie(request: web.Request) -> str:

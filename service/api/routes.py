@@ -8,11 +8,13 @@ from typing import Final
 from aiohttp import web
 
 from service.api import (
+    account_changes,
     admin,
     docs,
     email_verification,
     enrichment,
     health,
+    identities,
     mail_tokens,
     oauth,
     providers,
@@ -38,6 +40,8 @@ ROUTES: Final = [
     web.get(f"{API}/users/me", users.show_me),
     web.delete(f"{API}/users/me", users.erase_me),
     web.get(f"{API}/users/me/activity", security_events.list_activity),
+    web.get(f"{API}/users/me/identities", identities.list_identities),
+    web.delete(f"{API}/users/me/identities/{{identity_id}}", identities.unlink_identity),
     web.post(f"{API}/auth/login", sessions.log_in),
     web.post(f"{API}/auth/refresh", sessions.refresh),
     web.post(f"{API}/auth/logout", sessions.log_out),
@@ -47,6 +51,7 @@ ROUTES: Final = [
     web.post(f"{API}/auth/email/confirm", mail_tokens.confirm_email),
     web.post(f"{API}/auth/email/resend", mail_tokens.resend_confirmation),
     web.post(f"{API}/auth/email/change", mail_tokens.change_email),
+    web.post(f"{API}/auth/undo", account_changes.undo_change),
     web.get(f"{API}/email-verification/{{email}}", email_verification.verify_email),
     web.get(f"{API}/users/me/enrichment", enrichment.show_my_enrichment),
     web.get(f"{API}/auth/sessions", sessions.list_sessions),

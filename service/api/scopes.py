@@ -11,6 +11,8 @@ SCOPE_OF: Final[Mapping[tuple[str, str], Scope]] = {
     ("DELETE", f"{API}/users/me"): Scope.PROFILE,
     ("GET", f"{API}/users/me/activity"): Scope.PROFILE,
     ("GET", f"{API}/users/me/enrichment"): Scope.PROFILE,
+    ("GET", f"{API}/users/me/identities"): Scope.PROFILE,
+    ("DELETE", f"{API}/users/me/identities/{{identity_id}}"): Scope.PROFILE,
     ("POST", f"{API}/auth/email/change"): Scope.PROFILE,
     ("GET", f"{API}/email-verification/{{email}}"): Scope.PROFILE,
     ("POST", f"{API}/auth/logout"): Scope.PROFILE,

@@ -135,7 +135,7 @@ async def refresh(request: web.Request) -> web.Response:
 )
 async def log_out(request: web.Request) -> web.Response:
     caller = await current_user(request)
-    await request.app[SESSIONS].end(caller.session_id, caller.user_id)
+    await request.app[SESSIONS].end(caller, caller.session_id)
     return no_content()
 
 
@@ -167,7 +167,7 @@ async def end_session(request: web.Request) -> web.Response:
     session_id = read_id(request, "session_id")
     if session_id is None:
         raise SessionNotFound
-    await request.app[SESSIONS].end(session_id, caller.user_id)
+    await request.app[SESSIONS].end(caller, session_id)
     return no_content()
 
 

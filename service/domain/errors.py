@@ -23,6 +23,7 @@
     │   └── SignInRefused
     ├── NotFound
     │   ├── EnrichmentNotFound
+    │   ├── IdentityNotFound
     │   ├── ProviderNotFound
     │   ├── ReferralCodeNotFound
     │   ├── SessionNotFound
@@ -30,6 +31,7 @@
     ├── Conflict
     │   ├── EmailTaken
     │   ├── IdentityNotLinked
+    │   ├── LastWayIn
     │   ├── LiveReferralCodeExists
     │   └── ReferralCodeTaken
     ├── TooMany
@@ -234,6 +236,12 @@ class EnrichmentNotFound(NotFound):
     remedy = "Ask again later: data providers are asked in the background."
 
 
+class IdentityNotFound(NotFound):
+    code = "identity-not-found"
+    title = "The caller has no such identity."
+    remedy = "List the identities with `GET /api/v1/users/me/identities`."
+
+
 class ProviderNotFound(NotFound):
     code = "provider-not-found"
     title = "Nobody can sign in with such a provider here."
@@ -269,9 +277,15 @@ class IdentityNotLinked(Conflict):
     code = "identity-not-linked"
     title = "An account with this e-mail exists, and is not linked to this identity."
     remedy = (
-        "Sign in as before, with the password say. The two are linked by themselves only where "
-        "both the issuer and this service have confirmed the e-mail."
+        "Sign in as before, for example with the password. The two are linked by themselves only "
+        "where the issuer has verified the email address, and the owner has not undone it before."
     )
+
+
+class LastWayIn(Conflict):
+    code = "last-way-in"
+    title = "Nothing else would sign in to this account."
+    remedy = "Set a password with `POST /api/v1/auth/password/forgot` first."
 
 
 class LiveReferralCodeExists(Conflict):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from service.domain.users import Email
 
@@ -26,6 +27,22 @@ class Identity:
     subject: str
     email: Email | None
     email_verified: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkedIdentity:
+    """An identity that signs in to an account, as the owner of the account sees it.
+
+    `email` is the address that the identity came with; None where it is not known. `provider` is
+    the name of its issuer here; None where the issuer is not set up any more: then the identity
+    signs nobody in.
+    """
+
+    identity_id: UUID
+    issuer: str
+    email: str | None
+    created_at: datetime
+    provider: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from service.domain.users import Email
@@ -41,7 +42,11 @@ class MailKind(StrEnum):
     EMAIL_CHANGE = "email_change"
     """To the new address, which has to be confirmed before it counts."""
     EMAIL_CHANGED = "email_changed"
-    """To the old address."""
+    """To an address that the account no longer has, and that can undo nothing."""
+    ACCOUNT_CHANGE = "account_change"
+    """To whoever can undo a change of the account."""
+    CHANGE_UNDONE = "change_undone"
+    """To the address that the account has again."""
 
 
 class Share(StrEnum):
@@ -75,6 +80,8 @@ class MailToken:
     email: Email
     created_at: datetime
     expires_at: datetime
+    session_id: UUID | None = None
+    """The session that asked for a change of email address, and has to be open for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,11 +167,48 @@ def email_change(service: str) -> Mail:
     )
 
 
-def email_changed(service: str) -> Mail:
+def email_changed(service: str, *, undoable: bool = False) -> Mail:
     return Mail(
         subject=f"Your email address for {service} was changed",
         paragraphs=(
             f"Your {service} account has a new email address and no longer uses this one.",
-            f"If this wasn't you, please contact the operators of {service}.",
+            (
+                "If this wasn't you, undo the change within the next 72 hours: your account gets "
+                "this address back, and everyone is signed out of it."
+                if undoable
+                else f"If this wasn't you, please contact the operators of {service}."
+            ),
+        ),
+    )
+
+
+def identity_linked(service: str, issuer: str) -> Mail:
+    return Mail(
+        subject=f"A new way to sign in to your {service} account",
+        paragraphs=(
+            (
+                f"You can now sign in to your {service} account with {urlsplit(issuer).hostname}. "
+                "You were signed out everywhere else."
+            ),
+            (
+                "If this wasn't you, undo it within the next 72 hours: it can then no longer be "
+                "used to sign in, and everyone is signed out of your account."
+            ),
+        ),
+    )
+
+
+def change_undone(service: str) -> Mail:
+    return Mail(
+        subject=f"Choose a new password for {service}",
+        paragraphs=(
+            (
+                f"Your {service} account has this email address again, and everyone has been "
+                "signed out of it."
+            ),
+            (
+                "Someone who could sign in to your account had changed the address. Choose a new "
+                "password within the next 10 minutes, or ask for another email after that."
+            ),
         ),
     )

@@ -19,7 +19,8 @@ from service.domain.scopes import Scope
 
 CODE_LIVES: Final = timedelta(seconds=60)
 _VERIFIER: Final = re.compile(r"[A-Za-z0-9._~-]{43,128}")
-_CHALLENGE: Final = re.compile(r"[A-Za-z0-9_-]{43}")
+_ENCODED_256_BITS: Final = re.compile(r"[A-Za-z0-9_-]{43}")
+_LOOPBACK: Final = re.compile(r"(http://(?:127\.0\.0\.1|\[::1\]))(?::([0-9]{1,5}))?([/?].*)?")
 
 
 class OAuthError(Exception):
@@ -49,6 +50,17 @@ class Client:
         """Whether `secret` is the client's."""
         return self.secret_hash is not None and hmac.compare_digest(
             hash_secret(secret), self.secret_hash
+        )
+
+    def accepts_redirect(self, uri: str) -> bool:
+        """Whether browsers may be sent to `uri`: one of the client's own, exactly.
+
+        On the loopback addresses the port is free: a native app listens where it can (RFC 8252,
+        7.3). Not on `localhost`, which may be another machine.
+        """
+        return uri in self.redirect_uris or (
+            (wanted := _without_port(uri)) is not None
+            and wanted in map(_without_port, self.redirect_uris)
         )
 
     def allowed(self, asked: Collection[Scope] | None) -> frozenset[Scope]:
@@ -90,6 +102,11 @@ def new_secret() -> str:
     return secrets.token_urlsafe(32)
 
 
+def is_secret(text: str) -> bool:
+    """Whether `text` can be what `new_secret` returns."""
+    return _ENCODED_256_BITS.fullmatch(text) is not None
+
+
 def hash_secret(secret: str) -> bytes:
     """Return what is stored of a secret of 256 random bits."""
     return hashlib.sha256(secret.encode(errors="surrogatepass")).digest()
@@ -103,7 +120,15 @@ def challenge_of(verifier: str) -> str:
 
 def is_challenge(text: str) -> bool:
     """Whether `text` can be an S256 challenge."""
-    return _CHALLENGE.fullmatch(text) is not None
+    return _ENCODED_256_BITS.fullmatch(text) is not None
+
+
+def _without_port(uri: str) -> str | None:
+    """Return an address on loopback without its port; None for any other address."""
+    found = _LOOPBACK.fullmatch(uri)
+    if found is None or not 0 < int(found[2] or 80) < 2**16:
+        return None
+    return found[1] + (found[3] or "")
 
 
 def check_redirect_uri(uri: str) -> None:

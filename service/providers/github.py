@@ -21,7 +21,7 @@ class GitHubProvider:
         self._http = http
         self._flow = AuthorizationCodeFlow(settings, redirect_uri, http)
         site = urlsplit(settings.authorize_url)
-        self._issuer = f"{site.scheme}://{site.netloc}"
+        self.issuer = f"{site.scheme}://{site.netloc}"
 
     async def authorization_url(self, state: str, nonce: str, code_verifier: str) -> str:
         """Return where to send the browser. GitHub has no nonce."""
@@ -39,7 +39,7 @@ class GitHubProvider:
             raise SignInRefused("GitHub does not say who has signed in.")
         email = _primary(await self._get("/user/emails", access_token))
         return Identity(
-            issuer=self._issuer,
+            issuer=self.issuer,
             subject=str(number),
             email=email,
             email_verified=email is not None,

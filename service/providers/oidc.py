@@ -61,7 +61,7 @@ class OidcProvider:
     ) -> None:
         self.name = settings.name
         self.title = settings.title
-        self._issuer = settings.issuer
+        self.issuer = settings.issuer
         self._client_id = settings.client_id
         self._http = http
         self._clock = clock
@@ -80,7 +80,7 @@ class OidcProvider:
         """Return who has signed in; raise SignInRefused or ProviderUnavailable."""
         metadata = await self._discover()
         # Compared also where it is not announced: an answer never says that another has sent it.
-        if answer.issuer != self._issuer and (answer.issuer or metadata.sends_issuer):
+        if answer.issuer != self.issuer and (answer.issuer or metadata.sends_issuer):
             raise SignInRefused("The answer is not from this issuer.")
         tokens = await self._flow.redeem(
             metadata.token_endpoint, answer, sign_in, basic=metadata.takes_basic
@@ -89,7 +89,7 @@ class OidcProvider:
         if "email" not in claims:
             claims = await self._ask_for_more(tokens, claims, metadata)
         return Identity(
-            issuer=self._issuer,
+            issuer=self.issuer,
             subject=claims["sub"],
             email=email_of(claims.get("email")),
             # Some issuers write the boolean as a string.
@@ -106,7 +106,7 @@ class OidcProvider:
                 key,
                 ALGORITHMS,
                 audience=self._client_id,
-                issuer=self._issuer,
+                issuer=self.issuer,
                 leeway=LEEWAY,
                 options={
                     "require": ["iss", "aud", "sub", "exp", "iat"],
@@ -161,7 +161,7 @@ class OidcProvider:
     async def _discover(self) -> _Metadata:
         now = self._clock()
         if self._metadata is None or now >= self._described_at + KEPT_FOR:
-            url = self._issuer.rstrip("/") + "/.well-known/openid-configuration"
+            url = self.issuer.rstrip("/") + "/.well-known/openid-configuration"
             reply = await self._http.call(self.name, "GET", url)
             self._metadata = self._read_metadata(reply)
             self._described_at = now
@@ -174,7 +174,7 @@ class OidcProvider:
             for name in ("authorization_endpoint", "token_endpoint", "jwks_uri")
             if self._is_endpoint(url := reply.text(name, LONGEST_URL)) and url
         }
-        if reply.status != 200 or reply.text("issuer", LONGEST_URL) != self._issuer:
+        if reply.status != 200 or reply.text("issuer", LONGEST_URL) != self.issuer:
             raise self._unusable("does not describe itself as the issuer that is configured")
         if len(endpoints) < 3:
             raise self._unusable("lacks an endpoint, or has one without TLS")
@@ -191,7 +191,7 @@ class OidcProvider:
 
     def _is_endpoint(self, url: str | None) -> bool:
         """Whether it is as safe to call as the issuer itself."""
-        with_tls = self._issuer.startswith("https:")
+        with_tls = self.issuer.startswith("https:")
         return (
             url is not None
             and is_safe_url(url)

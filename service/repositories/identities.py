@@ -4,7 +4,9 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from service.domain.identities import Identity, IdentityTaken
+from uuid6 import uuid7
+
+from service.domain.identities import Identity, IdentityTaken, LinkedIdentity
 from service.repositories.connection import Connection
 
 # The lock makes the identity's end wait, or be seen: a reset of the password leaves no session
@@ -17,25 +19,38 @@ FIND_USER_ID: Final = """
        FOR KEY SHARE
 """
 
+OF_USER: Final = """
+    SELECT identity_id, issuer, email, created_at
+      FROM identities
+     WHERE user_id = $1
+     ORDER BY created_at DESC, identity_id DESC
+"""
+
 # No violation of identities_of_one_user: PostgreSQL would log the subject, which may be an address.
 INSERT: Final = """
-    INSERT INTO identities (issuer, subject, user_id, created_at)
-    VALUES ($1, $2, $3, $4)
+    INSERT INTO identities (identity_id, issuer, subject, user_id, email, email_key, created_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)
     ON CONFLICT (issuer, subject) DO NOTHING
     RETURNING user_id
 """
 
-# The lock makes a change of the e-mail, or the account's end, wait or be seen. Beginning the
-# session takes the same one.
-LINK: Final = """
-    INSERT INTO identities (issuer, subject, user_id, created_at)
-    SELECT $1, $2, user_id, $4
-      FROM users
-     WHERE email_key = $3
-       AND email_confirmed_at IS NOT NULL
-       FOR NO KEY UPDATE
-    ON CONFLICT (issuer, subject) DO NOTHING
-    RETURNING user_id
+DELETE: Final = """
+    DELETE FROM identities
+     WHERE issuer = $1
+       AND subject = $2
+       AND user_id = $3
+"""
+
+UNLINK: Final = """
+    DELETE FROM identities
+     WHERE identity_id = $1
+"""
+
+# An address that is not known is another one.
+DELETE_OF_OTHER_EMAILS: Final = """
+    DELETE FROM identities
+     WHERE user_id = $1
+       AND email_key IS DISTINCT FROM $2
 """
 
 DELETE_OF_USER: Final = """
@@ -57,25 +72,35 @@ class IdentityRepository:
         )
         return user_id
 
+    async def of_user(self, user_id: UUID) -> list[LinkedIdentity]:
+        """Return the user's identities, newest first."""
+        return [LinkedIdentity(**row) for row in await self._connection.fetch(OF_USER, user_id)]
+
     async def add(self, identity: Identity, user_id: UUID, now: datetime) -> None:
         """Store whose identity it is; raise IdentityTaken."""
         stored = await self._connection.fetchval(
-            INSERT, identity.issuer, identity.subject, user_id, now
+            INSERT,
+            uuid7(),
+            identity.issuer,
+            identity.subject,
+            user_id,
+            identity.email and identity.email.shown,
+            identity.email and identity.email.key,
+            now,
         )
         if stored is None:
             raise IdentityTaken
 
-    async def link(self, identity: Identity, email_key: str, now: datetime) -> UUID | None:
-        """Store it as the identity of the account that has confirmed the e-mail.
+    async def delete(self, issuer: str, subject: str, user_id: UUID) -> None:
+        """Delete the identity if it is still the user's."""
+        await self._connection.execute(DELETE, issuer, subject, user_id)
 
-        Returns whose it is, or None where there is no such account. Raises IdentityTaken.
-        """
-        user_id: UUID | None = await self._connection.fetchval(
-            LINK, identity.issuer, identity.subject, email_key, now
-        )
-        if user_id is None and await self.find_user_id(identity) is not None:
-            raise IdentityTaken
-        return user_id
+    async def unlink(self, identity_id: UUID) -> None:
+        await self._connection.execute(UNLINK, identity_id)
+
+    async def delete_of_other_emails(self, user_id: UUID, email_key: str) -> None:
+        """Delete the user's identities that came with another email address."""
+        await self._connection.execute(DELETE_OF_OTHER_EMAILS, user_id, email_key)
 
     async def delete_of_user(self, user_id: UUID) -> None:
         await self._connection.execute(DELETE_OF_USER, user_id)

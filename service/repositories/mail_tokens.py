@@ -11,8 +11,9 @@ from service.repositories.connection import Connection, rows_in
 
 # The share lock makes the account's end wait, or be seen.
 INSERT: Final = """
-    INSERT INTO mail_tokens (token_hash, purpose, user_id, email, email_key, created_at, expires_at)
-    SELECT $1, $2, user_id, $4, $5, $6, $7
+    INSERT INTO mail_tokens (token_hash, purpose, user_id, email, email_key, created_at, expires_at,
+                             session_id)
+    SELECT $1, $2, user_id, $4, $5, $6, $7, $8
       FROM users
      WHERE user_id = $3
        AND erased_at IS NULL
@@ -32,7 +33,8 @@ INSERT_OF_CLAIM: Final = """
 """
 
 FIND: Final = """
-    SELECT token_hash, purpose, user_id, claim_id, email, email_key, created_at, expires_at
+    SELECT token_hash, purpose, user_id, claim_id, email, email_key, created_at, expires_at,
+           session_id
       FROM mail_tokens
      WHERE token_hash = $1
        AND purpose = ANY ($2)
@@ -45,7 +47,8 @@ TAKE: Final = """
      WHERE token_hash = $1
        AND purpose = ANY ($2)
        AND expires_at > $3
-    RETURNING token_hash, purpose, user_id, claim_id, email, email_key, created_at, expires_at
+    RETURNING token_hash, purpose, user_id, claim_id, email, email_key, created_at, expires_at,
+              session_id
 """
 
 HAND_OVER: Final = """
@@ -80,8 +83,7 @@ class MailTokenRepository:
 
     async def add(self, token: MailToken) -> bool:
         """Store it, unless its account is erased or its claim gone; return whether it was."""
-        stored = await self._connection.fetchval(
-            INSERT if token.claim_id is None else INSERT_OF_CLAIM,
+        about = (
             token.token_hash,
             token.purpose,
             token.user_id or token.claim_id,
@@ -89,6 +91,11 @@ class MailTokenRepository:
             token.email.key,
             token.created_at,
             token.expires_at,
+        )
+        stored = await (
+            self._connection.fetchval(INSERT, *about, token.session_id)
+            if token.claim_id is None
+            else self._connection.fetchval(INSERT_OF_CLAIM, *about)
         )
         return stored is not None
 
@@ -129,4 +136,5 @@ class MailTokenRepository:
             email=Email(row["email"], row["email_key"]),
             created_at=row["created_at"],
             expires_at=row["expires_at"],
+            session_id=row["session_id"],
         )

@@ -10,10 +10,15 @@ from service.domain.pages import Cursor
 from service.domain.security_events import Activity, Origin, SecurityEvent
 from service.repositories.connection import Connection, rows_in
 
+# The lock makes the account's end wait, or be seen: nothing is stored of an erased one.
 INSERT: Final = """
     INSERT INTO security_events
            (security_event_id, user_id, event, occurred_at, address, user_agent)
-    VALUES ($1, $2, $3, $4, $5, $6)
+    SELECT $1, user_id, $3, $4, $5, $6
+      FROM users
+     WHERE user_id = $2
+       AND erased_at IS NULL
+       FOR KEY SHARE
 """
 
 # One row whether or not there is such an account: the time must not say which. The lock makes its
@@ -69,10 +74,8 @@ class SecurityEventRepository:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def add(
-        self, event: SecurityEvent, user_id: UUID | None, origin: Origin, now: datetime
-    ) -> None:
-        """Store the event; `user_id` None is a failed sign-in to no account."""
+    async def add(self, event: SecurityEvent, user_id: UUID, origin: Origin, now: datetime) -> None:
+        """Store the event, unless the account is erased."""
         await self._connection.execute(
             INSERT, uuid7(), user_id, event, now, origin.address, origin.user_agent
         )

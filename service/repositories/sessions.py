@@ -75,6 +75,20 @@ FIND_OPEN: Final = """
        AND u.erased_at IS NULL
 """
 
+# The caller holds the user's row. The share lock makes the session's end wait, or be seen.
+LOCK_OPEN: Final = """
+    SELECT s.session_id
+      FROM sessions s
+      JOIN users u ON u.user_id = s.user_id
+     WHERE s.session_id = $1
+       AND s.user_id = $2
+       AND s.ended_at IS NULL
+       AND s.expires_at > $3
+       AND u.disabled_at IS NULL
+       AND u.erased_at IS NULL
+       FOR SHARE OF s
+"""
+
 NEWEST_OPEN: Final = """
     SELECT session_id, user_id, client_id, origin, scopes, counter, user_agent,
            created_at, refreshed_at, expires_at
@@ -103,7 +117,8 @@ END: Final = """
        SET ended_at = $2
      WHERE session_id = $1
        AND ended_at IS NULL
-    RETURNING session_id
+    RETURNING session_id, user_id, client_id, origin, scopes, counter, user_agent,
+              created_at, refreshed_at, expires_at
 """
 
 END_OWN: Final = """
@@ -245,6 +260,14 @@ class SessionRepository:
         row = await self._connection.fetchrow(FIND_OPEN, session_id, now)
         return None if row is None else _with_role(row)
 
+    async def lock_open(self, session_id: UUID, user_id: UUID, now: datetime) -> bool:
+        """Return whether the user may act in the session; it stays open until the transaction ends.
+
+        The caller has locked the user.
+        """
+        found = await self._connection.fetchval(LOCK_OPEN, session_id, user_id, now)
+        return found is not None
+
     async def newest_open(
         self, user_id: UUID, now: datetime, limit: int, behind: Cursor | None
     ) -> list[Session]:
@@ -257,9 +280,10 @@ class SessionRepository:
             )
         return [_session(row) for row in rows]
 
-    async def end(self, session_id: UUID, now: datetime) -> bool:
-        """End the session; return whether it was open."""
-        return await self._connection.fetchval(END, session_id, now) is not None
+    async def end(self, session_id: UUID, now: datetime) -> Session | None:
+        """End the session; return it if it was open."""
+        row = await self._connection.fetchrow(END, session_id, now)
+        return None if row is None else _session(row)
 
     async def end_own(self, session_id: UUID, user_id: UUID, now: datetime) -> bool:
         """End the session if it is the user's; return whether it was, and open."""

@@ -280,13 +280,15 @@ class UserRepository:
         """Note that the e-mail is the account's; return whether it is still this one."""
         return await self._found(CONFIRM_EMAIL, user_id, email_key, now)
 
-    async def change_email(self, user_id: UUID, email: Email, now: datetime) -> None:
-        """Store another e-mail of an account that is not erased, confirmed just now.
+    async def change_email(
+        self, user_id: UUID, email: Email, confirmed_at: datetime | None
+    ) -> None:
+        """Store another email address of an account that is not erased, and when it was confirmed.
 
         Raises EmailTaken.
         """
         with on_violation({"users_email_unique": EmailTaken}):
-            changed = await self._found(CHANGE_EMAIL, user_id, email.shown, email.key, now)
+            changed = await self._found(CHANGE_EMAIL, user_id, email.shown, email.key, confirmed_at)
         if not changed:
             raise EmailTaken
 

@@ -42,6 +42,7 @@ class Housekeeping:
                 (stored.sessions.delete_ended, now - ENDED_KEPT_FOR),
                 (stored.idempotency_keys.delete_old, now - KEPT_FOR),
                 (stored.mail_tokens.delete_expired, now),
+                (stored.account_changes.delete_expired, now),
                 (stored.claims.delete_expired, now),
                 (stored.mailboxes.delete_old, now - MAILS_COUNTED_FOR),
                 (stored.jobs.delete_parked, now - PARKED_FOR),

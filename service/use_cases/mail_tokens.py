@@ -8,7 +8,10 @@ import logging
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from service.database import Database, Repositories, retried
+from uuid6 import uuid7
+
+from service.database import Database, Repositories, TransactionConflict, retried
+from service.domain.account_changes import AccountChange, ChangeKind
 from service.domain.clock import Clock
 from service.domain.errors import EmailMalformed, EmailTaken, TokenUnusable
 from service.domain.jobs import JobKind
@@ -19,8 +22,9 @@ from service.domain.security_events import SecurityEvent
 from service.domain.sessions import Caller
 from service.domain.users import Email, parse_email
 from service.passwords import PasswordHasher
+from service.use_cases.account_changes import offer_undo
 from service.use_cases.claims import Claims
-from service.use_cases.forgetting import Forgetting, code_key, session_key
+from service.use_cases.forgetting import Forgetting, session_key
 from service.use_cases.jobs import Jobs
 from service.use_cases.mails import mail_to_email, mail_to_new_email, mail_to_user
 from service.use_cases.security_events import SecurityEvents
@@ -84,6 +88,9 @@ class MailTokens:
             raise EmailMalformed(error.detail, pointer="#/new_email") from error
         await self._users.prove(caller, password)
         async with self._database.transaction() as repositories:
+            await self._events.record(
+                repositories, SecurityEvent.EMAIL_CHANGE_REQUESTED, caller.user_id, self._clock()
+            )
             await self._jobs.plan(repositories, mail_to_new_email(caller, email))
 
     @retried
@@ -97,14 +104,14 @@ class MailTokens:
         now = self._clock()
         async with self._database.transaction() as repositories:
             await repositories.claims.lock_for_confirmation(token_hash)
-            taken = await repositories.mail_tokens.take(token_hash, _CONFIRMING, now)
-            if taken is None:
+            found = await repositories.mail_tokens.find(token_hash, _CONFIRMING, now)
+            if found is None:
                 if not await repositories.confirmations.still_holds(token_hash):
                     raise TokenUnusable
                 return
-            user_id, old_keys = await self._confirm(repositories, taken, now)
+            user_id, old_keys = await self._confirm(repositories, found, now)
             # None of them can become the account any more.
-            await repositories.claims.delete_of_email(taken.email.key)
+            await repositories.claims.delete_of_email(found.email.key)
             await repositories.confirmations.add(token_hash, user_id)
         await self._forgetting.forget(old_keys)
 
@@ -114,31 +121,46 @@ class MailTokens:
         """Do what the token is for; return whose it was, and the cache keys that became old."""
         old_keys: list[str] = []
         if token.claim_id is not None:
+            await self._take(repositories, token, now)
             user_id, old_keys = await self._claims.confirm(repositories, token.claim_id, now)
             was_confirmed = False
         else:
             assert token.user_id is not None
             user_id = token.user_id
-            if token.purpose is TokenPurpose.CHANGE_EMAIL:
-                return user_id, await self._change_email(repositories, user_id, token)
+            # The user before the token and the session: so do those who end them.
             locked = await repositories.users.lock(user_id)
-            if locked is None or locked[0].key != token.email.key:
-                raise TokenUnusable  # the account is erased, or has another e-mail by now
+            await self._take(repositories, token, now)
+            if locked is None:
+                raise TokenUnusable  # the account is erased
+            if token.purpose is TokenPurpose.CHANGE_EMAIL:
+                return user_id, await self._change_email(repositories, user_id, locked, token, now)
+            if locked[0].key != token.email.key:
+                raise TokenUnusable  # the account has another email address by now
             was_confirmed = locked[1]
             await repositories.users.confirm_email(user_id, token.email.key, now)
         if not was_confirmed:
             await self._events.record(repositories, SecurityEvent.EMAIL_CONFIRMED, user_id, now)
         return user_id, old_keys
 
+    async def _take(self, repositories: Repositories, token: MailToken, now: datetime) -> None:
+        """Use the token up; raise TransactionConflict where another request has just done so."""
+        if await repositories.mail_tokens.take(token.token_hash, _CONFIRMING, now) is None:
+            raise TransactionConflict
+
     async def _change_email(
-        self, repositories: Repositories, user_id: UUID, token: MailToken
+        self,
+        repositories: Repositories,
+        user_id: UUID,
+        locked: tuple[Email, bool],
+        token: MailToken,
+        now: datetime,
     ) -> list[str]:
-        """Give the account its new e-mail; return the cache keys that became old."""
-        now = self._clock()
-        locked = await repositories.users.lock(user_id)
-        if locked is None:
+        """Give the account its new email address; return the cache keys that became old."""
+        if token.session_id is None:
             raise TokenUnusable
-        old, _ = locked
+        if not await repositories.sessions.lock_open(token.session_id, user_id, now):
+            raise TokenUnusable  # signed out, or disabled, since: the change was given up
+        old, confirmed = locked
         try:
             await repositories.users.change_email(user_id, token.email, now)
         except EmailTaken as error:  # since the mail was sent
@@ -147,15 +169,22 @@ class MailTokens:
         await repositories.mail_tokens.delete_of_user(user_id)
         await repositories.confirmations.delete_of_user(user_id)
         await repositories.enrichments.delete_of_user(user_id)
-        old_keys = [*self._users.keys_of_email(old.key), code_key(token.email.key)]
+        await repositories.identities.delete_of_other_emails(user_id, token.email.key)
+        old_keys = [
+            *self._users.keys_of_email(old.key),
+            *self._users.keys_of_email(token.email.key),
+        ]
         await self._forgetting.plan(repositories, old_keys, now)
-        await self._jobs.plan(
-            repositories,
-            {
-                **mail_to_email(MailKind.EMAIL_CHANGED, old, user_id),
-                **jobs_about_email(user_id),
-            },
+        await self._events.record(repositories, SecurityEvent.EMAIL_CHANGED, user_id, now)
+        await self._jobs.plan(repositories, jobs_about_email(user_id))
+        change = AccountChange(
+            account_change_id=uuid7(),
+            user_id=user_id,
+            kind=ChangeKind.EMAIL,
+            email=old,
+            email_confirmed=confirmed,
         )
+        await offer_undo(repositories, self._jobs, change, now)
         return old_keys
 
     @retried
@@ -192,12 +221,17 @@ class MailTokens:
                 ended = await repositories.sessions.end_all_but(user_id, None, now)
                 await repositories.authorization_codes.delete_of_user(user_id)
                 await repositories.mail_tokens.delete_of_user(user_id)
+                await repositories.identities.delete_of_other_emails(user_id, email.key)
+                await self._events.record_ended_sessions(
+                    repositories, user_id, ended, now, reason="password-reset"
+                )
                 old_keys = [session_key(session_id) for session_id in ended]
                 await self._forgetting.plan(repositories, old_keys, now)
             if email.key != taken.email.key:
                 raise TokenUnusable
             await repositories.users.set_password_hash(user_id, password_hash)
             await repositories.users.confirm_email(user_id, email.key, now)
+            await repositories.account_changes.note_new_password(user_id)
             await self._events.record(repositories, SecurityEvent.PASSWORD_RESET, user_id, now)
             await self._jobs.plan(repositories, mail_to_user(MailKind.PASSWORD_CHANGED, user_id))
         await self._forgetting.forget(old_keys)

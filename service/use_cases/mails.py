@@ -13,6 +13,7 @@ from uuid import UUID
 
 from service.database import Database
 from service.domain import mails
+from service.domain.account_changes import UNDO_LIVES, UNSENT_FOR, AccountChange
 from service.domain.claims import MOST_RESENT
 from service.domain.clock import Clock
 from service.domain.errors import EmailMalformed
@@ -47,6 +48,17 @@ def mail_to_email(kind: MailKind, email: Email, user_id: UUID | None = None) -> 
 def mail_to_user(kind: MailKind, user_id: UUID) -> dict[JobKind, Any]:
     """Return the job of a mail to an account."""
     return {JobKind.MAIL: {"mail": kind, "user_id": str(user_id)}}
+
+
+def mail_about_change(change: AccountChange) -> dict[JobKind, Any]:
+    """Return the job of a mail to whoever can undo the change."""
+    return {
+        JobKind.MAIL: {
+            "mail": MailKind.ACCOUNT_CHANGE,
+            "user_id": str(change.user_id),
+            "account_change_id": str(change.account_change_id),
+        }
+    }
 
 
 def mail_to_new_email(caller: Caller, email: Email) -> dict[JobKind, Any]:
@@ -103,6 +115,8 @@ class Mails:
                 await self._send(job, mail, parse_email(job.payload["email"]), Share.NOTICE)
             case MailKind.EMAIL_CHANGE:
                 await self._confirm_new_email(job)
+            case MailKind.ACCOUNT_CHANGE:
+                await self._offer_undo(job)
             case MailKind.PASSWORD_CHANGED:
                 if user := await self._find(job):
                     mail = mails.password_changed(self._service_name)
@@ -119,6 +133,10 @@ class Mails:
         """Send what was asked for in the name of an address' owner, no matter by whom."""
         email = _email_of(user)
         match kind:
+            case MailKind.CHANGE_UNDONE:
+                mail = mails.change_undone(self._service_name)
+                purpose = TokenPurpose.RESET_PASSWORD
+                await self._send_token(job, purpose, mail, email, user_id=user.user_id)
             case MailKind.REGISTERED_AGAIN if user.email_confirmed:
                 await self._account_exists(job, email)
             case MailKind.PASSWORD_RESET | MailKind.REGISTERED_AGAIN:
@@ -187,13 +205,45 @@ class Mails:
         owner = await self._find_by_email(email)
         if owner is None or owner.user_id == user.user_id:
             mail = mails.email_change(self._service_name)
-            purpose = TokenPurpose.CHANGE_EMAIL
-            await self._send_token(job, purpose, mail, email, user_id=user.user_id)
+            await self._send_token(
+                job,
+                TokenPurpose.CHANGE_EMAIL,
+                mail,
+                email,
+                user_id=user.user_id,
+                session_id=session[0].session_id,
+            )
         else:
             await self._account_exists(job, _email_of(owner))
 
     async def _account_exists(self, job: Job, email: Email) -> None:
         await self._send(job, mails.account_exists(self._service_name), email, Share.OTHER)
+
+    async def _offer_undo(self, job: Job) -> None:
+        change_id = UUID(job.payload["account_change_id"])
+        secret = new_secret()
+        now = self._clock()
+        async with self._database.transaction() as repositories:
+            change = await repositories.account_changes.offer(
+                change_id, hash_secret(secret), now + UNDO_LIVES
+            )
+        if change is None:
+            return  # undone by an older token, or the account is erased
+        mail = replace(
+            mails.email_changed(self._service_name, undoable=True)
+            if change.issuer is None
+            else mails.identity_linked(self._service_name, change.issuer),
+            token=secret,
+            link=self._app_url and f"{self._app_url}/undo#token={secret}",
+            call="POST /api/v1/auth/undo",
+        )
+        try:
+            await self._send(job, mail, change.email, Share.NOTICE)
+        except Exception:
+            # Not sent, as far as is known: its 72 hours have not begun.
+            async with self._database.transaction() as repositories:
+                await repositories.account_changes.offer(change_id, None, now + UNSENT_FOR)
+            raise
 
     async def _send_token(
         self,
@@ -204,6 +254,7 @@ class Mails:
         *,
         user_id: UUID | None = None,
         claim_id: UUID | None = None,
+        session_id: UUID | None = None,
     ) -> None:
         """Send the mail with a new token, which belongs to the account or to the claim."""
         now = self._clock()
@@ -216,6 +267,7 @@ class Mails:
             email=email,
             created_at=now,
             expires_at=now + TOKEN_LIVES,
+            session_id=session_id,
         )
         async with self._database.transaction() as repositories:
             if not await repositories.mail_tokens.add(token):

@@ -3,7 +3,6 @@
 Its refusals are OAuthError, in the words of RFC 6749.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,12 +22,12 @@ from service.domain.oauth import (
     new_secret,
 )
 from service.domain.scopes import Scope, parse_scopes
+from service.domain.security_events import SecurityEvent
 from service.domain.sessions import Session, Tokens
+from service.domain.users import parse_email
 from service.tokens import AccessToken
 from service.use_cases.security_events import SecurityEvents
 from service.use_cases.sessions import ScopeExceeded, Sessions
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +78,7 @@ class OAuth:
         redirect_uri = parameters.get("redirect_uri", "")
         if client is None:
             raise OAuthError("invalid_request", "There is no such client.")
-        if redirect_uri not in client.redirect_uris:
+        if not client.accepts_redirect(redirect_uri):
             raise OAuthError("invalid_request", "The redirect_uri is not one of the client's.")
         state = parameters.get("state")
         try:
@@ -111,8 +110,18 @@ class OAuth:
             expires_at=now + CODE_LIVES,
         )
         async with self._database.transaction() as repositories:
-            if not await repositories.authorization_codes.add(code, credentials.password_hash):
-                raise InvalidCredentials  # changed or disabled since it was read
+            added = await repositories.authorization_codes.add(code, credentials.password_hash)
+            if added:
+                await self._events.record(
+                    repositories,
+                    SecurityEvent.SIGN_IN_SUCCEEDED,
+                    credentials.user_id,
+                    now,
+                    reason="oauth",
+                )
+        if not added:  # changed or disabled since it was read
+            await self._events.record_failed_sign_in(parse_email(email).key, "changed-meanwhile")
+            raise InvalidCredentials
         return secret
 
     @retried
@@ -161,9 +170,11 @@ class OAuth:
                     raise OAuthError("invalid_scope", str(error)) from error
                 await repositories.authorization_codes.redeem(code_hash, opened.session_id, now)
                 return opened
+            await self._events.record(
+                repositories, SecurityEvent.AUTHORIZATION_CODE_REUSED, code.user_id, now
+            )
         if code.session_id is not None:
-            await self._sessions.revoke(code.session_id)
-            log.warning("an authorization code was used again, session ended: %s", code.session_id)
+            await self._sessions.revoke(code.session_id, reason="authorization-code-reused")
         raise refused
 
     async def refresh(self, client: Client, parameters: Mapping[str, str]) -> Tokens:
@@ -199,7 +210,7 @@ class OAuth:
                 return
             session_id, client_id = session.session_id, session.client_id
         if client_id == client.client_id:
-            await self._sessions.revoke(session_id)
+            await self._sessions.revoke(session_id, reason="token-revoked")
 
     async def introspect(self, token: str) -> AccessToken | Session | None:
         """Return what a token is good for, now (RFC 7662): None for nothing."""

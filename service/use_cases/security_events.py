@@ -2,7 +2,7 @@
 
 import hmac
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Final
@@ -23,7 +23,7 @@ _WARNINGS: Final = frozenset(
 log = logging.getLogger("service.security")
 
 
-def log_event(event: SecurityEvent, origin: Origin, **about: str | None) -> None:
+def log_event(event: SecurityEvent, origin: Origin, **about: str | int | None) -> None:
     """Log an event: its name, where it came from, and what it is about."""
     log.log(
         logging.WARNING if event in _WARNINGS else logging.INFO,
@@ -51,13 +51,31 @@ class SecurityEvents:
         now: datetime,
         *,
         reason: str | None = None,
+        count: int | None = None,
     ) -> None:
-        """Store the event for the account's owner in the caller's transaction.
-
-        Its log line follows the commit: what was rolled back has not happened.
-        """
+        """Store the event for the account's owner in the caller's transaction, and log it."""
         await repositories.security_events.add(event, user_id, self._origin(), now)
-        repositories.after_commit(partial(self.log, event, user_id, reason=reason))
+        self.log_when_committed(repositories, event, user_id, reason=reason, count=count)
+
+    async def record_ended_sessions(
+        self,
+        repositories: Repositories,
+        user_id: UUID,
+        ended: Sequence[UUID],
+        now: datetime,
+        *,
+        reason: str,
+    ) -> None:
+        """Record that sessions have ended, as one event however many they are; none is none."""
+        if ended:
+            await self.record(
+                repositories,
+                SecurityEvent.SESSION_ENDED,
+                user_id,
+                now,
+                reason=reason,
+                count=len(ended),
+            )
 
     async def record_failed_sign_in(self, email_key: str, reason: str) -> None:
         """Store and log a failed sign-in, whether or not the email address has an account."""
@@ -67,8 +85,25 @@ class SecurityEvents:
             )
         self.log(SecurityEvent.SIGN_IN_FAILED, user_id or email_key, reason=reason)
 
+    def log_when_committed(
+        self,
+        repositories: Repositories,
+        event: SecurityEvent,
+        user_id: UUID | None,
+        *,
+        reason: str | None = None,
+        count: int | None = None,
+    ) -> None:
+        """Log an event after the commit: what was rolled back has not happened."""
+        repositories.after_commit(partial(self.log, event, user_id, reason=reason, count=count))
+
     def log(
-        self, event: SecurityEvent, account: UUID | str | None, *, reason: str | None = None
+        self,
+        event: SecurityEvent,
+        account: UUID | str | None,
+        *,
+        reason: str | None = None,
+        count: int | None = None,
     ) -> None:
         """Log an event at once. `account` is the user's id, or the email key of no account."""
         log_event(
@@ -76,6 +111,7 @@ class SecurityEvents:
             self._origin(),
             account=None if account is None else self.account_hash(account),
             reason=reason,
+            count=count,
         )
 
     def account_hash(self, account: UUID | str) -> str:

@@ -1,6 +1,5 @@
 """What can be done with sessions: signing in, staying signed in, signing out."""
 
-import logging
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -44,7 +43,6 @@ from service.use_cases.mails import mail_to_user
 from service.use_cases.security_events import SecurityEvents
 
 GRACE: Final = timedelta(seconds=10)
-log = logging.getLogger(__name__)
 
 
 class ScopeExceeded(ValueError):
@@ -92,23 +90,27 @@ class Sessions:
     async def log_in(self, email: str, password: str, user_agent: str | None) -> Tokens:
         """Begin a session; raise InvalidCredentials, or AccountDisabled if they are right."""
         credentials = await self.check_password(email, password)
-        async with self._database.transaction() as repositories:
-            tokens = await self.open(
-                repositories,
-                credentials.user_id,
-                credentials.role,
-                origin="password",
-                user_agent=user_agent,
-                password_hash=credentials.password_hash,
-            )
-            await self._events.record(
-                repositories,
-                SecurityEvent.SIGN_IN_SUCCEEDED,
-                credentials.user_id,
-                self._clock(),
-                reason="password",
-            )
-            return tokens
+        try:
+            async with self._database.transaction() as repositories:
+                tokens = await self.open(
+                    repositories,
+                    credentials.user_id,
+                    credentials.role,
+                    origin="password",
+                    user_agent=user_agent,
+                    password_hash=credentials.password_hash,
+                )
+                await self._events.record(
+                    repositories,
+                    SecurityEvent.SIGN_IN_SUCCEEDED,
+                    credentials.user_id,
+                    self._clock(),
+                    reason="password",
+                )
+        except InvalidCredentials:
+            await self._events.record_failed_sign_in(parse_email(email).key, "changed-meanwhile")
+            raise
+        return tokens
 
     @retried
     async def check_password(self, email: str, password: str) -> Credentials:
@@ -256,8 +258,14 @@ class Sessions:
             in_time = client_id != FIRST_PARTY and now <= session.refreshed_at + GRACE
             if is_parent and in_time:
                 return self._tokens(*found, scopes)
-        await self.revoke(token.session_id)
-        log.warning("an old refresh token was used, session ended: %s", token.session_id)
+            keys = await self._end(
+                repositories,
+                token.session_id,
+                now,
+                reason="refresh-token-reused",
+                alarm=SecurityEvent.REFRESH_TOKEN_REUSED,
+            )
+        await self._forgetting.forget(keys)
         raise refused
 
     async def authenticate(self, access_token: str) -> AccessToken:
@@ -299,25 +307,60 @@ class Sessions:
         )
 
     @retried
-    async def end(self, session_id: UUID, user_id: UUID) -> None:
-        """End one of the user's sessions; raise SessionNotFound."""
+    async def end(self, caller: Caller, session_id: UUID) -> None:
+        """End one of the caller's sessions, the present or another one; raise SessionNotFound."""
         now = self._clock()
         keys = [session_key(session_id)]
         async with self._database.transaction() as repositories:
-            if not await repositories.sessions.end_own(session_id, user_id, now):
+            # First, because its row locks the user, whom others lock before the sessions.
+            await self._events.record_ended_sessions(
+                repositories,
+                caller.user_id,
+                [session_id],
+                now,
+                reason="signed-out" if session_id == caller.session_id else "from-another",
+            )
+            if not await repositories.sessions.end_own(session_id, caller.user_id, now):
                 raise SessionNotFound
             await self._forgetting.plan(repositories, keys, now)
         await self._forgetting.forget(keys)
 
     @retried
-    async def revoke(self, session_id: UUID) -> None:
+    async def revoke(self, session_id: UUID, *, reason: str) -> None:
         """End any session: its refresh and its access tokens are of no more use."""
-        now = self._clock()
-        keys = [session_key(session_id)]
         async with self._database.transaction() as repositories:
-            if await repositories.sessions.end(session_id, now):
-                await self._forgetting.plan(repositories, keys, now)
+            keys = await self._end(repositories, session_id, self._clock(), reason=reason)
         await self._forgetting.forget(keys)
+
+    async def _end(
+        self,
+        repositories: Repositories,
+        session_id: UUID,
+        now: datetime,
+        *,
+        reason: str,
+        alarm: SecurityEvent | None = None,
+    ) -> list[str]:
+        """End any session in the caller's transaction; return the cache keys that became old.
+
+        `alarm` is recorded besides, but only by the first of those who end the session.
+        """
+        session = await repositories.sessions.end(session_id, now)
+        keys = [session_key(session_id)]
+        if session is None:
+            return keys  # ended before, but maybe not yet in the cache
+        if session.user_id is None:  # a client's own: there is no owner to tell
+            self._events.log_when_committed(
+                repositories, SecurityEvent.SESSION_ENDED, None, reason=reason, count=1
+            )
+        else:
+            if alarm is not None:
+                await self._events.record(repositories, alarm, session.user_id, now)
+            await self._events.record_ended_sessions(
+                repositories, session.user_id, [session_id], now, reason=reason
+            )
+        await self._forgetting.plan(repositories, keys, now)
+        return keys
 
     @retried
     async def end_others(self, caller: Caller) -> None:
@@ -325,6 +368,9 @@ class Sessions:
         now = self._clock()
         async with self._database.transaction() as repositories:
             ended = await repositories.sessions.end_all_but(caller.user_id, caller.session_id, now)
+            await self._events.record_ended_sessions(
+                repositories, caller.user_id, ended, now, reason="others"
+            )
             keys = [session_key(session_id) for session_id in ended]
             await self._forgetting.plan(repositories, keys, now)
         await self._forgetting.forget(keys)
@@ -358,6 +404,13 @@ class Sessions:
             await repositories.authorization_codes.delete_of_user(caller.user_id)
             # Whoever else knew the old password may have had the e-mail changed to another one.
             await repositories.mail_tokens.delete_of_user(caller.user_id)
+            await repositories.account_changes.note_new_password(caller.user_id)
+            await self._events.record(
+                repositories, SecurityEvent.PASSWORD_CHANGED, caller.user_id, now
+            )
+            await self._events.record_ended_sessions(
+                repositories, caller.user_id, ended, now, reason="password-changed"
+            )
             keys = [session_key(session_id) for session_id in ended]
             await self._forgetting.plan(repositories, keys, now)
             await self._jobs.plan(

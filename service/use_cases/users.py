@@ -1,7 +1,6 @@
 """What can be done with accounts."""
 
 import hmac
-import logging
 import secrets
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -41,7 +40,6 @@ from service.use_cases.security_events import SecurityEvents
 
 USE_SLOTS: Final = 16
 """How many registrations with one unlimited code can be counted at the same instant."""
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +162,13 @@ class Users:
         if not email_confirmed:
             follow_ups |= mail_to_email(MailKind.REGISTRATION, email)
         await self._jobs.plan(repositories, follow_ups)
+        await self._events.record(
+            repositories,
+            SecurityEvent.ACCOUNT_REGISTERED,
+            user_id,
+            now,
+            reason="issuer" if password_hash is None else "password",
+        )
         return user, old_keys
 
     async def find(self, user_id: UUID) -> User:
@@ -208,9 +213,17 @@ class Users:
             ended = await repositories.sessions.end_all_but(user_id, None, now) if disabled else []
             old_keys = [*self.keys_of_email(email_key), *map(session_key, ended)]
             await self._forgetting.plan(repositories, old_keys, now)
+            await self._events.record(
+                repositories,
+                SecurityEvent.ACCOUNT_DISABLED if disabled else SecurityEvent.ACCOUNT_ENABLED,
+                user_id,
+                now,
+            )
+            await self._events.record_ended_sessions(
+                repositories, user_id, ended, now, reason="account-disabled"
+            )
             user = await repositories.users.find(user_id)
         await self._forgetting.forget(old_keys)
-        log.info("user %s: %s", "disabled" if disabled else "enabled", user_id)
         assert user is not None
         return self.judge(user)
 
@@ -234,21 +247,48 @@ class Users:
                 raise InvalidToken  # erased since the session was checked
             if locked[0].key != email_key:
                 raise TransactionConflict
-            if not await repositories.users.erase(user_id, password_hash, now):
-                # Changed, or hashed anew by a sign-in, since it was read: to be verified again.
-                raise TransactionConflict
-            ended = await repositories.sessions.delete_of_user(user_id)
-            await repositories.identities.delete_of_user(user_id)
-            await repositories.enrichments.delete_of_user(user_id)
-            await repositories.mail_tokens.delete_of_user(user_id)
-            await repositories.confirmations.delete_of_user(user_id)
-            await repositories.security_events.delete_of_user(user_id)
-            await repositories.idempotency_keys.delete_of_user(user_id)
-            await repositories.jobs.delete_parked_of_user(user_id, locked[0].key)
-            old_keys = [*self.keys_of_email(locked[0].key), *map(session_key, ended)]
-            await self._forgetting.plan(repositories, old_keys, now)
+            old_keys = await self.remove(repositories, user_id, locked[0], password_hash, now)
         await self._forgetting.forget(old_keys)
-        log.info("user erased: %s", user_id)
+
+    async def remove(
+        self,
+        repositories: Repositories,
+        user_id: UUID,
+        email: Email,
+        password_hash: str | None,
+        now: datetime,
+    ) -> list[str]:
+        """Remove an account's personal data in the caller's transaction.
+
+        The caller has ended the code and locked the account. Returns the cache keys that became
+        old. Raises TransactionConflict if `password_hash` is no longer the account's.
+        """
+        if not await repositories.users.erase(user_id, password_hash, now):
+            # Changed, or hashed anew by a sign-in, since it was read: to be verified again.
+            raise TransactionConflict
+        ended = await repositories.sessions.end_all_but(user_id, None, now)
+        await repositories.sessions.delete_of_user(user_id)
+        await repositories.identities.delete_of_user(user_id)
+        await repositories.enrichments.delete_of_user(user_id)
+        await repositories.mail_tokens.delete_of_user(user_id)
+        await repositories.confirmations.delete_of_user(user_id)
+        await repositories.account_changes.delete_of_user(user_id)
+        await repositories.security_events.delete_of_user(user_id)
+        await repositories.idempotency_keys.delete_of_user(user_id)
+        await repositories.jobs.delete_parked_of_user(user_id, email.key)
+        old_keys = [*self.keys_of_email(email.key), *map(session_key, ended)]
+        await self._forgetting.plan(repositories, old_keys, now)
+        # Logged alone: rows would be personal data of somebody who is gone.
+        self._events.log_when_committed(repositories, SecurityEvent.ACCOUNT_ERASED, user_id)
+        if ended:
+            self._events.log_when_committed(
+                repositories,
+                SecurityEvent.SESSION_ENDED,
+                user_id,
+                reason="account-erased",
+                count=len(ended),
+            )
+        return old_keys
 
     async def reclaim(
         self, repositories: Repositories, user_id: UUID, now: datetime
@@ -277,6 +317,9 @@ class Users:
         ended = await repositories.sessions.end_all_but(user_id, None, now)
         old_keys = [*self.keys_of_email(email.key), *map(session_key, ended)]
         await self._forgetting.plan(repositories, old_keys, now)
+        await self._events.record_ended_sessions(
+            repositories, user_id, ended, now, reason="account-reclaimed"
+        )
         await self._events.record(repositories, SecurityEvent.ACCOUNT_RECLAIMED, user_id, now)
         return email, old_keys
 

@@ -17,6 +17,7 @@ from service.passwords import PasswordHasher
 from service.providers import circuit_breaker
 from service.settings import Settings
 from service.use_cases import jobs
+from tests.api.issuer import ADA, CLIENT_ID, CLIENT_SECRET, GitHub, Issuer, Key, served
 from tests.conftest import Servers
 from tests.factories import Api, MovableClock, Person, running
 from tests.stand_ins.clearbit import Clearbit
@@ -81,6 +82,37 @@ async def clearbit() -> AsyncIterator[Clearbit]:
 async def smtp() -> AsyncIterator[SmtpServer]:
     async with SmtpServer().serving() as smtp:
         yield smtp
+
+
+@pytest.fixture
+async def issuer() -> AsyncIterator[Issuer]:
+    issuer = Issuer("", [Key.es256("first")], dict(ADA))
+    async with served(issuer.answer) as issuer.url:
+        yield issuer
+
+
+@pytest.fixture
+async def github() -> AsyncIterator[tuple[GitHub, str]]:
+    github = GitHub()
+    async with served(github.answer) as url:
+        yield github, url
+
+
+@pytest.fixture
+def provider_environment(issuer: Issuer, github: tuple[GitHub, str]) -> dict[str, str]:
+    """What the environment of a service adds that lets the issuer and GitHub sign users in."""
+    return {
+        "PROVIDERS": "corp,github",
+        "PROVIDER_CORP_ISSUER": issuer.url,
+        "PROVIDER_CORP_CLIENT_ID": CLIENT_ID,
+        "PROVIDER_CORP_CLIENT_SECRET": CLIENT_SECRET,
+        "PROVIDER_CORP_TITLE": "The corporation",
+        "PROVIDER_GITHUB_CLIENT_ID": CLIENT_ID,
+        "PROVIDER_GITHUB_CLIENT_SECRET": CLIENT_SECRET,
+        "PROVIDER_GITHUB_AUTHORIZE_URL": f"{github[1]}/login/oauth/authorize",
+        "PROVIDER_GITHUB_TOKEN_URL": f"{github[1]}/login/oauth/access_token",
+        "PROVIDER_GITHUB_API_URL": github[1],
+    }
 
 
 @pytest.fixture

@@ -18,10 +18,12 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-from tests.factories import Answer, Api
+from tests.factories import Answer, Api, Person
 
 CLIENT_ID = "our client: 1"  # with what has to be encoded in a header
 CLIENT_SECRET = "a secret: +%&"
+EMAIL = "Ada@Example.com"
+ADA: dict[str, Any] = {"sub": "ada-1", "email": EMAIL, "email_verified": True}
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -203,10 +205,13 @@ class Begun:
         return dict(parse_qsl(urlsplit(self.location).query))
 
 
-async def begin(api: Api, provider: str = "corp", **query: str) -> Begun:
-    """Press the button."""
+async def begin(
+    api: Api, provider: str = "corp", *, cookie: str | None = None, **query: str
+) -> Begun:
+    """Press the button, in a browser that has a cookie already or none."""
     path = f"/auth/providers/{provider}/start"
-    answer = await api.get(path, params=query, allow_redirects=False)
+    headers = {} if cookie is None else {"Cookie": cookie}
+    answer = await api.get(path, params=query, headers=headers, allow_redirects=False)
     assert answer.status == 303, answer.body
     cookie = answer.headers["Set-Cookie"].partition(";")[0]
     return Begun(provider, answer.headers["Location"], cookie)
@@ -228,6 +233,14 @@ async def sign_in(api: Api, issuer: Issuer, **query: str) -> Answer:
     """Go there and back, as whom the issuer's claims say."""
     begun = await begin(api, **query)
     return await come_back(api, begun, code=issuer.grant(begun.request), iss=issuer.url)
+
+
+async def signed_in(api: Api, issuer: Issuer, **query: str) -> Person:
+    """Go there and back; return who that is here."""
+    answer = await sign_in(api, issuer, **query)
+    assert answer.status == 200, answer.body
+    tokens = answer.json()
+    return Person(tokens["user_id"], EMAIL, tokens["access_token"], tokens["refresh_token"], "")
 
 
 async def hang(request: web.Request) -> web.StreamResponse:

@@ -3,14 +3,15 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
 
-from service.api.keys import SETTINGS
+from service.api.keys import DATABASE, SETTINGS
 from service.attempts import known_addresses_key
 from service.domain.mails import MOST_MAILS_AN_HOUR, TOKEN_LIVES
 from service.providers import mail
@@ -28,7 +29,8 @@ from tests.api.mailing import (
     token_in,
 )
 from tests.factories import PASSWORD, Answer, Api, Person, new_email, running
-from tests.oauth import new_application, refusal
+from tests.oauth import new_admin, new_application, refusal
+from tests.sql.test_races import until_blocked
 from tests.stand_ins.smtp import (
     SmtpServer,
     Stage,
@@ -378,8 +380,8 @@ async def test_a_reset_ends_what_an_issuer_put_on_an_email_nobody_had_confirmed(
     assert (await reset(api, await forgotten(api, smtp))).status == 204
     assert await database.fetchval("SELECT count(*) FROM identities") == 0
     await database.execute(
-        "INSERT INTO identities SELECT 'https://issuer.example', 'anna', user_id, created_at"
-        " FROM users"
+        "INSERT INTO identities (issuer, subject, user_id, created_at, email_key)"
+        " SELECT 'https://issuer.example', 'anna', user_id, created_at, email_key FROM users"
     )
     token = await forgotten(api, smtp, count=2)
     assert (await reset(api, token, "a third long password")).status == 204
@@ -678,6 +680,140 @@ async def test_an_email_that_was_taken_meanwhile_is_not_given_twice(
     assert (await api.register("new@example.com")).status == 201
     assert_unusable(await confirm(api, token_in(mail)))
     assert (await api.get("/users/me", by=anna)).json()["email"] == ANNA
+
+
+Deed = Callable[[Api, Person], Awaitable[object]]
+
+
+async def sign_out(api: Api, anna: Person) -> None:
+    assert (await api.post("/auth/logout", by=anna)).status == 204
+
+
+async def end_from_another_session(api: Api, anna: Person) -> None:
+    other = await api.signed_in(ANNA)
+    shown = (await api.get("/auth/sessions", by=anna)).json()["items"]
+    [session] = [one for one in shown if one["current"]]
+    assert (await api.delete(f"/auth/sessions/{session['id']}", by=other)).status == 204
+
+
+async def end_the_others(api: Api, anna: Person) -> None:
+    other = await api.signed_in(ANNA)
+    assert (await api.delete("/auth/sessions", by=other)).status == 204
+
+
+async def disable(api: Api, anna: Person, *, enable: bool = False) -> None:
+    admin = await new_admin(api)
+    for disabled in (True, False) if enable else (True,):
+        body = {"disabled": disabled}
+        assert (await api.patch(f"/admin/users/{anna.user_id}", body, by=admin)).status == 200
+
+
+async def disable_and_enable(api: Api, anna: Person) -> None:
+    await disable(api, anna, enable=True)
+
+
+async def change_the_password_elsewhere(api: Api, anna: Person) -> None:
+    other = await api.signed_in(ANNA)
+    body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+    assert (await api.post("/auth/password/change", body, by=other)).status == 204
+
+
+async def send_an_old_refresh_token(api: Api, anna: Person) -> None:
+    for status in (200, 401):
+        body = {"refresh_token": anna.refresh_token}
+        assert (await api.post("/auth/refresh", body)).status == status
+
+
+ENDINGS = [
+    sign_out,
+    end_from_another_session,
+    end_the_others,
+    disable,
+    disable_and_enable,
+    change_the_password_elsewhere,
+    send_an_old_refresh_token,
+]
+
+
+@pytest.mark.parametrize("end", ENDINGS)
+async def test_a_change_ends_with_the_session_that_asked_for_it(
+    api: Api, smtp: SmtpServer, end: Deed
+) -> None:
+    anna = await api.new_person(ANNA)
+    body = {"new_email": "thief@example.org", "password": PASSWORD}
+    await api.post("/auth/email/change", body, by=anna)
+    [mail] = await mailed(smtp, "thief@example.org", "Confirm your new")
+    await end(api, anna)
+    assert_unusable(await confirm(api, token_in(mail)))
+
+
+@pytest.mark.parametrize("end", ENDINGS)
+async def test_a_change_whose_mail_is_late_ends_with_the_session_too(
+    mail_environment: dict[str, str],
+    smtp: SmtpServer,
+    database: asyncpg.Connection,
+    redis: object,
+    end: Deed,
+) -> None:
+    async with running(read_settings({**mail_environment, "SERVE_JOBS": "off"})) as api:
+        anna = await api.new_person(ANNA)
+        body = {"new_email": "thief@example.org", "password": PASSWORD}
+        assert (await api.post("/auth/email/change", body, by=anna)).status == 202
+        await end(api, anna)
+    async with running(read_settings(mail_environment)):
+        await no_jobs(database)
+    assert smtp.mails_to("thief@example.org") == []
+
+
+async def test_a_change_ends_when_its_session_expires(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection
+) -> None:
+    anna = await api.new_person(ANNA)
+    await database.execute("UPDATE sessions SET expires_at = now() + interval '5 minutes'")
+    body = {"new_email": "thief@example.org", "password": PASSWORD}
+    await api.post("/auth/email/change", body, by=anna)
+    [mail] = await mailed(smtp, "thief@example.org", "Confirm your new")
+    api.clock.ahead += timedelta(minutes=6)
+    assert_unusable(await confirm(api, token_in(mail)))
+
+
+async def test_a_change_ends_with_a_reset_of_the_password(api: Api, smtp: SmtpServer) -> None:
+    anna = await api.new_person(ANNA)
+    body = {"new_email": "thief@example.org", "password": PASSWORD}
+    await api.post("/auth/email/change", body, by=anna)
+    [mail] = await mailed(smtp, "thief@example.org", "Confirm your new")
+    assert (await reset(api, await forgotten(api, smtp))).status == 204
+    assert_unusable(await confirm(api, token_in(mail)))
+
+
+async def test_a_session_ends_no_change_that_another_asked_for(api: Api, smtp: SmtpServer) -> None:
+    anna, other = await api.new_person(ANNA), await api.signed_in(ANNA)
+    body = {"new_email": "anna@example.org", "password": PASSWORD}
+    await api.post("/auth/email/change", body, by=anna)
+    [mail] = await mailed(smtp, "anna@example.org", "Confirm your new")
+    await sign_out(api, other)
+    assert (await confirm(api, token_in(mail))).status == 204
+
+
+@pytest.mark.parametrize("how", ["signed out", "disabled"])
+async def test_a_sign_out_that_is_under_way_is_waited_for(
+    api: Api, smtp: SmtpServer, database: asyncpg.Connection, how: str
+) -> None:
+    """Without FOR SHARE in LOCK_OPEN, or the lock of the user, the change slips through."""
+    anna = await api.new_person(ANNA)
+    body = {"new_email": "thief@example.org", "password": PASSWORD}
+    await api.post("/auth/email/change", body, by=anna)
+    [mail] = await mailed(smtp, "thief@example.org", "Confirm your new")
+    await no_jobs(database)
+    user_id, now = UUID(anna.user_id), api.clock()
+    async with api.app[DATABASE].transaction() as repositories:
+        if how == "disabled":
+            await repositories.users.set_disabled(user_id, now)
+        else:
+            await repositories.sessions.end_all_but(user_id, None, now)
+        confirming = await until_blocked(database, confirm(api, token_in(mail)))
+    assert_unusable(await confirming)
+    assert await database.fetchval("SELECT email FROM users") == ANNA
 
 
 @pytest.mark.parametrize(

@@ -483,6 +483,27 @@ async def test_a_redirect_uri_may_have_a_query_of_its_own(api: Api, anna: Person
 
 
 @pytest.mark.parametrize(
+    ("host", "form_action"),
+    [("127.0.0.1", "'self' http://127.0.0.1:51004"), ("[::1]", "'self' http:")],
+)
+async def test_a_native_app_listens_on_loopback_on_whatever_port(
+    api: Api, anna: Person, host: str, form_action: str
+) -> None:
+    """RFC 8252, 7.3. The code is for the very address that was sent."""
+    registered = f"http://{host}/callback"
+    application = await new_application(api, public=True, redirect_uris=[registered])
+    sent = f"http://{host}:51004/callback"
+    page = await Browser(api).open(application.wish(redirect_uri=sent))
+    assert f"form-action {form_action};" in page.headers["Content-Security-Policy"]
+    answer = await application.allowed_by(anna, redirect_uri=sent)
+    assert answer.headers["Location"].startswith(f"{sent}?code=")
+    code = returned(answer)["code"]
+    for other in (registered, f"http://{host}:51005/callback"):
+        assert refusal(await application.redeem(code, redirect_uri=other)) == INVALID_GRANT
+    assert (await application.redeem(code, redirect_uri=sent)).status == 200
+
+
+@pytest.mark.parametrize(
     ("changes", "error"),
     [
         ({"response_type": "token"}, "unsupported_response_type"),

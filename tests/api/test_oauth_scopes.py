@@ -23,6 +23,7 @@ PUBLIC = {
     ("POST", f"{API}/auth/password/reset"),
     ("POST", f"{API}/auth/email/confirm"),
     ("POST", f"{API}/auth/email/resend"),
+    ("POST", f"{API}/auth/undo"),
     ("GET", f"{API}/auth/providers"),
     ("GET", f"{API}/auth/providers/{{provider}}/start"),
     ("GET", f"{API}/auth/providers/{{provider}}/callback"),
@@ -56,6 +57,7 @@ async def called(api: Api, route: Route, token: str | None) -> Answer:
     method, path = route
     filled = path.format(
         session_id=NOBODY,
+        identity_id=NOBODY,
         referrer_id=NOBODY,
         user_id=NOBODY,
         email="a@b.example",

@@ -33,6 +33,10 @@ NEW_IDENTITY = """
     INSERT INTO identities (issuer, subject, user_id, created_at)
     VALUES ('https://issuer.example', $1, $2, $3)
 """
+COPY_IDENTITY = """
+    INSERT INTO identities (identity_id, issuer, subject, user_id, created_at)
+    SELECT identity_id, issuer, 'carl', $1, created_at FROM identities
+"""
 NEW_MAIL_TOKEN = """
     INSERT INTO mail_tokens
            (token_hash, purpose, user_id, email, email_key, created_at, expires_at)
@@ -46,6 +50,12 @@ NEW_CLAIM = """
     INSERT INTO claims (claim_id, email, email_key, password_hash, issuer, subject,
                         referral_code_id, created_at, expires_at)
     VALUES ($1, 'dora@x', 'dora@x', $2, $3, $4, $5, $6, $7)
+"""
+NEW_CHANGE = """
+    INSERT INTO account_changes
+           (account_change_id, user_id, number, kind, email, email_key, email_confirmed,
+            issuer, token_hash, expires_at)
+    VALUES ($1, $2, $3, $4, 'anna@x', 'anna@x', true, $5, $6, $7)
 """
 CHANGE_USER = "UPDATE users SET {} WHERE user_id = $1"
 CHANGE_CODE = "UPDATE referral_codes SET {} WHERE owner_id = $1"
@@ -94,6 +104,17 @@ BROKEN = [
     ("referral_codes_one_live_per_owner", NEW_CODE, [uuid4(), ANNA, "OTHER", NOW, LATER, None]),
     ("referral_codes_live_code_unique", NEW_CODE, [uuid4(), BERT, "ANNAS", NOW, LATER, None]),
     ("identities_of_one_user", NEW_IDENTITY, ["bert", CARL, NOW]),
+    (
+        "identities_id_unique",
+        COPY_IDENTITY,
+        [CARL],
+    ),
+    ("account_changes_numbered", NEW_CHANGE, [uuid4(), ANNA, 1, "email", None, b"2", LATER]),
+    ("account_changes_token_unique", NEW_CHANGE, [uuid4(), ANNA, 2, "email", None, b"1", LATER]),
+    *(
+        ("account_changes_kind_known", NEW_CHANGE, [uuid4(), ANNA, 2, kind, issuer, b"2", LATER])
+        for kind, issuer in (("role", None), ("email", "https://x"), ("identity", None))
+    ),
     ("referrals_email_referred_once", NEW_REFERRAL, [CARL, ANNA, NOW, b"hash of bert"]),
     ("referrals_pkey", NEW_REFERRAL, [BERT, CARL, NOW, b"another hash"]),
     ("referrals_one_unflagged_of_a_mailbox", NEW_REFERRAL, [CARL, ANNA, NOW, b"hash of carl"]),
@@ -113,6 +134,7 @@ async def people(database: asyncpg.Connection) -> asyncpg.Connection:
     await database.execute(NEW_CODE, uuid4(), ANNA, "ANNAS", NOW, LATER, 2)
     await database.execute(NEW_REFERRAL, BERT, ANNA, NOW, b"hash of bert")
     await database.execute(NEW_IDENTITY, "bert", BERT, NOW)
+    await database.execute(NEW_CHANGE, uuid4(), ANNA, 1, "email", None, b"1", LATER)
     return database
 
 

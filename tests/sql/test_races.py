@@ -411,33 +411,6 @@ async def test_a_session_of_a_machine_whose_clock_is_slow_does_not_end_as_it_beg
         ]
 
 
-async def test_one_identity_at_a_time_is_linked_to_an_account(
-    transactions: Database, database: asyncpg.Connection
-) -> None:
-    """With FOR SHARE in LINK both would hold the user's row, and neither could begin a session."""
-    email = parse_email(new_email())
-    async with transactions.transaction() as repositories:
-        user_id = uuid7()
-        await repositories.users.add(user_id, email, HASH, Role.USER, NOW, email_confirmed_at=NOW)
-
-    async def link(repositories: Repositories, subject: str) -> None:
-        identity = Identity(
-            issuer="https://issuer.example", subject=subject, email=email, email_verified=True
-        )
-        assert await repositories.identities.link(identity, email.key, NOW) == user_id
-
-    async def sign_in(subject: str) -> bool:
-        async with transactions.transaction() as repositories:
-            await link(repositories, subject)
-            return await repositories.sessions.add(new_session(user_id), HASH)
-
-    async with transactions.transaction() as repositories:
-        await link(repositories, "one")
-        other = await until_blocked(database, sign_in("two"))
-        assert await repositories.sessions.add(new_session(user_id), HASH)
-    assert await other
-
-
 async def test_of_20_keys_of_a_user_at_once_as_many_are_kept_as_may(
     transactions: Database, database: asyncpg.Connection
 ) -> None:

@@ -25,6 +25,7 @@ def test_every_table_has_its_statements() -> None:
     """Otherwise a module that is not found would pass without a word."""
     tested = {str(param.id).partition(".")[0] for param in STATEMENTS}
     assert tested == {
+        "account_changes",
         "authorization_codes",
         "claims",
         "confirmations",
@@ -54,8 +55,9 @@ async def test_it_prepares(statement: str, database: asyncpg.Connection) -> None
 def test_it_names_the_columns_it_wants(statement: str) -> None:
     """A column that is added later must not turn up where nobody expects it."""
     tables = (
-        "claims|confirmations|enrichments|idempotency_keys|identities|jobs|mail_tokens|mailboxes"
-        "|referral_codes|referral_code_uses|referrals|security_events|sessions|sign_ins|users"
+        "account_changes|claims|confirmations|enrichments|idempotency_keys|identities|jobs"
+        "|mail_tokens|mailboxes|referral_codes|referral_code_uses|referrals|security_events"
+        "|sessions|sign_ins|users"
     )
     assert not re.search(rf"\*\s+FROM\s+({tables})\b", statement)
 
