@@ -6,7 +6,7 @@ from aiohttp import web
 from aiohttp_apispec import docs, request_schema
 
 from service.api.answers import no_content, to_json
-from service.api.authentication import current_user
+from service.api.authentication import current_first_party_user
 from service.api.keys import MAIL_TOKENS
 from service.api.openapi import refuses
 from service.api.rate_limits import LOGIN, MAIL, count_request
@@ -15,6 +15,7 @@ from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, ErasureSchema, ac
 from service.domain.errors import (
     HashingQueueFull,
     InvalidCredentials,
+    NotAllowed,
     PasswordUnacceptable,
     SignInTooOld,
     TokenUnusable,
@@ -142,17 +143,17 @@ async def resend_confirmation(request: web.Request) -> web.Response:
 @docs(
     tags=["E-mail"],
     summary="Change my e-mail",
-    description="The new e-mail gets a mail with a token, and is the account's once it is "
-    "confirmed; then the old one is told.",
+    description="The new email address gets a mail with a token, and is the account's once it is "
+    "confirmed; then the old one is told. Not for tokens of other applications.",
     responses={202: {**_ANSWERED_ALIKE[202], "description": "The new e-mail gets a mail."}},
 )
 @request_schema(
     EmailChangeSchema,
     example={"new_email": "anna@example.org", "password": EXAMPLE_PASSWORD},
 )
-@refuses(InvalidCredentials, SignInTooOld, TooMany, HashingQueueFull)
+@refuses(NotAllowed, InvalidCredentials, SignInTooOld, TooMany, HashingQueueFull)
 async def change_email(request: web.Request) -> web.Response:
-    caller = await current_user(request)
+    caller = await current_first_party_user(request)
     change = await read_body(request, EMAIL_CHANGE_SCHEMA, into=EmailChange)
     await count_request(request, LOGIN, account=str(caller.user_id))
     await count_request(request, MAIL, account=account_of(change.new_email))

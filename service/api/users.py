@@ -7,7 +7,7 @@ from aiohttp_apispec import docs, request_schema, response_schema
 from marshmallow import Schema, fields
 
 from service.api.answers import WholeResponse, answer, no_content, to_json
-from service.api.authentication import current_user
+from service.api.authentication import current_first_party_user, current_user
 from service.api.idempotency import answer_once
 from service.api.keys import SETTINGS, USERS
 from service.api.openapi import IDEMPOTENCY_KEY, refuses
@@ -18,6 +18,7 @@ from service.domain.errors import (
     EmailTaken,
     HashingQueueFull,
     InvalidCredentials,
+    NotAllowed,
     ReferralCodeUnusable,
     SignInTooOld,
     TooMany,
@@ -145,13 +146,13 @@ def write_user(user: User) -> bytes:
     tags=["Accounts"],
     summary="Erase my account",
     description="Erases the personal data, ends the sessions and deletes the referral code. "
-    "The referrer's count stays.",
+    "The referrer's count stays. Not for tokens of other applications.",
     responses={204: {"description": "The account is erased."}},
 )
 @request_schema(ErasureSchema, example={"password": EXAMPLE_PASSWORD})
-@refuses(InvalidCredentials, SignInTooOld, TooMany, HashingQueueFull)
+@refuses(NotAllowed, InvalidCredentials, SignInTooOld, TooMany, HashingQueueFull)
 async def erase_me(request: web.Request) -> web.Response:
-    caller = await current_user(request)
+    caller = await current_first_party_user(request)
     erasure = await read_body(request, ERASURE_SCHEMA, into=Erasure)
     await count_request(request, LOGIN, account=str(caller.user_id))
     await request.app[USERS].erase(caller, erasure.password)

@@ -13,6 +13,10 @@ LONGEST_USER_AGENT: Final = 200
 """In characters: what is kept of a User-Agent header."""
 FIRST_PARTY: Final = "first-party"
 """`client_id` of what signs in at /auth/login."""
+SWAGGER_UI: Final = "swagger-ui"
+"""`client_id` of the page at /docs, which is part of the service."""
+OURS: Final = frozenset({FIRST_PARTY, SWAGGER_UI})
+"""The clients that are no other application."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,9 @@ from service.domain.sessions import Session
 from service.domain.users import Role
 from service.repositories.connection import Connection
 
+MOST_AT_ONCE: Final = 1000
+"""So many sessions END_OF_CLIENT ends."""
+
 # The share lock makes a change of password or a disabling wait, or this statement see it: a
 # sign-in with the old password leaves no session behind the change.
 INSERT: Final = """
@@ -26,10 +29,18 @@ INSERT: Final = """
     RETURNING session_id
 """
 
+# The share lock, as for a user: a client that is changed or deleted leaves no session behind.
 INSERT_OF_CLIENT: Final = """
     INSERT INTO sessions (session_id, client_id, origin, scopes,
                           created_at, refreshed_at, expires_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7)
+    SELECT $1, client_id, $3, $4, $5, $6, $7
+      FROM oauth_clients
+     WHERE client_id = $2
+       AND 'client_credentials' = ANY (grants)
+       AND own_scopes @> $4
+       AND deleted_at IS NULL
+       FOR SHARE
+    RETURNING session_id
 """
 
 EXPIRIES_IF_OPEN: Final = """
@@ -121,6 +132,24 @@ END_ALL_BUT: Final = """
     RETURNING session_id
 """
 
+# Locked in order, so that those which others end meanwhile do not count towards the limit.
+END_OF_CLIENT: Final = """
+    UPDATE sessions
+       SET ended_at = $3
+     WHERE session_id IN (
+        SELECT session_id
+          FROM sessions
+         WHERE client_id = $1
+           AND client_id <> 'first-party'
+           AND session_id > $2
+           AND ended_at IS NULL
+         ORDER BY session_id
+         LIMIT 1000
+           FOR UPDATE
+     )
+    RETURNING session_id
+"""
+
 DELETE_OF_USER: Final = """
     DELETE FROM sessions
      WHERE user_id = $1
@@ -162,9 +191,9 @@ class SessionRepository:
         )
         return session_id is not None
 
-    async def add_of_client(self, session: Session) -> None:
-        """Store the session of a client that speaks for itself."""
-        await self._connection.execute(
+    async def add_of_client(self, session: Session) -> bool:
+        """Store the session of a client that speaks for itself; return False if it may not."""
+        session_id = await self._connection.fetchval(
             INSERT_OF_CLIENT,
             session.session_id,
             session.client_id,
@@ -174,6 +203,7 @@ class SessionRepository:
             session.refreshed_at,
             session.expires_at,
         )
+        return session_id is not None
 
     async def expiries_if_open(
         self, session_ids: Sequence[UUID], now: datetime
@@ -219,6 +249,11 @@ class SessionRepository:
     ) -> list[UUID]:
         """End the user's sessions but the kept one; return those that were ended."""
         rows = await self._connection.fetch(END_ALL_BUT, user_id, kept_session_id, now)
+        return [row["session_id"] for row in rows]
+
+    async def end_of_client(self, client_id: str, behind: UUID, now: datetime) -> list[UUID]:
+        """End up to MOST_AT_ONCE of the client's sessions with ids behind that one; return them."""
+        rows = await self._connection.fetch(END_OF_CLIENT, client_id, behind, now)
         return [row["session_id"] for row in rows]
 
     async def delete_of_user(self, user_id: UUID) -> list[UUID]:

@@ -47,7 +47,8 @@ class Forgetting:
         self._put_off = False
         """Whether something was left to a job since the jobs were last read."""
 
-    async def plan(self, repositories: Repositories, keys: Sequence[str], now: datetime) -> None:
+    @staticmethod
+    async def plan(repositories: Repositories, keys: Sequence[str], now: datetime) -> None:
         """Write the job, in the transaction that makes the values of `keys` old."""
         if keys:
             await repositories.jobs.add(JobKind.FORGET, keys, now)

@@ -38,6 +38,21 @@ NEW_MAIL_TOKEN = """
            (token_hash, purpose, user_id, email, email_key, created_at, expires_at)
     VALUES ($1, 'sign_in', $2, 'anna@x', 'anna@x', $3, $4)
 """
+NEW_CLIENT = """
+    INSERT INTO oauth_clients (client_id, name, secret_hash, redirect_uris, scopes, created_at,
+                               grants, own_scopes, resource_server)
+    VALUES ('shop', 'Shop', $1, '{}', '{}', $2, $3, $4, $5)
+"""
+REPLACED_SECRET = """
+    INSERT INTO oauth_clients (client_id, name, redirect_uris, scopes, created_at,
+                               previous_secret_hash, previous_secret_expires_at)
+    VALUES ('shop', 'Shop', '{}', '{}', $1, $2, $3)
+"""
+RIGHTS_OF_ITS_OWN: list[tuple[list[str], list[str], bool]] = [
+    (["client_credentials"], [], False),
+    ([], ["referrals:read"], False),
+    ([], [], True),
+]
 CHANGE_USER = "UPDATE users SET {} WHERE user_id = $1"
 CHANGE_CODE = "UPDATE referral_codes SET {} WHERE owner_id = $1"
 ERASE = "erased_at = now(), email = NULL, email_key = NULL"
@@ -70,6 +85,14 @@ BROKEN = [
     ("referral_codes_one_live_per_owner", NEW_CODE, [uuid4(), ANNA, "OTHER", NOW, LATER, None]),
     ("referral_codes_live_code_unique", NEW_CODE, [uuid4(), BERT, "ANNAS", NOW, LATER, None]),
     ("identities_of_one_user", NEW_IDENTITY, ["bert", CARL, NOW]),
+    ("oauth_clients_grants_known", NEW_CLIENT, [b"x", NOW, ["password"], [], False]),
+    ("oauth_clients_own_scopes_known", NEW_CLIENT, [b"x", NOW, [], ["profile"], False]),
+    *(
+        ("oauth_clients_without_a_secret_speak_for_users", NEW_CLIENT, [None, NOW, *rights])
+        for rights in RIGHTS_OF_ITS_OWN
+    ),
+    ("oauth_clients_previous_secret_expires", REPLACED_SECRET, [NOW, b"x", None]),
+    ("oauth_clients_previous_secret_expires", REPLACED_SECRET, [NOW, None, LATER]),
     ("referrals_email_referred_once", NEW_REFERRAL, [CARL, ANNA, NOW, b"hash of bert"]),
     ("referrals_pkey", NEW_REFERRAL, [BERT, CARL, NOW, b"another hash"]),
     ("referrals_of_another_user", NEW_REFERRAL, [ANNA, ANNA, NOW, b"hash of anna"]),

@@ -10,7 +10,7 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -28,12 +28,14 @@ from service.domain.errors import (
 from service.domain.idempotency import Answer, IdempotencyKey
 from service.domain.identities import Identity
 from service.domain.mails import MailToken, TokenPurpose
+from service.domain.oauth import Client
 from service.domain.referral_codes import (
     ReferralCode,
     ReferralCodeWish,
     TakenReferralCode,
     issue_referral_code,
 )
+from service.domain.scopes import OF_CLIENTS, Scope
 from service.domain.sessions import FIRST_PARTY, Session
 from service.domain.users import Role, parse_email
 from service.use_cases.forgetting import CODE_KEY
@@ -359,6 +361,45 @@ async def test_a_sign_in_with_an_old_password_leaves_no_session_behind_the_chang
 
     async with transactions.transaction() as repositories:
         assert await repositories.users.replace_password_hash(user_id, HASH, "$new$")
+        signing_in = await until_blocked(database, sign_in())
+    assert await signing_in is False
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"own_scopes": frozenset({Scope.REFERRALS_READ})},
+        {"own_scopes": frozenset(), "grants": frozenset()},
+        {"own_scopes": OF_CLIENTS, "grants": frozenset()},
+        None,
+    ],
+    ids=["fewer scopes", "nothing", "no grant", "deleted"],
+)
+async def test_a_client_that_loses_what_it_asks_for_gets_no_session(
+    transactions: Database, database: asyncpg.Connection, change: dict[str, Any] | None
+) -> None:
+    """Without FOR SHARE, and each of the conditions, in INSERT_OF_CLIENT it would."""
+    client = Client(
+        client_id="shop",
+        name="Shop",
+        secret_hash=b"x",
+        redirect_uris=(),
+        scopes=frozenset(),
+        own_scopes=OF_CLIENTS,
+    ).completed()
+    session = replace(new_session(uuid7()), user_id=None, client_id="shop", scopes=OF_CLIENTS)
+
+    async def sign_in() -> bool:
+        async with transactions.transaction() as repositories:
+            return await repositories.sessions.add_of_client(session)
+
+    async with transactions.transaction() as repositories:
+        await repositories.oauth_clients.add(client, NOW)
+    async with transactions.transaction() as repositories:
+        if change is None:
+            assert await repositories.oauth_clients.delete("shop", NOW)
+        else:
+            await repositories.oauth_clients.update(replace(client, **change))
         signing_in = await until_blocked(database, sign_in())
     assert await signing_in is False
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,11 @@ class RegisteredClient:
 
 
 def new_client(
-    service: Service, *redirect_uris: str, confidential: bool = False, scope: str | None = None
+    service: Service, *redirect_uris: str, confidential: bool = False, options: Iterable[str] = ()
 ) -> RegisteredClient:
     """Make an OAuth client as an operator does."""
-    options = [option for uri in redirect_uris for option in ("--redirect-uri", uri)]
+    options = [*options, *(f"--redirect-uri={uri}" for uri in redirect_uris)]
     options += ["--confidential"] if confidential else []
-    options += [] if scope is None else ["--scope", scope]
     done = run("clients", "create", "A judge", *options, environment=service.environment)
     assert done.returncode == 0, done.stderr
     told = dict(line.split()[0].split("=", 1) for line in done.stdout.splitlines())
