@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import gc
-import getpass
 import json
 import os
 import secrets
@@ -19,7 +18,7 @@ from uuid import UUID
 
 from dotenv import dotenv_values
 
-from service.cli import clients
+from service.cli import clients, users
 from service.cli.console import CommandError, Environment
 from service.domain.clock import utc_now
 from service.domain.errors import ServiceError
@@ -39,6 +38,7 @@ from service.tokens import JWKS_MAX_AGE, SigningKey, SigningKeys
 if TYPE_CHECKING:
     from service.use_cases.jobs import Jobs
     from service.use_cases.oauth_clients import OAuthClients
+    from service.use_cases.personal_data import PersonalData
     from service.use_cases.users import Users
 
 DATA: Final = Path(".data")
@@ -88,14 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     retry.set_defaults(run=_retry_jobs)
 
     clients.add_commands(commands, _with_clients)
-
-    admin = commands.add_parser("admin", help="manage the admins").add_subparsers(required=True)
-    create = admin.add_parser("create", help="make an account with the role admin")
-    create.add_argument("email")
-    create.set_defaults(run=_create_admin)
-    promote = admin.add_parser("promote", help="give an account the role admin")
-    promote.add_argument("email")
-    promote.set_defaults(run=_promote)
+    users.add_commands(commands, _with_users)
 
     keys = commands.add_parser("keys", help="manage the secrets").add_subparsers(required=True)
     generate = keys.add_parser("generate", help="print new secrets, as lines of an env file")
@@ -213,21 +206,6 @@ def _migrate(_: argparse.Namespace, environ: Environment) -> None:
     print("\n".join(f"applied {name}" for name in applied) or "nothing to apply")
 
 
-def _create_admin(parsed: argparse.Namespace, environ: Environment) -> None:
-    """Make an admin; the password comes from ADMIN_PASSWORD, the terminal or standard input."""
-    if (password := environ.get("ADMIN_PASSWORD")) is None:
-        interactive = sys.stdin.isatty()
-        password = getpass.getpass("Password: ") if interactive else sys.stdin.readline().strip()
-
-    asyncio.run(_with_users(environ, lambda users: users.make_admin(parsed.email, password)))
-    print(f"{parsed.email} is an admin.")
-
-
-def _promote(parsed: argparse.Namespace, environ: Environment) -> None:
-    asyncio.run(_with_users(environ, lambda users: users.promote(parsed.email)))
-    print(f"{parsed.email} is an admin.")
-
-
 def _generate_keys(parsed: argparse.Namespace, _: Environment) -> None:
     if parsed.file is None:
         print(_new_secrets(), end="")
@@ -278,14 +256,21 @@ def _with_clients(environ: Environment, work: Callable[["OAuthClients"], Awaitab
     asyncio.run(run())
 
 
-async def _with_users(environ: Environment, work: Callable[["Users"], Awaitable[None]]) -> None:
+def _with_users(
+    environ: Environment, work: Callable[["Users", "PersonalData"], Awaitable[None]]
+) -> None:
     """Run `work` with the accounts of the database that the settings name."""
     from service.app import users_alone  # slow, and needless for the other commands
 
     settings = _settings_beside_dev(environ)
-    await _check_tables(settings.database_url, settings.database_prepared_statements)
-    async with users_alone(settings) as users:
-        await work(users)
+
+    async def run() -> None:
+        await _check_tables(settings.database_url, settings.database_prepared_statements)
+        set_up_logging(settings.log_level, settings.log_format)
+        async with users_alone(settings) as (users, personal_data):
+            await work(users, personal_data)
+
+    asyncio.run(run())
 
 
 def _apply_migrations(database_url: str) -> list[str]:

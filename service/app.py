@@ -51,6 +51,7 @@ from service.use_cases.mail_tokens import MailTokens
 from service.use_cases.mails import Mails
 from service.use_cases.oauth import OAuth
 from service.use_cases.oauth_clients import OAuthClients
+from service.use_cases.personal_data import PersonalData
 from service.use_cases.referral_codes import ReferralCodes
 from service.use_cases.referrals import Referrals
 from service.use_cases.security_events import SecurityEvents
@@ -96,8 +97,8 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
 
 
 @asynccontextmanager
-async def users_alone(settings: Settings) -> AsyncIterator[Users]:
-    """Yield the accounts for a command beside the service."""
+async def users_alone(settings: Settings) -> AsyncIterator[tuple[Users, PersonalData]]:
+    """Yield the accounts, and all that is held about them, for a command beside the service."""
     async with AsyncExitStack() as stack:
         postgresql = await stack.enter_async_context(_connect(settings, 1))
         redis = RedisServer(settings.redis_url)
@@ -107,7 +108,8 @@ async def users_alone(settings: Settings) -> AsyncIterator[Users]:
         forgetting = Forgetting(postgresql, Cache(redis, utc_now), redis)
         jobs = _jobs(postgresql, settings, utc_now)
         events = SecurityEvents(postgresql, utc_now, Origin, settings.hash_key)
-        yield _users(postgresql, forgetting, jobs, hasher, events, utc_now, settings)
+        users = _users(postgresql, forgetting, jobs, hasher, events, utc_now, settings)
+        yield users, PersonalData(postgresql, events, utc_now)
         await _make_known(forgetting)
 
 

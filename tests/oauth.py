@@ -214,5 +214,5 @@ async def insert_client(api: Api, client: Client) -> None:
 async def new_admin(api: Api) -> Person:
     """Register somebody, make an admin of them, sign in."""
     person = await api.new_person()
-    await api.app[keys.USERS].promote(person.email)
+    await api.app[keys.USERS].promote(person.email, unconfirmed=True)
     return await api.signed_in(person.email)

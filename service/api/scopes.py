@@ -27,4 +27,5 @@ SCOPE_OF: Final[Mapping[tuple[str, str], Scope]] = {
     ("GET", f"{API}/admin/users/{{user_id}}"): Scope.ADMIN,
     ("GET", f"{API}/admin/users/{{user_id}}/enrichment"): Scope.ADMIN,
     ("PATCH", f"{API}/admin/users/{{user_id}}"): Scope.ADMIN,
+    ("DELETE", f"{API}/admin/users/{{user_id}}"): Scope.ADMIN,
 }

@@ -18,6 +18,7 @@ from service.domain.errors import (
     EmailTaken,
     HashingQueueFull,
     InvalidCredentials,
+    LastAdmin,
     NotAllowed,
     ReferralCodeUnusable,
     SignInTooOld,
@@ -146,11 +147,11 @@ def write_user(user: User) -> bytes:
     tags=["Accounts"],
     summary="Erase my account",
     description="Erases the personal data, ends the sessions and deletes the referral code. "
-    "The referrer's count stays. Not for tokens of other applications.",
+    "The referrer's count stays. Not for tokens of other applications, nor for the last admin.",
     responses={204: {"description": "The account is erased."}},
 )
 @request_schema(ErasureSchema, example={"password": EXAMPLE_PASSWORD})
-@refuses(NotAllowed, InvalidCredentials, SignInTooOld, TooMany, HashingQueueFull)
+@refuses(NotAllowed, InvalidCredentials, SignInTooOld, LastAdmin, TooMany, HashingQueueFull)
 async def erase_me(request: web.Request) -> web.Response:
     caller = await current_first_party_user(request)
     erasure = await read_body(request, ERASURE_SCHEMA, into=Erasure)

@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from service.cli.console import CommandError, Commands, Environment
+from service.cli.console import CommandError, Commands, Environment, add_command
 from service.domain.oauth import Client, ClientFaulty
 from service.domain.scopes import OF_CLIENTS, Scope, parse_scopes, scopes_of, to_text
 from service.domain.users import Role
@@ -21,21 +21,14 @@ WithClients: TypeAlias = "Callable[[Environment, Callable[[OAuthClients], Awaita
 
 def add_commands(commands: Commands, with_clients: WithClients) -> None:
     """Add the commands; `with_clients` runs work with the clients of the settings' database."""
-
-    def add(
-        name: str,
-        run: Callable[[WithClients, argparse.Namespace, Environment], None],
-        what: str,
-    ) -> argparse.ArgumentParser:
-        parser = clients.add_parser(name, help=what, description=what)
-        parser.set_defaults(run=partial(run, with_clients))
-        return parser
-
     clients = commands.add_parser("clients", help="manage the OAuth clients").add_subparsers(
         required=True
     )
-    create = add(
-        "create", _create, "make a client, and print its id, its secret and what it may do"
+    create = add_command(
+        clients,
+        "create",
+        partial(_create, with_clients),
+        "make a client, and print its id, its secret and what it may do",
     )
     create.add_argument("name", help="what users are shown")
     create.add_argument(
@@ -44,9 +37,16 @@ def add_commands(commands: Commands, with_clients: WithClients) -> None:
     _add_rights(create)
     create.add_argument("--resource-server", action="store_true", help=_RESOURCE_SERVER)
 
-    add("list", _list, "list them: grants, scopes, redirect URIs")
+    add_command(
+        clients, "list", partial(_list, with_clients), "list them: grants, scopes, redirect URIs"
+    )
 
-    update = add("update", _update, "change what is given, and leave the rest")
+    update = add_command(
+        clients,
+        "update",
+        partial(_update, with_clients),
+        "change what is given, and leave the rest",
+    )
     update.add_argument("client_id")
     update.add_argument("--name", help="what users are shown")
     _add_rights(update)
@@ -54,7 +54,12 @@ def add_commands(commands: Commands, with_clients: WithClients) -> None:
         "--resource-server", action=argparse.BooleanOptionalAction, help=_RESOURCE_SERVER
     )
 
-    rotate = add("rotate-secret", _rotate_secret, "give a client a new secret, and print it")
+    rotate = add_command(
+        clients,
+        "rotate-secret",
+        partial(_rotate_secret, with_clients),
+        "give a client a new secret, and print it",
+    )
     rotate.add_argument("client_id")
     rotate.add_argument(
         "--overlap",
@@ -64,7 +69,9 @@ def add_commands(commands: Commands, with_clients: WithClients) -> None:
         help="how long the present secret goes on working (default: 24; 0: it stops at once)",
     )
 
-    delete = add("delete", _delete, "delete a client, and end its sessions")
+    delete = add_command(
+        clients, "delete", partial(_delete, with_clients), "delete a client, and end its sessions"
+    )
     delete.add_argument("client_id")
 
 

@@ -2,12 +2,21 @@
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 Environment = Mapping[str, str]
 # argparse has no public name for it, and it is generic for type checkers alone.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
+
+
+def add_command(
+    group: Commands, name: str, run: Callable[[argparse.Namespace, Environment], None], what: str
+) -> argparse.ArgumentParser:
+    """Add a command that does `what` by `run`; return its parser, for its arguments."""
+    parser = group.add_parser(name, help=what, description=what)
+    parser.set_defaults(run=run)
+    return parser
 
 
 class CommandError(Exception):

@@ -30,6 +30,7 @@
     ├── Conflict
     │   ├── EmailTaken
     │   ├── IdentityNotLinked
+    │   ├── LastAdmin
     │   ├── LiveReferralCodeExists
     │   └── ReferralCodeTaken
     ├── TooMany
@@ -268,6 +269,12 @@ class IdentityNotLinked(Conflict):
         "Sign in as before, with the password say. The two are linked by themselves only where "
         "both the issuer and this service have confirmed the e-mail."
     )
+
+
+class LastAdmin(Conflict):
+    code = "last-admin"
+    title = "This is the last admin who can act."
+    remedy = "Make another account an admin first: `python -m service admin promote EMAIL`."
 
 
 class LiveReferralCodeExists(Conflict):

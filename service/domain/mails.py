@@ -29,6 +29,8 @@ class MailKind(StrEnum):
     """To the new address, which has to be confirmed before it counts."""
     EMAIL_CHANGED = "email_changed"
     """To the old address."""
+    PROMOTED = "promoted"
+    """An operator has made the account an admin's."""
 
 
 class TokenPurpose(StrEnum):
@@ -161,5 +163,15 @@ def email_changed(service: str) -> Mail:
                 "this one is no longer used for it."
             ),
             "If it was not you, tell the operators of the service.",
+        ),
+    )
+
+
+def promoted(service: str) -> Mail:
+    return Mail(
+        subject=f"You are now an admin of {service}",
+        paragraphs=(
+            f"An operator of {service} has made your account an admin's. Please sign in again.",
+            "If you did not expect this, contact the operators of the service.",
         ),
     )

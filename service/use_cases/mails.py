@@ -94,14 +94,18 @@ class Mails:
             case MailKind.EMAIL_CHANGE:
                 await self._confirm_new_email(job)
             case MailKind.PASSWORD_CHANGED:
-                if user := await self._find(job):
-                    await self._send(
-                        job, mails.password_changed(self._service_name), _email_of(user)
-                    )
+                await self._notify(job, mails.password_changed(self._service_name))
+            case MailKind.PROMOTED:
+                await self._notify(job, mails.promoted(self._service_name))
             case _:
                 user = await self._find_by_email(parse_email(job.payload["email"]))
                 if user is not None and not user.disabled:
                     await self._to_owner(job, kind, user)
+
+    async def _notify(self, job: Job, mail: Mail) -> None:
+        """Send the mail to the account, if it has not been erased."""
+        if user := await self._find(job):
+            await self._send(job, mail, _email_of(user))
 
     async def _to_owner(self, job: Job, kind: MailKind, user: User) -> None:
         """Send what is asked for in the name of an e-mail's owner, by whoever it was."""

@@ -51,12 +51,15 @@ class SecurityEvents:
         now: datetime,
         *,
         reason: str | None = None,
+        by_another: bool = False,
     ) -> None:
         """Store the event for the account's owner in the caller's transaction.
 
-        Its log line follows the commit: what was rolled back has not happened.
+        Its log line follows the commit: what was rolled back has not happened. The owner is not
+        shown where a request came from that was made `by_another`, an admin.
         """
-        await repositories.security_events.add(event, user_id, self._origin(), now)
+        origin = Origin() if by_another else self._origin()
+        await repositories.security_events.add(event, user_id, origin, now)
         repositories.after_commit(partial(self.log, event, user_id, reason=reason))
 
     async def record_failed_sign_in(self, email_key: str, reason: str) -> None:

@@ -48,3 +48,10 @@ INSERT INTO jobs (job_id, kind, payload, created_at)
 SELECT gen_random_uuid(), 'forget', jsonb_agg(key), now()
   FROM (SELECT key, row_number() OVER () / 1000 AS batch FROM ended) AS numbered
  GROUP BY batch;
+
+-- NULL for those who were made admins before this. Last, because it locks all readers out until
+-- the transaction ends; before the index, because the two locks in the other order can deadlock.
+ALTER TABLE users ADD COLUMN IF NOT EXISTS promoted_at timestamptz;
+
+-- Few among millions: listed, and locked in this order before one of them is taken away.
+CREATE INDEX IF NOT EXISTS users_admins ON users (user_id) WHERE role = 'admin';

@@ -1,6 +1,7 @@
 """Which token may call which route: every scope on every route."""
 
 from typing import Any
+from uuid import UUID
 
 import pytest
 from aiohttp import web
@@ -34,6 +35,7 @@ FOR_CLIENTS_THEMSELVES = {
     ("GET", f"{API}/admin/users"),
     ("GET", f"{API}/admin/users/{{user_id}}"),
     ("PATCH", f"{API}/admin/users/{{user_id}}"),
+    ("DELETE", f"{API}/admin/users/{{user_id}}"),
     ("GET", f"{API}/admin/users/{{user_id}}/enrichment"),
 }
 """What a client may call without a user, if an operator has given it the scope."""
@@ -176,7 +178,7 @@ async def test_an_admins_token_is_worth_what_the_admin_is_now(
     token = await token_of(application, admin, Scope.ADMIN)
     assert (await api.get("/admin/users", by=token)).status == 200
     async with api.app[keys.DATABASE].transaction() as repositories:
-        await repositories.users.set_role(admin.email, Role.USER)
+        await repositories.users.set_role(UUID(admin.user_id), Role.USER, None)
     assert (await api.get("/admin/users", by=token)).status == 403
 
 

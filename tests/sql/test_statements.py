@@ -32,6 +32,7 @@ def test_every_table_has_its_statements() -> None:
         "jobs",
         "mail_tokens",
         "oauth_clients",
+        "personal_data",
         "referral_codes",
         "referrals",
         "security_events",
