@@ -3,14 +3,13 @@
 import argparse
 import asyncio
 import gc
-import getpass
 import json
 import logging
 import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +18,10 @@ from uuid import UUID
 
 from dotenv import dotenv_values
 
+from service.cli import clients, users
+from service.cli.console import CommandError, Environment
 from service.domain.clock import utc_now
 from service.domain.errors import ServiceError
-from service.domain.scopes import Scope, parse_scopes, scopes_of, to_text
-from service.domain.users import Role
 from service.logs import set_up_logging
 from service.settings import (
     Settings,
@@ -30,6 +29,7 @@ from service.settings import (
     read_database,
     read_database_url,
     read_environment,
+    read_servers,
     read_settings,
     read_signing_keys,
     risks_of,
@@ -39,17 +39,13 @@ from service.tokens import JWKS_MAX_AGE, SigningKey, SigningKeys
 if TYPE_CHECKING:
     from service.serving import Listeners
     from service.use_cases.jobs import Jobs
-    from service.use_cases.oauth import OAuthClients
+    from service.use_cases.oauth_clients import OAuthClients
+    from service.use_cases.personal_data import PersonalData
     from service.use_cases.users import Users
 
 DATA: Final = Path(".data")
 """Where `dev` keeps its servers' data, its secrets, and while it runs its servers' addresses."""
-Environment = Mapping[str, str]
 log = logging.getLogger(__name__)
-
-
-class CommandError(Exception):
-    """A command cannot do its work: one sentence for the user."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,14 +80,6 @@ def _parser() -> argparse.ArgumentParser:
     migrate = commands.add_parser("migrate", help="apply the migrations in sql/migrations")
     migrate.set_defaults(run=_migrate)
 
-    admin = commands.add_parser("admin", help="manage the admins").add_subparsers(required=True)
-    create = admin.add_parser("create", help="make an account with the role admin")
-    create.add_argument("email")
-    create.set_defaults(run=_create_admin)
-    promote = admin.add_parser("promote", help="give an account the role admin")
-    promote.add_argument("email")
-    promote.set_defaults(run=_promote)
-
     jobs = commands.add_parser("jobs", help="see and retry jobs").add_subparsers(required=True)
     list_jobs = jobs.add_parser("list", help="list the newest jobs that are not done")
     list_jobs.add_argument("--parked", action="store_true", help="only those that were given up")
@@ -103,26 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--all", action="store_true")
     retry.set_defaults(run=_retry_jobs)
 
-    clients = commands.add_parser("clients", help="manage the OAuth clients")
-    clients_commands = clients.add_subparsers(required=True)
-    create_client = clients_commands.add_parser(
-        "create", help="make a client, and print its id and secret"
-    )
-    create_client.add_argument("name", help="what users are shown")
-    create_client.add_argument("--redirect-uri", action="append", default=[], metavar="URI")
-    create_client.add_argument(
-        "--scope",
-        default=to_text(scopes_of(Role.USER)),
-        help="between spaces (default: %(default)s)",
-    )
-    create_client.add_argument(
-        "--confidential", action="store_true", help="it runs on a server, and can keep a secret"
-    )
-    create_client.set_defaults(run=_create_client)
-    clients_commands.add_parser("list", help="list them").set_defaults(run=_list_clients)
-    delete_client = clients_commands.add_parser("delete", help="give a client no more tokens")
-    delete_client.add_argument("client_id")
-    delete_client.set_defaults(run=_delete_client)
+    clients.add_commands(commands, _with_clients)
+    users.add_commands(commands, _with_users)
 
     keys = commands.add_parser("keys", help="manage the secrets").add_subparsers(required=True)
     generate = keys.add_parser("generate", help="print new secrets, as lines of an env file")
@@ -244,21 +214,6 @@ def _migrate(_: argparse.Namespace, environ: Environment) -> None:
     print("\n".join(f"applied {name}" for name in applied) or "nothing to apply")
 
 
-def _create_admin(parsed: argparse.Namespace, environ: Environment) -> None:
-    """Make an admin; the password comes from ADMIN_PASSWORD, the terminal or standard input."""
-    if (password := environ.get("ADMIN_PASSWORD")) is None:
-        interactive = sys.stdin.isatty()
-        password = getpass.getpass("Password: ") if interactive else sys.stdin.readline().strip()
-
-    asyncio.run(_with_users(environ, lambda users: users.make_admin(parsed.email, password)))
-    print(f"{parsed.email} is an admin.")
-
-
-def _promote(parsed: argparse.Namespace, environ: Environment) -> None:
-    asyncio.run(_with_users(environ, lambda users: users.promote(parsed.email)))
-    print(f"{parsed.email} is an admin.")
-
-
 def _generate_keys(parsed: argparse.Namespace, _: Environment) -> None:
     if parsed.file is None:
         print(_new_secrets(), end="")
@@ -294,69 +249,36 @@ def _rotate_keys(parsed: argparse.Namespace, environ: Environment) -> None:
     )
 
 
-def _create_client(parsed: argparse.Namespace, environ: Environment) -> None:
-    try:
-        scopes = parse_scopes(parsed.scope)
-    except ValueError as error:
-        raise CommandError(f"The scopes are {to_text(Scope)}; {error}.") from error
-    if not parsed.redirect_uri and not parsed.confidential:
-        raise CommandError("A public client needs a --redirect-uri.")
-
-    async def create(clients: "OAuthClients") -> None:
-        client, secret = await clients.create(
-            parsed.name, parsed.redirect_uri, scopes, public=not parsed.confidential
-        )
-        print(f"client_id={client.client_id}")
-        if secret is not None:
-            print(f"client_secret={secret}  # shown this once")
-
-    try:
-        asyncio.run(_with_clients(environ, create))
-    except ValueError as error:
-        raise CommandError(error) from error
-
-
-def _list_clients(_: argparse.Namespace, environ: Environment) -> None:
-    async def show(clients: "OAuthClients") -> None:
-        for client in await clients.list_all():
-            kind = "confidential" if client.is_confidential else "public"
-            print(
-                client.client_id, kind, repr(client.name), to_text(client.scopes), sep="\t", end=""
-            )
-            print("", *client.redirect_uris, sep="\t")
-
-    asyncio.run(_with_clients(environ, show))
-
-
-def _delete_client(parsed: argparse.Namespace, environ: Environment) -> None:
-    async def delete(clients: "OAuthClients") -> None:
-        if not await clients.delete(parsed.client_id):
-            raise CommandError(f"There is no client {parsed.client_id}.")
-        print(f"{parsed.client_id} gets no more tokens.")
-
-    asyncio.run(_with_clients(environ, delete))
-
-
-async def _with_clients(
-    environ: Environment, work: Callable[["OAuthClients"], Awaitable[None]]
-) -> None:
+def _with_clients(environ: Environment, work: Callable[["OAuthClients"], Awaitable[None]]) -> None:
     """Run `work` with the OAuth clients of the database that the settings name."""
     from service.app import clients_alone  # see _with_users
 
-    database = read_database({**_of_dev(), **environ})
-    await _check_database(database[0])
-    async with clients_alone(*database) as clients:
-        await work(clients)
+    database_url, prepared_statements, redis_url = read_servers({**_of_dev(), **environ})
+
+    async def run() -> None:
+        await _check_database(database_url)
+        set_up_logging("info", "auto")
+        async with clients_alone(database_url, prepared_statements, redis_url) as clients:
+            await work(clients)
+
+    asyncio.run(run())
 
 
-async def _with_users(environ: Environment, work: Callable[["Users"], Awaitable[None]]) -> None:
+def _with_users(
+    environ: Environment, work: Callable[["Users", "PersonalData"], Awaitable[None]]
+) -> None:
     """Run `work` with the accounts of the database that the settings name."""
     from service.app import users_alone  # slow, and needless for the other commands
 
     settings = _settings_beside_dev(environ)
-    await _check_database(settings.database_url)
-    async with users_alone(settings) as users:
-        await work(users)
+
+    async def run() -> None:
+        await _check_database(settings.database_url)
+        set_up_logging(settings.log_level, settings.log_format)
+        async with users_alone(settings) as (users, personal_data):
+            await work(users, personal_data)
+
+    asyncio.run(run())
 
 
 def _apply_migrations(database_url: str) -> list[str]:

@@ -30,10 +30,11 @@ from service.database import Database
 from service.domain.clock import Clock, utc_now
 from service.domain.errors import Unavailable
 from service.domain.jobs import JobKind
-from service.domain.oauth import Client
+from service.domain.oauth import GRANTS_FOR_USERS, Client
 from service.domain.passwords import PasswordRules, names_in
 from service.domain.scopes import Scope
 from service.domain.security_events import Origin
+from service.domain.sessions import SWAGGER_UI
 from service.metrics import measure_requests
 from service.passwords import PasswordHasher
 from service.providers import make_provider
@@ -55,7 +56,9 @@ from service.use_cases.identities import Identities
 from service.use_cases.jobs import Handler, Jobs, Worker
 from service.use_cases.mail_tokens import MailTokens
 from service.use_cases.mails import Mails
-from service.use_cases.oauth import OAuth, OAuthClients
+from service.use_cases.oauth import OAuth
+from service.use_cases.oauth_clients import OAuthClients
+from service.use_cases.personal_data import PersonalData
 from service.use_cases.referral_codes import ReferralCodes
 from service.use_cases.referrals import Referrals
 from service.use_cases.security_events import SecurityEvents
@@ -119,8 +122,8 @@ def create_metrics_app(app: web.Application) -> web.Application:
 
 
 @asynccontextmanager
-async def users_alone(settings: Settings) -> AsyncIterator[Users]:
-    """Yield the accounts for a command beside the service: what it changes, jobs make known."""
+async def users_alone(settings: Settings) -> AsyncIterator[tuple[Users, PersonalData]]:
+    """Yield the accounts, and all that is held about them, for a command beside the service."""
     async with AsyncExitStack() as stack:
         postgresql = await stack.enter_async_context(_connect(settings, 1))
         redis = RedisServer(settings.redis_url)
@@ -130,16 +133,31 @@ async def users_alone(settings: Settings) -> AsyncIterator[Users]:
         forgetting = Forgetting(postgresql, Cache(redis, utc_now), redis)
         jobs = _jobs(postgresql, settings, utc_now)
         events = SecurityEvents(postgresql, utc_now, Origin, settings.hash_key)
-        yield _users(postgresql, forgetting, jobs, hasher, events, utc_now, settings)
+        users = _users(postgresql, forgetting, jobs, hasher, events, utc_now, settings)
+        yield users, PersonalData(postgresql, events, utc_now)
+        await _make_known(forgetting)
 
 
 @asynccontextmanager
 async def clients_alone(
-    database_url: str, prepared_statements: bool
+    database_url: str, prepared_statements: bool, redis_url: str | None
 ) -> AsyncIterator[OAuthClients]:
     """Yield the OAuth clients for a command beside the service."""
-    async with database.connect(database_url, 1, prepared_statements) as postgresql:
+    async with AsyncExitStack() as stack:
+        postgresql = await stack.enter_async_context(
+            database.connect(database_url, 1, prepared_statements)
+        )
         yield OAuthClients(postgresql, utc_now)
+        if redis_url is not None:
+            redis = RedisServer(redis_url)
+            stack.push_async_callback(redis.close)
+            await _make_known(Forgetting(postgresql, Cache(redis, utc_now), redis))
+
+
+async def _make_known(forgetting: Forgetting) -> None:
+    """Have Redis forget what a command has made old; if it cannot, a running service will."""
+    with suppress(RedisAway, Unavailable):
+        await forgetting.work_off()
 
 
 @asynccontextmanager
@@ -353,8 +371,7 @@ async def _open(
     app[keys.SECURITY_EVENTS] = events
 
     # Before the first request, so that what another process left to be forgotten is forgotten.
-    with suppress(RedisAway, Unavailable):
-        await forgetting.work_off()
+    await _make_known(forgetting)
     for run in (
         forgetting.run,
         Housekeeping(postgresql, clock).run,
@@ -373,11 +390,12 @@ async def _open(
 def _built_in_clients(settings: Settings) -> dict[str, Client]:
     """Return the clients that are part of the service: the page at /docs."""
     swagger_ui = Client(
-        client_id="swagger-ui",
+        client_id=SWAGGER_UI,
         name="API documentation",
         secret_hash=None,
         redirect_uris=(f"{settings.public_url}/docs/oauth2-redirect.html",),
         scopes=frozenset(Scope),
+        grants=GRANTS_FOR_USERS,
     )
     return {swagger_ui.client_id: swagger_ui}
 

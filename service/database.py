@@ -42,6 +42,7 @@ from service.repositories.mail_tokens import MailTokenRepository
 from service.repositories.mailboxes import MailboxRepository
 from service.repositories.migrations import MigrationRepository
 from service.repositories.oauth_clients import OAuthClientRepository
+from service.repositories.personal_data import PersonalDataRepository
 from service.repositories.referral_codes import ReferralCodeRepository
 from service.repositories.referrals import ReferralRepository
 from service.repositories.security_events import SecurityEventRepository
@@ -188,6 +189,10 @@ class Repositories:
     @property
     def oauth_clients(self) -> OAuthClientRepository:
         return OAuthClientRepository(self._connection)
+
+    @property
+    def personal_data(self) -> PersonalDataRepository:
+        return PersonalDataRepository(self._connection)
 
     @property
     def referral_codes(self) -> ReferralCodeRepository:

@@ -716,6 +716,17 @@ def read_database(environ: Mapping[str, str]) -> tuple[str, bool]:
     return values["database_url"], values["database_prepared_statements"] == "on"
 
 
+def read_servers(environ: Mapping[str, str]) -> tuple[str, bool, str | None]:
+    """Return what `read_database` does, and REDIS_URL if it is set; raise SettingsError."""
+    redis = ("redis_url",) if environ.get("REDIS_URL") else ()
+    values = _load(environ, "database_url", "database_prepared_statements", *redis)
+    return (
+        values["database_url"],
+        values["database_prepared_statements"] == "on",
+        values.get("redis_url"),
+    )
+
+
 def read_signing_keys(environ: Mapping[str, str]) -> tuple[SigningKeys, timedelta]:
     """Return the signing keys and the life of what they sign; raise SettingsError."""
     values = _load(environ, "signing_keys", "access_token_ttl")

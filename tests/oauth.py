@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from service.api import keys
 from service.domain.oauth import Client
 from service.domain.scopes import Scope
-from service.use_cases.oauth import OAuthClients
+from service.use_cases.oauth_clients import OAuthClients
 from tests.factories import Answer, Api, Person
 
 AUTHORIZE = "//oauth/authorize"
@@ -187,13 +187,24 @@ async def new_application(
     public: bool = False,
     redirect_uris: Collection[str] = (CALLBACK,),
     scopes: Collection[Scope] = frozenset(Scope),
+    own_scopes: Collection[Scope] = (),
+    resource_server: bool = False,
 ) -> Application:
     """Make a client as an operator does."""
-    clients = OAuthClients(api.app[keys.DATABASE], api.clock)
-    client, secret = await clients.create(
-        name, tuple(redirect_uris), frozenset(scopes), public=public
+    client, secret = await clients_of(api).create(
+        name,
+        public=public,
+        redirect_uris=tuple(redirect_uris),
+        scopes=frozenset(scopes),
+        own_scopes=frozenset(own_scopes),
+        resource_server=resource_server,
     )
     return Application(api, client.client_id, secret, next(iter(redirect_uris), CALLBACK))
+
+
+def clients_of(api: Api) -> OAuthClients:
+    """Return the clients as the command line manages them."""
+    return OAuthClients(api.app[keys.DATABASE], api.clock)
 
 
 async def insert_client(api: Api, client: Client) -> None:
@@ -205,5 +216,5 @@ async def insert_client(api: Api, client: Client) -> None:
 async def new_admin(api: Api) -> Person:
     """Register somebody, make an admin of them, sign in."""
     person = await api.new_person()
-    await api.app[keys.USERS].promote(person.email)
+    await api.app[keys.USERS].promote(person.email, unconfirmed=True)
     return await api.signed_in(person.email)

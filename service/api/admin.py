@@ -6,7 +6,7 @@ from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
 from marshmallow import Schema, fields
 
-from service.api.answers import PageSchema, respond
+from service.api.answers import PageSchema, no_content, respond
 from service.api.authentication import current_admin
 from service.api.keys import USERS
 from service.api.openapi import refuses
@@ -21,8 +21,9 @@ from service.api.requests import (
 )
 from service.api.users import UserSchema
 from service.domain.email_verification import Verdict
-from service.domain.errors import NotAllowed, UserNotFound
+from service.domain.errors import LastAdmin, NotAllowed, UserNotFound
 from service.domain.referrals import ReferralFlag
+from service.tokens import AccessToken
 
 
 class EmailVerificationSchema(Schema):
@@ -104,12 +105,34 @@ async def show_user(request: web.Request) -> web.Response:
 )
 @request_schema(UserChangeSchema, example={"disabled": True})
 @response_schema(AdminUserSchema, 200, description="The account as it is now.")
-@refuses(NotAllowed, UserNotFound)
+@refuses(NotAllowed, UserNotFound, LastAdmin)
 async def change_user(request: web.Request) -> web.Response:
-    await current_admin(request)
+    caller = await current_admin(request)
     change = await read_body(request, USER_CHANGE_SCHEMA, into=UserChange)
     user_id = read_id(request, "user_id")
     if user_id is None:
         raise UserNotFound
-    user = await request.app[USERS].set_disabled(user_id, change.disabled)
+    user = await request.app[USERS].set_disabled(user_id, change.disabled, _reason(caller))
     return respond(ADMIN_USER_SCHEMA, user)
+
+
+@docs(
+    tags=["Admin"],
+    summary="Erase an account",
+    description="As its owner can: the personal data is erased, the sessions end, and the code is "
+    "no longer live. The referrer's count stays.",
+    responses={204: {"description": "The account is erased."}},
+)
+@refuses(NotAllowed, UserNotFound, LastAdmin)
+async def erase_user(request: web.Request) -> web.Response:
+    caller = await current_admin(request)
+    user_id = read_id(request, "user_id")
+    if user_id is None:
+        raise UserNotFound
+    await request.app[USERS].erase_anyone(user_id, _reason(caller))
+    return no_content()
+
+
+def _reason(caller: AccessToken) -> str:
+    """Return whose doing it is, for the log, whose request id tells the rest."""
+    return "client" if caller.user_id is None else "admin"

@@ -5,7 +5,7 @@ from aiohttp_apispec import docs, response_schema
 from marshmallow import Schema, fields
 
 from service.api.answers import PageSchema, no_content, respond
-from service.api.authentication import current_user
+from service.api.authentication import current_first_party_user
 from service.api.keys import IDENTITIES
 from service.api.openapi import refuses
 from service.api.requests import Moment, read_id
@@ -49,7 +49,7 @@ IDENTITIES_SCHEMA = IdentitiesSchema()
 )
 @response_schema(IdentitiesSchema, 200, description="All of them, on one page.")
 async def list_identities(request: web.Request) -> web.Response:
-    caller = await current_user(request)
+    caller = await current_first_party_user(request)
     found = await request.app[IDENTITIES].list_of(caller.user_id)
     return respond(IDENTITIES_SCHEMA, Page(found, None))
 
@@ -63,7 +63,7 @@ async def list_identities(request: web.Request) -> web.Response:
 )
 @refuses(IdentityNotFound, LastWayIn)
 async def unlink_identity(request: web.Request) -> web.Response:
-    caller = await current_user(request)
+    caller = await current_first_party_user(request)
     identity_id = read_id(request, "identity_id")
     if identity_id is None:
         raise IdentityNotFound

@@ -7,7 +7,7 @@ from aiohttp_apispec import docs, request_schema, response_schema
 from marshmallow import Schema, fields
 
 from service.api.answers import no_content, respond
-from service.api.authentication import current_user
+from service.api.authentication import current_first_party_user
 from service.api.keys import MAIL_TOKENS
 from service.api.openapi import refuses
 from service.api.password_attempts import forget_failures, password_attempt
@@ -17,6 +17,7 @@ from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, ErasureSchema
 from service.domain.errors import (
     HashingQueueFull,
     InvalidCredentials,
+    NotAllowed,
     PasswordUnacceptable,
     SignInTooOld,
     TokenUnusable,
@@ -144,16 +145,16 @@ async def resend_confirmation(request: web.Request) -> web.Response:
     tags=["Email"],
     summary="Change my email address",
     description="The new address gets a mail with a token, and becomes the account's once it "
-    "is confirmed; the old address is then notified.",
+    "is confirmed; the old address is then notified. Not for tokens of other applications.",
 )
 @request_schema(
     EmailChangeSchema,
     example={"new_email": "anna@example.org", "password": EXAMPLE_PASSWORD},
 )
 @response_schema(AcceptedSchema, 202, description="The new email address gets a mail.")
-@refuses(InvalidCredentials, SignInTooOld, TooMany, HashingQueueFull)
+@refuses(NotAllowed, InvalidCredentials, SignInTooOld, TooMany, HashingQueueFull)
 async def change_email(request: web.Request) -> web.Response:
-    caller = await current_user(request)
+    caller = await current_first_party_user(request)
     change = await read_body(request, EMAIL_CHANGE_SCHEMA, into=EmailChange)
     async with password_attempt(request, str(caller.user_id)):
         await count_request(request, MAIL)

@@ -208,6 +208,8 @@ async def decide_authorization(request: web.Request) -> web.Response:
     try:
         async with password_attempt(request, account_of(email), signs_in=True):
             code = await request.app[OAUTH].grant(authorization, email, form.get("password", ""))
+    except OAuthError as error:
+        return show_refusal(error.description, nonce)
     except (InvalidCredentials, AccountDisabled, TooMany, Unavailable) as error:
         return _sign_in_page(request, authorization, parameters, cookie, nonce, error, email)
     return _send_back(request, authorization.redirect_uri, authorization.state, {"code": code})
@@ -273,7 +275,8 @@ async def revoke_token(request: web.Request) -> web.Response:
 @docs(
     tags=["OAuth 2.0"],
     summary="Ask what a token is good for",
-    description="For confidential clients: resource servers (RFC 7662).",
+    description="For confidential clients (RFC 7662). A client learns of its own tokens; one that "
+    "an operator has marked as a resource server, of all.",
     responses={401: {"description": "`invalid_client`."}},
 )
 @form_schema(TokenOnlyFormSchema, example={"token": "AZ8r…", "client_id": "swagger-ui"})
@@ -283,7 +286,7 @@ async def introspect_token(request: web.Request) -> web.Response:
     client = await _authenticate(request, form)
     if not client.is_confidential:
         raise OAuthError("invalid_client", "Only a client with a secret may ask.")
-    found = await request.app[OAUTH].introspect(_token_in(form))
+    found = await request.app[OAUTH].introspect(client, _token_in(form))
     document: dict[str, Any] = {"active": False}
     issuer = request.app[SETTINGS].public_url
     if isinstance(found, Session):

@@ -66,6 +66,7 @@ ROUTES: Final = [
     web.get(f"{API}/admin/users", admin.list_users),
     web.get(f"{API}/admin/users/{{user_id}}", admin.show_user),
     web.patch(f"{API}/admin/users/{{user_id}}", admin.change_user),
+    web.delete(f"{API}/admin/users/{{user_id}}", admin.erase_user),
     web.get(f"{API}/admin/users/{{user_id}}/enrichment", enrichment.show_enrichment),
     web.get("/oauth/authorize", oauth.show_authorization),
     web.post("/oauth/authorize", oauth.decide_authorization),

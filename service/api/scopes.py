@@ -29,6 +29,7 @@ SCOPE_OF: Final[Mapping[tuple[str, str], Scope]] = {
     ("GET", f"{API}/admin/users/{{user_id}}"): Scope.ADMIN,
     ("GET", f"{API}/admin/users/{{user_id}}/enrichment"): Scope.ADMIN,
     ("PATCH", f"{API}/admin/users/{{user_id}}"): Scope.ADMIN,
+    ("DELETE", f"{API}/admin/users/{{user_id}}"): Scope.ADMIN,
 }
 
 ENDING_SESSIONS: Final = frozenset(

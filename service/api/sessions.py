@@ -7,7 +7,13 @@ from aiohttp_apispec import docs, querystring_schema, request_schema, response_s
 from marshmallow import Schema, fields
 
 from service.api.answers import PageSchema, no_content, respond
-from service.api.authentication import current_user
+from service.api.authentication import (
+    caller_of,
+    check_first_party,
+    current_first_party_user,
+    current_token,
+    current_user,
+)
 from service.api.keys import SESSIONS
 from service.api.openapi import refuses
 from service.api.password_attempts import password_attempt
@@ -28,6 +34,7 @@ from service.domain.errors import (
     HashingQueueFull,
     InvalidCredentials,
     InvalidToken,
+    NotAllowed,
     SessionNotFound,
     TooMany,
 )
@@ -159,12 +166,16 @@ async def list_sessions(request: web.Request) -> web.Response:
 @docs(
     tags=["Sessions"],
     summary="End one of my sessions",
+    description="A token of another application ends its own session only.",
     responses={204: {"description": "The session has ended."}},
 )
-@refuses(SessionNotFound)
+@refuses(NotAllowed, SessionNotFound)
 async def end_session(request: web.Request) -> web.Response:
-    caller = await current_user(request)
+    token = await current_token(request)
     session_id = read_id(request, "session_id")
+    if session_id != token.session_id:
+        check_first_party(token)
+    caller = caller_of(token)
     if session_id is None:
         raise SessionNotFound
     await request.app[SESSIONS].end(caller, session_id)
@@ -174,26 +185,28 @@ async def end_session(request: web.Request) -> web.Response:
 @docs(
     tags=["Sessions"],
     summary="End my other sessions",
+    description="Not for tokens of other applications.",
     responses={204: {"description": "Only the present session is left."}},
 )
+@refuses(NotAllowed)
 async def end_other_sessions(request: web.Request) -> web.Response:
-    await request.app[SESSIONS].end_others(await current_user(request))
+    await request.app[SESSIONS].end_others(await current_first_party_user(request))
     return no_content()
 
 
 @docs(
     tags=["Sessions"],
     summary="Change my password",
-    description="Ends the other sessions.",
+    description="Ends the other sessions. Not for tokens of other applications.",
     responses={204: {"description": "The new password holds."}},
 )
 @request_schema(
     PasswordChangeSchema,
     example={"current_password": EXAMPLE_PASSWORD, "new_password": "a longer walk by the sea"},
 )
-@refuses(InvalidCredentials, TooMany, HashingQueueFull)
+@refuses(NotAllowed, InvalidCredentials, TooMany, HashingQueueFull)
 async def change_password(request: web.Request) -> web.Response:
-    caller = await current_user(request)
+    caller = await current_first_party_user(request)
     change = await read_body(request, PASSWORD_CHANGE_SCHEMA, into=PasswordChange)
     async with password_attempt(request, str(caller.user_id)):
         await request.app[SESSIONS].change_password(

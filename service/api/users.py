@@ -7,7 +7,7 @@ from aiohttp_apispec import docs, request_schema, response_schema
 from marshmallow import Schema, fields
 
 from service.api.answers import WholeResponse, answer, no_content, to_json
-from service.api.authentication import current_user
+from service.api.authentication import current_first_party_user, current_user
 from service.api.idempotency import answer_once
 from service.api.keys import CLAIMS, SETTINGS, USERS
 from service.api.openapi import IDEMPOTENCY_KEY, refuses
@@ -19,6 +19,8 @@ from service.domain.errors import (
     EmailTaken,
     HashingQueueFull,
     InvalidCredentials,
+    LastAdmin,
+    NotAllowed,
     ReferralCodeUnusable,
     SignInTooOld,
     TooMany,
@@ -146,13 +148,13 @@ def write_user(user: User) -> bytes:
     tags=["Accounts"],
     summary="Erase my account",
     description="Erases the personal data, ends the sessions and deletes the referral code. "
-    "The referrer's count stays.",
+    "The referrer's count stays. Not for tokens of other applications, nor for the last admin.",
     responses={204: {"description": "The account is erased."}},
 )
 @request_schema(ErasureSchema, example={"password": EXAMPLE_PASSWORD})
-@refuses(InvalidCredentials, SignInTooOld, TooMany, HashingQueueFull)
+@refuses(NotAllowed, InvalidCredentials, SignInTooOld, LastAdmin, TooMany, HashingQueueFull)
 async def erase_me(request: web.Request) -> web.Response:
-    caller = await current_user(request)
+    caller = await current_first_party_user(request)
     erasure = await read_body(request, ERASURE_SCHEMA, into=Erasure)
     async with password_attempt(request, str(caller.user_id)):
         await request.app[USERS].erase(caller, erasure.password)

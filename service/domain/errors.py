@@ -31,6 +31,7 @@
     ├── Conflict
     │   ├── EmailTaken
     │   ├── IdentityNotLinked
+    │   ├── LastAdmin
     │   ├── LastWayIn
     │   ├── LiveReferralCodeExists
     │   └── ReferralCodeTaken
@@ -280,6 +281,12 @@ class IdentityNotLinked(Conflict):
         "Sign in as before, for example with the password. The two are linked by themselves only "
         "where the issuer has verified the email address, and the owner has not undone it before."
     )
+
+
+class LastAdmin(Conflict):
+    code = "last-admin"
+    title = "This is the last admin who can act."
+    remedy = "Make another account an admin first: `python -m service admin promote EMAIL`."
 
 
 class LastWayIn(Conflict):

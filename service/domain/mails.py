@@ -47,6 +47,8 @@ class MailKind(StrEnum):
     """To whoever can undo a change of the account."""
     CHANGE_UNDONE = "change_undone"
     """To the address that the account has again."""
+    PROMOTED = "promoted"
+    """An operator has made the account an admin's."""
 
 
 class Share(StrEnum):
@@ -210,5 +212,15 @@ def change_undone(service: str) -> Mail:
                 "Someone who could sign in to your account had changed the address. Choose a new "
                 "password within the next 10 minutes, or ask for another email after that."
             ),
+        ),
+    )
+
+
+def promoted(service: str) -> Mail:
+    return Mail(
+        subject=f"You are now an admin of {service}",
+        paragraphs=(
+            f"An operator of {service} has made your account an admin's. Please sign in again.",
+            "If you did not expect this, contact the operators of the service.",
         ),
     )

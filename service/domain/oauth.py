@@ -9,13 +9,14 @@ import hmac
 import re
 import secrets
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Final
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from service.domain.scopes import Scope
+from service.domain.scopes import OF_CLIENTS, Scope, to_text
 
 CODE_LIVES: Final = timedelta(seconds=60)
 _VERIFIER: Final = re.compile(r"[A-Za-z0-9._~-]{43,128}")
@@ -32,24 +33,77 @@ class OAuthError(Exception):
         self.description = description
 
 
+class Grant(StrEnum):
+    """How a client may ask for tokens: the `grant_type` values of RFC 6749."""
+
+    AUTHORIZATION_CODE = "authorization_code"
+    REFRESH_TOKEN = "refresh_token"  # noqa: S105  # a name
+    CLIENT_CREDENTIALS = "client_credentials"
+
+
+GRANTS_FOR_USERS: Final = frozenset({Grant.AUTHORIZATION_CODE, Grant.REFRESH_TOKEN})
+
+
+class ClientFaulty(ValueError):
+    """A client cannot be as it is described: one sentence for the operator."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
-    """An application that asks for tokens. Without a secret's hash it is public (RFC 6749, 2.1)."""
+    """An application that asks for tokens. Without a secret's hash it is public (RFC 6749, 2.1).
+
+    `scopes` are what users may grant it, `own_scopes` what it may do when it speaks for itself.
+    A resource server may introspect the tokens of others. While a secret is being replaced, the
+    one before it works until `previous_secret_expires_at`.
+    """
 
     client_id: str
     name: str
     secret_hash: bytes | None
     redirect_uris: tuple[str, ...]
     scopes: frozenset[Scope]
+    grants: frozenset[Grant] = frozenset()
+    own_scopes: frozenset[Scope] = frozenset()
+    resource_server: bool = False
+    previous_secret_hash: bytes | None = None
+    previous_secret_expires_at: datetime | None = None
 
     @property
     def is_confidential(self) -> bool:
         return self.secret_hash is not None
 
-    def has_secret(self, secret: str) -> bool:
-        """Whether `secret` is the client's."""
-        return self.secret_hash is not None and hmac.compare_digest(
-            hash_secret(secret), self.secret_hash
+    def has_secret(self, secret: str, now: datetime) -> bool:
+        """Whether `secret` is the client's, or was until a replacement that is not over yet."""
+        hashes = [self.secret_hash]
+        if self.previous_secret_expires_at and now < self.previous_secret_expires_at:
+            hashes.append(self.previous_secret_hash)
+        sent = hash_secret(secret)
+        return any(known is not None and hmac.compare_digest(sent, known) for known in hashes)
+
+    def check_grant(self, grant: Grant) -> None:
+        """Raise OAuthError unless the client may ask for tokens in this way."""
+        if grant not in self.grants:
+            raise OAuthError("unauthorized_client", f"The client may not use {grant}.")
+
+    def allowed_by_users(self, asked: Collection[Scope] | None) -> frozenset[Scope]:
+        """Return the asked scopes, or all that users may grant the client; raise OAuthError."""
+        return _allowed(self.scopes, asked)
+
+    def allowed_for_itself(self, asked: Collection[Scope] | None) -> frozenset[Scope]:
+        """Return the asked scopes, or all that are the client's own; raise OAuthError."""
+        return _allowed(self.own_scopes, asked)
+
+    def completed(self) -> "Client":
+        """Return the client with the grants that its redirect URIs and own scopes call for.
+
+        Raises ClientFaulty where these do not fit each other, or the client could do nothing.
+        """
+        _check(self)
+        grants = GRANTS_FOR_USERS if self.redirect_uris else frozenset[Grant]()
+        if self.own_scopes:
+            grants |= {Grant.CLIENT_CREDENTIALS}
+        return replace(
+            self, grants=grants, scopes=self.scopes if self.redirect_uris else frozenset()
         )
 
     def accepts_redirect(self, uri: str) -> bool:
@@ -63,13 +117,52 @@ class Client:
             and wanted in map(_without_port, self.redirect_uris)
         )
 
-    def allowed(self, asked: Collection[Scope] | None) -> frozenset[Scope]:
-        """Return the asked scopes, or all that the client may have; raise OAuthError."""
-        if not asked:
-            return self.scopes
-        if not self.scopes.issuperset(asked):
-            raise OAuthError("invalid_scope", "The client may not have this scope.")
-        return frozenset(asked)
+    def has_redirects_of(self, other: "Client") -> bool:
+        """Whether browsers may be sent wherever they may be sent for `other`."""
+        return set(other.redirect_uris) <= set(self.redirect_uris)
+
+    def may_less_than(self, other: "Client") -> bool:
+        """Whether `other` has a grant or a scope that this one has not."""
+        return not (
+            other.grants <= self.grants
+            and other.scopes <= self.scopes
+            and other.own_scopes <= self.own_scopes
+        )
+
+
+def _allowed(scopes: frozenset[Scope], asked: Collection[Scope] | None) -> frozenset[Scope]:
+    wanted = frozenset(asked or scopes)
+    if not wanted or not wanted <= scopes:
+        raise OAuthError("invalid_scope", "The client may not have this scope.")
+    return wanted
+
+
+def _check(client: Client) -> None:
+    """Raise ClientFaulty where the parts of a client do not fit each other."""
+    for uri in client.redirect_uris:
+        check_redirect_uri(uri)
+    if not client.name.strip():
+        raise ClientFaulty("A client needs a name.")
+    if meaningless := client.own_scopes - OF_CLIENTS:
+        raise ClientFaulty(
+            f"{to_text(meaningless)} means nothing to a client that acts for itself: it has no "
+            f"account and no code. For itself it can have {to_text(OF_CLIENTS)}."
+        )
+    if not client.is_confidential:
+        if client.own_scopes or client.resource_server:
+            raise ClientFaulty(
+                "A public client can keep no secret: it cannot act for itself, nor be a resource "
+                "server. Make it confidential."
+            )
+        if not client.redirect_uris:
+            raise ClientFaulty("A public client needs a redirect URI.")
+    if client.redirect_uris and not client.scopes:
+        raise ClientFaulty("There has to be a scope that users can allow the client.")
+    if not (client.redirect_uris or client.own_scopes or client.resource_server):
+        raise ClientFaulty(
+            "The client could do nothing. Give it a redirect URI to act for users, a scope "
+            f"({to_text(OF_CLIENTS)}) to act for itself, or make it a resource server."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,11 +225,15 @@ def _without_port(uri: str) -> str | None:
 
 
 def check_redirect_uri(uri: str) -> None:
-    """Raise ValueError unless browsers may be sent to `uri` (RFC 9700, 4.1; RFC 8252, 7).
+    """Raise ClientFaulty unless browsers may be sent to `uri` (RFC 9700, 4.1; RFC 8252, 7).
 
     It is https, or http on the user's own machine, or a scheme of an app's own with a dot in it.
     """
-    parts = urlsplit(uri)
+    fault = ClientFaulty(f"{uri!r} is not an address that browsers may be sent to.")
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:  # a bracket without its other one
+        raise fault from error
     local = parts.hostname in {"localhost", "127.0.0.1", "::1"}
     if (
         not uri.isascii()
@@ -151,4 +248,4 @@ def check_redirect_uri(uri: str) -> None:
             or "." in parts.scheme
         )
     ):
-        raise ValueError(f"{uri!r} is not an address that browsers may be sent to.")
+        raise fault

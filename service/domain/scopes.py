@@ -21,14 +21,26 @@ class Scope(StrEnum):
         """What a person is asked to allow."""
         return _MEANINGS[self]
 
+    @property
+    def own_meaning(self) -> str:
+        """What a client that speaks for itself may do; only for those in OF_CLIENTS."""
+        return _OWN_MEANINGS[self]
+
 
 _MEANINGS: Final = {
-    Scope.PROFILE: "See your account and your sessions, and sign you out",
+    Scope.PROFILE: "See your account, your sessions and your recent activity, "
+    "and sign you out of this app",
     Scope.CODES_READ: "See your referral code",
     Scope.CODES_WRITE: "Create, replace and delete your referral code",
     Scope.REFERRALS_READ: "See who registered with your code",
     Scope.ADMIN: "Manage the accounts of all users, if you are an admin",
 }
+_OWN_MEANINGS: Final = {
+    Scope.REFERRALS_READ: "See who registered with anyone's code",
+    Scope.ADMIN: "Manage the accounts of all users, admins included",
+}
+OF_CLIENTS: Final = frozenset(_OWN_MEANINGS)
+"""What a client can do for itself: it has no account, and so no profile and no code."""
 _OF_USERS: Final = frozenset(Scope) - {Scope.ADMIN}
 
 

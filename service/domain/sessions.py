@@ -17,6 +17,10 @@ ENDED_KEPT_FOR: Final = timedelta(days=1)
 """For operators who look into what has happened; nothing else asks for a session that has ended."""
 FIRST_PARTY: Final = "first-party"
 """`client_id` of what signs in at /auth/login."""
+SWAGGER_UI: Final = "swagger-ui"
+"""`client_id` of the page at /docs, which is part of the service."""
+OURS: Final = frozenset({FIRST_PARTY, SWAGGER_UI})
+"""The clients that are no other application."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,6 +41,17 @@ class User:
     """What is suspicious about the account as a referral."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admin:
+    """An admin as operators see one. `promoted_at` is None where nobody wrote it down yet."""
+
+    user_id: UUID
+    email: str
+    email_confirmed: bool
+    promoted_at: datetime | None
+    disabled: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Email:
     """An e-mail as given (`shown`), and the key by which two spellings are one account."""

@@ -53,6 +53,12 @@ DELETE_OF_USER: Final = """
        AND redeemed_at IS NULL
 """
 
+DELETE_OF_CLIENT: Final = """
+    DELETE FROM authorization_codes
+     WHERE client_id = $1
+       AND redeemed_at IS NULL
+"""
+
 # A day longer than they can be redeemed, so that a replay still ends what the code gave.
 DELETE_EXPIRED: Final = """
     DELETE FROM authorization_codes
@@ -103,6 +109,10 @@ class AuthorizationCodeRepository:
     async def delete_of_user(self, user_id: UUID) -> None:
         """Delete what the user has granted and no client has redeemed."""
         await self._connection.execute(DELETE_OF_USER, user_id)
+
+    async def delete_of_client(self, client_id: str) -> None:
+        """Delete what users have granted the client and it has not redeemed."""
+        await self._connection.execute(DELETE_OF_CLIENT, client_id)
 
     async def delete_expired(self, now: datetime) -> int:
         """Delete up to 1,000 codes that expired a day ago; return how many."""

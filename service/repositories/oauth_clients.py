@@ -3,27 +3,44 @@
 from datetime import datetime
 from typing import Any, Final
 
-from service.domain.oauth import Client
+from service.domain.oauth import Client, Grant
 from service.domain.scopes import Scope
 from service.repositories.connection import Connection
 
 INSERT: Final = """
-    INSERT INTO oauth_clients (client_id, name, secret_hash, redirect_uris, scopes, created_at)
-    VALUES ($1, $2, $3, $4, $5, $6)
+    INSERT INTO oauth_clients (client_id, name, secret_hash, redirect_uris, scopes, grants,
+                               own_scopes, resource_server, created_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 """
 
 FIND: Final = """
-    SELECT client_id, name, secret_hash, redirect_uris, scopes
+    SELECT client_id, name, secret_hash, redirect_uris, scopes, grants, own_scopes,
+           resource_server, previous_secret_hash, previous_secret_expires_at
       FROM oauth_clients
      WHERE client_id = $1
        AND deleted_at IS NULL
 """
 
+# What is given to a client is written under this lock, so that a change of the client, or its
+# deletion, either is seen here or sees what was given.
+SHARE: Final = f"{FIND} FOR SHARE"
+
+LOCK: Final = f"{FIND} FOR UPDATE"
+
 LIST: Final = """
-    SELECT client_id, name, secret_hash, redirect_uris, scopes
+    SELECT client_id, name, secret_hash, redirect_uris, scopes, grants, own_scopes,
+           resource_server, previous_secret_hash, previous_secret_expires_at
       FROM oauth_clients
      WHERE deleted_at IS NULL
      ORDER BY created_at, client_id
+"""
+
+UPDATE: Final = """
+    UPDATE oauth_clients
+       SET name = $2, redirect_uris = $3, scopes = $4, grants = $5, own_scopes = $6,
+           resource_server = $7, secret_hash = $8, previous_secret_hash = $9,
+           previous_secret_expires_at = $10
+     WHERE client_id = $1
 """
 
 DELETE: Final = """
@@ -49,6 +66,9 @@ class OAuthClientRepository:
             client.secret_hash,
             client.redirect_uris,
             client.scopes,
+            client.grants,
+            client.own_scopes,
+            client.resource_server,
             now,
         )
 
@@ -56,9 +76,35 @@ class OAuthClientRepository:
         row = await self._connection.fetchrow(FIND, client_id)
         return None if row is None else _client(row)
 
+    async def share(self, client_id: str) -> Client | None:
+        """Return the client, which stays as it is until this transaction ends."""
+        row = await self._connection.fetchrow(SHARE, client_id)
+        return None if row is None else _client(row)
+
+    async def lock(self, client_id: str) -> Client | None:
+        """Return the client, for this transaction alone to change until it ends."""
+        row = await self._connection.fetchrow(LOCK, client_id)
+        return None if row is None else _client(row)
+
     async def list_all(self) -> list[Client]:
         """Return all clients: they are made by hand, and few."""
         return [_client(row) for row in await self._connection.fetch(LIST)]
+
+    async def update(self, client: Client) -> None:
+        """Store the client as it is from now on."""
+        await self._connection.execute(
+            UPDATE,
+            client.client_id,
+            client.name,
+            client.redirect_uris,
+            client.scopes,
+            client.grants,
+            client.own_scopes,
+            client.resource_server,
+            client.secret_hash,
+            client.previous_secret_hash,
+            client.previous_secret_expires_at,
+        )
 
     async def delete(self, client_id: str, now: datetime) -> bool:
         """Delete the client; return whether there was one."""
@@ -66,10 +112,18 @@ class OAuthClientRepository:
 
 
 def _client(row: Any) -> Client:
+    grants = frozenset(map(Grant, row["grants"]))
+    for_users = Grant.AUTHORIZATION_CODE in grants
     return Client(
         client_id=row["client_id"],
         name=row["name"],
         secret_hash=row["secret_hash"],
         redirect_uris=tuple(row["redirect_uris"]),
-        scopes=frozenset(map(Scope, row["scopes"])),
+        # Those of a client that never acted for users are left from before there were grants.
+        scopes=frozenset(map(Scope, row["scopes"])) if for_users else frozenset(),
+        grants=grants,
+        own_scopes=frozenset(map(Scope, row["own_scopes"])),
+        resource_server=row["resource_server"],
+        previous_secret_hash=row["previous_secret_hash"],
+        previous_secret_expires_at=row["previous_secret_expires_at"],
     )

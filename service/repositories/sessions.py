@@ -30,10 +30,18 @@ INSERT: Final = """
     RETURNING session_id
 """
 
+# The share lock, as for a user: a client that is changed or deleted leaves no session behind.
 INSERT_OF_CLIENT: Final = """
     INSERT INTO sessions (session_id, client_id, origin, scopes,
                           created_at, refreshed_at, expires_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7)
+    SELECT $1, client_id, $3, $4, $5, $6, $7
+      FROM oauth_clients
+     WHERE client_id = $2
+       AND 'client_credentials' = ANY (grants)
+       AND own_scopes @> $4
+       AND deleted_at IS NULL
+       FOR SHARE
+    RETURNING session_id
 """
 
 EXPIRIES_IF_OPEN: Final = """
@@ -169,6 +177,24 @@ END_ALL_BUT: Final = """
     RETURNING created_at, session_id
 """
 
+# Locked in order, so that those which others end meanwhile do not count towards the limit.
+END_OF_CLIENT: Final = """
+    UPDATE sessions
+       SET ended_at = $3
+     WHERE session_id IN (
+        SELECT session_id
+          FROM sessions
+         WHERE client_id = $1
+           AND client_id <> 'first-party'
+           AND session_id > $2
+           AND ended_at IS NULL
+         ORDER BY session_id
+         LIMIT 1000
+           FOR UPDATE
+     )
+    RETURNING session_id
+"""
+
 DELETE_OF_USER: Final = """
     DELETE FROM sessions
      WHERE session_id = ANY (ARRAY(
@@ -228,9 +254,9 @@ class SessionRepository:
         )
         return session_id is not None
 
-    async def add_of_client(self, session: Session) -> None:
-        """Store the session of a client that speaks for itself."""
-        await self._connection.execute(
+    async def add_of_client(self, session: Session) -> bool:
+        """Store the session of a client that speaks for itself; return False if it may not."""
+        session_id = await self._connection.fetchval(
             INSERT_OF_CLIENT,
             session.session_id,
             session.client_id,
@@ -240,6 +266,7 @@ class SessionRepository:
             session.refreshed_at,
             session.expires_at,
         )
+        return session_id is not None
 
     async def expiries_if_open(
         self, session_ids: Sequence[UUID], now: datetime
@@ -311,6 +338,11 @@ class SessionRepository:
             if len(rows) < MOST_AT_ONCE:
                 return ended
             last = max((row["created_at"], row["session_id"]) for row in rows)
+
+    async def end_of_client(self, client_id: str, behind: UUID, now: datetime) -> list[UUID]:
+        """End up to MOST_AT_ONCE of the client's sessions with ids behind that one; return them."""
+        rows = await self._connection.fetch(END_OF_CLIENT, client_id, behind, now)
+        return [row["session_id"] for row in rows]
 
     async def delete_of_user(self, user_id: UUID) -> list[UUID]:
         """Delete the user's sessions, which say what browser the user has, in batches.

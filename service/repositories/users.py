@@ -9,7 +9,7 @@ from service.domain.email_verification import Verdict, Verification
 from service.domain.errors import EmailTaken
 from service.domain.pages import Cursor
 from service.domain.sessions import Credentials
-from service.domain.users import Email, Role, User
+from service.domain.users import Admin, Email, Role, User
 from service.repositories.connection import Connection
 from service.repositories.constraints import on_violation
 
@@ -115,11 +115,13 @@ REPLACE_HASH: Final = """
 """
 
 SET_DISABLED: Final = """
-    UPDATE users
-       SET disabled_at = $2
-     WHERE user_id = $1
-       AND erased_at IS NULL
-    RETURNING email_key
+    UPDATE users u
+       SET disabled_at = CASE WHEN $2::timestamptz IS NOT NULL
+                              THEN coalesce(u.disabled_at, $2) END
+      FROM (SELECT user_id, disabled_at FROM users WHERE user_id = $1 FOR UPDATE) AS old
+     WHERE u.user_id = old.user_id
+       AND u.erased_at IS NULL
+    RETURNING u.email_key, (old.disabled_at IS NULL) <> ($2::timestamptz IS NULL) AS changed
 """
 
 ERASE: Final = """
@@ -160,6 +162,50 @@ LOCK: Final = """
        FOR UPDATE
 """
 
+LOCK_BY_EMAIL: Final = """
+    SELECT user_id, role, email_confirmed_at IS NOT NULL AS email_confirmed
+      FROM users
+     WHERE email_key = $1
+       FOR UPDATE
+"""
+
+# All of them in one order: of two admins who disable each other, one waits, and then sees what the
+# other has done. NO KEY, because registrations with an admin's code hold a key lock on the admin
+# behind the code's, and this lock is taken before the code's.
+LOCK_ADMINS: Final = """
+    SELECT user_id
+      FROM users
+     WHERE role = 'admin'
+       AND disabled_at IS NULL
+       AND erased_at IS NULL
+       AND EXISTS (
+           SELECT FROM users
+            WHERE user_id = $1
+              AND role = 'admin'
+              AND disabled_at IS NULL
+              AND erased_at IS NULL
+       )
+     ORDER BY user_id
+       FOR NO KEY UPDATE
+"""
+
+LIST_ADMINS: Final = """
+    SELECT user_id, email, email_confirmed_at, promoted_at, disabled_at
+      FROM users
+     WHERE role = 'admin'
+       AND erased_at IS NULL
+     ORDER BY promoted_at NULLS FIRST, user_id
+"""
+
+IDS_BEHIND: Final = """
+    SELECT user_id
+      FROM users
+     WHERE user_id > $1
+       AND erased_at IS NULL
+     ORDER BY user_id
+     LIMIT $2
+"""
+
 SET_HASH: Final = """
     UPDATE users
        SET password_hash = $2
@@ -177,9 +223,8 @@ SET_VERIFICATION: Final = """
 
 SET_ROLE: Final = """
     UPDATE users
-       SET role = $2
-     WHERE email_key = $1
-    RETURNING user_id
+       SET role = $2, promoted_at = $3
+     WHERE user_id = $1
 """
 
 
@@ -264,10 +309,13 @@ class UserRepository:
         """Store `new` where the hash is still `old`; return whether it was."""
         return await self._found(REPLACE_HASH, user_id, old, new)
 
-    async def set_disabled(self, user_id: UUID, at: datetime | None) -> str | None:
-        """Disable the account from `at`, or enable it; return its e-mail key if it exists."""
-        key: str | None = await self._connection.fetchval(SET_DISABLED, user_id, at)
-        return key
+    async def set_disabled(self, user_id: UUID, at: datetime | None) -> tuple[str, bool] | None:
+        """Disable the account from `at`, or enable it; return None if it does not exist.
+
+        Otherwise its email key, and whether it was the other way before.
+        """
+        row = await self._connection.fetchrow(SET_DISABLED, user_id, at)
+        return None if row is None else (row["email_key"], row["changed"])
 
     async def erase(self, user_id: UUID, password_hash: str | None, now: datetime) -> bool:
         """Remove all personal data where the hash is still the one given; return whether it was.
@@ -299,6 +347,35 @@ class UserRepository:
             return None
         return Email(row["email"], row["email_key"]), row["email_confirmed"]
 
+    async def lock_by_email(self, email_key: str) -> tuple[UUID, Role, bool] | None:
+        """Return the account's id, its role, and whether the email address is confirmed.
+
+        All of it stays until the transaction ends.
+        """
+        row = await self._connection.fetchrow(LOCK_BY_EMAIL, email_key)
+        return None if row is None else (row["user_id"], Role(row["role"]), row["email_confirmed"])
+
+    async def lock_admins(self, user_id: UUID) -> list[UUID]:
+        """Return all admins who can act, if this is one: all stay so until the transaction ends."""
+        return [row["user_id"] for row in await self._connection.fetch(LOCK_ADMINS, user_id)]
+
+    async def list_admins(self) -> list[Admin]:
+        """Return all admins: they are made by hand, and few."""
+        return [
+            Admin(
+                user_id=row["user_id"],
+                email=row["email"],
+                email_confirmed=row["email_confirmed_at"] is not None,
+                promoted_at=row["promoted_at"],
+                disabled=row["disabled_at"] is not None,
+            )
+            for row in await self._connection.fetch(LIST_ADMINS)
+        ]
+
+    async def ids_behind(self, user_id: UUID, limit: int) -> list[UUID]:
+        """Return up to `limit` ids of accounts, in order, behind that one."""
+        return [row["user_id"] for row in await self._connection.fetch(IDS_BEHIND, user_id, limit)]
+
     async def set_password_hash(self, user_id: UUID, password_hash: str | None) -> None:
         await self._connection.execute(SET_HASH, user_id, password_hash)
 
@@ -316,9 +393,9 @@ class UserRepository:
             confirm,
         )
 
-    async def set_role(self, email_key: str, role: Role) -> bool:
-        """Give the account another role; return whether there is one."""
-        return await self._found(SET_ROLE, email_key, role)
+    async def set_role(self, user_id: UUID, role: Role, promoted_at: datetime | None) -> None:
+        """Give the account another role, an admin's from `promoted_at`."""
+        await self._connection.execute(SET_ROLE, user_id, role, promoted_at)
 
     async def _found(self, statement: str, *arguments: Any) -> bool:
         return await self._connection.fetchval(statement, *arguments) is not None

@@ -140,4 +140,6 @@ class AccountChanges:
         if reclaimed is None:
             raise TransactionConflict  # confirmed, or erased, at this moment
         email, old_keys = reclaimed
-        return old_keys + await self._users.remove(repositories, squatter.user_id, email, None, now)
+        return old_keys + await self._users.remove(
+            repositories, squatter.user_id, email, None, now, reason="address-given-back"
+        )

@@ -50,7 +50,8 @@ class Forgetting:
         self._put_off = False
         """Whether something was left to a job since the jobs were last read."""
 
-    async def plan(self, repositories: Repositories, keys: Sequence[str], now: datetime) -> None:
+    @staticmethod
+    async def plan(repositories: Repositories, keys: Sequence[str], now: datetime) -> None:
         """Write the jobs, in the transaction that makes the values of `keys` old."""
         for start in range(0, len(keys), KEYS_OF_A_JOB):
             await repositories.jobs.add(JobKind.FORGET, keys[start : start + KEYS_OF_A_JOB], now)

@@ -118,9 +118,9 @@ class Mails:
             case MailKind.ACCOUNT_CHANGE:
                 await self._offer_undo(job)
             case MailKind.PASSWORD_CHANGED:
-                if user := await self._find(job):
-                    mail = mails.password_changed(self._service_name)
-                    await self._send(job, mail, _email_of(user), Share.NOTICE)
+                await self._notify(job, mails.password_changed(self._service_name))
+            case MailKind.PROMOTED:
+                await self._notify(job, mails.promoted(self._service_name))
             case _:
                 email = parse_email(job.payload["email"])
                 user = await self._find_by_email(email)
@@ -128,6 +128,11 @@ class Mails:
                     await self._to_owner(job, kind, user)
                 if kind is MailKind.CONFIRMATION:
                     await self._resend_to_claims(email, user)
+
+    async def _notify(self, job: Job, mail: Mail) -> None:
+        """Send the mail to the account, if it has not been erased."""
+        if user := await self._find(job):
+            await self._send(job, mail, _email_of(user), Share.NOTICE)
 
     async def _to_owner(self, job: Job, kind: MailKind, user: User) -> None:
         """Send what was asked for in the name of an address' owner, no matter by whom."""

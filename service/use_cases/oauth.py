@@ -3,20 +3,18 @@
 Its refusals are OAuthError, in the words of RFC 6749.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from uuid6 import uuid7
-
-from service.database import Database, retried
+from service.database import Database, Repositories, retried
 from service.domain.clock import Clock
 from service.domain.errors import InvalidCredentials, InvalidToken
 from service.domain.oauth import (
     CODE_LIVES,
     AuthorizationCode,
     Client,
+    Grant,
     OAuthError,
-    check_redirect_uri,
     hash_secret,
     is_challenge,
     new_secret,
@@ -82,8 +80,9 @@ class OAuth:
             raise OAuthError("invalid_request", "The redirect_uri is not one of the client's.")
         state = parameters.get("state")
         try:
+            client.check_grant(Grant.AUTHORIZATION_CODE)
             challenge = _read_challenge(parameters)
-            scopes = client.allowed(_read_scopes(parameters))
+            scopes = client.allowed_by_users(_read_scopes(parameters))
         except OAuthError as error:
             raise RequestRefused(redirect_uri, state, error) from error
         return AuthorizationRequest(
@@ -95,7 +94,11 @@ class OAuth:
         )
 
     async def grant(self, request: AuthorizationRequest, email: str, password: str) -> str:
-        """Return an authorization code of the user; raise InvalidCredentials or AccountDisabled."""
+        """Return an authorization code of the user.
+
+        Raises InvalidCredentials, AccountDisabled, or OAuthError if the client is no longer what
+        the user has been shown.
+        """
         credentials = await self._sessions.check_password(email, password)
         secret = new_secret()
         now = self._clock()
@@ -110,6 +113,13 @@ class OAuth:
             expires_at=now + CODE_LIVES,
         )
         async with self._database.transaction() as repositories:
+            client = await self._share(repositories, request.client)
+            if (
+                client is None
+                or client.may_less_than(request.client)
+                or not client.has_redirects_of(request.client)
+            ):
+                raise OAuthError("invalid_request", "The application has changed meanwhile.")
             added = await repositories.authorization_codes.add(code, credentials.password_hash)
             if added:
                 await self._events.record(
@@ -134,12 +144,16 @@ class OAuth:
         too, but only if the second request proves to be from whom the code was made for.
         Otherwise anyone who has seen a code could sign its user out.
         """
+        client.check_grant(Grant.AUTHORIZATION_CODE)
         refused = OAuthError(
             "invalid_grant", "The code is unknown, expired, redeemed or not this client's."
         )
         code_hash = hash_secret(parameters.get("code", ""))
         now = self._clock()
         async with self._database.transaction() as repositories:
+            # Before the code, as whoever changes the client locks them.
+            if await self._share(repositories, client) is None:
+                raise refused
             await repositories.authorization_codes.lock_user(code_hash)
             code = await repositories.authorization_codes.lock(code_hash)
             if code is None or not code.fits(
@@ -179,6 +193,7 @@ class OAuth:
 
     async def refresh(self, client: Client, parameters: Mapping[str, str]) -> Tokens:
         """Return the next tokens for a refresh token (RFC 6749, 6)."""
+        client.check_grant(Grant.REFRESH_TOKEN)
         try:
             return await self._sessions.refresh(
                 parameters.get("refresh_token", ""), client.client_id, _read_scopes(parameters)
@@ -190,10 +205,12 @@ class OAuth:
 
     async def sign_client_in(self, client: Client, parameters: Mapping[str, str]) -> Tokens:
         """Return an access token for a client that speaks for itself (RFC 6749, 4.4)."""
-        if not client.is_confidential:
-            raise OAuthError("unauthorized_client", "A public client cannot speak for itself.")
-        scopes = client.allowed(_read_scopes(parameters))
-        return await self._sessions.open_of_client(client.client_id, scopes)
+        client.check_grant(Grant.CLIENT_CREDENTIALS)
+        scopes = client.allowed_for_itself(_read_scopes(parameters))
+        try:
+            return await self._sessions.open_of_client(client.client_id, scopes)
+        except InvalidCredentials as error:  # changed or deleted since it was read
+            raise OAuthError("invalid_client", "The client has changed meanwhile.") from error
 
     async def revoke(self, client: Client, token: str) -> None:
         """End the session of one of the client's tokens, of either kind (RFC 7009).
@@ -212,8 +229,17 @@ class OAuth:
         if client_id == client.client_id:
             await self._sessions.revoke(session_id, reason="token-revoked")
 
-    async def introspect(self, token: str) -> AccessToken | Session | None:
-        """Return what a token is good for, now (RFC 7662): None for nothing."""
+    async def introspect(self, client: Client, token: str) -> AccessToken | Session | None:
+        """Return what a token is good for, now (RFC 7662): None for nothing.
+
+        Nor is another client's token good for anything, unless a resource server asks.
+        """
+        found = await self._find(token)
+        is_its_own = found is not None and found.client_id == client.client_id
+        return found if is_its_own or client.resource_server else None
+
+    async def _find(self, token: str) -> AccessToken | Session | None:
+        """Return what an access token says, or the session of the newest refresh token."""
         try:
             return await self._sessions.authenticate(token)
         except InvalidToken:
@@ -230,7 +256,7 @@ class OAuth:
         if (
             client is None
             or (client.is_confidential and secret is None)
-            or (secret is not None and not client.has_secret(secret))
+            or (secret is not None and not client.has_secret(secret, self._clock()))
         ):
             raise OAuthError("invalid_client", "The client is unknown, or its secret is wrong.")
         return client
@@ -244,43 +270,11 @@ class OAuth:
         async with self._database.reading() as repositories:
             return await repositories.oauth_clients.find(client_id)
 
-
-class OAuthClients:
-    """Clients as operators manage them."""
-
-    def __init__(self, database: Database, clock: Clock) -> None:
-        self._database = database
-        self._clock = clock
-
-    async def create(
-        self, name: str, redirect_uris: Sequence[str], scopes: frozenset[Scope], *, public: bool
-    ) -> tuple[Client, str | None]:
-        """Make a client; return it with its secret, which is never shown again.
-
-        Raises ValueError at an address that browsers may not be sent to.
-        """
-        for uri in redirect_uris:
-            check_redirect_uri(uri)
-        secret = None if public else new_secret()
-        client = Client(
-            client_id=str(uuid7()),
-            name=name,
-            secret_hash=None if secret is None else hash_secret(secret),
-            redirect_uris=tuple(redirect_uris),
-            scopes=scopes,
-        )
-        async with self._database.transaction() as repositories:
-            await repositories.oauth_clients.add(client, self._clock())
-        return client, secret
-
-    async def list_all(self) -> list[Client]:
-        async with self._database.reading() as repositories:
-            return await repositories.oauth_clients.list_all()
-
-    async def delete(self, client_id: str) -> bool:
-        """Delete the client, so that it gets no more tokens; return whether there was one."""
-        async with self._database.transaction() as repositories:
-            return await repositories.oauth_clients.delete(client_id, self._clock())
+    async def _share(self, repositories: Repositories, client: Client) -> Client | None:
+        """Return the client as it is now and until the transaction ends, if there still is one."""
+        if client.client_id in self._built_in:
+            return client
+        return await repositories.oauth_clients.share(client.client_id)
 
 
 def _read_challenge(parameters: Mapping[str, str]) -> str:

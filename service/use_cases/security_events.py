@@ -52,9 +52,14 @@ class SecurityEvents:
         *,
         reason: str | None = None,
         count: int | None = None,
+        by_another: bool = False,
     ) -> None:
-        """Store the event for the account's owner in the caller's transaction, and log it."""
-        await repositories.security_events.add(event, user_id, self._origin(), now)
+        """Store the event for the account's owner in the caller's transaction, and log it.
+
+        The owner is not shown where a request came from that was made `by_another`, an admin.
+        """
+        origin = Origin() if by_another else self._origin()
+        await repositories.security_events.add(event, user_id, origin, now)
         self.log_when_committed(repositories, event, user_id, reason=reason, count=count)
 
     async def record_ended_sessions(

@@ -209,7 +209,10 @@ class Sessions:
         return self._tokens(session, role)
 
     async def open_of_client(self, client_id: str, scopes: frozenset[Scope]) -> Tokens:
-        """Begin the session of a client that speaks for itself, as long as its access token."""
+        """Begin the session of a client that speaks for itself, as long as its access token.
+
+        Raises InvalidCredentials if the client may not, or no longer.
+        """
         now = self._clock()
         session = Session(
             session_id=uuid7(),
@@ -222,7 +225,8 @@ class Sessions:
             expires_at=now + self._access_tokens.lifetime + LEEWAY,
         )
         async with self._database.transaction() as repositories:
-            await repositories.sessions.add_of_client(session)
+            if not await repositories.sessions.add_of_client(session):
+                raise InvalidCredentials
         return self._access_token(session, scopes, client_id)
 
     @retried

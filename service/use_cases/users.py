@@ -16,9 +16,11 @@ from service.database import Database, Repositories, TransactionConflict, retrie
 from service.domain.clock import Clock
 from service.domain.email_verification import LOCAL, Verdict, Verification, is_disposable
 from service.domain.errors import (
+    EmailNotConfirmed,
     InvalidCredentials,
     InvalidInput,
     InvalidToken,
+    LastAdmin,
     ReferralCodeUnusable,
     SignInTooOld,
     UserNotFound,
@@ -30,12 +32,20 @@ from service.domain.passwords import PasswordRules, check_password
 from service.domain.referral_codes import TakenReferralCode, normalise_code
 from service.domain.security_events import SecurityEvent
 from service.domain.sessions import Caller
-from service.domain.users import Email, Role, User, fold_mailbox, hash_mailbox, parse_email
+from service.domain.users import (
+    Admin,
+    Email,
+    Role,
+    User,
+    fold_mailbox,
+    hash_mailbox,
+    parse_email,
+)
 from service.passwords import PasswordHasher
 from service.use_cases.forgetting import CODE_KEY, Forgetting, code_key, session_key
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.jobs import Jobs
-from service.use_cases.mails import mail_to_email
+from service.use_cases.mails import mail_to_email, mail_to_user
 from service.use_cases.security_events import SecurityEvents
 
 USE_SLOTS: Final = 16
@@ -200,28 +210,32 @@ class Users:
         return Page([self.judge(user)] if user else [], None)
 
     @retried
-    async def set_disabled(self, user_id: UUID, disabled: bool) -> User:
+    async def set_disabled(self, user_id: UUID, disabled: bool, reason: str) -> User:
         """Disable the account, which ends its sessions and its code's life, or enable it.
 
-        Raises UserNotFound.
+        `reason` says for the log whose doing it is. Raises UserNotFound or LastAdmin.
         """
         now = self._clock()
         async with self._database.transaction() as repositories:
-            email_key = await repositories.users.set_disabled(user_id, now if disabled else None)
-            if email_key is None:
+            if disabled:
+                await self._spare_last_admin(repositories, user_id)
+                await repositories.users.lock(user_id)
+                await self._spare_last_admin(repositories, user_id)
+            found = await repositories.users.set_disabled(user_id, now if disabled else None)
+            if found is None:
                 raise UserNotFound
-            ended = await repositories.sessions.end_all_but(user_id, None, now) if disabled else []
-            old_keys = [*self.keys_of_email(email_key), *map(session_key, ended)]
+            email_key, changed = found
+            old_keys = self.keys_of_email(email_key)
+            if disabled:
+                old_keys += await self._end_sessions(repositories, user_id, now, "account-disabled")
             await self._forgetting.plan(repositories, old_keys, now)
-            await self._events.record(
-                repositories,
-                SecurityEvent.ACCOUNT_DISABLED if disabled else SecurityEvent.ACCOUNT_ENABLED,
-                user_id,
-                now,
-            )
-            await self._events.record_ended_sessions(
-                repositories, user_id, ended, now, reason="account-disabled"
-            )
+            if changed:
+                event = (
+                    SecurityEvent.ACCOUNT_DISABLED if disabled else SecurityEvent.ACCOUNT_ENABLED
+                )
+                await self._events.record(
+                    repositories, event, user_id, now, reason=reason, by_another=True
+                )
             user = await repositories.users.find(user_id)
         await self._forgetting.forget(old_keys)
         assert user is not None
@@ -229,26 +243,51 @@ class Users:
 
     @retried
     async def erase(self, caller: Caller, password: str | None) -> None:
+        """Erase the caller's own account; raise what `prove` does, or LastAdmin."""
+        password_hash = await self.prove(caller, password)
+        async with self._database.transaction() as repositories:
+            try:
+                old_keys = await self._erase(repositories, caller.user_id, password_hash, "owner")
+            except UserNotFound as error:
+                raise InvalidToken from error  # erased since the session was checked
+        await self._forgetting.forget(old_keys)
+
+    @retried
+    async def erase_anyone(self, user_id: UUID, reason: str) -> None:
+        """Erase an account for an admin; raise UserNotFound or LastAdmin.
+
+        `reason` says for the log whose doing it is.
+        """
+        async with self._database.transaction() as repositories:
+            credentials = await repositories.users.find_credentials(user_id)
+            password_hash = credentials.password_hash if credentials else None
+            old_keys = await self._erase(repositories, user_id, password_hash, reason)
+        await self._forgetting.forget(old_keys)
+
+    async def _erase(
+        self, repositories: Repositories, user_id: UUID, password_hash: str | None, reason: str
+    ) -> list[str]:
         """Remove the account's personal data, end its sessions and its code.
 
-        The row stays, without a name, so that the referrer's count does. Raises what `prove` does.
+        The row stays, without a name, so that the referrer's count does. In the caller's
+        transaction; returns the cache keys that became old. Raises UserNotFound or LastAdmin.
         """
-        user_id = caller.user_id
-        password_hash = await self.prove(caller, password)
         now = self._clock()
-        async with self._database.transaction() as repositories:
-            # Claims, code, owner: confirmations and registrations lock them in this order too.
-            email_key = await repositories.users.find_email_key(user_id)
-            if email_key is not None:
-                await repositories.claims.delete_of_email(email_key)
-            await repositories.referral_codes.end_of_owner(user_id, now, CODE_KEY)
-            locked = await repositories.users.lock(user_id)
-            if locked is None:
-                raise InvalidToken  # erased since the session was checked
-            if locked[0].key != email_key:
-                raise TransactionConflict
-            old_keys = await self.remove(repositories, user_id, locked[0], password_hash, now)
-        await self._forgetting.forget(old_keys)
+        await self._spare_last_admin(repositories, user_id)
+        # Claims, code, owner: confirmations and registrations lock them in this order too.
+        email_key = await repositories.users.find_email_key(user_id)
+        if email_key is not None:
+            await repositories.claims.delete_of_email(email_key)
+        await repositories.referral_codes.end_of_owner(user_id, now, CODE_KEY)
+        locked = await repositories.users.lock(user_id)
+        if locked is None:
+            raise UserNotFound
+        if locked[0].key != email_key:
+            raise TransactionConflict
+        await self._spare_last_admin(repositories, user_id)
+        return await self.remove(
+            repositories, user_id, locked[0], password_hash, now, reason=reason
+        )
 
     async def remove(
         self,
@@ -257,10 +296,13 @@ class Users:
         email: Email,
         password_hash: str | None,
         now: datetime,
+        *,
+        reason: str,
     ) -> list[str]:
         """Remove an account's personal data in the caller's transaction.
 
-        The caller has ended the code and locked the account. Returns the cache keys that became
+        The caller has ended the code and locked the account. `reason` says for the log whose doing
+        it is. Returns the cache keys that became
         old. Raises TransactionConflict if `password_hash` is no longer the account's.
         """
         if not await repositories.users.erase(user_id, password_hash, now):
@@ -279,7 +321,9 @@ class Users:
         old_keys = [*self.keys_of_email(email.key), *map(session_key, ended)]
         await self._forgetting.plan(repositories, old_keys, now)
         # Logged alone: rows would be personal data of somebody who is gone.
-        self._events.log_when_committed(repositories, SecurityEvent.ACCOUNT_ERASED, user_id)
+        self._events.log_when_committed(
+            repositories, SecurityEvent.ACCOUNT_ERASED, user_id, reason=reason
+        )
         if ended:
             self._events.log_when_committed(
                 repositories,
@@ -349,25 +393,106 @@ class Users:
 
     @retried
     async def make_admin(self, email: str, password: str) -> None:
-        """Make an account with the role admin, whose email address counts as confirmed.
+        """Make an account with the role admin, and the email address confirmed by the operator.
 
         Raises EmailMalformed, PasswordUnacceptable or EmailTaken.
         """
         parsed = parse_email(email)
         check_password(password, parsed, self._password_rules, "#/password")
         password_hash = await self._hasher.hash(password)
+        user_id, now = uuid7(), self._clock()
         async with self._database.transaction() as repositories:
-            now = self._clock()
             await repositories.users.add(
-                uuid7(), parsed, password_hash, Role.ADMIN, now, email_confirmed_at=now
+                user_id, parsed, password_hash, Role.USER, now, email_confirmed_at=now
             )
+            await self._set_admin(repositories, user_id, now, reason="created")
 
     @retried
-    async def promote(self, email: str) -> None:
-        """Give an existing account the role admin; raise EmailMalformed or UserNotFound."""
+    async def promote(self, email: str, *, unconfirmed: bool = False) -> bool:
+        """Give an existing account the role admin; return whether it had another one.
+
+        Its sessions end: they may be those of a stranger, to whom a refresh would give the role.
+        Raises EmailMalformed, UserNotFound, or EmailNotConfirmed unless `unconfirmed` will do.
+        """
+        now = self._clock()
         async with self._database.transaction() as repositories:
-            if not await repositories.users.set_role(parse_email(email).key, Role.ADMIN):
+            # Locked, so that the address which is confirmed is the one that was named.
+            locked = await repositories.users.lock_by_email(parse_email(email).key)
+            if locked is None:
                 raise UserNotFound
+            user_id, role, confirmed = locked
+            if role is Role.ADMIN:
+                return False
+            if not (confirmed or unconfirmed):
+                raise EmailNotConfirmed
+            await self._set_admin(repositories, user_id, now)
+            old_keys = await self._end_sessions(repositories, user_id, now, "admin-promoted")
+            # What was asked for in those sessions: another address for what is now an admin.
+            await repositories.mail_tokens.delete_of_user(user_id)
+            await self._forgetting.plan(repositories, old_keys, now)
+            await self._jobs.plan(repositories, mail_to_user(MailKind.PROMOTED, user_id))
+        await self._forgetting.forget(old_keys)
+        return True
+
+    @retried
+    async def demote(self, email: str) -> None:
+        """Take the role admin from an account, and end its sessions, whose tokens have the scope.
+
+        Raises EmailMalformed, UserNotFound if no admin has the address, or LastAdmin.
+        """
+        key = parse_email(email).key
+        now = self._clock()
+        async with self._database.transaction() as repositories:
+            found = await repositories.users.find_by_email(key)
+            if found is not None:
+                await self._spare_last_admin(repositories, found.user_id)
+            locked = await repositories.users.lock_by_email(key)
+            if locked is None or locked[1] is not Role.ADMIN:
+                raise UserNotFound("There is no admin with this email address.")
+            user_id = locked[0]
+            await self._spare_last_admin(repositories, user_id)
+            await repositories.users.set_role(user_id, Role.USER, None)
+            old_keys = await self._end_sessions(repositories, user_id, now, "admin-demoted")
+            await self._forgetting.plan(repositories, old_keys, now)
+            await self._events.record(
+                repositories, SecurityEvent.ADMIN_DEMOTED, user_id, now, by_another=True
+            )
+        await self._forgetting.forget(old_keys)
+
+    async def admins(self) -> list[Admin]:
+        """Return all admins."""
+        async with self._database.reading() as repositories:
+            return await repositories.users.list_admins()
+
+    async def _set_admin(
+        self,
+        repositories: Repositories,
+        user_id: UUID,
+        now: datetime,
+        reason: str | None = None,
+    ) -> None:
+        await repositories.users.set_role(user_id, Role.ADMIN, now)
+        await self._events.record(
+            repositories, SecurityEvent.ADMIN_PROMOTED, user_id, now, reason=reason, by_another=True
+        )
+
+    async def _spare_last_admin(self, repositories: Repositories, user_id: UUID) -> None:
+        """Raise LastAdmin if without this account no admin could act.
+
+        To be asked before the account is locked, so that the admins are locked in order, and once
+        more behind that: it may have become an admin's meanwhile.
+        """
+        if await repositories.users.lock_admins(user_id) == [user_id]:
+            raise LastAdmin
+
+    async def _end_sessions(
+        self, repositories: Repositories, user_id: UUID, now: datetime, reason: str
+    ) -> list[str]:
+        """End the user's sessions, and what would begin others; return the old cache keys."""
+        ended = await repositories.sessions.end_all_but(user_id, None, now)
+        await repositories.authorization_codes.delete_of_user(user_id)
+        await self._events.record_ended_sessions(repositories, user_id, ended, now, reason=reason)
+        return [session_key(session_id) for session_id in ended]
 
     async def refer_by_id(
         self,

@@ -1,13 +1,17 @@
 """What admins may do, and nobody else."""
 
+import logging
 from typing import Any, Final
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
+from service.api.keys import USERS
+from service.domain.scopes import Scope
 from tests.api.assertions import assert_problem
-from tests.factories import Api, Person
+from tests.factories import PASSWORD, Answer, Api, Person
+from tests.oauth import TOKEN, new_application, refusal
 
 MEMBERS: Final = {
     *("id", "email", "email_confirmed", "role", "created_at", "referrer_id", "disabled"),
@@ -74,6 +78,7 @@ async def test_an_account_that_there_is_not_is_not_found(api: Api, admin: Person
         assert_problem(await api.get(path, by=admin), 404, "user-not-found")
         answer = await api.patch(path, {"disabled": True}, by=admin)
         assert_problem(answer, 404, "user-not-found")
+        assert_problem(await api.delete(path, by=admin), 404, "user-not-found")
 
 
 async def test_an_erased_account_is_not_shown(api: Api, anna: Person, admin: Person) -> None:
@@ -95,12 +100,16 @@ async def test_an_erased_account_is_not_shown(api: Api, anna: Person, admin: Per
         ("PATCH", "/admin/users/{known}", {"disabled": True}),
         ("PATCH", "/admin/users/{unknown}", {"disabled": True}),
         ("PATCH", "/admin/users/{known}", {"nonsense": True}),
+        ("DELETE", "/admin/users/{known}", None),
+        ("DELETE", "/admin/users/{unknown}", None),
+        ("DELETE", "/admin/users/{own}", None),
+        ("DELETE", "/admin/users/nonsense", None),
     ],
 )
 async def test_a_user_may_do_none_of_this_and_learns_nothing(
     api: Api, anna: Person, admin: Person, method: str, path: str, body: Any
 ) -> None:
-    path = path.format(known=admin.user_id, unknown=uuid4())
+    path = path.format(known=admin.user_id, unknown=uuid4(), own=anna.user_id)
     answer = await api.call(method, path, body, by=anna)
     assert_problem(answer, 403, "insufficient-scope")
     assert answer.json()["detail"] == "The access token lacks the scope admin."
@@ -112,7 +121,10 @@ async def test_who_is_no_admin_any_more_may_not_at_once(
     """The database decides, not what the token says."""
     assert (await api.get("/admin/users", by=admin)).status == 200
     await database.execute("UPDATE users SET role = 'user'")
-    assert_problem(await api.get("/admin/users", by=admin), 403, "not-allowed")
+    for path in ("/admin/users", f"/admin/users/{admin.user_id}", f"/admin/users/{uuid4()}"):
+        assert_problem(await api.get(path, by=admin), 403, "not-allowed")
+    for path in (f"/admin/users/{admin.user_id}", f"/admin/users/{uuid4()}"):
+        assert_problem(await api.delete(path, by=admin), 403, "not-allowed")
 
 
 async def test_a_disabled_user_is_out_at_once(
@@ -168,3 +180,98 @@ async def test_nothing_else_can_be_changed(api: Api, anna: Person, admin: Person
         assert_problem(answer, 422, "validation-failed", [f"#/{member}"])
     answer = await api.patch(f"/admin/users/{anna.user_id}", {}, by=admin)
     assert_problem(answer, 422, "validation-failed", ["#/disabled"])
+
+
+# Erasing
+
+
+async def test_an_erased_user_is_gone_as_if_by_own_hand(
+    api: Api, other: Api, anna: Person, admin: Person, database: asyncpg.Connection
+) -> None:
+    code = await api.new_code(anna)
+    referral = await api.new_person(referral_code=code)
+    assert (await other.get("/users/me", by=anna)).status == 200
+    erased = await api.delete(f"/admin/users/{anna.user_id}", by=admin)
+    assert (erased.status, erased.body) == (204, b"")
+    assert_problem(await other.get("/users/me", by=anna), 401, "invalid-token")
+    refreshed = await other.post("/auth/refresh", {"refresh_token": anna.refresh_token})
+    assert_problem(refreshed, 401, "invalid-token")
+    assert_problem(await other.log_in(anna.email), 401, "invalid-credentials")
+    assert (await other.get(f"/referral-code/{anna.email}")).status == 404
+    path = f"/admin/users/{anna.user_id}"
+    assert_problem(await api.get(path, by=admin), 404, "user-not-found")
+    assert_problem(await api.delete(path, by=admin), 404, "user-not-found")
+    assert (await api.get("/users/me", by=referral)).json()["referrer_id"] == anna.user_id
+    for table in ("sessions", "security_events", "identities", "mail_tokens"):
+        left = f"SELECT count(*) FROM {table} WHERE user_id = $1"
+        assert await database.fetchval(left, anna.user_id) == 0, table
+    row = await database.fetchrow("SELECT * FROM users WHERE user_id = $1", anna.user_id)
+    assert anna.email not in str(row)
+
+
+async def test_an_account_without_a_password_is_erased_too(
+    api: Api, anna: Person, admin: Person, database: asyncpg.Connection
+) -> None:
+    await database.execute("UPDATE users SET password_hash = NULL WHERE user_id = $1", anna.user_id)
+    assert (await api.delete(f"/admin/users/{anna.user_id}", by=admin)).status == 204
+
+
+async def test_who_changes_the_password_meanwhile_is_erased_all_the_same(
+    api: Api, anna: Person, admin: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = api.app[USERS]
+    passwords = {"current_password": PASSWORD, "new_password": "quite another long walk"}
+    erase = users._erase
+
+    async def erase_slowly(*arguments: Any) -> list[str]:
+        if not changed:
+            changed.append(await api.post("/auth/password/change", passwords, by=anna))
+        return await erase(*arguments)
+
+    changed: list[Answer] = []
+    monkeypatch.setattr(users, "_erase", erase_slowly)
+    assert (await api.delete(f"/admin/users/{anna.user_id}", by=admin)).status == 204
+    assert changed[0].status == 204
+    assert_problem(await api.get("/users/me", by=anna), 401, "invalid-token")
+
+
+async def test_disabled_or_not_an_account_is_erased(api: Api, anna: Person, admin: Person) -> None:
+    await disable(api, anna, by=admin)
+    assert (await api.delete(f"/admin/users/{anna.user_id}", by=admin)).status == 204
+
+
+async def test_whose_doing_it_was_is_in_the_log_and_not_shown_to_the_owner(
+    api: Api, anna: Person, admin: Person, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither where the admin was nor with what browser."""
+    machine = await new_application(api, redirect_uris=[], own_scopes=[Scope.ADMIN])
+    token = (await machine.send(TOKEN, grant_type="client_credentials")).json()["access_token"]
+    caplog.set_level(logging.INFO, "service.security")
+    caplog.clear()
+    for disabled in (True, True, False, False):  # the second changes nothing
+        await disable(api, anna, by=admin, disabled=disabled)
+    anna = await api.signed_in(anna.email)
+    items = (await api.get("/users/me/activity", by=anna)).json()["items"]
+    assert [item["event"] for item in items][1:3] == ["account.enabled", "account.disabled"]
+    assert {(item["address"], item["user_agent"]) for item in items[1:3]} == {(None, None)}
+    await api.delete(f"/admin/users/{anna.user_id}", by=token)
+    told = [
+        (record.getMessage(), vars(record)["reason"], vars(record)["address"])
+        for record in caplog.records
+        if record.getMessage().startswith("account.")
+    ]
+    assert told == [
+        ("account.disabled", "admin", "127.0.0.0/24"),
+        ("account.enabled", "admin", "127.0.0.0/24"),
+        ("account.erased", "client", "127.0.0.0/24"),
+    ]
+
+
+async def test_what_a_user_has_allowed_before_being_disabled_is_of_no_use_afterwards(
+    api: Api, anna: Person, admin: Person
+) -> None:
+    application = await new_application(api)
+    code = await application.code_of(anna)
+    for disabled in (True, False):
+        await disable(api, anna, by=admin, disabled=disabled)
+    assert refusal(await application.redeem(code)) == (400, "invalid_grant")

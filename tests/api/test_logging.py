@@ -3,12 +3,13 @@
 import json
 import logging
 from dataclasses import replace
+from uuid import UUID
 
 import asyncpg
 import psycopg
 import pytest
 
-from service.api.keys import ACCESS_LOG
+from service.api.keys import ACCESS_LOG, SECURITY_EVENTS
 from service.logs import JsonFormatter, TextFormatter
 from service.settings import Settings
 from tests.api.wire import send
@@ -102,9 +103,16 @@ async def test_who_did_what_to_an_account_is_told(
     log.clear()
     for disabled in (True, False):
         await api.patch(f"/admin/users/{anna.user_id}", {"disabled": disabled}, by=admin)
-    messages = [record.getMessage() for record in log.records]
-    assert "account.disabled" in messages
-    assert "account.enabled" in messages
+    told = [
+        record
+        for record in log.records
+        if record.name == "service.security" and record.getMessage() != "session.ended"
+    ]
+    assert [record.getMessage() for record in told] == ["account.disabled", "account.enabled"]
+    for record in told:
+        about = vars(record)
+        assert about["account"] == api.app[SECURITY_EVENTS].account_hash(UUID(anna.user_id))
+        assert about["reason"] == "admin"
 
 
 async def story(api: Api) -> set[str]:

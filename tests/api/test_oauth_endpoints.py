@@ -13,8 +13,8 @@ import pytest
 from service.api import keys
 from service.api.requests import LARGEST_BODY
 from service.domain.errors import DatabaseUnavailable
-from service.domain.oauth import Client, hash_secret
-from service.domain.scopes import Scope
+from service.domain.oauth import Client, Grant, hash_secret
+from service.domain.scopes import OF_CLIENTS, Scope
 from service.settings import Settings
 from tests.factories import Answer, Api, Person, running
 from tests.oauth import (
@@ -29,6 +29,7 @@ from tests.oauth import (
     insert_client,
     new_application,
     refusal,
+    returned,
 )
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -46,7 +47,8 @@ async def anna(api: Api) -> Person:
 
 @pytest.fixture
 async def application(api: Api) -> Application:
-    return await new_application(api)
+    """A client that acts for users, and for itself."""
+    return await new_application(api, own_scopes=OF_CLIENTS)
 
 
 def basic(client_id: str, secret: str) -> dict[str, str]:
@@ -131,7 +133,9 @@ async def test_the_credentials_in_the_header_are_form_encoded(api: Api) -> None:
         name="Shop",
         secret_hash=hash_secret("p:w+ d%&é"),
         redirect_uris=(),
-        scopes=frozenset({Scope.REFERRALS_READ}),
+        scopes=frozenset(),
+        grants=frozenset({Grant.CLIENT_CREDENTIALS}),
+        own_scopes=frozenset({Scope.REFERRALS_READ}),
     )
     await insert_client(api, client)
     form = {"grant_type": "client_credentials"}
@@ -330,9 +334,16 @@ async def test_a_refresh_cannot_widen_the_scope_and_spends_nothing_in_trying(
 
 
 async def test_a_client_cannot_ask_for_more_than_it_was_given(api: Api, anna: Person) -> None:
-    narrow = await new_application(api, scopes=[Scope.CODES_READ])
-    refused = await narrow.send(TOKEN, grant_type="client_credentials", scope="codes:write")
-    assert refusal(refused) == (400, "invalid_scope")
+    narrow = await new_application(
+        api, scopes=[Scope.CODES_READ], own_scopes=[Scope.REFERRALS_READ]
+    )
+    for wider in ("admin", "codes:read", "referrals:read admin"):
+        refused = await narrow.send(TOKEN, grant_type="client_credentials", scope=wider)
+        assert refusal(refused) == (400, "invalid_scope")
+    own = await narrow.send(TOKEN, grant_type="client_credentials")
+    assert own.json()["scope"] == "referrals:read"
+    refused = await Browser(api).open(narrow.wish(scope="referrals:read"))
+    assert returned(refused)["error"] == "invalid_scope"
     tokens = await narrow.tokens_of(anna)
     assert tokens["scope"] == "codes:read"
 
@@ -425,7 +436,7 @@ async def introspected(application: Application, token: str) -> Any:
 async def test_a_resource_server_learns_what_a_token_allows(
     api: Api, application: Application, anna: Person
 ) -> None:
-    resource_server = await new_application(api, redirect_uris=[])
+    resource_server = await new_application(api, redirect_uris=[], resource_server=True)
     tokens = await application.tokens_of(anna, scope="profile codes:read")
     told = await introspected(resource_server, tokens["access_token"])
     issuer = api.app[keys.SETTINGS].public_url

@@ -1,6 +1,7 @@
 """Which token may call which route: every scope on every route."""
 
 from typing import Any
+from uuid import UUID
 
 import pytest
 from aiohttp import web
@@ -9,8 +10,9 @@ from service.api import keys
 from service.api.middleware import API
 from service.api.routes import ROUTES
 from service.api.scopes import SCOPE_OF
-from service.domain.scopes import Scope
+from service.domain.scopes import OF_CLIENTS, Scope
 from service.domain.users import Role
+from tests.api.assertions import assert_problem
 from tests.factories import Answer, Api, Person
 from tests.oauth import TOKEN, Application, new_admin, new_application
 
@@ -34,9 +36,18 @@ FOR_CLIENTS_THEMSELVES = {
     ("GET", f"{API}/admin/users"),
     ("GET", f"{API}/admin/users/{{user_id}}"),
     ("PATCH", f"{API}/admin/users/{{user_id}}"),
+    ("DELETE", f"{API}/admin/users/{{user_id}}"),
     ("GET", f"{API}/admin/users/{{user_id}}/enrichment"),
 }
 """What a client may call without a user, if an operator has given it the scope."""
+FIRST_PARTY_ONLY = {
+    ("DELETE", f"{API}/users/me"),
+    ("POST", f"{API}/auth/email/change"),
+    ("POST", f"{API}/auth/password/change"),
+    ("DELETE", f"{API}/auth/sessions"),
+    ("DELETE", f"{API}/auth/sessions/{{session_id}}"),
+}
+"""What no other application may call, whatever its user allows; the last: of other sessions."""
 NOBODY = "01890000-0000-7000-8000-000000000000"
 BODIES: dict[tuple[str, str], Any] = {
     ("DELETE", f"{API}/users/me"): {"password": "a long walk by the river"},
@@ -81,6 +92,12 @@ async def application(api: Api) -> Application:
     return await new_application(api)
 
 
+@pytest.fixture
+async def machine(api: Api) -> Application:
+    """A client that has for itself all that a client can have."""
+    return await new_application(api, redirect_uris=[], own_scopes=OF_CLIENTS)
+
+
 async def token_of(application: Application, person: Person, scope: Scope) -> str:
     token: str = (await application.tokens_of(person, scope=scope))["access_token"]
     return token
@@ -109,6 +126,9 @@ async def test_a_token_calls_the_routes_of_its_scope_and_no_other(
             # Somebody new each time: some calls end the session, or the account.
             own = await token_of(application, await new_admin(api), scope)
             answer = await called(api, route, own)
+            if route in FIRST_PARTY_ONLY:
+                assert_problem(answer, 403, "not-allowed")
+                continue
             assert answer.status in {200, 201, 202, 204, 401, 404, 422}, (route, answer.body)
             assert answer.status != 401 or answer.json()["code"] == "invalid-credentials", route
 
@@ -136,19 +156,19 @@ async def test_head_needs_the_scope_of_get(
 
 @pytest.mark.parametrize("route", SCOPE_OF, ids=" ".join)
 async def test_a_client_without_a_user_is_refused_where_a_user_is_needed(
-    api: Api, application: Application, route: Route
+    api: Api, machine: Application, route: Route
 ) -> None:
-    own = await application.send(TOKEN, grant_type="client_credentials")
-    assert set(own.json()["scope"].split()) == set(Scope)
+    own = await machine.send(TOKEN, grant_type="client_credentials")
+    assert set(own.json()["scope"].split()) == OF_CLIENTS
     answer = await called(api, route, own.json()["access_token"])
     if route in FOR_CLIENTS_THEMSELVES:
         assert answer.status in {200, 404}, answer.body
     else:
-        assert (answer.status, answer.json()["code"]) == (403, "not-allowed")
+        assert_problem(answer, 403, "insufficient-scope")
 
 
-async def test_me_is_nobody_to_a_client_without_a_user(api: Api, application: Application) -> None:
-    own = await application.send(TOKEN, grant_type="client_credentials")
+async def test_me_is_nobody_to_a_client_without_a_user(api: Api, machine: Application) -> None:
+    own = await machine.send(TOKEN, grant_type="client_credentials")
     answer = await api.get("/referrals/me", by=own.json()["access_token"])
     assert answer.status in {403, 404}
 
@@ -160,7 +180,7 @@ async def test_an_admins_token_is_worth_what_the_admin_is_now(
     token = await token_of(application, admin, Scope.ADMIN)
     assert (await api.get("/admin/users", by=token)).status == 200
     async with api.app[keys.DATABASE].transaction() as repositories:
-        await repositories.users.set_role(admin.email, Role.USER)
+        await repositories.users.set_role(UUID(admin.user_id), Role.USER, None)
     assert (await api.get("/admin/users", by=token)).status == 403
 
 
@@ -171,3 +191,51 @@ async def test_a_first_party_token_has_all_that_its_user_may(api: Api) -> None:
             assert (await called(api, route, admin.access_token)).status in {200, 404}
             expected = {403} if scope is Scope.ADMIN or "referrer_id" in route[1] else {200, 404}
             assert (await called(api, route, person.access_token)).status in expected
+
+
+async def test_an_application_ends_its_own_session_and_no_other(
+    api: Api, application: Application
+) -> None:
+    """Whether there is such a session or not: it learns nothing."""
+    person = await api.new_person()
+    tokens = await application.tokens_of(person)
+    token = tokens["access_token"]
+    sessions = (await api.get("/auth/sessions", by=person)).json()["items"]
+    [own] = [one["id"] for one in sessions if one["client_id"] == application.client_id]
+    others = [one["id"] for one in sessions if one["id"] != own]
+    for session_id in (*others, NOBODY, "nonsense"):
+        answer = await api.delete(f"/auth/sessions/{session_id}", by=token)
+        assert_problem(answer, 403, "not-allowed")
+    assert (await api.get("/users/me", by=person)).status == 200
+    assert (await api.delete(f"/auth/sessions/{own}", by=token)).status == 204
+    assert not await application.is_alive(tokens)
+
+
+async def test_an_application_takes_nothing_away_from_its_user(
+    api: Api, application: Application
+) -> None:
+    person = await api.new_person()
+    token = await token_of(application, person, Scope.PROFILE)
+    passwords = {"current_password": person.password, "new_password": "quite another long walk"}
+    change = {"new_email": "thief@example.com", "password": person.password}
+    answers = [
+        await api.delete("/users/me", {"password": person.password}, by=token),
+        await api.delete("/auth/sessions", by=token),
+        await api.post("/auth/password/change", passwords, by=token),
+        await api.post("/auth/email/change", change, by=token),
+    ]
+    for answer in answers:
+        assert_problem(answer, 403, "not-allowed")
+    assert (await api.get("/users/me", by=person)).json()["email"] == person.email
+    assert (await api.log_in(person.email)).status == 200
+    assert (await api.post("/auth/logout", by=token)).status == 204
+
+
+async def test_the_documentations_own_page_is_no_other_application(api: Api) -> None:
+    page = f"{api.app[keys.SETTINGS].public_url}/docs/oauth2-redirect.html"
+    swagger_ui = Application(api, "swagger-ui", None, page)
+    person = await api.new_person()
+    token = (await swagger_ui.tokens_of(person))["access_token"]
+    assert (await api.delete("/auth/sessions", by=token)).status == 204
+    assert (await api.get("/users/me", by=person)).status == 401
+    assert (await api.delete("/users/me", {"password": person.password}, by=token)).status == 204

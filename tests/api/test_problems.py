@@ -28,7 +28,7 @@ METHODS_OF = {
     "/referral-code/anna@example.com": {"GET", "HEAD"},
     f"/referrals/{ID}": {"GET", "HEAD"},
     "/admin/users": {"GET", "HEAD"},
-    f"/admin/users/{ID}": {"GET", "HEAD", "PATCH"},
+    f"/admin/users/{ID}": {"GET", "HEAD", "PATCH", "DELETE"},
 }
 METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"}
 

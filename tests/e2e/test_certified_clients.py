@@ -54,12 +54,15 @@ def public(service: Service) -> RegisteredClient:
 
 @pytest.fixture(scope="module")
 def confidential(service: Service) -> RegisteredClient:
-    return new_client(service, REDIRECT_URI, confidential=True)
+    """A client that acts for users, and for itself."""
+    own = "--own-scope=referrals:read admin"
+    return new_client(service, REDIRECT_URI, confidential=True, options=[own])
 
 
 @pytest.fixture(scope="module")
 def resource_server(service: Service) -> RegisteredClient:
-    return new_client(service, confidential=True, scope="referrals:read")
+    options = ["--resource-server", "--scope=referrals:read"]
+    return new_client(service, confidential=True, options=options)
 
 
 # openid-client and oauth4webapi, from npm
@@ -227,7 +230,7 @@ OAuth2Cache shm name=by-scope&max_entries=100
 </Location>
 <Location /by-scope>
     OAuth2TokenVerify jwks_uri {issuer}/.well-known/jwks.json {strict}&verify.cache=by-scope
-    Require oauth2_claim scope:codes:write
+    Require oauth2_claim scope:admin
 </Location>
 """
 PLACES = ["by-jwks", "by-metadata", "by-introspection"]
@@ -329,7 +332,7 @@ def encoded(raw: bytes) -> str:
 async def test_apache_lets_our_tokens_in_and_no_others(
     apache: str, service: Service, confidential: RegisteredClient, place: str
 ) -> None:
-    token = await own_token(service, confidential, "codes:read")
+    token = await own_token(service, confidential, "referrals:read")
     async with (
         aiohttp.ClientSession() as session,
         session.get(f"{service.url}/.well-known/jwks.json") as answer,
@@ -358,7 +361,7 @@ async def test_apache_lets_our_tokens_in_and_no_others(
 async def test_apache_sees_the_scope(
     apache: str, service: Service, confidential: RegisteredClient
 ) -> None:
-    for scope, status in (("codes:write", 200), ("codes:read", 401)):
+    for scope, status in (("admin", 200), ("referrals:read", 401)):
         token = await own_token(service, confidential, scope)
         assert await status_of(f"{apache}/by-scope", token) == status
 
@@ -367,7 +370,7 @@ async def test_apache_refuses_a_revoked_token_when_it_asks_again(
     apache: str, service: Service, confidential: RegisteredClient
 ) -> None:
     url = f"{apache}/by-introspection"
-    token, kept = [await own_token(service, confidential, "profile") for _ in range(2)]
+    token, kept = [await own_token(service, confidential, "admin") for _ in range(2)]
     assert await status_of(url, token) == 200
     async with AsyncOAuth2Client(confidential.client_id, confidential.secret) as client:
         await client.revoke_token(f"{service.url}/oauth/revoke", token)

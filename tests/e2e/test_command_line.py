@@ -266,17 +266,6 @@ def test_an_admin_is_made_with_a_password_from_the_environment_or_from_standard_
         )
 
 
-def test_an_account_is_promoted(environment: dict[str, str]) -> None:
-    with service_process(environment) as service:
-        body = {"email": "anna@example.com", "password": PASSWORD}
-        post(f"{service.url}/api/v1/auth/register", body)
-        assert run("admin", "promote", "ANNA@example.com", environment=service.environment).stdout
-        with psycopg.connect(service.environment["DATABASE_URL"]) as connection:
-            assert connection.execute("SELECT role FROM users").fetchall() == [("admin",)]
-        nobody = run("admin", "promote", "nobody@example.com", environment=service.environment)
-        assert (nobody.returncode, nobody.stderr) == (1, "There is no such user.\n")
-
-
 def test_new_secrets_are_written_once_for_their_owner_alone(tmp_path: Path) -> None:
     file = tmp_path / "secrets.env"
     assert run("keys", "generate", "--file", str(file), environment={}).returncode == 0

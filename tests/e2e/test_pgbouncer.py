@@ -62,7 +62,7 @@ async def test_every_statement_runs_on_connections_that_others_use_too(
 
 async def test_so_do_the_commands(pooled: dict[str, str]) -> None:
     for command in (
-        ["clients", "create", "Shop", "--confidential"],
+        ["clients", "create", "Shop", "--confidential", "--scope", "referrals:read"],
         ["jobs", "list"],
     ):
         done = run(*command, environment=pooled)

@@ -57,6 +57,21 @@ NEW_CHANGE = """
             issuer, token_hash, expires_at)
     VALUES ($1, $2, $3, $4, 'anna@x', 'anna@x', true, $5, $6, $7)
 """
+NEW_CLIENT = """
+    INSERT INTO oauth_clients (client_id, name, secret_hash, redirect_uris, scopes, created_at,
+                               grants, own_scopes, resource_server)
+    VALUES ('shop', 'Shop', $1, '{}', '{}', $2, $3, $4, $5)
+"""
+REPLACED_SECRET = """
+    INSERT INTO oauth_clients (client_id, name, redirect_uris, scopes, created_at,
+                               previous_secret_hash, previous_secret_expires_at)
+    VALUES ('shop', 'Shop', '{}', '{}', $1, $2, $3)
+"""
+RIGHTS_OF_ITS_OWN: list[tuple[list[str], list[str], bool]] = [
+    (["client_credentials"], [], False),
+    ([], ["referrals:read"], False),
+    ([], [], True),
+]
 CHANGE_USER = "UPDATE users SET {} WHERE user_id = $1"
 CHANGE_CODE = "UPDATE referral_codes SET {} WHERE owner_id = $1"
 ERASE = "erased_at = now(), email = NULL, email_key = NULL"
@@ -115,6 +130,14 @@ BROKEN = [
         ("account_changes_kind_known", NEW_CHANGE, [uuid4(), ANNA, 2, kind, issuer, b"2", LATER])
         for kind, issuer in (("role", None), ("email", "https://x"), ("identity", None))
     ),
+    ("oauth_clients_grants_known", NEW_CLIENT, [b"x", NOW, ["password"], [], False]),
+    ("oauth_clients_own_scopes_known", NEW_CLIENT, [b"x", NOW, [], ["profile"], False]),
+    *(
+        ("oauth_clients_without_a_secret_speak_for_users", NEW_CLIENT, [None, NOW, *rights])
+        for rights in RIGHTS_OF_ITS_OWN
+    ),
+    ("oauth_clients_previous_secret_expires", REPLACED_SECRET, [NOW, b"x", None]),
+    ("oauth_clients_previous_secret_expires", REPLACED_SECRET, [NOW, None, LATER]),
     ("referrals_email_referred_once", NEW_REFERRAL, [CARL, ANNA, NOW, b"hash of bert"]),
     ("referrals_pkey", NEW_REFERRAL, [BERT, CARL, NOW, b"another hash"]),
     ("referrals_one_unflagged_of_a_mailbox", NEW_REFERRAL, [CARL, ANNA, NOW, b"hash of carl"]),

@@ -175,3 +175,83 @@ def test_a_database_that_is_not_there_is_one_sentence(url: str, words: str) -> N
         apply_migrations(url)
     assert str(caught.value).startswith(words)
     assert len(str(caught.value).splitlines()) == 1
+
+
+OLD_CLIENT = """
+    INSERT INTO oauth_clients (client_id, name, secret_hash, redirect_uris, scopes, created_at)
+    VALUES (%s, 'A client', %s, %s, %s, now())
+"""
+OLD_SESSION = """
+    INSERT INTO sessions (session_id, client_id, origin, scopes, created_at, refreshed_at,
+                          expires_at)
+    VALUES (gen_random_uuid(), %s, 'client_credentials', '{}', now(), now(), now() + '1 day')
+    RETURNING 'session:' || session_id
+"""
+FOR_USERS = ["profile", "codes:read", "codes:write", "referrals:read"]
+URIS = ["https://app.example/callback"]
+USERS_GRANTS = ["authorization_code", "refresh_token"]
+CLIENTS = [
+    # What it was, and its grants and own scopes since.
+    ("public", None, URIS, FOR_USERS, USERS_GRANTS, []),
+    ("for users", b"x", URIS, [*FOR_USERS, "admin"], USERS_GRANTS, []),
+    ("for itself", b"x", [], FOR_USERS, ["client_credentials"], ["referrals:read"]),
+    (
+        "an admin",
+        b"x",
+        [],
+        ["admin", "referrals:read", "profile"],
+        ["client_credentials"],
+        ["admin", "referrals:read"],
+    ),
+    ("nothing", b"x", [], ["profile"], ["client_credentials"], []),
+]
+
+
+def test_clients_of_before_there_were_grants_keep_what_they_need(empty_database: str) -> None:
+    before = NAMES[: NAMES.index("0018_client_grants")]
+    for name in before:
+        move(empty_database, "apply", name)
+    with psycopg.connect(empty_database) as connection:
+        for name, secret, uris, scopes, _, _ in CLIENTS:
+            connection.execute(OLD_CLIENT, [name, secret, uris, scopes])
+    move(empty_database, "apply", "0018_client_grants")
+    found = {
+        name: (scopes, grants, set(own), resource_server)
+        for name, scopes, grants, own, resource_server in run(
+            empty_database,
+            "SELECT client_id, scopes, grants, own_scopes, resource_server FROM oauth_clients",
+        )
+    }
+    assert found == {
+        name: (scopes, grants, set(own), False) for name, _, _, scopes, grants, own in CLIENTS
+    }
+    with psycopg.connect(empty_database) as connection:  # as the release before goes on writing
+        connection.execute(OLD_CLIENT, ["later", b"x", [], FOR_USERS])
+    [(grants, own)] = run(
+        empty_database,
+        "SELECT grants, own_scopes FROM oauth_clients WHERE client_id = 'later'",
+    )
+    assert (grants, own) == (USERS_GRANTS, [])
+
+
+def test_the_sessions_of_clients_that_were_deleted_before_end(empty_database: str) -> None:
+    for name in NAMES[: NAMES.index("0018_client_grants")]:
+        move(empty_database, "apply", name)
+    with psycopg.connect(empty_database) as connection:
+        keys: dict[str, set[str]] = {}
+        for client_id, count in (("gone", 1500), ("there", 2), ("first-party", 2)):
+            connection.execute(OLD_CLIENT, [client_id, b"x", [], FOR_USERS])
+            keys[client_id] = {
+                row[0]
+                for _ in range(count)
+                for row in connection.execute(OLD_SESSION, [client_id]).fetchall()
+            }
+        connection.execute("UPDATE oauth_clients SET deleted_at = now() WHERE client_id = 'gone'")
+    move(empty_database, "apply", "0018_client_grants")
+    left = run(
+        empty_database, "SELECT 'session:' || session_id FROM sessions WHERE ended_at IS NULL"
+    )
+    assert {key for (key,) in left} == keys["there"] | keys["first-party"]
+    payloads = [payload for (payload,) in run(empty_database, "SELECT payload FROM jobs")]
+    assert {key for payload in payloads for key in payload} == keys["gone"]
+    assert max(map(len, payloads)) <= 1000

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -29,12 +29,14 @@ from service.domain.errors import (
 from service.domain.idempotency import Answer, IdempotencyKey
 from service.domain.identities import Identity
 from service.domain.mails import MailToken, Share, TokenPurpose
+from service.domain.oauth import Client
 from service.domain.referral_codes import (
     ReferralCode,
     ReferralCodeWish,
     TakenReferralCode,
     issue_referral_code,
 )
+from service.domain.scopes import OF_CLIENTS, Scope
 from service.domain.security_events import Origin
 from service.domain.sessions import FIRST_PARTY, Session
 from service.domain.users import Role, parse_email
@@ -446,6 +448,45 @@ async def test_no_key_is_claimed_of_an_account_that_is_being_erased(
         locking = await until_blocked(database, lock())
     assert not await locking
     assert not await lock()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"own_scopes": frozenset({Scope.REFERRALS_READ})},
+        {"own_scopes": frozenset(), "grants": frozenset()},
+        {"own_scopes": OF_CLIENTS, "grants": frozenset()},
+        None,
+    ],
+    ids=["fewer scopes", "nothing", "no grant", "deleted"],
+)
+async def test_a_client_that_loses_what_it_asks_for_gets_no_session(
+    transactions: Database, database: asyncpg.Connection, change: dict[str, Any] | None
+) -> None:
+    """Without FOR SHARE, and each of the conditions, in INSERT_OF_CLIENT it would."""
+    client = Client(
+        client_id="shop",
+        name="Shop",
+        secret_hash=b"x",
+        redirect_uris=(),
+        scopes=frozenset(),
+        own_scopes=OF_CLIENTS,
+    ).completed()
+    session = replace(new_session(uuid7()), user_id=None, client_id="shop", scopes=OF_CLIENTS)
+
+    async def sign_in() -> bool:
+        async with transactions.transaction() as repositories:
+            return await repositories.sessions.add_of_client(session)
+
+    async with transactions.transaction() as repositories:
+        await repositories.oauth_clients.add(client, NOW)
+    async with transactions.transaction() as repositories:
+        if change is None:
+            assert await repositories.oauth_clients.delete("shop", NOW)
+        else:
+            await repositories.oauth_clients.update(replace(client, **change))
+        signing_in = await until_blocked(database, sign_in())
+    assert await signing_in is False
 
 
 async def test_a_repeated_request_waits_for_the_first_and_finds_its_answer(

@@ -37,6 +37,7 @@ def test_every_table_has_its_statements() -> None:
         "mailboxes",
         "migrations",
         "oauth_clients",
+        "personal_data",
         "referral_codes",
         "referrals",
         "security_events",

@@ -33,6 +33,7 @@ PROMISED = [
     ("internal-error", 500),
     ("invalid-credentials", 401),
     ("invalid-token", 401),
+    ("last-admin", 409),
     ("last-way-in", 409),
     ("method-not-allowed", 405),
     ("not-acceptable", 406),

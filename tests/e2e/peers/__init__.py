@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,11 @@ class RegisteredClient:
 
 
 def new_client(
-    service: Service, *redirect_uris: str, confidential: bool = False, scope: str | None = None
+    service: Service, *redirect_uris: str, confidential: bool = False, options: Iterable[str] = ()
 ) -> RegisteredClient:
     """Make an OAuth client as an operator does."""
-    options = [option for uri in redirect_uris for option in ("--redirect-uri", uri)]
+    options = [*options, *(f"--redirect-uri={uri}" for uri in redirect_uris)]
     options += ["--confidential"] if confidential else []
-    options += [] if scope is None else ["--scope", scope]
     done = run("clients", "create", "A judge", *options, environment=service.environment)
     assert done.returncode == 0, done.stderr
     told = dict(line.split()[0].split("=", 1) for line in done.stdout.splitlines())

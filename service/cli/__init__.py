@@ -1,0 +1,1 @@
+"""Commands for operators; service/__main__.py puts them together."""

@@ -1,0 +1,107 @@
+"""What is held about a person, for operators: to find an account, and to give it to its owner."""
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from service.database import Database, Repositories
+from service.domain.clock import Clock
+from service.domain.errors import UserNotFound
+from service.domain.pages import Cursor
+from service.domain.referral_codes import ReferralCode
+from service.domain.users import User, parse_email
+from service.use_cases.security_events import SecurityEvents
+
+AT_ONCE: Final = 10_000
+"""So many rows are read by one statement."""
+_LOG_HASH: Final = re.compile(r"[0-9a-f]{16}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """An account, its live code, and what stands for it in the log."""
+
+    user: User
+    code: ReferralCode | None
+    log_hash: str
+
+
+class PersonalData:
+    """Accounts as operators look for them, and export them."""
+
+    def __init__(self, database: Database, events: SecurityEvents, clock: Clock) -> None:
+        self._database = database
+        self._events = events
+        self._clock = clock
+
+    async def find(self, text: str) -> Found:
+        """Return the account with that email address, id or hash from the log.
+
+        Raises UserNotFound. For a hash it goes through all accounts: a second for each million.
+        """
+        async with self._database.reading() as repositories:
+            user = await self._find(repositories, text)
+            if user is None:
+                raise UserNotFound(f"There is no account {text}.")
+            code = await repositories.referral_codes.find_live(user.user_id, self._clock())
+        return Found(
+            user=user,
+            code=None if user.disabled else code,
+            log_hash=self._events.account_hash(user.user_id),
+        )
+
+    async def export(self, user_id: UUID) -> dict[str, Any]:
+        """Return all that is held about the person; raise UserNotFound."""
+        async with self._database.reading() as repositories:
+            stored = repositories.personal_data
+            account = await stored.account(user_id)
+            if account is None:
+                raise UserNotFound
+            enrichment = await repositories.enrichments.find(user_id)
+            return {
+                "account": account,
+                "identities": await stored.identities(user_id),
+                "sessions": await stored.sessions(user_id),
+                "granted_to_clients": await stored.grants(user_id),
+                "mails_under_way": await stored.mail_tokens(user_id),
+                "referral_codes": await stored.codes(user_id),
+                "referral": await stored.referral(user_id),
+                "referrals": await _all_referrals(repositories, user_id),
+                "security_events": await stored.security_events(user_id),
+                "enrichment": enrichment and asdict(enrichment),
+            }
+
+    async def _find(self, repositories: Repositories, text: str) -> User | None:
+        if "@" in text:
+            return await repositories.users.find_by_email(parse_email(text).key)
+        user_id: UUID | None
+        if _LOG_HASH.fullmatch(text.lower()):
+            user_id = await self._of_hash(repositories, text.lower())
+        else:
+            try:
+                user_id = UUID(text)
+            except ValueError as error:
+                raise UserNotFound(
+                    f"{text} is no email address, no id and no hash from the log."
+                ) from error
+        return None if user_id is None else await repositories.users.find(user_id)
+
+    async def _of_hash(self, repositories: Repositories, log_hash: str) -> UUID | None:
+        """Return whose hash it is: it cannot be reckoned back, so that all are tried."""
+        last = UUID(int=0)
+        while ids := await repositories.users.ids_behind(last, AT_ONCE):
+            for user_id in ids:
+                if self._events.account_hash(user_id) == log_hash:
+                    return user_id
+            last = ids[-1]
+        return None
+
+
+async def _all_referrals(repositories: Repositories, user_id: UUID) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    behind = None
+    while page := await repositories.personal_data.referrals(user_id, AT_ONCE, behind):
+        found += page
+        behind = Cursor(page[-1]["registered_at"], page[-1]["id"])
+    return found
