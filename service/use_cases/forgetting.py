@@ -52,7 +52,8 @@ class Forgetting:
     async def plan(self, repositories: Repositories, keys: Sequence[str], now: datetime) -> None:
         """Write the jobs, in the transaction that makes the values of `keys` old."""
         for start in range(0, len(keys), KEYS_OF_A_JOB):
-            await repositories.jobs.add(JobKind.FORGET, keys[start : start + KEYS_OF_A_JOB], now)
+            some = keys[start : start + KEYS_OF_A_JOB]
+            await repositories.jobs.add(JobKind.FORGET, some, now)
 
     async def forget(self, keys: Sequence[str]) -> None:
         """Remove `keys` after the commit; while Redis is away the job does it."""
