@@ -22,7 +22,7 @@ from service.redis_connection import RedisAway
 POLL_SECONDS: Final = 0.5
 BATCH: Final = 1000
 KEYS_OF_A_JOB: Final = 100
-"""So that a batch of jobs is read and done in a few hundred ms at most."""
+"""Keeps a batch of jobs small enough to be read at once."""
 log = logging.getLogger(__name__)
 
 
