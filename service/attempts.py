@@ -1,6 +1,6 @@
-"""What is remembered of attempts to prove a password: those that failed, and where owners sign in.
+"""What is remembered of password attempts: recent failures, and where owners sign in from.
 
-In Redis, under keyed hashes; failures are counted by each worker for itself while it is away.
+Redis holds it under keyed hashes. While Redis is away, each worker counts failures by itself.
 """
 
 import asyncio
@@ -16,23 +16,23 @@ from service.redis_connection import RedisAway, RedisConnection
 FREE_FAILURES: Final = 5
 LONGEST_PAUSE_SECONDS: Final = 900
 REMEMBERED_MS: Final = 3600 * 1000
-"""How long after the last failure all are forgotten. Longer than any pause."""
+"""How long after the last failure all of them are forgotten: longer than any pause."""
 PAUSES_MS: Final = (
     *(0 for _ in range(FREE_FAILURES)),
     *(min(1 << doubled, LONGEST_PAUSE_SECONDS) * 1000 for doubled in range(11)),
 )
-"""How long after so many failures in a row the next attempt may come; the last, after more too."""
+"""The pause after 0, 1, 2 … failures in a row; the last one also after any further failure."""
 KNOWN_SECONDS: Final = 30 * 24 * 3600
-"""How long an address counts as one that an account is signed in to from."""
+"""How long after a sign-in its address counts as known."""
 MOST_KNOWN: Final = 100
-"""Addresses of an account: those used longest ago make room."""
+"""Known addresses of one account; the least recently used make room."""
 SWEEP_AGAIN_SECONDS: Final = 3600.0
-"""After which what processes of the release before went on keeping is deleted."""
+"""A second sweep deletes what processes of the previous release have written meanwhile."""
 SWEEP_RETRY_SECONDS: Final = 5.0
 _SWEPT: Final = "signed-in-swept"
 
-# ARGV: how long failures are remembered, and the pauses. How long ago the last attempt was is what
-# is gone of the time that it is remembered.
+# ARGV: how long failures are remembered, then the pauses. The key's remaining time to live tells
+# how long ago the last attempt was.
 _BEGIN: Final = """
 local failures = tonumber(redis.call('GET', KEYS[1]) or 0)
 local pause = tonumber(ARGV[math.min(failures, #ARGV - 2) + 2])
@@ -45,7 +45,7 @@ return 0
 
 
 class Failures:
-    """Failed attempts in a row, by who is tried from where."""
+    """Failed attempts in a row, counted for each account and client address."""
 
     def __init__(self, server: RedisServer, clock: Clock, hash_key: bytes) -> None:
         self._server = server
@@ -53,9 +53,10 @@ class Failures:
         self._local = LocalCounts(clock)
 
     async def begin(self, account: str, address: str) -> int:
-        """Count an attempt as failed, unless it comes too early; return the ms it is too early by.
+        """Count an attempt as failed; return 0, or by how many ms it is too early to be made.
 
-        Counted before it is known: of 60 parallel ones all would pass otherwise.
+        One that is too early does not count. The others count before their outcome is known:
+        otherwise 60 parallel attempts would all pass.
         """
         key = self._key(account, address)
         try:
@@ -75,7 +76,7 @@ class Failures:
         return 0
 
     async def take_back(self, account: str, address: str) -> None:
-        """Let an attempt not count that has ended without an answer about the password."""
+        """Uncount an attempt that said nothing about the password."""
         key = self._key(account, address)
         self._local.take_back(key)
         with suppress(RedisAway):
@@ -83,7 +84,7 @@ class Failures:
             await redis.call(("EVAL", TAKE_BACK, 1, key))
 
     async def forget(self, account: str, address: str) -> None:
-        """Forget the failures: the attempt has succeeded."""
+        """Forget all failures, because an attempt has succeeded."""
         key = self._key(account, address)
         self._local.remove(key)
         with suppress(RedisAway):
@@ -95,16 +96,15 @@ class Failures:
 
 
 def known_addresses_key(hash_key: bytes, email_key: str) -> str:
-    """Return the key of the addresses that an account is signed in to from.
+    """Return the key of an account's known addresses.
 
-    It is planned to be forgotten like one of the cache, when the email address is no longer the
-    account's.
+    It is forgotten like a cache key when the email address is no longer the account's.
     """
     return f"signed-in:{keyed_hash(hash_key, 'signed-in', email_key)}"
 
 
 class KnownAddresses:
-    """Where the owners of accounts have signed in from in the last 30 days, by email key."""
+    """The addresses each account was signed in to from in the last 30 days, by email key."""
 
     def __init__(self, server: RedisServer, clock: Clock, hash_key: bytes) -> None:
         self._server = server
@@ -112,7 +112,7 @@ class KnownAddresses:
         self._hash_key = hash_key
 
     async def include(self, email_key: str, address: str) -> bool:
-        """Whether the account was signed in to from there; no while Redis is away."""
+        """Whether the account was signed in to from this address; False while Redis is away."""
         name = self._name(email_key)
         try:
             redis = await self._server.connect(name)
@@ -122,7 +122,7 @@ class KnownAddresses:
         return at is not None and float(at) > self._clock().timestamp() - KNOWN_SECONDS
 
     async def add(self, email_key: str, address: str) -> None:
-        """Note that the account has been signed in to from there."""
+        """Note that the account was signed in to from this address."""
         name, now = self._name(email_key), int(self._clock().timestamp())
         with suppress(RedisAway):
             redis = await self._server.connect(name)
@@ -133,9 +133,10 @@ class KnownAddresses:
             )
 
     async def sweep(self) -> None:
-        """Delete what the release before keeps in clear, as `signed-in:EMAIL:ADDRESS`.
+        """Delete what the previous release stored in clear, as `signed-in:EMAIL:ADDRESS`.
 
-        Twice, because its processes may go on for a while beside this one; by one process for all.
+        Twice, because its processes may run beside this one for a while. One process does it for
+        all.
         """
         passes = 0
         while passes < 2:
@@ -144,7 +145,7 @@ class KnownAddresses:
             await asyncio.sleep(SWEEP_AGAIN_SECONDS if swept else SWEEP_RETRY_SECONDS)
 
     async def _swept(self) -> bool:
-        """Sweep, or see that another process does; return False while Redis is away."""
+        """Sweep unless another process does; return False while Redis is away."""
         try:
             redis = await self._server.connect(_SWEPT)
             half = int(SWEEP_AGAIN_SECONDS / 2)
@@ -170,4 +171,4 @@ async def _sweep(redis: RedisConnection) -> None:
             await redis.call(*(("DEL", key) for key in found))
         if cursor == b"0":
             return
-        await asyncio.sleep(0.005)  # so that nobody notices
+        await asyncio.sleep(0.005)  # let other commands through

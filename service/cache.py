@@ -51,7 +51,7 @@ LEASE_FOR: Final = timedelta(seconds=3)
 NOTHING_FOR: Final = timedelta(seconds=30)
 """How long "there is nothing" is kept: strangers ask for e-mails without end."""
 REMOVED_AT_ONCE: Final = 1000
-"""Keys in one call: Redis answers it in a few ms, and other calls come between two of them."""
+"""Keys in one call, which Redis answers in a few ms, so that other calls get their turn."""
 ASK_SECONDS: Final = 0.3
 BELIEF_SECONDS: Final = 1.0
 """Counted from the question. Below promise 3: the job may have been done at the new server."""
@@ -124,7 +124,7 @@ class RedisServer:
         return connection
 
     def connections(self) -> set[RedisConnection]:
-        """The connections to all who hold something; raise RedisAway while the breaker is open."""
+        """Return the connections to all primaries; raise RedisAway while the breaker is open."""
         if self.away:
             raise RedisAway
         return {share.connection for share in self._shares}
@@ -308,9 +308,9 @@ async def _delete(
 
 
 def lasting_name(key: str) -> str:
-    """Return the name of what is no cached value, but is forgotten like one.
+    """Return the name of a key that outlives restarts of the server, and is forgotten like others.
 
-    It outlives a restart of the server, and so does the duty to remove it.
+    Unlike cached values, it is not part of the server's generation.
     """
     return _tag(key)
 

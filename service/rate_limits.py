@@ -1,6 +1,6 @@
 """Counting requests: at most so many in a window, over all workers.
 
-The windows are counted in Redis, under keyed hashes: it holds no address and no account's name.
+The windows are counted in Redis under keyed hashes, so that it holds no addresses and no names.
 While it is away each worker counts for itself, which allows as many times more as there are
 workers, and is still a limit.
 """
@@ -21,14 +21,14 @@ from service.settings import RateLimit
 
 MOST_LOCAL_WINDOWS: Final = 100_000
 
-# Not where the count has expired or was removed meanwhile: it would be there for ever, below zero.
+# Not if the count has expired or was removed meanwhile: a negative one would never expire.
 TAKE_BACK: Final = """
 if tonumber(redis.call('GET', KEYS[1]) or 0) > 0 then redis.call('DECR', KEYS[1]) end
 """
 
 
 class LocalCounts:
-    """Counts in the memory of this process; those changed longest ago make room for others."""
+    """Counts in the memory of this process; the least recently changed make room for others."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -38,7 +38,7 @@ class LocalCounts:
         return len(self._counts)
 
     def find(self, key: str) -> tuple[int, int]:
-        """Return a count and the milliseconds it lives on: 0 and 0 where there is none."""
+        """Return a count and the milliseconds until it expires, or 0 and 0."""
         count, ends = self._counts.get(key, (0, 0.0))
         left = int(ends - self._now())
         return (count, left) if left > 0 else (0, 0)
@@ -119,7 +119,7 @@ class Window:
         return count + 1, left or milliseconds
 
     async def take_back(self) -> None:
-        """Let the request not count, unless the window it was counted in has ended."""
+        """Uncount the request, unless its window has ended."""
         if monotonic() >= self._ends_at:
             return
         self.count -= 1

@@ -1,14 +1,15 @@
-"""Attempts to prove a password: counted before it is hashed, so that guessing stays slow.
+"""Password attempts: counted before the password is hashed, so that guessing stays slow.
 
-Three counts, and only wrong passwords stay in them:
+There are three counts, and only wrong passwords stay in them:
 
-- for the client's address, whatever the account: RATE_LIMIT_LOGIN, refused beyond it;
-- for the account as tried from this address: after some failures in a row each further attempt has
-  to wait twice as long;
-- for the account from everywhere: beyond RATE_LIMIT_LOGIN an attempt is held up a little, but never
-  refused, or a stranger could lock the owner out. Where the owner has signed in before, it is not.
+- for the client's address, whatever the account: attempts beyond RATE_LIMIT_LOGIN are refused;
+- for the account and the client's address: after some failures in a row, each further one doubles
+  the pause before the next attempt;
+- for the account, over all addresses: attempts beyond RATE_LIMIT_LOGIN are delayed but never
+  refused, or a stranger could lock the owner out. From an address where the owner has signed in
+  before they are not delayed.
 
-Whether the account exists changes none of it.
+None of it depends on whether the account exists.
 """
 
 import asyncio
@@ -32,10 +33,10 @@ LONGEST_DELAY_SECONDS: Final = 2.0
 async def password_attempt(
     request: web.Request, account: str, *, signs_in: bool = False
 ) -> AsyncIterator[None]:
-    """Go around checking a password; raise TooMany where it may not be checked.
+    """Count the password check in the block as one attempt; raise TooMany if it must not be made.
 
-    `account` is the key of an email address to sign in with, or the id of a user who is signed in
-    and has to prove it once more.
+    `account` is the email key of a sign-in, or the id of a signed-in user who confirms something
+    with the password.
     """
     window = await count_request(request, LOGIN)
     if window is None:
@@ -58,7 +59,7 @@ async def password_attempt(
         yield
     except InvalidCredentials:
         raise
-    except Exception:  # nothing was said about the password
+    except Exception:  # which says nothing about the password
         await asyncio.gather(failures.take_back(account, address), *map(Window.take_back, windows))
         raise
     await asyncio.gather(failures.forget(account, address), *map(Window.take_back, windows))
@@ -67,12 +68,12 @@ async def password_attempt(
 
 
 async def forget_failures(request: web.Request, account: str) -> None:
-    """Let nobody wait here for failures of before the password was reset."""
+    """Forget the failures from this address, because the password was reset."""
     await request.app[FAILURES].forget(account, client_address(request))
 
 
 def delay_of(window: Window) -> float:
-    """Return for how many seconds an attempt is held up: twice as long for each one too many."""
+    """Return the delay of an attempt in seconds: it doubles with each attempt over the limit."""
     too_many = window.count - window.limit.requests
     if too_many <= 0:
         return 0

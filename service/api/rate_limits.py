@@ -1,7 +1,7 @@
 """Refusing a request when its client, or the account it is about, has made too many.
 
-Only windows of the client's address, and of the user who is signed in, are shown in the headers:
-one of an account would say what others do there.
+The headers show only windows of the client's address and of the signed-in user: the window of an
+account would reveal what others do there.
 """
 
 from typing import Final
@@ -63,7 +63,7 @@ async def count_write(request: web.Request, user_id: UUID) -> None:
 
 
 async def _count(request: web.Request, name: str, subjects: list[tuple[str, str]]) -> Window | None:
-    """Count the request for all subjects, and show the window of the first one."""
+    """Count the request for all subjects; show and return the window of the first one."""
     limit = request.app[RATE_LIMITS][name]
     if limit is None:
         return None
@@ -88,6 +88,6 @@ def start_count(request: web.Request, name: str) -> Admission:
 
 
 def refusal(name: str, wait: int) -> TooMany:
-    """Count a refusal; return it. `wait` is how many seconds until the next request may come."""
+    """Return a refusal, and count it; `wait` is in seconds."""
     RATE_LIMITED.labels(name).inc()
     return TooMany(f"Too many requests; the next one may come in {wait} s.", retry_after=wait)

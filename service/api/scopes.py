@@ -39,7 +39,7 @@ ENDING_SESSIONS: Final = frozenset(
         ("DELETE", f"{API}/auth/sessions/{{session_id}}"),
     }
 )
-"""Never refused for being too many: it is what helps against a thief who uses up the limit."""
+"""Never rate limited: this is how the owner gets rid of a thief who uses up the limit."""
 
 
 def is_counted_write(method: str, path: str) -> bool:

@@ -23,7 +23,7 @@ from service.redis_connection import RedisAway
 POLL_SECONDS: Final = 0.5
 BATCH: Final = 1000
 KEYS_OF_A_JOB: Final = 100
-"""So that a batch of jobs is read and done in a few hundred ms at most."""
+"""Keeps a batch of jobs small enough to be read at once."""
 log = logging.getLogger(__name__)
 
 
@@ -54,7 +54,8 @@ class Forgetting:
     async def plan(repositories: Repositories, keys: Sequence[str], now: datetime) -> None:
         """Write the jobs, in the transaction that makes the values of `keys` old."""
         for start in range(0, len(keys), KEYS_OF_A_JOB):
-            await repositories.jobs.add(JobKind.FORGET, keys[start : start + KEYS_OF_A_JOB], now)
+            some = keys[start : start + KEYS_OF_A_JOB]
+            await repositories.jobs.add(JobKind.FORGET, some, now)
 
     async def forget(self, keys: Sequence[str]) -> None:
         """Remove `keys` after the commit; while Redis is away the job does it."""

@@ -18,7 +18,7 @@ from service.domain.sessions import ENDED_KEPT_FOR
 PERIOD_SECONDS: Final = 60.0
 BATCH: Final = 1000
 MOST_BATCHES: Final = 20
-"""More in a minute than a worker writes: failed sign-ins alone are 45 a second."""
+"""Of each table, once a minute: more than a worker writes (45 failed sign-ins a second)."""
 Deletion = Callable[[datetime], Awaitable[int]]
 """Deletes up to BATCH rows from before then; returns how many."""
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Housekeeping:
         self._clock = clock
 
     async def tidy_up(self) -> None:
-        """Delete of each table what there is, or so much that the others have their turn too."""
+        """Delete what has expired from each table, up to MOST_BATCHES batches."""
         now = self._clock()
         async with self._database.reading() as stored:
             deletions: tuple[tuple[Deletion, datetime], ...] = (

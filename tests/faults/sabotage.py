@@ -86,7 +86,7 @@ SABOTAGES: Final = [
         "no job for what could not be removed",
         Scenario(faults.valkey_suspended),
         (
-            (FORGETTING, "await repositories.jobs.add(JobKind.FORGET, keys, now)", "pass"),
+            (FORGETTING, "await repositories.jobs.add(JobKind.FORGET, some, now)", "pass"),
             (CODES_SQL, "         WHERE u.email_key IS NOT NULL", "         WHERE false"),
             (CODES_SQL, "         WHERE email_key IS NOT NULL", "         WHERE false"),
         ),
