@@ -5,6 +5,7 @@ import asyncio
 import gc
 import getpass
 import json
+import logging
 import os
 import secrets
 import socket
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 DATA: Final = Path(".data")
 """Where `dev` keeps its servers' data, its secrets, and while it runs its servers' addresses."""
 Environment = Mapping[str, str]
+log = logging.getLogger("service")
 
 
 class CommandError(Exception):
@@ -141,6 +143,11 @@ def _serve(_: argparse.Namespace, environ: Environment) -> None:
     settings = read_settings(environ)
     with _listening(settings) as sockets:
         asyncio.run(_check_database(settings.database_url))
+        if settings.mail is None:
+            log.warning(
+                "SMTP_URL is not set: nobody can confirm an email address, change it, "
+                "or set a new password for a forgotten one."
+            )
         _serve_on(settings, sockets, lambda: None)
 
 

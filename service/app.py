@@ -27,6 +27,7 @@ from service.domain.errors import Unavailable
 from service.domain.jobs import JobKind
 from service.domain.oauth import Client
 from service.domain.scopes import Scope
+from service.domain.users import allow_domains
 from service.metrics import measure_requests
 from service.passwords import PasswordHasher
 from service.providers import make_provider
@@ -59,6 +60,7 @@ log = logging.getLogger(__name__)
 
 def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
     """Return the application; what it holds open lives from its startup to its cleanup."""
+    allow_domains(settings.email_domains_allowed)
     access_log, stopping, overload = AccessLog(measure_requests), asyncio.Event(), Overload()
     app = web.Application(
         middlewares=[around_every_request(settings, access_log, stopping, overload)],
@@ -93,6 +95,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
 @asynccontextmanager
 async def users_alone(settings: Settings) -> AsyncIterator[Users]:
     """Yield the accounts for a command beside the service: what it changes, jobs make known."""
+    allow_domains(settings.email_domains_allowed)
     async with AsyncExitStack() as stack:
         postgresql = await stack.enter_async_context(_connect(settings, 1))
         redis = RedisServer(settings.redis_url)
@@ -123,6 +126,7 @@ async def jobs_alone(database_url: str, prepared_statements: bool) -> AsyncItera
 @asynccontextmanager
 async def worker_alone(settings: Settings) -> AsyncIterator[Worker]:
     """Yield a worker that does jobs without serving requests."""
+    allow_domains(settings.email_domains_allowed)
     async with AsyncExitStack() as stack:
         postgresql = await stack.enter_async_context(
             _connect(settings, settings.database_pool_size)

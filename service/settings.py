@@ -167,6 +167,7 @@ class Settings:
     enrichment: EnrichmentSettings | None
     mail: MailSettings | None
     confirmation_required: bool
+    email_domains_allowed: frozenset[str]
 
 
 class _RateLimit(fields.Field[RateLimit | None]):
@@ -354,12 +355,26 @@ class _SmtpUrl(_Url):
         )
 
 
+class _Domains(_Words):
+    """Domains between commas."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> Any:
+        words = [word.lower().removeprefix(".") for word in super()._deserialize(value, attr, data)]
+        if not all(map(_HOST.fullmatch, words)):
+            raise ValidationError("must be domains between commas, such as local,lan.")
+        return frozenset(words)
+
+
 class _Address(fields.String):
-    """An e-mail address."""
+    """An e-mail address, if need be of one of EMAIL_DOMAINS_ALLOWED."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> str:
         try:
-            return parse_email(value).mailbox
+            allowed = _Domains().deserialize(data.get("EMAIL_DOMAINS_ALLOWED", ""))
+        except ValidationError:  # which is told with that variable
+            allowed = frozenset()
+        try:
+            return parse_email(value, allowed).mailbox
         except EmailMalformed as error:
             raise ValidationError("must be an e-mail address.") from error
 
@@ -550,6 +565,7 @@ class SettingsSchema(Schema):
     mail_sender = _Address(data_key="MAIL_FROM", load_default=None)
     app_url = _AppUrl("http", "https", data_key="APP_URL", load_default=None)
     email_confirmation = _one_of(EmailConfirmation, "off", "EMAIL_CONFIRMATION")
+    email_domains_allowed = _Domains(data_key="EMAIL_DOMAINS_ALLOWED", load_default=frozenset())
 
     def __init__(self, mailbox: Path | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)

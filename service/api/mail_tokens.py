@@ -15,6 +15,7 @@ from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, ErasureSchema, ac
 from service.domain.errors import (
     HashingQueueFull,
     InvalidCredentials,
+    MailUnavailable,
     PasswordUnacceptable,
     SignInTooOld,
     TokenUnusable,
@@ -150,7 +151,7 @@ async def resend_confirmation(request: web.Request) -> web.Response:
     EmailChangeSchema,
     example={"new_email": "anna@example.org", "password": EXAMPLE_PASSWORD},
 )
-@refuses(InvalidCredentials, SignInTooOld, TooMany, HashingQueueFull)
+@refuses(InvalidCredentials, SignInTooOld, TooMany, HashingQueueFull, MailUnavailable)
 async def change_email(request: web.Request) -> web.Response:
     caller = await current_user(request)
     change = await read_body(request, EMAIL_CHANGE_SCHEMA, into=EmailChange)

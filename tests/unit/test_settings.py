@@ -622,6 +622,17 @@ def test_a_faulty_mail_server_is_not_told_to_be_missing_too() -> None:
     assert line == "MAIL_FROM must be an e-mail address."
 
 
+def test_domains_of_emails_stand_between_commas_and_hold_for_the_sender_too() -> None:
+    assert read().email_domains_allowed == frozenset()
+    settings = read(**MAIL | {"MAIL_FROM": "shop@corp.local"}, EMAIL_DOMAINS_ALLOWED=".Local, lan")
+    assert settings.email_domains_allowed == {"local", "lan"}
+    assert settings.mail is not None
+    assert settings.mail.sender == "shop@corp.local"
+    for faulty in ("*.local", "a b", "anna@local", "local."):
+        told = faults({**GIVEN, "EMAIL_DOMAINS_ALLOWED": faulty})
+        assert told == ["EMAIL_DOMAINS_ALLOWED must be domains between commas, such as local,lan."]
+
+
 def test_a_local_mailbox_is_a_mail_server_too_and_a_real_one_goes_before_it() -> None:
     folder = Path("/nowhere/mailbox")
     settings = read_settings({**GIVEN, "EMAIL_CONFIRMATION": "required"}, folder)
