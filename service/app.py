@@ -15,10 +15,11 @@ from service.api import keys
 from service.api.health import close_when_stopping
 from service.api.mailbox import MAILBOX_ROUTES
 from service.api.middleware import around_every_request
+from service.api.oauth import show_metadata_of_host
 from service.api.overload import Overload
 from service.api.providers import callback_url
 from service.api.rate_limits import LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION
-from service.api.requests import LARGEST_BODY
+from service.api.requests import LARGEST_BODY, answer_expectation
 from service.api.routes import ROUTES
 from service.cache import Cache, RedisServer
 from service.database import Database
@@ -78,6 +79,12 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
         VERIFICATION: settings.rate_limit_verification,
     }
     app.add_routes(ROUTES)
+    if settings.base_path:
+        app.router.add_get(
+            f"/.well-known/oauth-authorization-server{settings.base_path}",
+            show_metadata_of_host,
+            expect_handler=answer_expectation,
+        )
     if settings.mail and isinstance(settings.mail.delivery, Path):
         app.add_routes(MAILBOX_ROUTES)
 

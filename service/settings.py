@@ -169,6 +169,11 @@ class Settings:
     confirmation_required: bool
     email_domains_allowed: frozenset[str]
 
+    @property
+    def base_path(self) -> str:
+        """What clients have before each path, and a proxy takes off: `/referrals`, or nothing."""
+        return urlsplit(self.public_url).path
+
 
 class _RateLimit(fields.Field[RateLimit | None]):
     """`N/second`, `N/minute`, `N/hour` or `off`."""
@@ -380,12 +385,17 @@ class _Address(fields.String):
 
 
 class _PublicUrl(_Url):
-    """Where clients reach the service: an origin, because its addresses begin at the root."""
+    """Where clients reach the service: an origin, and the path that a proxy takes off."""
+
+    _PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
         url = super()._deserialize(value, attr, data, **kwargs).rstrip("/")
-        if not _is_origin(url):
-            raise ValidationError("must have no path, no query and no user.")
+        path = urlsplit(url).path
+        if not _is_origin(url.removesuffix(path)):
+            raise ValidationError("must have no query and no user.")
+        if not self._PATH.fullmatch(path):
+            raise ValidationError("must have a path of plain words, /referrals, or none.")
         return url
 
 

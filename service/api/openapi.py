@@ -134,7 +134,7 @@ PROBLEM_SCHEMA: Final = {
         "type": {
             "type": "string",
             "format": "uri-reference",
-            "description": "A page that explains the problem.",
+            "description": "A page that explains the problem, behind the server's URL.",
         },
         "title": {"type": "string", "description": "The same for every problem of this code."},
         "status": {"type": "integer", "description": "The status of the response."},
@@ -446,25 +446,35 @@ def _refer(headers: Iterable[str]) -> dict[str, Any]:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
 
 
-def build_openapi(app: web.Application, service_name: str) -> dict[str, Any]:
-    """Return the document of all routes of `app`."""
+def build_openapi(app: web.Application, service_name: str, base_path: str = "") -> dict[str, Any]:
+    """Return the document of all routes of `app`, which clients reach behind that path."""
     openapi = OpenApi(
         title=service_name,
         version=VERSION,
         info={"description": DESCRIPTION},
         # Relative, so that trying a call works behind whatever address the page was loaded from.
-        servers=[{"url": "/"}],
+        servers=[{"url": base_path or "/"}],
         tags=[{"name": name, "description": text} for name, text in TAGS.items()],
     )
-    return openapi.document(app)
+    document = openapi.document(app)
+    return _behind(base_path, document) if base_path else document
+
+
+def _behind(base_path: str, document: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of the document whose links begin with the path."""
+    copy: dict[str, Any] = json.loads(to_json(document))
+    copy["info"]["description"] = DESCRIPTION.replace("](/", f"]({base_path}/")
+    flow = copy["components"]["securitySchemes"]["oauth2"]["flows"]["authorizationCode"]
+    flow |= {name: base_path + url for name, url in flow.items() if name.endswith("Url")}
+    return copy
 
 
 @functools.lru_cache(1)
 def _file_of(app: web.Application) -> StaticFile:
     # When it is first asked for: writing it takes longer than all else that a start does.
-    return StaticFile.of(
-        to_json(build_openapi(app, app[SETTINGS].service_name)), "application/json"
-    )
+    settings = app[SETTINGS]
+    document = build_openapi(app, settings.service_name, settings.base_path)
+    return StaticFile.of(to_json(document), "application/json")
 
 
 @docs(
