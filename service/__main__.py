@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 DATA: Final = Path(".data")
 """Where `dev` keeps its servers' data, its secrets, and while it runs its servers' addresses."""
-log = logging.getLogger(__name__)
+log = logging.getLogger("service")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -116,6 +116,11 @@ def _serve(_: argparse.Namespace, environ: Environment) -> None:
     settings = read_settings(environ)
     with _listening(settings) as sockets:
         asyncio.run(_check_database(settings.database_url))
+        if settings.mail is None:
+            log.warning(
+                "SMTP_URL is not set: nobody can confirm an email address, change it, "
+                "or set a new password for a forgotten one."
+            )
         _serve_on(settings, sockets, lambda: None)
 
 

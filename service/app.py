@@ -17,12 +17,13 @@ from service.api import keys
 from service.api.health import METRICS, close_when_stopping, metrics_of
 from service.api.mailbox import MAILBOX_ROUTES
 from service.api.middleware import around_every_request
+from service.api.oauth import show_metadata_of_host
 from service.api.origin import current_origin
 from service.api.overload import Overload
 from service.api.problems import PARSER_LIMITS
 from service.api.providers import callback_url
 from service.api.rate_limits import LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION, WRITE
-from service.api.requests import LARGEST_BODY
+from service.api.requests import LARGEST_BODY, answer_expectation
 from service.api.routes import ROUTES
 from service.attempts import Failures, KnownAddresses
 from service.cache import Cache, RedisServer
@@ -35,6 +36,7 @@ from service.domain.passwords import PasswordRules, names_in
 from service.domain.scopes import Scope
 from service.domain.security_events import Origin
 from service.domain.sessions import SWAGGER_UI
+from service.domain.users import allow_domains
 from service.metrics import measure_requests
 from service.passwords import PasswordHasher
 from service.providers import make_provider
@@ -72,6 +74,7 @@ log = logging.getLogger(__name__)
 
 def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
     """Return the application; what it holds open lives from its startup to its cleanup."""
+    allow_domains(settings.email_domains_allowed)
     access_log, stopping, overload = AccessLog(measure_requests), asyncio.Event(), Overload()
     app = web.Application(
         middlewares=[around_every_request(settings, access_log, stopping, overload)],
@@ -91,6 +94,12 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
         WRITE: settings.rate_limit_write,
     }
     app.add_routes(ROUTES)
+    if settings.base_path:
+        app.router.add_get(
+            f"/.well-known/oauth-authorization-server{settings.base_path}",
+            show_metadata_of_host,
+            expect_handler=answer_expectation,
+        )
     if settings.mail and isinstance(settings.mail.delivery, Path):
         app.add_routes(MAILBOX_ROUTES)
 
@@ -124,6 +133,7 @@ def create_metrics_app(app: web.Application) -> web.Application:
 @asynccontextmanager
 async def users_alone(settings: Settings) -> AsyncIterator[tuple[Users, PersonalData]]:
     """Yield the accounts, and all that is held about them, for a command beside the service."""
+    allow_domains(settings.email_domains_allowed)
     async with AsyncExitStack() as stack:
         postgresql = await stack.enter_async_context(_connect(settings, 1))
         redis = RedisServer(settings.redis_url)
@@ -170,6 +180,7 @@ async def jobs_alone(database_url: str, prepared_statements: bool) -> AsyncItera
 @asynccontextmanager
 async def worker_alone(settings: Settings) -> AsyncIterator[Worker]:
     """Yield a worker that does jobs without serving requests."""
+    allow_domains(settings.email_domains_allowed)
     async with AsyncExitStack() as stack:
         postgresql = await stack.enter_async_context(
             _connect(settings, settings.database_pool_size)

@@ -173,6 +173,12 @@ class Settings:
     enrichment: EnrichmentSettings | None
     mail: MailSettings | None
     confirmation_required: bool
+    email_domains_allowed: frozenset[str]
+
+    @property
+    def base_path(self) -> str:
+        """What clients have before each path, and a proxy takes off: `/referrals`, or nothing."""
+        return urlsplit(self.public_url).path
 
 
 class _RateLimit(fields.Field[RateLimit | None]):
@@ -360,23 +366,42 @@ class _SmtpUrl(_Url):
         )
 
 
+class _Domains(_Words):
+    """Domains between commas."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> Any:
+        words = [word.lower().removeprefix(".") for word in super()._deserialize(value, attr, data)]
+        if not all(map(_HOST.fullmatch, words)):
+            raise ValidationError("must be domains between commas, such as local,lan.")
+        return frozenset(words)
+
+
 class _Address(fields.String):
-    """An e-mail address."""
+    """An e-mail address, if need be of one of EMAIL_DOMAINS_ALLOWED."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> str:
         try:
-            return parse_email(value).mailbox
+            allowed = _Domains().deserialize(data.get("EMAIL_DOMAINS_ALLOWED", ""))
+        except ValidationError:  # which is told with that variable
+            allowed = frozenset()
+        try:
+            return parse_email(value, allowed).mailbox
         except EmailMalformed as error:
             raise ValidationError("must be an e-mail address.") from error
 
 
 class _PublicUrl(_Url):
-    """Where clients reach the service: an origin, because its addresses begin at the root."""
+    """Where clients reach the service: an origin, and the path that a proxy takes off."""
+
+    _PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
         url = super()._deserialize(value, attr, data, **kwargs).rstrip("/")
-        if not _is_origin(url):
-            raise ValidationError("must have no path, no query and no user.")
+        path = urlsplit(url).path
+        if not _is_origin(url.removesuffix(path)):
+            raise ValidationError("must have no query and no user.")
+        if not self._PATH.fullmatch(path):
+            raise ValidationError("must have a path of plain words, /referrals, or none.")
         return url
 
 
@@ -558,6 +583,7 @@ class SettingsSchema(Schema):
     mail_sender = _Address(data_key="MAIL_FROM", load_default=None)
     app_url = _AppUrl("http", "https", data_key="APP_URL", load_default=None)
     email_confirmation = _one_of(EmailConfirmation, "off", "EMAIL_CONFIRMATION")
+    email_domains_allowed = _Domains(data_key="EMAIL_DOMAINS_ALLOWED", load_default=frozenset())
 
     def __init__(self, mailbox: Path | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)

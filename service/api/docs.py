@@ -12,6 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
+from service.api.keys import SETTINGS
 from service.api.static_files import StaticFile
 
 _ASSETS: Final = Path(__file__).parent / "assets"
@@ -60,16 +61,19 @@ _START: Final = b"""<!doctype html>
 
 
 @cache
-def _read(name: str) -> StaticFile:
+def _read(name: str, base_path: str) -> StaticFile:
     path = _ASSETS / name
     policy = _POLICY_OF_PAGE.get(name)
     headers = {"Content-Security-Policy": policy} if policy else {}
-    return StaticFile.of(path.read_bytes(), _CONTENT_TYPES[path.suffix], headers)
+    body = path.read_bytes()
+    if path.suffix == ".html":
+        body = body.replace(b'="/', f'="{base_path}/'.encode())
+    return StaticFile.of(body, _CONTENT_TYPES[path.suffix], headers)
 
 
 async def _respond(request: web.Request, name: str) -> web.Response:
     # In a thread, because the first request for a bundle compresses it, which takes 0.1 s.
-    file = await asyncio.to_thread(_read, name)
+    file = await asyncio.to_thread(_read, name, request.app[SETTINGS].base_path)
     return file.respond(request)
 
 

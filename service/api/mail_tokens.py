@@ -17,6 +17,7 @@ from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, ErasureSchema
 from service.domain.errors import (
     HashingQueueFull,
     InvalidCredentials,
+    MailUnavailable,
     NotAllowed,
     PasswordUnacceptable,
     SignInTooOld,
@@ -152,7 +153,7 @@ async def resend_confirmation(request: web.Request) -> web.Response:
     example={"new_email": "anna@example.org", "password": EXAMPLE_PASSWORD},
 )
 @response_schema(AcceptedSchema, 202, description="The new email address gets a mail.")
-@refuses(NotAllowed, InvalidCredentials, SignInTooOld, TooMany, HashingQueueFull)
+@refuses(NotAllowed, InvalidCredentials, SignInTooOld, TooMany, HashingQueueFull, MailUnavailable)
 async def change_email(request: web.Request) -> web.Response:
     caller = await current_first_party_user(request)
     change = await read_body(request, EMAIL_CHANGE_SCHEMA, into=EmailChange)

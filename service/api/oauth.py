@@ -18,7 +18,15 @@ from service.api.keys import OAUTH, SETTINGS
 from service.api.oauth_pages import show_refusal, show_sign_in
 from service.api.password_attempts import password_attempt
 from service.api.problems import status_of
-from service.api.requests import RequestSchema, Text, header_text, is_https, read_bytes
+from service.api.requests import (
+    RequestSchema,
+    Text,
+    cookie_path,
+    header_text,
+    is_https,
+    public_path,
+    read_bytes,
+)
 from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, account_of
 from service.domain.errors import (
     AccountDisabled,
@@ -349,6 +357,12 @@ async def show_metadata(request: web.Request) -> web.Response:
     return _cached(document)
 
 
+async def show_metadata_of_host(request: web.Request) -> web.Response:
+    """GET where RFC 8414 looks for it: at the root of the host, the issuer's path at the end."""
+    response: web.Response = await show_metadata(request)
+    return response
+
+
 @docs(
     tags=["OAuth 2.0"],
     summary="The keys that verify access tokens",
@@ -386,6 +400,7 @@ def _sign_in_page(
         authorization,
         {name: parameters[name] for name in _REQUEST_PARAMETERS if name in parameters},
         csrf,
+        action=public_path(request, "/oauth/authorize"),
         nonce=nonce,
         fault=fault.detail if fault else "",
         email=email,
@@ -396,7 +411,7 @@ def _sign_in_page(
     response.set_cookie(
         _csrf_cookie(request),
         csrf,
-        path="/",
+        path=cookie_path(request),
         httponly=True,
         samesite="Lax",
         secure=is_https(request),

@@ -34,12 +34,13 @@ def show_sign_in(
     parameters: dict[str, str],
     csrf: str,
     *,
+    action: str,
     nonce: str,
     fault: str = "",
     email: str = "",
     status: int = 200,
 ) -> web.Response:
-    """Return the page with its form, which sends the request's parameters along."""
+    """Return the page with its form, which sends the request's parameters along to `action`."""
     hidden = "".join(
         f'<input type="hidden" name="{escape(name)}" value="{escape(value)}">'
         for name, value in {**parameters, "csrf": csrf}.items()
@@ -54,7 +55,7 @@ def show_sign_in(
 <p>{name} wants to:</p>
 <ul>{wishes}</ul>
 {f'<p class="fault" role="alert">{escape(fault)}</p>' if fault else ""}
-<form method="post" action="/oauth/authorize">
+<form method="post" action="{escape(action)}">
 {hidden}
 <label for="email">E-mail</label>
 <input id="email" name="email" type="email" autocomplete="username" value="{escape(email)}">

@@ -145,7 +145,7 @@ PROBLEM_SCHEMA: Final = {
         "type": {
             "type": "string",
             "format": "uri-reference",
-            "description": "A page that explains the problem.",
+            "description": "A page that explains the problem, behind the server's URL.",
         },
         "title": {"type": "string", "description": "The same for every problem of this code."},
         "status": {"type": "integer", "description": "The status of the response."},
@@ -538,8 +538,10 @@ def _refer(headers: Iterable[str]) -> dict[str, Any]:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
 
 
-def build_openapi(app: web.Application, service_name: str, public_url: str) -> dict[str, Any]:
-    """Return the document of all routes of `app`."""
+def build_openapi(
+    app: web.Application, service_name: str, public_url: str, base_path: str = ""
+) -> dict[str, Any]:
+    """Return the document of all routes of `app`, which clients reach behind that path."""
     # Linters want a licence, and generators an address with a host for it: there is no text yet.
     license_ = {"name": "All rights reserved", "url": f"{public_url}/"}
     openapi = OpenApi(
@@ -547,17 +549,27 @@ def build_openapi(app: web.Application, service_name: str, public_url: str) -> d
         version=VERSION,
         info={"description": DESCRIPTION, "license": license_},
         # Relative, so that trying a call works behind whatever address the page was loaded from.
-        servers=[{"url": "/"}],
+        servers=[{"url": base_path or "/"}],
         tags=[{"name": name, "description": text} for name, text in TAGS.items()],
     )
-    return openapi.document(app)
+    document = openapi.document(app)
+    return _behind(base_path, document) if base_path else document
+
+
+def _behind(base_path: str, document: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of the document whose links begin with the path."""
+    copy: dict[str, Any] = json.loads(to_json(document))
+    copy["info"]["description"] = DESCRIPTION.replace("](/", f"]({base_path}/")
+    flow = copy["components"]["securitySchemes"]["oauth2"]["flows"]["authorizationCode"]
+    flow |= {name: base_path + url for name, url in flow.items() if name.endswith("Url")}
+    return copy
 
 
 @functools.lru_cache(1)
 def _file_of(app: web.Application) -> StaticFile:
     # When it is first asked for: writing it takes longer than all else that a start does.
     settings = app[SETTINGS]
-    document = build_openapi(app, settings.service_name, settings.public_url)
+    document = build_openapi(app, settings.service_name, settings.public_url, settings.base_path)
     return StaticFile.of(to_json(document), "application/json")
 
 

@@ -14,7 +14,7 @@ from service.api.keys import IDENTITIES, SETTINGS
 from service.api.middleware import API
 from service.api.openapi import refuses
 from service.api.rate_limits import LOGIN, count_request
-from service.api.requests import Text, header_text, is_https, read_query
+from service.api.requests import Text, cookie_path, header_text, is_https, read_query
 from service.api.sessions import TOKENS_SCHEMA, TokensSchema
 from service.domain.errors import (
     AccountDisabled,
@@ -125,7 +125,7 @@ async def start_sign_in(request: web.Request) -> web.Response:
         _cookie(request),
         started.browser,
         max_age=int(SIGN_IN_LIVES.total_seconds()),
-        path="/",
+        path=cookie_path(request),
         httponly=True,
         samesite="Lax",  # it has to come along from the issuer's site
         secure=is_https(request),

@@ -249,6 +249,19 @@ def is_https(request: web.Request) -> bool:
     return request.app[SETTINGS].public_url.startswith("https:")
 
 
+def public_path(request: web.Request, path: str) -> str:
+    """Return the path by which clients reach one of the service's: a proxy may take some off."""
+    return request.app[SETTINGS].base_path + path
+
+
+def cookie_path(request: web.Request) -> str:
+    """Return for which paths a cookie of the service holds.
+
+    With https it has the prefix __Host-, which browsers believe on the path / alone.
+    """
+    return "/" if is_https(request) else public_path(request, "") or "/"
+
+
 def header_text(request: web.Request, name: str) -> str | None:
     """Return a header as text that can be stored: bytes that are not UTF-8 are replaced."""
     value = request.headers.get(name)

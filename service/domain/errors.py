@@ -39,6 +39,7 @@
     └── Unavailable
         ├── DatabaseUnavailable
         ├── HashingQueueFull
+        ├── MailUnavailable
         ├── MigrationsPending
         ├── Overloaded
         └── ProviderUnavailable
@@ -316,6 +317,13 @@ class DatabaseUnavailable(Unavailable):
 class HashingQueueFull(Unavailable):
     code = "hashing-queue-full"
     title = "Too many passwords are being hashed at the moment."
+
+
+class MailUnavailable(Unavailable):
+    code = "mail-unavailable"
+    title = "This service sends no mail."
+    remedy = "Ask the operators of the service, who have to set up a mail server."
+    default_retry_after = 60
 
 
 class MigrationsPending(Unavailable):

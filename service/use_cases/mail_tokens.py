@@ -13,7 +13,7 @@ from uuid6 import uuid7
 from service.database import Database, Repositories, TransactionConflict, retried
 from service.domain.account_changes import AccountChange, ChangeKind
 from service.domain.clock import Clock
-from service.domain.errors import EmailMalformed, EmailTaken, TokenUnusable
+from service.domain.errors import EmailMalformed, EmailTaken, MailUnavailable, TokenUnusable
 from service.domain.jobs import JobKind
 from service.domain.mails import RESET_HEAD_START, MailKind, MailToken, TokenPurpose
 from service.domain.oauth import hash_secret
@@ -80,12 +80,14 @@ class MailTokens:
     async def change_email(self, caller: Caller, new_email: str, password: str | None) -> None:
         """Have a token sent to the new e-mail, which becomes the account's when it comes back.
 
-        Raises EmailMalformed and what `Users.prove` raises.
+        Raises EmailMalformed, MailUnavailable and what `Users.prove` raises.
         """
         try:
             email = parse_email(new_email)
         except EmailMalformed as error:
             raise EmailMalformed(error.detail, pointer="#/new_email") from error
+        if not self._jobs.include(JobKind.MAIL):
+            raise MailUnavailable
         await self._users.prove(caller, password)
         async with self._database.transaction() as repositories:
             await self._events.record(

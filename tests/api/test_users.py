@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from service.settings import Settings
+from service.settings import Settings, read_settings
 from tests.api.assertions import assert_problem
 from tests.factories import PASSWORD, Api, Person, new_email, running
 
@@ -313,3 +313,24 @@ async def everything_stored(database: asyncpg.Connection, redis: Redis) -> str:
     keys = [key async for key in redis.scan_iter("*")]
     values = [str(await redis.get(key)) for key in keys]
     return "\n".join([*(row["row"] for row in rows), *map(str, keys), *values])
+
+
+async def test_an_email_of_a_domain_that_only_the_operators_know_is_found_again(
+    environment: dict[str, str], database: asyncpg.Connection, redis: Redis
+) -> None:
+    body = {"email": "Anna@corp.local", "password": PASSWORD}
+    async with running(read_settings(environment)) as api:
+        assert_problem(
+            await api.post("/auth/register", body), 422, "validation-failed", ["#/email"]
+        )
+    allowed = {**environment, "EMAIL_DOMAINS_ALLOWED": "local,localhost"}
+    async with running(read_settings(allowed)) as api:
+        anna = await api.new_person("Anna@corp.local")
+        code = await api.new_code(anna)
+        for spelling in ("anna@corp.local", "ANNA@CORP.LOCAL"):
+            found = await api.get(f"/referral-code/{spelling}")
+            assert (found.status, found.json()["code"]) == (200, code)
+        bert = await api.register("bert@localhost", referral_code=code)
+        assert bert.json()["referrer_id"] == anna.user_id
+    async with running(read_settings(environment)) as api:
+        assert (await api.register("carl@corp.local")).status == 422

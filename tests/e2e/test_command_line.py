@@ -156,6 +156,23 @@ def test_the_last_requests_before_sigterm_are_in_the_log(
     assert len([line for line in lines if line.get("route") == "/health/live"]) == 20
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_that_no_mail_is_sent_is_told_once_at_the_start(
+    environment: dict[str, str], tmp_path: Path, workers: str
+) -> None:
+    mail = {"SMTP_URL": f"smtp://{LOOPBACK}:1", "MAIL_FROM": "referrals@example.com"}
+    for variables, times in (({}, 1), (mail, 0)):
+        file = tmp_path / "log"
+        with (
+            file.open("w") as log,
+            service_process({**environment, **variables}, log, WORKERS=workers),
+        ):
+            pass
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        told = [line["message"] for line in lines if line["level"] == "warning"]
+        assert len([line for line in told if "SMTP_URL is not set" in line]) == times, told
+
+
 def test_a_killed_worker_is_replaced_and_the_service_goes_on(environment: dict[str, str]) -> None:
     with service_process(environment, WORKERS="2") as service:
         first = workers_of(service.process.pid)

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.errors import EmailMalformed
-from service.domain.users import _PLAIN, Email, fold_mailbox, hash_mailbox, key_of, parse_email
+from service.domain.users import (
+    _PLAIN,
+    Email,
+    allow_domains,
+    fold_mailbox,
+    hash_mailbox,
+    key_of,
+    parse_email,
+)
 from tests.unit.strategies import ANY_TEXT
 
 
@@ -82,6 +90,39 @@ def test_what_is_no_email_is_malformed(text: str) -> None:
         parse_email(text)
     assert caught.value.pointer == "#/email"
     caught.value.detail.encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("anna@corp.local", "anna@corp.local"),
+        ("Anna@Corp.LOCAL", "anna@corp.local"),
+        ("anna@local", "anna@local"),
+        ("anna@localhost", "anna@localhost"),
+        ("anna@mail.home.arpa", "anna@mail.home.arpa"),
+    ],
+)
+def test_a_domain_that_the_operators_allow_is_one(text: str, key: str) -> None:
+    with pytest.raises(EmailMalformed):
+        parse_email(text)
+    allowed = {"local", "localhost", "home.arpa"}
+    assert parse_email(text, allowed) == Email(text, key)
+    allow_domains(allowed)
+    try:
+        assert parse_email(text) == Email(text, key)
+        assert key_of(text) == key
+    finally:
+        allow_domains(())
+    with pytest.raises(EmailMalformed):
+        parse_email(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["anna@evillocal", "anna@corp.local.", "anna@.local", "anna@other.arpa", "anna@", "a@b"]
+)
+def test_and_no_other_is(text: str) -> None:
+    with pytest.raises(EmailMalformed):
+        parse_email(text, {"local", "home.arpa"})
 
 
 @given(ANY_TEXT | st.builds("{}@{}.{}".format, ANY_TEXT, ANY_TEXT, ANY_TEXT))

@@ -392,14 +392,42 @@ def test_of_several_hosts_the_kind_wanted_has_to_be_named(
 @pytest.mark.parametrize(
     "value",
     [
-        pytest.param("https://example.com/referrals", id="a path"),
         pytest.param("https://example.com?a=b", id="a query"),
+        pytest.param("https://example.com/referrals?a=b", id="a query behind a path"),
+        pytest.param("https://example.com/referrals#a", id="a fragment"),
         pytest.param("https://user@example.com", id="a user"),
+        pytest.param("https://user@example.com/referrals", id="a user before a path"),
     ],
 )
-def test_the_public_address_is_an_origin(value: str) -> None:
+def test_the_public_address_is_an_origin_and_a_path(value: str) -> None:
     [line] = faults({**GIVEN, "PUBLIC_URL": value})
-    assert line == "PUBLIC_URL must have no path, no query and no user."
+    assert line == "PUBLIC_URL must have no query and no user."
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/a b", "//a", "/a//b", "/./a", "/a/../b", "/%2e%2e", "/a;b", '/a"b', "/\u00fc", "/a{b}"],
+)
+def test_the_path_of_the_public_address_is_plain(path: str) -> None:
+    """It stands in pages, in cookies and in a route."""
+    [line] = faults({**GIVEN, "PUBLIC_URL": f"https://example.com{path}"})
+    assert line == "PUBLIC_URL must have a path of plain words, /referrals, or none."
+
+
+@pytest.mark.parametrize(
+    ("url", "public_url", "base_path"),
+    [
+        ("https://example.com", "https://example.com", ""),
+        ("https://example.com/", "https://example.com", ""),
+        ("https://example.com/referrals/", "https://example.com/referrals", "/referrals"),
+        ("http://[::1]:8080/a-b/c_d.e~f", "http://[::1]:8080/a-b/c_d.e~f", "/a-b/c_d.e~f"),
+    ],
+)
+def test_the_path_of_the_public_address_is_what_a_proxy_takes_off(
+    url: str, public_url: str, base_path: str
+) -> None:
+    settings = read(PUBLIC_URL=url)
+    assert (settings.public_url, settings.base_path) == (public_url, base_path)
 
 
 def test_the_public_url_ends_without_a_slash_and_begins_with_the_port_by_default() -> None:
@@ -630,6 +658,17 @@ def test_a_faulty_mail_server_is_not_told_to_be_missing_too() -> None:
     assert line.startswith("SMTP_URL")
     [line] = faults({**GIVEN, **MAIL, "MAIL_FROM": "nobody"})
     assert line == "MAIL_FROM must be an e-mail address."
+
+
+def test_domains_of_emails_stand_between_commas_and_hold_for_the_sender_too() -> None:
+    assert read().email_domains_allowed == frozenset()
+    settings = read(**MAIL | {"MAIL_FROM": "shop@corp.local"}, EMAIL_DOMAINS_ALLOWED=".Local, lan")
+    assert settings.email_domains_allowed == {"local", "lan"}
+    assert settings.mail is not None
+    assert settings.mail.sender == "shop@corp.local"
+    for faulty in ("*.local", "a b", "anna@local", "local."):
+        told = faults({**GIVEN, "EMAIL_DOMAINS_ALLOWED": faulty})
+        assert told == ["EMAIL_DOMAINS_ALLOWED must be domains between commas, such as local,lan."]
 
 
 def test_a_local_mailbox_is_a_mail_server_too_and_a_real_one_goes_before_it() -> None:

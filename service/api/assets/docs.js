@@ -1,11 +1,13 @@
 "use strict";
 
+const base = location.pathname.replace(/\/docs$/, ""); // a proxy may take it off
+
 const ui = SwaggerUIBundle({
-  url: "/openapi.json",
+  url: `${base}/openapi.json`,
   dom_id: "#swagger-ui",
   deepLinking: true,
   docExpansion: "list",
-  oauth2RedirectUrl: `${location.origin}/docs/oauth2-redirect.html`,
+  oauth2RedirectUrl: `${location.origin}${base}/docs/oauth2-redirect.html`,
   persistAuthorization: true,
   queryConfigEnabled: false, // a link must not make this page show, or send tokens to, another API
   tryItOutEnabled: true,

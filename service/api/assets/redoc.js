@@ -1,3 +1,5 @@
 "use strict";
 
-Redoc.init("/openapi.json", {}, document.getElementById("redoc"));
+const base = location.pathname.replace(/\/redoc$/, ""); // a proxy may take it off
+
+Redoc.init(`${base}/openapi.json`, {}, document.getElementById("redoc"));
