@@ -15,7 +15,7 @@ from service.domain.mails import MailKind
 from service.domain.oauth import hash_secret
 from service.domain.security_events import SecurityEvent
 from service.domain.users import Email, Role
-from service.use_cases.forgetting import Forgetting, session_key
+from service.use_cases.forgetting import Forgetting, code_key, session_key
 from service.use_cases.jobs import Jobs
 from service.use_cases.mails import mail_about_change, mail_to_email
 from service.use_cases.security_events import SecurityEvents
@@ -119,7 +119,7 @@ class AccountChanges:
             await self._jobs.plan(repositories, told)
         return [
             *old_keys,
-            *self._users.keys_of_email(email.key),
+            code_key(email.key),
             *self._users.keys_of_email(present.key),
         ]
 

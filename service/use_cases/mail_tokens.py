@@ -24,7 +24,7 @@ from service.domain.users import Email, parse_email
 from service.passwords import PasswordHasher
 from service.use_cases.account_changes import offer_undo
 from service.use_cases.claims import Claims
-from service.use_cases.forgetting import Forgetting, session_key
+from service.use_cases.forgetting import Forgetting, code_key, session_key
 from service.use_cases.jobs import Jobs
 from service.use_cases.mails import mail_to_email, mail_to_new_email, mail_to_user
 from service.use_cases.security_events import SecurityEvents
@@ -172,10 +172,7 @@ class MailTokens:
         await repositories.confirmations.delete_of_user(user_id)
         await repositories.enrichments.delete_of_user(user_id)
         await repositories.identities.delete_of_other_emails(user_id, token.email.key)
-        old_keys = [
-            *self._users.keys_of_email(old.key),
-            *self._users.keys_of_email(token.email.key),
-        ]
+        old_keys = [*self._users.keys_of_email(old.key), code_key(token.email.key)]
         await self._forgetting.plan(repositories, old_keys, now)
         await self._events.record(repositories, SecurityEvent.EMAIL_CHANGED, user_id, now)
         await self._jobs.plan(repositories, jobs_about_email(user_id))

@@ -4,7 +4,6 @@ import hmac
 import secrets
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -162,9 +161,6 @@ class Users:
             referrer_id=referrer_id,
             awaits_confirmation=confirmation_required and not email_confirmed,
             email_verification=verification,
-        )
-        repositories.after_commit(
-            partial(self._events.log, SecurityEvent.ACCOUNT_REGISTERED, user_id)
         )
         follow_ups = jobs_about_email(user_id)
         if disposable:

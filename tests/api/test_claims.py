@@ -324,7 +324,11 @@ async def test_the_account_is_there_with_its_confirmation(
     me = (await strict.get("/users/me", by=anna)).json()
     assert (me["email"], me["email_confirmed"], me["role"]) == ("Anna@Example.com", True, "user")
     items = (await strict.get("/users/me/activity", by=anna)).json()["items"]
-    assert [item["event"] for item in items] == ["sign_in.succeeded", "email.confirmed"]
+    assert [item["event"] for item in items] == [
+        "sign_in.succeeded",
+        "email.confirmed",
+        "account.registered",
+    ]
 
 
 # --- The referral code.
