@@ -88,7 +88,6 @@ _HAS_REPLAYED: Final = """
 """
 
 _PERMANENT_STATES: Final = (
-    "08P01",  # PgBouncer does not know the database, or a parameter
     "0A",  # a feature of the URL that the server lacks
     "22023",  # a value that a setting in `options` cannot have
     "28",  # the role, the password, pg_hba.conf
@@ -97,6 +96,8 @@ _PERMANENT_STATES: Final = (
     "55P02",  # a setting in `options` that cannot be set
 )
 """The states (SQLSTATE) in which a connection is refused for good, as they begin."""
+_PERMANENT_WORDS: Final = ("no such database", "no such user", "unsupported startup parameter")
+"""Those of PgBouncer."""
 
 _PRIMARY: Final = "SELECT WHERE NOT pg_is_in_recovery()"
 _STANDBYS: Final = "SELECT WHERE pg_is_in_recovery()"
@@ -475,13 +476,18 @@ async def open_connection(
 
 def is_permanent(error: BaseException | None) -> bool:
     """Return whether no waiting mends what keeps a connection from being made."""
+    if isinstance(error, asyncpg.ProtocolViolationError):
+        # PgBouncer says everything in this state, also that PostgreSQL is away.
+        return any(words in str(error) for words in _PERMANENT_WORDS)
     if isinstance(error, asyncpg.PostgresError):
         return str(error.sqlstate).startswith(_PERMANENT_STATES)
     if isinstance(error, ssl.SSLError):
         return not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
     if isinstance(error, ConnectionError):  # asyncpg has no other class for it
         return "rejected SSL upgrade" in str(error)
-    return isinstance(error, asyncpg.InterfaceError | WrongEncoding)
+    if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
+        return isinstance(error, ValueError) or "authentication" in str(error)
+    return isinstance(error, WrongEncoding)
 
 
 def _what_may_pass(errors: Iterable[BaseException | None]) -> BaseException:

@@ -14,24 +14,25 @@ from dataclasses import dataclass
 from typing import Final, Literal, get_args
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
 
+_ANYTHING: Final = (".*", "")
 _KNOWN: Final = {
-    "db": r"\d+",
-    "username": r".*",
-    "password": r".*",
-    "protocol": r"2",
+    "db": (r"\d+", "a number"),
+    "username": _ANYTHING,
+    "password": _ANYTHING,
+    "protocol": ("2", "2"),
 }
 _KNOWN_WITH_TLS: Final = {
-    "ssl_ca_certs": r".*",
-    "ssl_ca_data": r".*",
-    "ssl_ca_path": r".*",
-    "ssl_cert_reqs": r"none|optional|required",
-    "ssl_certfile": r".*",
-    "ssl_check_hostname": r"true|false",
-    "ssl_ciphers": r".*",
-    "ssl_keyfile": r".*",
-    "ssl_password": r".*",
+    "ssl_ca_certs": _ANYTHING,
+    "ssl_ca_data": _ANYTHING,
+    "ssl_ca_path": _ANYTHING,
+    "ssl_cert_reqs": ("none|optional|required", "none, optional or required"),
+    "ssl_certfile": _ANYTHING,
+    "ssl_check_hostname": ("true|false", "true or false"),
+    "ssl_ciphers": _ANYTHING,
+    "ssl_keyfile": _ANYTHING,
+    "ssl_password": _ANYTHING,
 }
-"""The parameters of redis-py that are met, with what they may be."""
+"""The parameters of redis-py that are met, with what they may be: as a pattern, and in words."""
 _FILES: Final = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 
 Kind = Literal["server", "cluster", "sentinel"]
@@ -89,8 +90,8 @@ def faults_of_parameters(url: str) -> Iterator[str]:
             # Whatever else it is, it may be a part of the password.
             named = f" {name}" if re.fullmatch(r"[a-z_]{1,40}", name) and "@" not in value else ""
             yield f"has a parameter{named} that this service does not know: leave it out."
-        elif not re.fullmatch(known[name], value):
-            yield f"{name} must be {known[name]}, or left out."
+        elif not re.fullmatch(known[name][0], value):
+            yield f"{name} must be {known[name][1]}, or left out."
         elif name in _FILES and not os.access(value, os.R_OK):
             yield f"{name} must be a file that this service may read, and {value} is not."
     if parts.scheme in {"redis", "rediss"} and not re.fullmatch(r"/?\d*", parts.path):

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -10,6 +12,7 @@ from yoyo import get_backend, read_migrations
 
 from service.migrations import MigrationError, apply_migrations
 from service.schema import FOLDER
+from tests.conftest import Servers
 
 STEPS = sorted(file for file in FOLDER.glob("*.sql") if ".rollback." not in file.name)
 NAMES = [step.stem for step in STEPS]
@@ -160,6 +163,27 @@ def test_a_step_that_fails_leaves_nothing_and_does_not_keep_the_lock(empty_datab
     assert applied(empty_database) == ["0001_users"]
     run(empty_database, "DROP VIEW sessions")
     assert apply_migrations(empty_database) == NAMES[1:]
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_of_another_encoding_is_left_as_it_is(servers: Servers, encoding: str) -> None:
+    name = f"test_{uuid4().hex}"
+    with psycopg.connect(servers.database_url, autocommit=True) as connection:
+        connection.execute(
+            f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}'"
+            " LOCALE_PROVIDER libc LOCALE 'C'"
+        )
+        try:
+            url = urlsplit(servers.database_url)._replace(path=f"/{name}").geturl()
+            with pytest.raises(
+                MigrationError, match=f"the encoding {encoding}, and has to have UTF8"
+            ):
+                apply_migrations(url)
+            tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
+            with psycopg.connect(url) as there:
+                assert there.execute(tables).fetchone() == (0,)
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.mark.parametrize(

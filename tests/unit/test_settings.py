@@ -102,6 +102,7 @@ def test_all_faults_are_told_at_once_in_one_line_each() -> None:
 
 
 HOSTS = "must name each host with its port, HOST:PORT,HOST:PORT."
+REDIS_DATABASE = "must have behind the host the number of a database, or nothing."
 NAME = "must have behind the hosts what the sentinels call the primary."
 
 
@@ -140,6 +141,34 @@ NAME = "must have behind the hosts what the sentinels call the primary."
         ("REDIS_URL", "redis+sentinel://a:1,b/name", HOSTS),
         ("REDIS_URL", "redis+sentinel://a:1,b:2", NAME),
         ("REDIS_URL", "redis+sentinel://a:1/name/word", NAME),
+        ("REDIS_URL", "redis://a/word", REDIS_DATABASE),
+        ("REDIS_URL", "redis://a/0/1", REDIS_DATABASE),
+        ("REDIS_URL", "redis://a?db=word", "db must be a number, or left out."),
+        (
+            "REDIS_URL",
+            "redis://a?socket_timeout=5",
+            "has a parameter socket_timeout that this service does not know: leave it out.",
+        ),
+        (
+            "REDIS_URL",
+            "redis://a?ssl_cert_reqs=none",
+            "has a parameter ssl_cert_reqs that this service does not know: leave it out.",
+        ),
+        (
+            "REDIS_URL",
+            "rediss://a?ssl_cert_reqs=never",
+            "ssl_cert_reqs must be none, optional or required, or left out.",
+        ),
+        (
+            "REDIS_URL",
+            "rediss+cluster://a:1,b:2?ssl_ca_certs=/nowhere",
+            "ssl_ca_certs must be a file that this service may read, and /nowhere is not.",
+        ),
+        (
+            "REDIS_URL",
+            "redis://:1?hunter=ter2@a",
+            "has a parameter that this service does not know: leave it out.",
+        ),
         ("PUBLIC_URL", "example.com", "must be a URL that begins with http://."),
         ("CORS_ORIGINS", "app", "'app' is not an origin such as https://app.example.com."),
         ("TRUSTED_PROXIES", "ten", "'ten' does not appear to be an IPv4 or IPv6 network."),
