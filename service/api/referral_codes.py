@@ -1,7 +1,8 @@
 """Referral codes: making, replacing, showing, deleting one's own, and finding another's."""
 
+from collections.abc import Iterable
 from json.encoder import encode_basestring_ascii as _quoted
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import web
 from aiohttp_apispec import docs, request_schema, response_schema
@@ -15,6 +16,7 @@ from service.api.openapi import IDEMPOTENCY_KEY, refuses
 from service.api.rate_limits import LOOKUP, start_count
 from service.api.requests import Moment, RequestSchema, Text, WholeNumber, moment_text, read_body
 from service.domain.errors import (
+    InvalidInput,
     LiveReferralCodeExists,
     ReferralCodeNotFound,
     ReferralCodeTaken,
@@ -25,7 +27,17 @@ from service.domain.referral_codes import (
     LONGEST_LIFE_DAYS,
     PublicReferralCode,
     ReferralCodeWish,
+    normalise_code,
 )
+
+_EXPIRIES: Final = ("expires_at", "expires_in_days")
+
+
+def _check_code(text: str) -> None:
+    try:
+        normalise_code(text)
+    except InvalidInput as error:
+        raise ValidationError(error.detail) from error
 
 
 class ReferralCodeWishSchema(RequestSchema):
@@ -34,25 +46,31 @@ class ReferralCodeWishSchema(RequestSchema):
     )
     expires_in_days = WholeNumber(validate=validate.Range(1, LONGEST_LIFE_DAYS))
     code = Text(
+        validate=_check_code,
         metadata={
-            "description": "4 to 32 of A-Z, 0-9 and -, compared without case; else generated.",
+            "description": "4 to 32 of A-Z, 0-9 and -, compared without case; generated if left "
+            "out.",
             "minLength": 4,
             "maxLength": 32,
             "pattern": "^[A-Za-z0-9-]{4,32}$",
-        }
+        },
     )
     max_uses = WholeNumber(
-        allow_none=True,
         validate=validate.Range(1, LARGEST_MAX_USES),
         metadata={"description": "How many may register with it; any number if left out."},
     )
 
-    @validates_schema
-    def _one_expiry(self, data: dict[str, Any], **_: Any) -> None:
-        if ("expires_at" in data) == ("expires_in_days" in data):
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def _one_expiry(self, data: Any, original: Any, **_: Any) -> None:
+        if isinstance(original, dict) and _given(original, _EXPIRIES) != 1:
             raise ValidationError(
                 "Give exactly one of expires_at and expires_in_days.", "expires_at"
             )
+
+
+def _given(body: dict[str, Any], names: Iterable[str]) -> int:
+    """Return how many of these members the body has, right or wrong; null is none."""
+    return sum(body.get(name) is not None for name in names)
 
 
 class ReferralCodeSchema(Schema):

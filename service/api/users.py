@@ -12,7 +12,14 @@ from service.api.idempotency import answer_once
 from service.api.keys import SETTINGS, USERS
 from service.api.openapi import IDEMPOTENCY_KEY, refuses
 from service.api.rate_limits import LOGIN, MAIL, REGISTER, count_request
-from service.api.requests import Moment, RequestSchema, Text, moment_text, read_body
+from service.api.requests import (
+    Moment,
+    RequestSchema,
+    Text,
+    TypedCode,
+    moment_text,
+    read_body,
+)
 from service.domain.errors import (
     EmailMalformed,
     EmailTaken,
@@ -36,15 +43,14 @@ class RegisterSchema(RequestSchema):
         required=True,
         metadata={"description": "8 to 128 characters of any kind, and not a common password."},
     )
-    referral_code = Text(
-        allow_none=True, metadata={"description": "The code of whoever referred the user."}
+    referral_code = TypedCode(
+        metadata={"description": "The code of the person who referred the user."}
     )
 
 
 class ErasureSchema(RequestSchema):
     password = Text(
         load_default=None,
-        allow_none=False,
         metadata={
             "description": "Left out only for an account without one: then the sign-in must be "
             "less than 10 minutes old."

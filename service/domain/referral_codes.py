@@ -80,10 +80,14 @@ def generate_code() -> str:
 
 
 def normalise_code(text: str) -> str:
-    """Return the form in which codes are stored and compared; raise InvalidInput if none."""
-    code = text.upper()
-    # `text` is looked at too: upper() makes ASCII of some letters that are not.
-    if not text.isascii() or not _CHOSEN_CODE.fullmatch(code):
+    """Return the form in which codes are stored and compared; raise InvalidInput if none.
+
+    White space around it is no part of it: people paste codes out of mails.
+    """
+    typed = text.strip()
+    code = typed.upper()
+    # What was typed is looked at too: upper() makes ASCII of some letters that are not.
+    if not typed.isascii() or not _CHOSEN_CODE.fullmatch(code):
         raise InvalidInput("A code has 4 to 32 of A-Z, 0-9 and -.", pointer="#/code")
     return code
 

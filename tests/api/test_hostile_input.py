@@ -144,6 +144,8 @@ async def test_a_nasty_text_is_refused_and_found_nowhere(
     for call in CALLS:
         for member in call.body:
             for name, literal in NASTY_TEXTS.items():
+                if member == "referral_code" and name in {"empty", "space"}:
+                    continue  # which is no code
                 text = with_literal({**call.body, "email": new_email()}, member, literal)
                 if "email" not in call.body:
                     text = with_literal(call.body, member, literal)

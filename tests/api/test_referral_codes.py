@@ -162,11 +162,15 @@ BAD_WISHES: Final[list[tuple[dict[str, Any], str]]] = [
     ({**DAYS, "max_uses": -1}, "#/max_uses"),
     ({**DAYS, "max_uses": 10**9 + 1}, "#/max_uses"),
     ({**DAYS, "max_uses": True}, "#/max_uses"),
+    ({**DAYS, "max_uses": 1.5}, "#/max_uses"),
+    ({"expires_at": None, "expires_in_days": None}, "#/expires_at"),
     ({**DAYS, "code": ""}, "#/code"),
     ({**DAYS, "code": "ABC"}, "#/code"),
     ({**DAYS, "code": "A" * 33}, "#/code"),
     ({**DAYS, "code": "AB CD"}, "#/code"),
-    ({**DAYS, "code": "ABCD\n"}, "#/code"),
+    ({**DAYS, "code": " "}, "#/code"),
+    ({**DAYS, "code": " ABC "}, "#/code"),
+    ({**DAYS, "code": 1234}, "#/code"),
     ({**DAYS, "code": "STRAßE"}, "#/code"),
     ({**DAYS, "code": "AB_CD"}, "#/code"),
     ({**DAYS, "owner_id": "x"}, "#/owner_id"),
@@ -181,6 +185,54 @@ async def test_a_wish_that_breaks_a_rule_is_refused(api: Api, anna: Person, meth
         assert answer.status == 422, (wish, answer.body)
         assert_problem(answer, 422, "validation-failed", [pointer])
     assert (await api.get("/referral-code", by=anna)).status == 404
+
+
+@METHODS
+@pytest.mark.parametrize(
+    ("wish", "pointers"),
+    [
+        (
+            {"expires_in_days": 0, "max_uses": 0, "code": "!", "x": 1},
+            ["#/expires_in_days", "#/max_uses", "#/code", "#/x"],
+        ),
+        ({"max_uses": 0, "code": "!"}, ["#/expires_at", "#/max_uses", "#/code"]),
+        (
+            {"expires_at": "tomorrow", "expires_in_days": 0},
+            ["#/expires_at", "#/expires_in_days"],
+        ),
+    ],
+)
+async def test_all_that_is_wrong_with_a_wish_is_told_at_once(
+    api: Api, anna: Person, method: str, wish: dict[str, Any], pointers: list[str]
+) -> None:
+    assert_problem(await make(api, method, anna, **wish), 422, "validation-failed", pointers)
+
+
+@METHODS
+@pytest.mark.parametrize(
+    "wish",
+    [
+        pytest.param({**DAYS, "code": None}, id="no code"),
+        pytest.param({**DAYS, "expires_at": None}, id="no moment"),
+        pytest.param({**DAYS, "max_uses": None}, id="no limit"),
+        pytest.param({**DAYS, "code": None, "expires_at": None, "max_uses": None}, id="all"),
+        pytest.param({"expires_in_days": 7.0}, id="a whole number with a point"),
+        pytest.param({"expires_in_days": 7e0, "code": " abcd \n"}, id="white space around a code"),
+    ],
+)
+async def test_what_clients_write_for_the_same_is_taken(
+    api: Api, anna: Person, method: str, wish: dict[str, Any]
+) -> None:
+    made = await make(api, method, anna, **wish)
+    assert (made.status, made.json()["max_uses"]) == (201, None)
+    assert moment(made, "expires_at") - moment(made, "created_at") == timedelta(days=7)
+    assert made.json()["code"] == "ABCD" or wish.get("code") is None
+
+
+async def test_null_is_left_out_where_a_moment_is_given(api: Api, anna: Person) -> None:
+    expires_at = (datetime.now(UTC) + timedelta(days=3)).isoformat()
+    wish = {"expires_at": expires_at, "expires_in_days": None}
+    assert (await make(api, "POST", anna, **wish)).status == 201
 
 
 @METHODS
@@ -262,11 +314,6 @@ async def test_a_used_up_code_makes_room_for_another(api: Api, anna: Person) -> 
             assert (shown.json()["uses"], shown.json()["max_uses"]) == (1, 2)
     assert_problem(shown, 404, "referral-code-not-found")
     assert (await make(api, "POST", anna, **DAYS)).status == 201
-
-
-async def test_max_uses_of_null_is_any_number(api: Api, anna: Person) -> None:
-    made = await make(api, "POST", anna, **DAYS, max_uses=None)
-    assert (made.status, made.json()["max_uses"]) == (201, None)
 
 
 @METHODS
