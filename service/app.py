@@ -238,7 +238,8 @@ async def _open(
     stack.callback(hasher.close)
     hasher.warm_up()
 
-    cache = Cache(redis, clock)
+    # With another EMAIL_CONFIRMATION other codes are live.
+    cache = Cache(redis, clock, b"c" if settings.confirmation_required else b"")
     forgetting = Forgetting(postgresql, cache, redis)
     jobs = _jobs(postgresql, settings, clock)
     app[keys.DATABASE] = postgresql
@@ -284,7 +285,9 @@ async def _open(
     )
     app[keys.EMAIL_VERIFICATION] = _verification(postgresql, cache, http, settings, clock)
     app[keys.ENRICHMENTS] = _enrichments(postgresql, http, settings, clock)
-    app[keys.REFERRAL_CODES] = ReferralCodes(postgresql, cache, forgetting, clock)
+    app[keys.REFERRAL_CODES] = ReferralCodes(
+        postgresql, cache, forgetting, clock, confirmed_only=settings.confirmation_required
+    )
     app[keys.REFERRALS] = Referrals(postgresql)
 
     # Before the first request, so that what another process left to be forgotten is forgotten.

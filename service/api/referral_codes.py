@@ -16,6 +16,7 @@ from service.api.openapi import IDEMPOTENCY_KEY, refuses
 from service.api.rate_limits import LOOKUP, start_count
 from service.api.requests import Moment, RequestSchema, Text, WholeNumber, moment_text, read_body
 from service.domain.errors import (
+    EmailNotConfirmed,
     InvalidInput,
     LiveReferralCodeExists,
     ReferralCodeNotFound,
@@ -49,7 +50,8 @@ class ReferralCodeWishSchema(RequestSchema):
         validate=_check_code,
         metadata={
             "description": "4 to 32 of A-Z, 0-9 and -, compared without case; generated if left "
-            "out.",
+            "out. A code belongs to its first owner for ever, and so do its look-alikes "
+            "(0 and O; 1, I and L).",
             "minLength": 4,
             "maxLength": 32,
             "pattern": "^[A-Za-z0-9-]{4,32}$",
@@ -100,7 +102,7 @@ REFERRAL_CODE_SCHEMA = ReferralCodeSchema()
 )
 @request_schema(ReferralCodeWishSchema, example={"expires_in_days": 30})
 @response_schema(ReferralCodeSchema, 201, description="The new code.")
-@refuses(LiveReferralCodeExists, ReferralCodeTaken)
+@refuses(LiveReferralCodeExists, ReferralCodeTaken, EmailNotConfirmed)
 async def create_referral_code(request: web.Request) -> web.Response:
     caller = await current_user(request)
     wish = await read_body(request, WISH_SCHEMA, into=ReferralCodeWish)
@@ -120,7 +122,7 @@ async def create_referral_code(request: web.Request) -> web.Response:
 @request_schema(ReferralCodeWishSchema, example={"expires_in_days": 90, "code": "ANNA-2026"})
 @response_schema(ReferralCodeSchema, 200, description="The code that replaced a live one.")
 @response_schema(ReferralCodeSchema, 201, description="The code, where none was live.")
-@refuses(ReferralCodeTaken)
+@refuses(ReferralCodeTaken, EmailNotConfirmed)
 async def replace_referral_code(request: web.Request) -> web.Response:
     caller = await current_user(request)
     wish = await read_body(request, WISH_SCHEMA, into=ReferralCodeWish)

@@ -42,7 +42,7 @@ class PublicReferralCode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakenReferralCode:
-    """A code that somebody has just registered with."""
+    """A code of which a use has just been counted. `used_up` says that this was the last one."""
 
     referral_code_id: UUID
     owner_id: UUID

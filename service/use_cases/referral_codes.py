@@ -25,18 +25,30 @@ from service.use_cases.idempotency import AnswerOnce
 
 
 class ReferralCodes:
-    """A user's live code: making, replacing, ending, finding."""
+    """A user's live code: making, replacing, ending, finding.
+
+    With `confirmed_only` a user whose email address is not confirmed has none.
+    """
 
     def __init__(
-        self, database: Database, cache: Cache, forgetting: Forgetting, clock: Clock
+        self,
+        database: Database,
+        cache: Cache,
+        forgetting: Forgetting,
+        clock: Clock,
+        *,
+        confirmed_only: bool,
     ) -> None:
         self._database = database
         self._cache = cache
         self._forgetting = forgetting
         self._clock = clock
+        self._confirmed_only = confirmed_only
         self._live_by_email = Batches[str, PublicReferralCode](
             lambda email_keys: database.read(
-                lambda stored: stored.referral_codes.find_live_by_emails(email_keys, clock())
+                lambda stored: stored.referral_codes.find_live_by_emails(
+                    email_keys, clock(), confirmed_only=confirmed_only
+                )
             )
         )
 
@@ -46,7 +58,8 @@ class ReferralCodes:
     ) -> ReferralCode:
         """Issue a code.
 
-        Raises LiveReferralCodeExists, ReferralCodeTaken, or what the wish breaks.
+        Raises LiveReferralCodeExists, ReferralCodeTaken, EmailNotConfirmed, or what the wish
+        breaks.
         """
         now = self._clock()
         async with once.around(self._database) as repositories:
@@ -62,7 +75,8 @@ class ReferralCodes:
     async def replace(self, owner_id: UUID, wish: ReferralCodeWish) -> tuple[ReferralCode, bool]:
         """Issue a code in place of the live one; return it, and whether there was one.
 
-        Raises ReferralCodeTaken, or what the wish breaks; then the live one lives on.
+        Raises ReferralCodeTaken, EmailNotConfirmed, or what the wish breaks; then the live one
+        lives on.
         """
         now = self._clock()
         code = issue_referral_code(owner_id, wish, now)
@@ -137,10 +151,10 @@ class ReferralCodes:
         """Store the code; return what the cache has to forget, and whether one was replaced."""
         try:
             email_key, replaced = await repositories.referral_codes.add(
-                code, CODE_KEY, replacing=replacing
+                code, CODE_KEY, confirmed_only=self._confirmed_only, replacing=replacing
             )
         except ReferralCodeTaken as error:
             if wish.code is not None:
                 raise
             raise TransactionConflict from error  # then another one is drawn
-        return [code_key(email_key)] if email_key else [], replaced
+        return [code_key(email_key)], replaced

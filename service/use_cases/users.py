@@ -231,6 +231,9 @@ class Users:
             locked = await repositories.users.lock(user_id)
             if locked is None:
                 raise InvalidToken  # erased since the session was checked
+            # Once more: another one may have been made before the lock.
+            await repositories.referral_codes.end_of_owner(user_id, now, CODE_KEY)
+            await repositories.referral_codes.disown_names(user_id)
             if not await repositories.users.erase(user_id, password_hash, now):
                 # Changed, or hashed anew by a sign-in, since it was read: to be verified again.
                 raise TransactionConflict
@@ -296,7 +299,9 @@ class Users:
     ) -> tuple[UUID, list[str]]:
         """Take the code and store the referral; return the referrer, and what became old."""
         try:
-            taken = await repositories.referral_codes.take(normalise_code(code), now)
+            taken = await repositories.referral_codes.take(
+                normalise_code(code), now, confirmed_only=self._confirmation_required
+            )
         except InvalidInput as error:
             raise ReferralCodeUnusable from error
         if taken is None:
@@ -316,10 +321,12 @@ class Users:
         """Raise ReferralCodeUnusable unless the code, if there is one, could be taken now."""
         if code is not None:
             try:
-                live = await repositories.referral_codes.is_live(normalise_code(code), now)
+                usable = await repositories.referral_codes.find_usable(
+                    normalise_code(code), now, confirmed_only=self._confirmation_required
+                )
             except InvalidInput as error:
                 raise ReferralCodeUnusable from error
-            if not live:
+            if usable is None:
                 raise ReferralCodeUnusable
 
     def _email_hash(self, email: Email) -> bytes:

@@ -848,6 +848,12 @@ async def test_nothing_but_white_space_is_no_code(api: Api, issuer: Issuer, noth
     assert (await api.get("/users/me", by=ada)).json()["referrer_id"] is None
 
 
+async def test_a_code_is_read_there_as_everywhere(api: Api, issuer: Issuer, anna: Person) -> None:
+    await api.new_code(anna, code="TOOL-101")
+    ada = await signed_in(api, issuer, referral_code=" t00l-LoI\n")
+    assert (await api.get("/users/me", by=ada)).json()["referrer_id"] == anna.user_id
+
+
 async def test_a_code_that_ends_on_the_way_makes_no_account(
     api: Api, issuer: Issuer, anna: Person, database: asyncpg.Connection
 ) -> None:

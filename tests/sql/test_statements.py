@@ -49,7 +49,7 @@ async def test_it_prepares(statement: str, database: asyncpg.Connection) -> None
 def test_it_names_the_columns_it_wants(statement: str) -> None:
     """A column that is added later must not turn up where nobody expects it."""
     tables = (
-        "enrichments|idempotency_keys|identities|jobs|mail_tokens|referral_codes|referral_code_uses|referrals|sessions"
+        "enrichments|idempotency_keys|identities|jobs|mail_tokens|referral_codes|referral_code_names|referral_code_uses|referrals|sessions"
         "|sign_ins|users"
     )
     assert not re.search(rf"\*\s+FROM\s+({tables})\b", statement)
