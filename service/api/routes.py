@@ -28,13 +28,17 @@ from service.api.requests import answer_expectation
 
 # aiohttp's own pattern leaves out braces, which an email address may have.
 _EMAIL: Final = "{email:[^/]+}"
+_CODE: Final = "{code:[^/]+}"
 
 ROUTES: Final = [
     web.get(f"{API}/referral-code/{_EMAIL}", referral_codes.find_referral_code),
     web.post(f"{API}/referral-code", referral_codes.create_referral_code),
     web.put(f"{API}/referral-code", referral_codes.replace_referral_code),
     web.get(f"{API}/referral-code", referral_codes.show_referral_code),
+    web.patch(f"{API}/referral-code", referral_codes.change_referral_code),
     web.delete(f"{API}/referral-code", referral_codes.delete_referral_code),
+    web.get(f"{API}/referral-codes", referral_codes.list_referral_codes),
+    web.get(f"{API}/codes/{_CODE}", referral_codes.check_referral_code),
     web.get(f"{API}/referrals/{{referrer_id}}", referrals.list_referrals),
     web.post(f"{API}/auth/register", users.register),
     web.get(f"{API}/users/me", users.show_me),

@@ -14,9 +14,12 @@ from service.domain.errors import (
     LiveReferralCodeExists,
     ReferralCodeTaken,
 )
+from service.domain.pages import Cursor
 from service.domain.referral_codes import (
+    OwnReferralCode,
     PublicReferralCode,
     ReferralCode,
+    ReferralCodeState,
     TakenReferralCode,
 )
 from service.repositories.connection import Connection
@@ -76,6 +79,35 @@ FIND_LIVE: Final = """
        AND c.expires_at > $2
 """
 
+# The release before this one stores no reason. An expired code it has ended at its expiry or
+# later, a replaced one at the instant at which the next one was made.
+NEWEST_OF_OWNER: Final = """
+    SELECT c.referral_code_id, c.code, c.created_at, c.expires_at, c.max_uses,
+           c.uses + COALESCE((SELECT sum(u.uses) FROM referral_code_uses u
+                               WHERE u.referral_code_id = c.referral_code_id), 0)::bigint AS uses,
+           CASE
+               WHEN c.ended_at IS NULL AND c.expires_at > $2 THEN 'live'
+               WHEN c.end_reason IS NOT NULL THEN c.end_reason
+               WHEN c.uses >= c.max_uses THEN 'used-up'
+               WHEN c.ended_at IS NULL OR c.ended_at >= c.expires_at THEN 'expired'
+               WHEN EXISTS (
+                    SELECT FROM referral_codes later
+                     WHERE later.owner_id = $1
+                       AND later.created_at = c.ended_at
+                    ) THEN 'replaced'
+               ELSE 'deleted'
+           END AS state,
+           CASE WHEN c.ended_at IS NOT NULL OR c.expires_at <= $2
+                THEN LEAST(c.ended_at, c.expires_at)
+           END AS ended_at
+      FROM referral_codes c
+     WHERE c.owner_id = $1
+       AND (c.created_at, c.referral_code_id)
+           < (COALESCE($3::timestamptz, 'infinity'), COALESCE($4::uuid, $6))
+     ORDER BY c.created_at DESC, c.referral_code_id DESC
+     LIMIT $5
+"""
+
 FIND_LIVE_BY_EMAILS: Final = """
     SELECT u.email_key, c.code, c.expires_at, c.owner_id AS referrer_id
       FROM users u
@@ -119,6 +151,45 @@ LOCK_OWNER: Final = """
       FROM users
      WHERE user_id = $1
        FOR NO KEY UPDATE
+"""
+
+LOCK_LIVE: Final = """
+    SELECT c.referral_code_id, u.email_confirmed_at IS NOT NULL AS confirmed
+      FROM referral_codes c
+      JOIN users u ON u.user_id = c.owner_id
+     WHERE c.owner_id = $1
+       AND c.ended_at IS NULL
+       FOR UPDATE OF c
+"""
+
+# Of a row that is locked. Uses that get a limit are counted in the row from then on.
+CHANGE: Final = """
+    WITH counted AS (
+        DELETE FROM referral_code_uses
+         WHERE referral_code_id = $1
+           AND $3::integer IS NOT NULL
+    ), changed AS (
+        UPDATE referral_codes
+           SET expires_at = $2,
+               max_uses = $3,
+               uses = CASE WHEN $3 IS NULL THEN uses ELSE $4 END,
+               ended_at = CASE WHEN $4 >= $3 THEN $5::timestamptz END,
+               end_reason = CASE WHEN $4 >= $3 THEN 'used-up' END
+         WHERE referral_code_id = $1
+        RETURNING owner_id
+    ), owner AS (
+        SELECT u.email_key
+          FROM changed c
+          JOIN users u ON u.user_id = c.owner_id
+           FOR KEY SHARE OF u
+    ), planned AS (
+        INSERT INTO jobs (job_id, kind, payload, created_at)
+        SELECT $6, 'forget', jsonb_build_array($7::text || email_key), $5
+          FROM owner
+         WHERE email_key IS NOT NULL
+    )
+    SELECT email_key
+      FROM owner
 """
 
 # `was_there` is of the statement's snapshot: a code that is there, but is not ended, was ended by
@@ -247,6 +318,8 @@ COUNT_USE: Final = """
     DO UPDATE SET uses = referral_code_uses.uses + 1
 """
 
+_LAST_ID: Final = UUID(int=2**128 - 1)
+
 
 class ReferralCodeRepository:
     """Referral codes, one statement a method."""
@@ -291,6 +364,23 @@ class ReferralCodeRepository:
         row = await self._connection.fetchrow(FIND_LIVE, owner_id, now)
         return None if row is None else ReferralCode(**row)
 
+    async def newest_of_owner(
+        self, owner_id: UUID, now: datetime, limit: int, behind: Cursor | None
+    ) -> list[OwnReferralCode]:
+        """Return up to `limit` of the owner's codes, newest first, those behind the cursor."""
+        rows = await self._connection.fetch(
+            NEWEST_OF_OWNER,
+            owner_id,
+            now,
+            behind and behind.at,
+            behind and behind.row_id,
+            limit,
+            _LAST_ID,
+        )
+        return [
+            OwnReferralCode(**{**row, "state": ReferralCodeState(row["state"])}) for row in rows
+        ]
+
     async def find_live_by_emails(
         self, email_keys: Sequence[str], now: datetime, *, confirmed_only: bool
     ) -> dict[str, PublicReferralCode]:
@@ -311,9 +401,53 @@ class ReferralCodeRepository:
         row = await self._connection.fetchrow(FIND_USABLE, code, now, confirmed_only)
         return None if row is None else row["referral_code_id"]
 
+    async def find_public(
+        self, code: str, now: datetime, *, confirmed_only: bool
+    ) -> PublicReferralCode | None:
+        """Return the code that `find_usable` finds, as anyone may see it."""
+        row = await self._connection.fetchrow(FIND_USABLE, code, now, confirmed_only)
+        return (
+            None
+            if row is None
+            else PublicReferralCode(
+                code=row["code"], expires_at=row["expires_at"], referrer_id=row["owner_id"]
+            )
+        )
+
     async def lock_owner(self, owner_id: UUID) -> None:
         """Let one replacement of an owner's code at a time go on until it commits."""
         await self._connection.fetchval(LOCK_OWNER, owner_id)
+
+    async def lock_live(self, owner_id: UUID, *, confirmed_only: bool) -> UUID | None:
+        """Lock the owner's code that has not been ended, and return its id, if there is one.
+
+        Nobody counts a use of it, or ends it, until the transaction ends. Raises EmailNotConfirmed
+        with `confirmed_only` if the owner's email address is not confirmed.
+        """
+        row = await self._connection.fetchrow(LOCK_LIVE, owner_id)
+        if row is None:
+            return None
+        if confirmed_only and not row["confirmed"]:
+            raise EmailNotConfirmed
+        referral_code_id: UUID = row["referral_code_id"]
+        return referral_code_id
+
+    async def change(self, code: ReferralCode, now: datetime, key: str) -> str | None:
+        """Store expiry and limit of a code that is locked; return its owner's email key.
+
+        The code ends if no use is left. `key` is how the cache key begins that a job is to forget.
+        """
+        email_key: str | None = await self._connection.fetchval(
+            CHANGE,
+            code.referral_code_id,
+            code.expires_at,
+            code.max_uses,
+            code.uses,
+            now,
+            uuid7(),
+            key,
+        )
+        return email_key
 
     async def end_of_owner(
         self, owner_id: UUID, now: datetime, key: str
@@ -369,8 +503,8 @@ def _taken(row: Any) -> TakenReferralCode:
     """Return the code of the row; raise SerializationError, and begin anew, if there is none.
 
     Then it is there all the same: another transaction, for which this one has waited, has put it in
-    the place of one of the same name. With a second try in the same transaction two that hold the
-    row by now could wait for each other.
+    the place of one of the same name, or has given it a limit. With a second try in the same
+    transaction two that hold the row by now could wait for each other.
     """
     if row is None:
         raise SerializationError("the referral code was changed by another transaction")

@@ -45,6 +45,12 @@ CALLS: Final = [
     Call("DELETE", "/users/me", {"password": "x"}),
     Call("POST", "/referral-code", {"expires_at": "2001-01-01T00:00:00Z", "code": "ABCD"}),
     Call("PUT", "/referral-code", {"expires_at": "2001-01-01T00:00:00Z", "code": "ABCD"}),
+    Call(
+        "PATCH",
+        "/referral-code",
+        {"expires_at": "2001-01-01T00:00:00Z"},
+        frozenset({"expires_at"}),
+    ),
 ]
 
 

@@ -16,6 +16,7 @@ from tests.oauth import TOKEN, Application, new_admin, new_application
 
 PUBLIC = {
     ("GET", f"{API}/referral-code/{{email}}"),
+    ("GET", f"{API}/codes/{{code}}"),
     ("POST", f"{API}/auth/register"),
     ("POST", f"{API}/auth/login"),
     ("POST", f"{API}/auth/refresh"),
@@ -46,6 +47,7 @@ BODIES: dict[tuple[str, str], Any] = {
     },
     ("POST", f"{API}/referral-code"): {"expires_in_days": 7},
     ("PUT", f"{API}/referral-code"): {"expires_in_days": 7},
+    ("PATCH", f"{API}/referral-code"): {"expires_in_days": 7},
     ("PATCH", f"{API}/admin/users/{{user_id}}"): {"disabled": True},
 }
 Route = tuple[str, str]
@@ -60,6 +62,7 @@ async def called(api: Api, route: Route, token: str | None) -> Answer:
         user_id=NOBODY,
         email="a@b.example",
         provider="nobody",
+        code="NOBODY",
     )
     return await api.call(method, f"/{filled}", BODIES.get(route), by=token)
 

@@ -15,6 +15,7 @@ import pytest
 
 from service.settings import Argon2, Settings
 from tests.api.assertions import assert_problem
+from tests.api.conftest import replacing_the_only_code
 from tests.factories import PASSWORD, Answer, Api, Person, new_email, running
 
 DAYS: Final = {"expires_in_days": 7}
@@ -243,21 +244,10 @@ async def test_a_deletion_that_waits_for_a_replacement_deletes_the_new_code(
     """Its statement finds the old code ended, and does not see the new one: without another look it
     would say that there is none."""
     await api.put("/referral-code", DAYS, by=anna)
-    replacing = await asyncpg.connect(settings.database_url)
-    try:
-        async with replacing.transaction():
-            await replacing.execute("UPDATE referral_codes SET ended_at = now()")
-            deletion = asyncio.create_task(api.delete("/referral-code", by=anna))
-            await asyncio.sleep(0.2)
-            assert not deletion.done()
-            await replacing.execute(
-                "INSERT INTO referral_codes"
-                " (referral_code_id, owner_id, code, created_at, expires_at)"
-                " SELECT gen_random_uuid(), owner_id, 'NEW-CODE', now(), expires_at"
-                " FROM referral_codes"
-            )
-    finally:
-        await replacing.close()
+    async with replacing_the_only_code(settings):
+        deletion = asyncio.create_task(api.delete("/referral-code", by=anna))
+        await asyncio.sleep(0.2)
+        assert not deletion.done()
     assert (await deletion).status == 204
     assert (await api.get("/referral-code", by=anna)).status == 404
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, Final
+from urllib.parse import quote
 
 import asyncpg
 import pytest
@@ -151,6 +152,8 @@ async def test_a_code_is_found_however_it_was_read(
 ) -> None:
     await api.new_code(anna, code=made, max_uses=max_uses)
     for typed in SPELLINGS:
+        checked = await api.get(f"/codes/{quote(typed, safe='')}")
+        assert (checked.status, checked.json()["code"]) == (200, made)
         registered = await api.register(referral_code=typed)
         assert (registered.status, registered.json()["referrer_id"]) == (201, anna.user_id)
     assert (await api.get("/referral-code", by=anna)).json()["uses"] == len(SPELLINGS)
@@ -158,6 +161,7 @@ async def test_a_code_is_found_however_it_was_read(
     assert {referral["code"] for referral in referrals} == {made}
     for other in ("TOOL-102", "TOOL101", "TOQL-101"):
         assert (await api.register(referral_code=other)).status == 422
+        assert (await api.get(f"/codes/{other}")).status == 404
 
 
 async def test_of_two_names_that_look_alike_each_leads_to_its_own_code(

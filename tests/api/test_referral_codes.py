@@ -1,4 +1,4 @@
-"""Referral codes: one live one a user, with an expiry that is mandatory, found by e-mail."""
+"""Referral codes: one live one a user, with a mandatory expiry, found by email address."""
 
 import re
 from datetime import UTC, datetime, timedelta, timezone
@@ -35,6 +35,7 @@ async def test_a_code_is_made_and_shown(api: Api, anna: Person, method: str) -> 
     before = datetime.now(UTC)
     made = await make(api, method, anna, expires_in_days=7)
     assert made.status == 201
+    assert made.headers["Location"] == "/api/v1/referral-code"
     code = made.json()
     assert set(code) == CODE_MEMBERS
     assert len(code["code"]) == 10
@@ -45,6 +46,15 @@ async def test_a_code_is_made_and_shown(api: Api, anna: Person, method: str) -> 
     assert moment(made, "expires_at") - moment(made, "created_at") == timedelta(days=7)
     shown = await api.get("/referral-code", by=anna)
     assert (shown.status, shown.json()) == (200, code)
+
+
+async def test_a_repeated_request_is_told_again_where_the_code_is(api: Api, anna: Person) -> None:
+    headers = {"Idempotency-Key": "one"}
+    answers = [await api.post("/referral-code", DAYS, by=anna, headers=headers) for _ in range(2)]
+    assert [answer.status for answer in answers] == [201, 201]
+    assert {answer.headers["Location"] for answer in answers} == {"/api/v1/referral-code"}
+    refused = await api.post("/referral-code", DAYS, by=anna)
+    assert "Location" not in refused.headers
 
 
 async def test_anyone_finds_a_code_by_email(api: Api, anna: Person) -> None:
@@ -288,6 +298,7 @@ async def test_a_replaced_code_dies_at_once(api: Api, anna: Person) -> None:
     old = await api.new_code(anna)
     replaced = await make(api, "PUT", anna, **DAYS)
     assert replaced.status == 200
+    assert "Location" not in replaced.headers
     assert replaced.json()["code"] != old
     assert set(replaced.json()) == CODE_MEMBERS
     assert (await api.register(referral_code=old)).status == 422

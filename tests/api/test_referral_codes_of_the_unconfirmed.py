@@ -58,7 +58,7 @@ async def test_a_code_from_before_is_kept_and_does_not_count(
 ) -> None:
     code = await api.new_code(anna, code="ANNA-2026")
     own = (await api.get("/referral-code", by=anna)).json()
-    for method, body in (("POST", DAYS), ("PUT", DAYS)):
+    for method, body in (("POST", DAYS), ("PUT", DAYS), ("PATCH", {"max_uses": 9})):
         answer = await strict.call(method, "/referral-code", body, by=anna)
         assert_problem(answer, 403, "email-not-confirmed")
     assert (await strict.get("/referral-code", by=anna)).json() == own
@@ -66,6 +66,9 @@ async def test_a_code_from_before_is_kept_and_does_not_count(
         for email in ("bert@example.com", anna.email):
             answer = await strict.register(email, referral_code=typed)
             assert_problem(answer, 422, "referral-code-unusable", ["#/referral_code"])
+        answer = await strict.get(f"/codes/{typed}")
+        assert_problem(answer, 404, "referral-code-not-found")
+        assert (await api.get(f"/codes/{typed}")).status == 200
     assert await database.fetchval("SELECT count(*) FROM users") == 1
     assert (await strict.delete("/referral-code", by=anna)).status == 204
 
@@ -76,7 +79,9 @@ async def test_a_code_counts_again_from_the_confirmation_on(
     await api.new_code(anna, code="ANNA-2026")
     await confirm(database, anna)
     assert (await strict.get(f"/referral-code/{anna.email}")).status == 200
+    assert (await strict.get("/codes/ANNA-2O26")).status == 200
     assert (await strict.register(referral_code="ANNA-2026")).status == 202
+    assert (await strict.patch("/referral-code", {"max_uses": 9}, by=anna)).status == 200
 
 
 async def test_what_one_mode_has_kept_in_the_cache_is_not_given_in_the_other(

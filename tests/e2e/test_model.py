@@ -179,6 +179,14 @@ class Stories(RuleBasedStateMachine):
             answer = self.ask("PUT", "/referral-code", wish, self.signed_in(account))
             assert answer == (409, "referral-code-taken")
 
+    @rule(account=accounts, change=st.sampled_from([DAYS, {"expires_in_days": 30.0}]))
+    def extend_code(self, account: Account, change: dict[str, float]) -> None:
+        status, answer = self.ask("PATCH", "/referral-code", change, self.signed_in(account))
+        if account.code:
+            assert (status, answer["code"]) == (200, account.code)
+        else:
+            assert (status, answer) == (404, "referral-code-not-found")
+
     @rule(account=accounts)
     def delete_code(self, account: Account) -> None:
         status, _ = self.ask("DELETE", "/referral-code", token=self.signed_in(account))

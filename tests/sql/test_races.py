@@ -369,7 +369,60 @@ async def test_a_code_of_an_erased_owner_and_one_there_never_was_count_no_more(
     assert await take_by_id(transactions, replace(code, referral_code_id=uuid7())) is None
 
 
-@pytest.mark.parametrize("write", ["add", "delete", "use up"])
+@pytest.mark.parametrize("by_id", [False, True], ids=["by code", "by id"])
+async def test_a_use_that_waits_for_a_limit_begins_anew(
+    transactions: Database, database: asyncpg.Connection, by_id: bool
+) -> None:
+    """With another try in the same transaction two of them would wait for each other."""
+    code = await new_code(transactions)
+    work = take_by_id if by_id else take
+    async with transactions.transaction() as repositories:
+        codes = repositories.referral_codes
+        assert await codes.lock_live(code.owner_id, confirmed_only=False) == code.referral_code_id
+        waiting = await until_blocked(database, work(transactions, code))
+        await codes.change(replace(code, max_uses=1), NOW, CODE_KEY)
+    with pytest.raises(TransactionConflict):
+        await waiting
+    results = await asyncio.gather(*(work(transactions, code) for _ in range(5)))
+    assert sum(one is not None for one in results) == 1
+
+
+async def test_a_limit_waits_for_the_uses_that_are_being_counted(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """Without FOR UPDATE in LOCK_LIVE it would not count them."""
+    code = await new_code(transactions)
+
+    async def limit() -> ReferralCode | None:
+        async with transactions.transaction() as repositories:
+            codes = repositories.referral_codes
+            await codes.lock_live(code.owner_id, confirmed_only=False)
+            found = await codes.find_live(code.owner_id, NOW)
+            assert found is not None
+            await codes.change(replace(found, max_uses=2), NOW, CODE_KEY)
+            return await codes.find_live(code.owner_id, NOW)
+
+    async with transactions.transaction() as repositories:
+        await refer(repositories, code, slot=3)
+        limiting = await until_blocked(database, limit())
+    assert await limiting == replace(code, max_uses=2, uses=1)
+    assert await database.fetchval("SELECT count(*) FROM referral_code_uses") == 0
+
+
+async def test_a_change_is_a_job_in_its_transaction(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """For a process that is killed before it removes from the cache what is old."""
+    code = await new_code(transactions)
+    await database.execute("DELETE FROM jobs")
+    async with transactions.transaction() as repositories:
+        codes = repositories.referral_codes
+        email_key = await codes.change(replace(code, max_uses=5), NOW, CODE_KEY)
+    [job] = await database.fetch("SELECT kind, payload FROM jobs")
+    assert (job["kind"], job["payload"]) == ("forget", f'["{CODE_KEY}{email_key}"]')
+
+
+@pytest.mark.parametrize("write", ["add", "delete", "change", "use up"])
 async def test_what_a_write_makes_old_is_under_the_email_address_of_its_commit(
     transactions: Database, database: asyncpg.Connection, write: str
 ) -> None:
@@ -389,6 +442,8 @@ async def test_what_a_write_makes_old_is_under_the_email_address_of_its_commit(
             if write == "delete":
                 ended = await codes.end_of_owner(code.owner_id, NOW, CODE_KEY)
                 return ended and ended[1]
+            if write == "change":
+                return await codes.change(replace(code, max_uses=2), NOW, CODE_KEY)
             taken = await codes.take(code.code, NOW, confirmed_only=False)
             return taken.owner_email_key if taken else None
 
