@@ -236,7 +236,8 @@ async def delete_referral_code(request: web.Request) -> web.Response:
 @docs(
     tags=["Referral codes"],
     summary="List my referral codes",
-    description="Newest first, those that have ended too.",
+    description="Newest first, those that have ended too. A code that nobody used is left out some "
+    "90 days after it ended.",
 )
 @querystring_schema(PageQuery)
 @response_schema(OwnReferralCodesSchema, 200, description="A page of the caller's codes.")

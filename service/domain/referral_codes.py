@@ -16,6 +16,9 @@ ALPHABET: Final = "ABCDEFGHJKMNPQRSTUVWXYZ23456789"  # no 0 O 1 I L: people read
 CODE_LENGTH: Final = 10
 LONGEST_LIFE_DAYS: Final = 366
 LARGEST_MAX_USES: Final = 1_000_000_000
+UNUSED_KEPT_FOR: Final = timedelta(days=90)
+"""How long a code that has ended and that nobody used stays in its owner's list: about as long as
+people remember having made it."""
 _CHOSEN_CODE: Final = re.compile(r"[0-9A-Z-]{4,32}")
 
 

@@ -318,6 +318,33 @@ COUNT_USE: Final = """
     DO UPDATE SET uses = referral_code_uses.uses + 1
 """
 
+# A referral needs no look of its own: it is stored with a use of the code. What was used is marked,
+# so that the next round does not come by it again.
+DELETE_UNUSED: Final = """
+    WITH ended AS (
+        SELECT c.referral_code_id,
+               c.uses > 0 OR EXISTS (
+                    SELECT FROM referral_code_uses u
+                     WHERE u.referral_code_id = c.referral_code_id
+               ) AS used
+          FROM referral_codes c
+         WHERE c.ended_at <= $1
+           AND NOT c.kept
+         ORDER BY c.ended_at
+         LIMIT 1000
+           FOR UPDATE SKIP LOCKED
+    ), kept AS (
+        UPDATE referral_codes c
+           SET kept = true
+          FROM ended e
+         WHERE c.referral_code_id = e.referral_code_id
+           AND e.used
+    )
+    DELETE FROM referral_codes c
+     USING ended e
+     WHERE c.referral_code_id = e.referral_code_id
+       AND NOT e.used
+"""
 _LAST_ID: Final = UUID(int=2**128 - 1)
 
 
@@ -497,6 +524,10 @@ class ReferralCodeRepository:
     async def count_use(self, referral_code_id: UUID, slot: int) -> None:
         """Count one use of a code that has no `max_uses`."""
         await self._connection.execute(COUNT_USE, referral_code_id, slot)
+
+    async def delete_unused(self, before: datetime) -> None:
+        """Delete codes that ended before then and were never used; look at up to 1 000."""
+        await self._connection.execute(DELETE_UNUSED, before)
 
 
 def _taken(row: Any) -> TakenReferralCode:

@@ -9,6 +9,7 @@ from service.domain.clock import Clock
 from service.domain.errors import Unavailable
 from service.domain.idempotency import KEPT_FOR
 from service.domain.jobs import PARKED_FOR
+from service.domain.referral_codes import UNUSED_KEPT_FOR
 
 PERIOD_SECONDS: Final = 60.0
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class Housekeeping:
             await repositories.idempotency_keys.delete_old(now - KEPT_FOR)
             await repositories.mail_tokens.delete_expired(now)
             await repositories.jobs.delete_parked(now - PARKED_FOR)
+            await repositories.referral_codes.delete_unused(now - UNUSED_KEPT_FOR)
 
     async def run(self) -> None:
         """Tidy up for ever, once a minute."""

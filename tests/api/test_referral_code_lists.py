@@ -7,7 +7,10 @@ from typing import Any, Final
 import asyncpg
 import pytest
 
+from service.api.keys import DATABASE
+from service.domain.referral_codes import UNUSED_KEPT_FOR
 from service.settings import RateLimit, Settings
+from service.use_cases.housekeeping import Housekeeping
 from tests.api.assertions import assert_problem
 from tests.api.wire import request, send
 from tests.factories import Api, Person, running
@@ -118,6 +121,50 @@ async def test_the_list_is_its_owners_alone(api: Api, anna: Person) -> None:
     await api.new_code(anna)
     assert await listed(api, await api.new_person()) == []
     assert_problem(await api.get("/referral-codes"), 401, "not-authenticated")
+
+
+# Housekeeping.
+
+
+async def test_a_code_that_nobody_used_goes_long_after_it_has_ended(
+    long_sessions: Api, database: asyncpg.Connection
+) -> None:
+    api = long_sessions
+    anna = await api.new_person()
+    codes = await five_codes(api, anna)
+    housekeeping = Housekeeping(api.app[DATABASE], api.clock)
+    api.clock.ahead += UNUSED_KEPT_FOR - timedelta(seconds=5)
+    await housekeeping.tidy_up()
+    stored = "SELECT code FROM referral_codes ORDER BY created_at"
+    assert [row["code"] for row in await database.fetch(stored)] == codes
+    api.clock.ahead += timedelta(seconds=10)
+    for _ in range(2):
+        await housekeeping.tidy_up()
+        # The one that lived then has only expired: its owner has no more than one of these.
+        assert [row["code"] for row in await database.fetch(stored)] == [
+            codes[STATES.index(state)] for state in ("expired", "used-up", "live")
+        ]
+    assert await database.fetchval("SELECT count(*) FROM referral_codes WHERE kept") == 2
+    assert await database.fetchval("SELECT count(*) FROM referral_code_names") == 5
+    assert [item["state"] for item in await listed(api, await api.signed_in(anna.email))] == [
+        *("expired", "used-up", "expired")
+    ]
+
+
+async def test_housekeeping_takes_a_thousand_at_a_time(
+    api: Api, anna: Person, database: asyncpg.Connection
+) -> None:
+    await database.execute(
+        "INSERT INTO referral_codes"
+        " (referral_code_id, owner_id, code, created_at, expires_at, ended_at)"
+        " SELECT gen_random_uuid(), user_id, 'CODE-' || n, now() - interval '1 year', now(),"
+        "        now() - interval '200 days' - n * interval '1 second'"
+        "   FROM users, generate_series(1, 1500) AS n"
+    )
+    for left in (500, 0):
+        await Housekeeping(api.app[DATABASE], api.clock).tidy_up()
+        assert await database.fetchval("SELECT count(*) FROM referral_codes") == left
+    assert await database.fetchval("SELECT count(*) FROM referral_code_names") == 1500
 
 
 # Checking a code.

@@ -9,7 +9,10 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
+from service.api.keys import DATABASE
 from service.domain import referral_codes
+from service.domain.referral_codes import UNUSED_KEPT_FOR
+from service.use_cases.housekeeping import Housekeeping
 from tests.api.assertions import assert_problem
 from tests.factories import PASSWORD, Answer, Api, Person
 
@@ -49,8 +52,14 @@ async def erase(api: Api, owner: Person) -> None:
     assert (await api.delete("/users/me", {"password": PASSWORD}, by=owner)).status == 204
 
 
+async def delete_and_tidy_up(api: Api, owner: Person) -> None:
+    await delete(api, owner)
+    api.clock.ahead += UNUSED_KEPT_FOR + timedelta(seconds=1)
+    await Housekeeping(api.app[DATABASE], api.clock).tidy_up()
+
+
 ENDS: Final = [
-    *(delete, replace, expire, expire_and_make_another, use_up, erase),
+    *(delete, replace, expire, expire_and_make_another, use_up, erase, delete_and_tidy_up),
 ]
 
 
