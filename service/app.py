@@ -307,7 +307,8 @@ async def _open(
     stack.callback(hasher.close)
     hasher.warm_up()
 
-    cache = Cache(redis, clock)
+    # With another EMAIL_CONFIRMATION other codes are live.
+    cache = Cache(redis, clock, b"c" if settings.confirmation_required else b"")
     forgetting = Forgetting(postgresql, cache, redis)
     jobs = _jobs(postgresql, settings, clock)
     events = SecurityEvents(postgresql, clock, current_origin, settings.hash_key)
@@ -377,7 +378,9 @@ async def _open(
     )
     app[keys.EMAIL_VERIFICATION] = _verification(postgresql, cache, http, settings, clock)
     app[keys.ENRICHMENTS] = _enrichments(postgresql, http, settings, clock)
-    app[keys.REFERRAL_CODES] = ReferralCodes(postgresql, cache, forgetting, clock)
+    app[keys.REFERRAL_CODES] = ReferralCodes(
+        postgresql, cache, forgetting, clock, confirmed_only=settings.confirmation_required
+    )
     app[keys.REFERRALS] = Referrals(postgresql)
     app[keys.SECURITY_EVENTS] = events
 

@@ -229,9 +229,11 @@ class Entry:
 class Cache:
     """Values by key, read through from PostgreSQL."""
 
-    def __init__(self, server: RedisServer, clock: Clock) -> None:
+    def __init__(self, server: RedisServer, clock: Clock, variant: bytes = b"") -> None:
+        """`variant` is another one where settings make other answers: like another FORM."""
         self._server = server
         self._clock = clock
+        self._form = FORM + variant
 
     async def read_through(
         self, key: str, load: Callable[[], Awaitable[Entry | None]]
@@ -250,7 +252,7 @@ class Cache:
             [kept] = await redis.get(name)
             if kept is not None:
                 form, _, rest = kept.partition(b" ")
-                if form == FORM:
+                if form == self._form:
                     expires_at, _, value = rest.partition(b" ")
                     # The server's clock ends an entry, this one's decides: they may differ.
                     if self._clock().timestamp() * 1000 < int(expires_at):
@@ -263,7 +265,8 @@ class Cache:
             _counter(key, "miss").inc()
         entry = await load()
         if lease is not None:
-            await _fill(redis, name, lease, entry or Entry(b"", self._clock() + NOTHING_FOR))
+            entry_or_nothing = entry or Entry(b"", self._clock() + NOTHING_FOR)
+            await _fill(redis, name, lease, self._form, entry_or_nothing)
         return entry.value if entry else None
 
     async def forget(self, keys: Sequence[str]) -> None:
@@ -286,10 +289,10 @@ async def _take_lease(redis: RedisConnection, name: str) -> str | None:
     return token if taken else None
 
 
-async def _fill(redis: RedisConnection, name: str, lease: str, entry: Entry) -> None:
+async def _fill(redis: RedisConnection, name: str, lease: str, form: bytes, entry: Entry) -> None:
     """Put the value where the lease still holds; not on a connection that was made since."""
     expires_at = _milliseconds(entry.expires_at)
-    value = b"%b %d %b" % (FORM, expires_at, entry.value)
+    value = b"%b %d %b" % (form, expires_at, entry.value)
     with suppress(RedisAway):
         await redis.call(("EVAL", _FILL, 2, name, _lease(name), lease, value, expires_at))
 

@@ -110,26 +110,28 @@ IDEMPOTENCY_KEY: Final = {
     "before signing in, those of the client's address.",
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
 }
+# By how they stand in the path.
 PATH_PARAMETERS: Final = {
-    "email": ("The referrer's e-mail.", {"type": "string"}, "anna@example.com"),
-    "referrer_id": ("The referrer's id, or `me`.", {"type": "string"}, "me"),
-    "session_id": (
+    "{email}": ("The referrer's e-mail.", {"type": "string"}, "anna@example.com"),
+    "{referrer_id}": ("The referrer's id, or `me`.", {"type": "string"}, "me"),
+    "{session_id}": (
         "The session's id.",
         {"type": "string", "format": "uuid"},
         "01980c2e-7a10-7c3b-9d6f-3f0a5b1c2d3e",
     ),
-    "identity_id": (
+    "{identity_id}": (
         "The identity's id.",
         {"type": "string", "format": "uuid"},
         "01980c2e-8b21-7d4c-8e70-4a1b6c2d3e4f",
     ),
-    "user_id": (
+    "{user_id}": (
         "The user's id.",
         {"type": "string", "format": "uuid"},
         "01980c2e-6f52-7b1a-8e4d-5a9b0c1d2e3f",
     ),
-    "provider": ("The provider's name.", {"type": "string"}, "google"),
-    "code": ("The `code` of a problem.", {"type": "string"}, "validation-failed"),
+    "{provider}": ("The provider's name.", {"type": "string"}, "google"),
+    "problems/{code}": ("The `code` of a problem.", {"type": "string"}, "validation-failed"),
+    "codes/{code}": ("The code as it was typed.", {"type": "string"}, "ANNA-2026"),
 }
 EXAMPLE_OF_FORMAT: Final = {
     "uuid": "01980c2e-6f52-7b1a-8e4d-5a9b0c1d2e3f",
@@ -239,6 +241,12 @@ def refuses(*errors: type[ServiceError]) -> Callable[[H], H]:
         return handler
 
     return remember
+
+
+def locates(handler: H) -> H:
+    """Document that the decorated handler's 201 has a `Location`."""
+    handler.__apispec__["responses"]["201"]["headers"] = ("Location",)  # type: ignore[attr-defined]
+    return handler
 
 
 class _JsonSchemas(OpenAPIConverter):
@@ -369,7 +377,10 @@ class OpenApi(AiohttpApiSpec):  # type: ignore[misc]
         return {"required": True, "content": {kind: content}}
 
     def _response(self, said: Mapping[str, Any], headers: Iterable[str]) -> dict[str, Any]:
-        written = {"description": said["description"], "headers": _refer(headers)}
+        written = {
+            "description": said["description"],
+            "headers": _refer([*headers, *said.get("headers", ())]),
+        }
         if "schema" in said:
             written["content"] = {JSON: {"schema": self._refer_to(said["schema"])}}
         elif "content" in said:
@@ -452,14 +463,14 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
     return [
         {
             "in": "path",
-            "name": name,
+            "name": place.partition("{")[2].rstrip("}"),
             "required": True,
             "description": description,
             "schema": schema,
             "example": example,
         }
-        for name, (description, schema, example) in PATH_PARAMETERS.items()
-        if f"{{{name}}}" in path
+        for place, (description, schema, example) in PATH_PARAMETERS.items()
+        if place in path
     ]
 
 

@@ -14,7 +14,7 @@ from service.api.keys import IDENTITIES, SETTINGS
 from service.api.middleware import API
 from service.api.openapi import refuses
 from service.api.rate_limits import LOGIN, count_request
-from service.api.requests import Text, cookie_path, header_text, is_https, read_query
+from service.api.requests import Text, TypedCode, cookie_path, header_text, is_https, read_query
 from service.api.sessions import TOKENS_SCHEMA, TokensSchema
 from service.domain.errors import (
     AccountDisabled,
@@ -53,9 +53,9 @@ class StartQuery(Schema):
     class Meta:
         unknown = EXCLUDE
 
-    referral_code = Text(
+    referral_code = TypedCode(
         load_default=None,
-        metadata={"description": "The code of whoever referred the user, if that makes one."},
+        metadata={"description": "The code of the person who referred the user, if any."},
     )
 
 

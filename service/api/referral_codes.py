@@ -1,20 +1,34 @@
-"""Referral codes: making, replacing, showing, deleting one's own, and finding another's."""
+"""Referral codes: making, changing, showing, deleting one's own, and finding another's."""
 
+from collections.abc import Iterable
+from http import HTTPStatus
 from json.encoder import encode_basestring_ascii as _quoted
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import web
-from aiohttp_apispec import docs, request_schema, response_schema
+from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
-from service.api.answers import WholeResponse, answer, no_content, respond
+from service.api.answers import PageSchema, WholeResponse, answer, no_content, respond
 from service.api.authentication import current_user
 from service.api.idempotency import answer_once
 from service.api.keys import REFERRAL_CODES
-from service.api.openapi import IDEMPOTENCY_KEY, refuses
-from service.api.rate_limits import LOOKUP, start_count
-from service.api.requests import Moment, RequestSchema, Text, WholeNumber, moment_text, read_body
+from service.api.middleware import API
+from service.api.openapi import IDEMPOTENCY_KEY, locates, refuses
+from service.api.rate_limits import LOOKUP, count_request, start_count
+from service.api.requests import (
+    Moment,
+    PageQuery,
+    RequestSchema,
+    Text,
+    WholeNumber,
+    moment_text,
+    read_body,
+    read_page,
+)
 from service.domain.errors import (
+    EmailNotConfirmed,
+    InvalidInput,
     LiveReferralCodeExists,
     ReferralCodeNotFound,
     ReferralCodeTaken,
@@ -24,35 +38,77 @@ from service.domain.referral_codes import (
     LARGEST_MAX_USES,
     LONGEST_LIFE_DAYS,
     PublicReferralCode,
+    ReferralCodeChange,
+    ReferralCodeState,
     ReferralCodeWish,
+    normalise_code,
 )
 
+_EXPIRIES: Final = ("expires_at", "expires_in_days")
 
-class ReferralCodeWishSchema(RequestSchema):
+
+def _check_code(text: str) -> None:
+    try:
+        normalise_code(text)
+    except InvalidInput as error:
+        raise ValidationError(error.detail) from error
+
+
+class ExpirySchema(RequestSchema):
     expires_at = Moment(
         metadata={"description": "After now and within 366 days, with its zone (RFC 3339)."}
     )
     expires_in_days = WholeNumber(validate=validate.Range(1, LONGEST_LIFE_DAYS))
+
+
+class ReferralCodeWishSchema(ExpirySchema):
     code = Text(
+        validate=_check_code,
         metadata={
-            "description": "4 to 32 of A-Z, 0-9 and -, compared without case; else generated.",
+            "description": "4 to 32 of A-Z, 0-9 and -, compared without case; generated if left "
+            "out. A code belongs to its first owner for ever, and so do its look-alikes "
+            "(0 and O; 1, I and L).",
             "minLength": 4,
             "maxLength": 32,
             "pattern": "^[A-Za-z0-9-]{4,32}$",
-        }
+        },
     )
     max_uses = WholeNumber(
-        allow_none=True,
         validate=validate.Range(1, LARGEST_MAX_USES),
         metadata={"description": "How many may register with it; any number if left out."},
     )
 
-    @validates_schema
-    def _one_expiry(self, data: dict[str, Any], **_: Any) -> None:
-        if ("expires_at" in data) == ("expires_in_days" in data):
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def _one_expiry(self, data: Any, original: Any, **_: Any) -> None:
+        if isinstance(original, dict) and _given(original, _EXPIRIES) != 1:
             raise ValidationError(
                 "Give exactly one of expires_at and expires_in_days.", "expires_at"
             )
+
+
+class ReferralCodeChangeSchema(ExpirySchema):
+    max_uses = WholeNumber(
+        validate=validate.Range(1, LARGEST_MAX_USES),
+        metadata={
+            "description": "How many may register with it in all. Not below `uses`; once as many "
+            "have, the code is used up."
+        },
+    )
+
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def _something(self, data: Any, original: Any, **_: Any) -> None:
+        if isinstance(original, dict):
+            if not _given(original, self.fields):
+                raise ValidationError("Give something to change.")
+            if _given(original, _EXPIRIES) > 1:
+                raise ValidationError(
+                    "Give only one of expires_at and expires_in_days.", "expires_at"
+                )
+
+
+def _given(body: dict[str, Any], names: Iterable[str]) -> int:
+    """Return how many of these members the body has, right or wrong; null is none."""
+    return sum(body.get(name) is not None for name in names)
 
 
 class ReferralCodeSchema(Schema):
@@ -63,6 +119,24 @@ class ReferralCodeSchema(Schema):
     uses = fields.Integer()
 
 
+class OwnReferralCodeSchema(ReferralCodeSchema):
+    state = fields.Enum(
+        ReferralCodeState,
+        by_value=True,
+        metadata={"description": "Why it ended, if it is not live."},
+    )
+    ended_at = Moment(allow_none=True, metadata={"description": "Null while it is live."})
+
+
+class OwnReferralCodesSchema(PageSchema):
+    items = fields.List(fields.Nested(OwnReferralCodeSchema))
+
+
+class CheckedReferralCodeSchema(Schema):
+    code = fields.String(metadata={"example": "ANNA-2026"})
+    expires_at = Moment()
+
+
 class PublicReferralCodeSchema(Schema):
     code = fields.String(metadata={"example": "ANNA-2026"})
     expires_at = Moment()
@@ -70,9 +144,20 @@ class PublicReferralCodeSchema(Schema):
 
 
 WISH_SCHEMA = ReferralCodeWishSchema()
+CHANGE_SCHEMA = ReferralCodeChangeSchema()
 REFERRAL_CODE_SCHEMA = ReferralCodeSchema()
+OWN_REFERRAL_CODES_SCHEMA = OwnReferralCodesSchema()
+CHECKED_REFERRAL_CODE_SCHEMA = CheckedReferralCodeSchema()
 
 
+def _located(response: web.Response) -> web.Response:
+    """Say where the code is, if the response is that of a new one."""
+    if response.status == HTTPStatus.CREATED:
+        response.headers["Location"] = f"{API}/referral-code"
+    return response
+
+
+@locates
 @docs(
     tags=["Referral codes"],
     summary="Create my referral code",
@@ -82,18 +167,20 @@ REFERRAL_CODE_SCHEMA = ReferralCodeSchema()
 )
 @request_schema(ReferralCodeWishSchema, example={"expires_in_days": 30})
 @response_schema(ReferralCodeSchema, 201, description="The new code.")
-@refuses(LiveReferralCodeExists, ReferralCodeTaken)
+@refuses(LiveReferralCodeExists, ReferralCodeTaken, EmailNotConfirmed)
 async def create_referral_code(request: web.Request) -> web.Response:
     caller = await current_user(request)
     wish = await read_body(request, WISH_SCHEMA, into=ReferralCodeWish)
-    return await answer_once(
+    response = await answer_once(
         request,
         caller.user_id,
         lambda once: request.app[REFERRAL_CODES].create(caller.user_id, wish, once),
         lambda code: answer(REFERRAL_CODE_SCHEMA, code, 201),
     )
+    return _located(response)
 
 
+@locates
 @docs(
     tags=["Referral codes"],
     summary="Create or replace my referral code",
@@ -102,12 +189,28 @@ async def create_referral_code(request: web.Request) -> web.Response:
 @request_schema(ReferralCodeWishSchema, example={"expires_in_days": 90, "code": "ANNA-2026"})
 @response_schema(ReferralCodeSchema, 200, description="The code that replaced a live one.")
 @response_schema(ReferralCodeSchema, 201, description="The code, where none was live.")
-@refuses(ReferralCodeTaken)
+@refuses(ReferralCodeTaken, EmailNotConfirmed)
 async def replace_referral_code(request: web.Request) -> web.Response:
     caller = await current_user(request)
     wish = await read_body(request, WISH_SCHEMA, into=ReferralCodeWish)
     code, replaced = await request.app[REFERRAL_CODES].replace(caller.user_id, wish)
-    return respond(REFERRAL_CODE_SCHEMA, code, 200 if replaced else 201)
+    return _located(respond(REFERRAL_CODE_SCHEMA, code, 200 if replaced else 201))
+
+
+@docs(
+    tags=["Referral codes"],
+    summary="Change my referral code",
+    description="Gives the live code another expiry or limit, and keeps its uses. A member that is "
+    "left out stays as it is. A limit that the uses have reached ends the code.",
+)
+@request_schema(ReferralCodeChangeSchema, example={"expires_in_days": 90})
+@response_schema(ReferralCodeSchema, 200, description="The changed code.")
+@refuses(ReferralCodeNotFound, EmailNotConfirmed)
+async def change_referral_code(request: web.Request) -> web.Response:
+    caller = await current_user(request)
+    change = await read_body(request, CHANGE_SCHEMA, into=ReferralCodeChange)
+    code = await request.app[REFERRAL_CODES].change(caller.user_id, change)
+    return respond(REFERRAL_CODE_SCHEMA, code)
 
 
 @docs(tags=["Referral codes"], summary="Show my referral code")
@@ -128,6 +231,34 @@ async def delete_referral_code(request: web.Request) -> web.Response:
     caller = await current_user(request)
     await request.app[REFERRAL_CODES].delete(caller.user_id)
     return no_content()
+
+
+@docs(
+    tags=["Referral codes"],
+    summary="List my referral codes",
+    description="Newest first, those that have ended too. A code that nobody used is left out some "
+    "90 days after it ended.",
+)
+@querystring_schema(PageQuery)
+@response_schema(OwnReferralCodesSchema, 200, description="A page of the caller's codes.")
+async def list_referral_codes(request: web.Request) -> web.Response:
+    caller = await current_user(request)
+    page = await request.app[REFERRAL_CODES].page(caller.user_id, *read_page(request))
+    return respond(OWN_REFERRAL_CODES_SCHEMA, page)
+
+
+@docs(
+    tags=["Referral codes"],
+    summary="Check a referral code",
+    description="For anyone, before the code is sent with a registration. It is found without "
+    "case, and with look-alikes (0 O, 1 I L) for one another.",
+)
+@response_schema(CheckedReferralCodeSchema, 200, description="The live code.")
+@refuses(ReferralCodeNotFound, TooMany)
+async def check_referral_code(request: web.Request) -> web.Response:
+    await count_request(request, LOOKUP)
+    code = await request.app[REFERRAL_CODES].find_by_code(request.match_info["code"])
+    return respond(CHECKED_REFERRAL_CODE_SCHEMA, code)
 
 
 @docs(

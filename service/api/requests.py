@@ -15,7 +15,7 @@ from uuid import UUID
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
-from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load, validate
 
 from service.api.keys import CONTEXT, SETTINGS
 from service.domain.pages import Cursor
@@ -35,12 +35,25 @@ _Repeating: TypeAlias = dict[int, tuple[dict[str, Any], set[str]]]
 
 
 class RequestSchema(Schema):
-    """A body of which every member is known."""
+    """A body of which every member is known. Null for one that may be left out leaves it out."""
 
     error_messages = {  # noqa: RUF012  # as marshmallow has it
         "unknown": "There is no such member.",
         "type": "This is not an object.",
     }
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        # For the documentation: the value is gone before the field sees it.
+        field_obj.allow_none = not field_obj.required
+
+    @pre_load
+    def _leave_out(self, data: Any, **_: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        optional = {name for name, field in self.fields.items() if not field.required}
+        return {
+            name: value for name, value in data.items() if value is not None or name not in optional
+        }
 
 
 class InvalidBody(ValidationError):
@@ -78,10 +91,22 @@ class TokenText(TrimmedText):
     """A token that was mailed."""
 
 
-class WholeNumber(fields.Integer):
-    """A JSON number without a fraction: no string, and no `true`, which Python takes for 1."""
+class TypedCode(Text):
+    """A referral code as it was typed or pasted; nothing but white space is none."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        return super()._deserialize(value, attr, data, **kwargs).strip() or None
+
+
+class WholeNumber(fields.Integer):
+    """A JSON number without a fraction: no string, and no `true`, which Python takes for 1.
+
+    30.0 is one too (JSON Schema 2020-12, 4.2.3): some languages write all their numbers so.
+    """
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if type(value) is float and value.is_integer():
+            return int(value)
         if type(value) is not int:
             raise self.make_error("invalid")
         return value

@@ -29,12 +29,19 @@ from service.api.openapi import show_openapi
 from service.api.problems import explain_problem
 from service.api.requests import answer_expectation
 
+# aiohttp's own pattern leaves out braces, which an email address may have.
+_EMAIL: Final = "{email:[^/]+}"
+_CODE: Final = "{code:[^/]+}"
+
 ROUTES: Final = [
-    web.get(f"{API}/referral-code/{{email}}", referral_codes.find_referral_code),
+    web.get(f"{API}/referral-code/{_EMAIL}", referral_codes.find_referral_code),
     web.post(f"{API}/referral-code", referral_codes.create_referral_code),
     web.put(f"{API}/referral-code", referral_codes.replace_referral_code),
     web.get(f"{API}/referral-code", referral_codes.show_referral_code),
+    web.patch(f"{API}/referral-code", referral_codes.change_referral_code),
     web.delete(f"{API}/referral-code", referral_codes.delete_referral_code),
+    web.get(f"{API}/referral-codes", referral_codes.list_referral_codes),
+    web.get(f"{API}/codes/{_CODE}", referral_codes.check_referral_code),
     web.get(f"{API}/referrals/{{referrer_id}}", referrals.list_referrals),
     web.post(f"{API}/auth/register", users.register),
     web.get(f"{API}/users/me", users.show_me),
@@ -52,7 +59,7 @@ ROUTES: Final = [
     web.post(f"{API}/auth/email/resend", mail_tokens.resend_confirmation),
     web.post(f"{API}/auth/email/change", mail_tokens.change_email),
     web.post(f"{API}/auth/undo", account_changes.undo_change),
-    web.get(f"{API}/email-verification/{{email}}", email_verification.verify_email),
+    web.get(f"{API}/email-verification/{_EMAIL}", email_verification.verify_email),
     web.get(f"{API}/users/me/enrichment", enrichment.show_my_enrichment),
     web.get(f"{API}/auth/sessions", sessions.list_sessions),
     web.delete(f"{API}/auth/sessions", sessions.end_other_sessions),

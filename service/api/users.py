@@ -13,7 +13,15 @@ from service.api.keys import CLAIMS, SETTINGS, USERS
 from service.api.openapi import IDEMPOTENCY_KEY, refuses
 from service.api.password_attempts import password_attempt
 from service.api.rate_limits import MAIL, REGISTER, count_request
-from service.api.requests import EmailText, Moment, RequestSchema, Text, moment_text, read_body
+from service.api.requests import (
+    EmailText,
+    Moment,
+    RequestSchema,
+    Text,
+    TypedCode,
+    moment_text,
+    read_body,
+)
 from service.domain.errors import (
     EmailMalformed,
     EmailTaken,
@@ -38,8 +46,8 @@ class RegisterSchema(RequestSchema):
         required=True,
         metadata={"description": "8 to 128 characters of any kind, and not a common password."},
     )
-    referral_code = Text(
-        allow_none=True, metadata={"description": "The code of whoever referred the user."}
+    referral_code = TypedCode(
+        metadata={"description": "The code of the person who referred the user."}
     )
 
 

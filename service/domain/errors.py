@@ -304,7 +304,7 @@ class LiveReferralCodeExists(Conflict):
 
 class ReferralCodeTaken(Conflict):
     code = "referral-code-taken"
-    title = "Another user holds this referral code."
+    title = "This referral code belongs to another user."
     remedy = "Choose another code, or leave `code` out to get a generated one."
     default_pointer = "#/code"
 

@@ -1,9 +1,10 @@
-"""What a referral code is, and the rules for issuing one."""
+"""What a referral code is, and the rules for issuing and changing one."""
 
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
@@ -15,6 +16,9 @@ ALPHABET: Final = "ABCDEFGHJKMNPQRSTUVWXYZ23456789"  # no 0 O 1 I L: people read
 CODE_LENGTH: Final = 10
 LONGEST_LIFE_DAYS: Final = 366
 LARGEST_MAX_USES: Final = 1_000_000_000
+UNUSED_KEPT_FOR: Final = timedelta(days=90)
+"""How long a code that has ended and that nobody used stays in its owner's list: about as long as
+people remember having made it."""
 _CHOSEN_CODE: Final = re.compile(r"[0-9A-Z-]{4,32}")
 
 
@@ -31,6 +35,30 @@ class ReferralCode:
     uses: int = 0
 
 
+class ReferralCodeState(StrEnum):
+    """Whether a code lives, and otherwise why it does not."""
+
+    LIVE = "live"
+    EXPIRED = "expired"
+    DELETED = "deleted"
+    REPLACED = "replaced"
+    USED_UP = "used-up"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnReferralCode:
+    """A code in its owner's list. `ended_at` is None while it lives."""
+
+    referral_code_id: UUID
+    code: str
+    created_at: datetime
+    expires_at: datetime
+    max_uses: int | None
+    uses: int
+    state: ReferralCodeState
+    ended_at: datetime | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublicReferralCode:
     """What anyone may learn about a live code."""
@@ -42,7 +70,7 @@ class PublicReferralCode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakenReferralCode:
-    """A code that somebody has just registered with."""
+    """A code of which a use has just been counted. `used_up` says that this was the last one."""
 
     referral_code_id: UUID
     owner_id: UUID
@@ -62,6 +90,15 @@ class ReferralCodeWish:
     max_uses: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferralCodeChange:
+    """What the owner changes of a live code: what is None stays as it is."""
+
+    expires_at: datetime | None = None
+    expires_in_days: int | None = None
+    max_uses: int | None = None
+
+
 def issue_referral_code(owner_id: UUID, wish: ReferralCodeWish, now: datetime) -> ReferralCode:
     """Return a new code of `owner_id` as wished; raise InvalidInput or ExpiryOutOfRange."""
     return ReferralCode(
@@ -69,9 +106,25 @@ def issue_referral_code(owner_id: UUID, wish: ReferralCodeWish, now: datetime) -
         owner_id=owner_id,
         code=generate_code() if wish.code is None else normalise_code(wish.code),
         created_at=now,
-        expires_at=_expiry(wish, now),
+        expires_at=_expiry(wish.expires_at, wish.expires_in_days, now),
         max_uses=wish.max_uses,
     )
+
+
+def change_referral_code(
+    code: ReferralCode, change: ReferralCodeChange, now: datetime
+) -> ReferralCode:
+    """Return the code as it is to be; raise InvalidInput or ExpiryOutOfRange."""
+    expires_at, max_uses = code.expires_at, code.max_uses
+    if change.expires_at is not None or change.expires_in_days is not None:
+        expires_at = _expiry(change.expires_at, change.expires_in_days, now)
+    if change.max_uses is not None:
+        max_uses = change.max_uses
+        if max_uses < code.uses:
+            raise InvalidInput(
+                f"The code has been used {code.uses} times already.", pointer="#/max_uses"
+            )
+    return replace(code, expires_at=expires_at, max_uses=max_uses)
 
 
 def generate_code() -> str:
@@ -80,24 +133,28 @@ def generate_code() -> str:
 
 
 def normalise_code(text: str) -> str:
-    """Return the form in which codes are stored and compared; raise InvalidInput if none."""
-    code = text.upper()
-    # `text` is looked at too: upper() makes ASCII of some letters that are not.
-    if not text.isascii() or not _CHOSEN_CODE.fullmatch(code):
+    """Return the form in which codes are stored and compared; raise InvalidInput if none.
+
+    White space around it is no part of it: people paste codes out of mails.
+    """
+    typed = text.strip()
+    code = typed.upper()
+    # What was typed is looked at too: upper() makes ASCII of some letters that are not.
+    if not typed.isascii() or not _CHOSEN_CODE.fullmatch(code):
         raise InvalidInput("A code has 4 to 32 of A-Z, 0-9 and -.", pointer="#/code")
     return code
 
 
-def _expiry(wish: ReferralCodeWish, now: datetime) -> datetime:
-    if (wish.expires_at is None) == (wish.expires_in_days is None):
+def _expiry(expires_at: datetime | None, expires_in_days: int | None, now: datetime) -> datetime:
+    if (expires_at is None) == (expires_in_days is None):
         raise ExpiryOutOfRange("Give exactly one of expires_at and expires_in_days.")
-    if wish.expires_in_days is not None:
-        if not 1 <= wish.expires_in_days <= LONGEST_LIFE_DAYS:
+    if expires_in_days is not None:
+        if not 1 <= expires_in_days <= LONGEST_LIFE_DAYS:
             raise ExpiryOutOfRange(
                 f"A code lives 1 to {LONGEST_LIFE_DAYS} days.", pointer="#/expires_in_days"
             )
-        return now + timedelta(days=wish.expires_in_days)
-    assert wish.expires_at is not None
-    if not now < wish.expires_at <= now + timedelta(days=LONGEST_LIFE_DAYS):
+        return now + timedelta(days=expires_in_days)
+    assert expires_at is not None
+    if not now < expires_at <= now + timedelta(days=LONGEST_LIFE_DAYS):
         raise ExpiryOutOfRange
-    return wish.expires_at
+    return expires_at

@@ -12,6 +12,7 @@ from service.domain.errors import Unavailable
 from service.domain.idempotency import KEPT_FOR
 from service.domain.jobs import PARKED_FOR
 from service.domain.mails import MAILS_COUNTED_FOR
+from service.domain.referral_codes import UNUSED_KEPT_FOR
 from service.domain.security_events import KEPT_FOR as SECURITY_EVENTS_KEPT_FOR
 from service.domain.sessions import ENDED_KEPT_FOR
 
@@ -45,6 +46,7 @@ class Housekeeping:
                 (stored.account_changes.delete_expired, now),
                 (stored.claims.delete_expired, now),
                 (stored.mailboxes.delete_old, now - MAILS_COUNTED_FOR),
+                (stored.referral_codes.delete_unused, now - UNUSED_KEPT_FOR),
                 (stored.jobs.delete_parked, now - PARKED_FOR),
                 (stored.security_events.delete_old, now - SECURITY_EVENTS_KEPT_FOR),
             )

@@ -9,15 +9,21 @@ from service.database import Database, Repositories, TransactionConflict, retrie
 from service.domain.clock import Clock
 from service.domain.errors import (
     EmailMalformed,
+    InvalidInput,
     LiveReferralCodeExists,
     ReferralCodeNotFound,
     ReferralCodeTaken,
 )
+from service.domain.pages import Cursor, Page
 from service.domain.referral_codes import (
+    OwnReferralCode,
     PublicReferralCode,
     ReferralCode,
+    ReferralCodeChange,
     ReferralCodeWish,
+    change_referral_code,
     issue_referral_code,
+    normalise_code,
 )
 from service.domain.users import key_of
 from service.use_cases.forgetting import CODE_KEY, Forgetting, code_key
@@ -25,18 +31,30 @@ from service.use_cases.idempotency import AnswerOnce
 
 
 class ReferralCodes:
-    """A user's live code: making, replacing, ending, finding."""
+    """A user's codes: making, changing, replacing, ending, finding, listing.
+
+    With `confirmed_only` a user whose email address is not confirmed has none.
+    """
 
     def __init__(
-        self, database: Database, cache: Cache, forgetting: Forgetting, clock: Clock
+        self,
+        database: Database,
+        cache: Cache,
+        forgetting: Forgetting,
+        clock: Clock,
+        *,
+        confirmed_only: bool,
     ) -> None:
         self._database = database
         self._cache = cache
         self._forgetting = forgetting
         self._clock = clock
+        self._confirmed_only = confirmed_only
         self._live_by_email = Batches[str, PublicReferralCode](
             lambda email_keys: database.read(
-                lambda stored: stored.referral_codes.find_live_by_emails(email_keys, clock())
+                lambda stored: stored.referral_codes.find_live_by_emails(
+                    email_keys, clock(), confirmed_only=confirmed_only
+                )
             )
         )
 
@@ -46,7 +64,8 @@ class ReferralCodes:
     ) -> ReferralCode:
         """Issue a code.
 
-        Raises LiveReferralCodeExists, ReferralCodeTaken, or what the wish breaks.
+        Raises LiveReferralCodeExists, ReferralCodeTaken, EmailNotConfirmed, or what the wish
+        breaks.
         """
         now = self._clock()
         async with once.around(self._database) as repositories:
@@ -62,7 +81,8 @@ class ReferralCodes:
     async def replace(self, owner_id: UUID, wish: ReferralCodeWish) -> tuple[ReferralCode, bool]:
         """Issue a code in place of the live one; return it, and whether there was one.
 
-        Raises ReferralCodeTaken, or what the wish breaks; then the live one lives on.
+        Raises ReferralCodeTaken, EmailNotConfirmed, or what the wish breaks; then the live one
+        lives on.
         """
         now = self._clock()
         code = issue_referral_code(owner_id, wish, now)
@@ -80,6 +100,28 @@ class ReferralCodes:
         await self._forgetting.forget(keys)
         return code, replaced
 
+    @retried
+    async def change(self, owner_id: UUID, change: ReferralCodeChange) -> ReferralCode:
+        """Give the live code another expiry or limit, its uses kept; return it as it is then.
+
+        A limit that its uses have reached ends it, as the last use would have. Raises
+        ReferralCodeNotFound, EmailNotConfirmed, InvalidInput or ExpiryOutOfRange.
+        """
+        now = self._clock()
+        async with self._database.transaction() as repositories:
+            codes = repositories.referral_codes
+            locked = await codes.lock_live(owner_id, confirmed_only=self._confirmed_only)
+            # Read afterwards: registrations that the lock has waited for have counted their uses.
+            code = await codes.find_live(owner_id, now)
+            if code is None:
+                raise ReferralCodeNotFound
+            if code.referral_code_id != locked:
+                raise TransactionConflict  # made while the lock waited for the one before
+            changed = change_referral_code(code, change, now)
+            email_key = await codes.change(changed, now, CODE_KEY)
+        await self._forgetting.forget([code_key(email_key)] if email_key else [])
+        return changed
+
     async def find(self, owner_id: UUID) -> ReferralCode:
         """Return the owner's live code; raise ReferralCodeNotFound."""
         async with self._database.reading() as repositories:
@@ -87,6 +129,16 @@ class ReferralCodes:
         if code is None:
             raise ReferralCodeNotFound
         return code
+
+    async def page(
+        self, owner_id: UUID, limit: int, behind: Cursor | None
+    ) -> Page[OwnReferralCode]:
+        """Return a page of all the owner's codes, newest first."""
+        now = self._clock()
+        codes = await self._database.listing(
+            lambda stored: stored.referral_codes.newest_of_owner(owner_id, now, limit + 1, behind)
+        )
+        return Page.of(codes, limit, lambda last: Cursor(last.created_at, last.referral_code_id))
 
     @retried
     async def delete(self, owner_id: UUID) -> None:
@@ -98,6 +150,20 @@ class ReferralCodes:
         await self._forgetting.forget([code_key(email_key)] if email_key else [])
         if not was_live:
             raise ReferralCodeNotFound
+
+    async def find_by_code(self, text: str) -> PublicReferralCode:
+        """Return the live code that a person means who types `text`; raise ReferralCodeNotFound."""
+        try:
+            typed = normalise_code(text)
+        except InvalidInput as error:
+            raise ReferralCodeNotFound from error
+        async with self._database.reading() as repositories:
+            code = await repositories.referral_codes.find_public(
+                typed, self._clock(), confirmed_only=self._confirmed_only
+            )
+        if code is None:
+            raise ReferralCodeNotFound
+        return code
 
     async def find_by_email(
         self,
@@ -137,10 +203,10 @@ class ReferralCodes:
         """Store the code; return what the cache has to forget, and whether one was replaced."""
         try:
             email_key, replaced = await repositories.referral_codes.add(
-                code, CODE_KEY, replacing=replacing
+                code, CODE_KEY, confirmed_only=self._confirmed_only, replacing=replacing
             )
         except ReferralCodeTaken as error:
             if wish.code is not None:
                 raise
             raise TransactionConflict from error  # then another one is drawn
-        return [code_key(email_key)] if email_key else [], replaced
+        return [code_key(email_key)], replaced

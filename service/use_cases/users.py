@@ -280,6 +280,8 @@ class Users:
             raise UserNotFound
         if locked[0].key != email_key:
             raise TransactionConflict
+        # Once more: another one may have been made before the lock.
+        await repositories.referral_codes.end_of_owner(user_id, now, CODE_KEY)
         await self._spare_last_admin(repositories, user_id)
         return await self.remove(
             repositories, user_id, locked[0], password_hash, now, reason=reason
@@ -298,12 +300,13 @@ class Users:
         """Remove an account's personal data in the caller's transaction.
 
         The caller has ended the code and locked the account. `reason` says for the log whose doing
-        it is. Returns the cache keys that became
-        old. Raises TransactionConflict if `password_hash` is no longer the account's.
+        it is. Returns the cache keys that became old. Raises TransactionConflict if `password_hash`
+        is no longer the account's.
         """
         if not await repositories.users.erase(user_id, password_hash, now):
             # Changed, or hashed anew by a sign-in, since it was read: to be verified again.
             raise TransactionConflict
+        await repositories.referral_codes.disown_names(user_id)
         ended = await repositories.sessions.end_all_but(user_id, None, now)
         await repositories.sessions.delete_of_user(user_id)
         await repositories.identities.delete_of_user(user_id)
@@ -520,7 +523,9 @@ class Users:
     ) -> tuple[UUID, list[str]]:
         """Take the code and store the referral; return the referrer, and what became old."""
         try:
-            taken = await repositories.referral_codes.take(normalise_code(code), now)
+            taken = await repositories.referral_codes.take(
+                normalise_code(code), now, confirmed_only=self._confirmation_required
+            )
         except InvalidInput as error:
             raise ReferralCodeUnusable from error
         old_keys = await self._store_referral(repositories, user_id, email, taken, now)
@@ -565,7 +570,9 @@ class Users:
         if code is None:
             return None
         try:
-            found = await repositories.referral_codes.find_usable(normalise_code(code), now)
+            found = await repositories.referral_codes.find_usable(
+                normalise_code(code), now, confirmed_only=self._confirmation_required
+            )
         except InvalidInput as error:
             raise ReferralCodeUnusable from error
         if found is None:

@@ -1,5 +1,5 @@
 -- Claims: registrations that nobody has confirmed yet, and which tokens have confirmed an address.
--- depends: 0013_security_events
+-- depends: 0014_referral_code_names
 
 -- Each has a password, or an identity, and a code of its own: confirming its token makes exactly
 -- this one the account, whoever else has registered with the email address.

@@ -1,5 +1,5 @@
 -- Identities and undo: identities have an id and the email address they came with; changes of an account can be undone.
--- depends: 0013_security_events
+-- depends: 0016_mailboxes
 
 -- The session that asked for a change of email address: the token is good no longer than it lasts.
 ALTER TABLE mail_tokens ADD COLUMN IF NOT EXISTS session_id uuid;

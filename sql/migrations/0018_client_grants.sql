@@ -1,5 +1,5 @@
 -- Client grants: how a client may ask for tokens, and the scopes that are its own, not its users'.
--- depends: 0013_security_events
+-- depends: 0017_identities_and_undo
 
 -- The defaults are what the release before may go on writing: a client that speaks for users only.
 ALTER TABLE oauth_clients ADD COLUMN IF NOT EXISTS grants text[] NOT NULL

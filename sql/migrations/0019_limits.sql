@@ -1,5 +1,5 @@
 -- Limits: the sessions of one user are ended and deleted in batches, and ended ones after a day.
--- depends: 0013_security_events
+-- depends: 0018_client_grants
 
 -- Each batch begins where the one before it has ended.
 CREATE INDEX IF NOT EXISTS sessions_of_a_user_in_order ON sessions (user_id, session_id);

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -50,6 +51,24 @@ async def no_jobs(
             if clock is not None:
                 clock.ahead += step
             await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def replacing_the_only_code(settings: Settings) -> AsyncIterator[None]:
+    """Replace the one code that there is, in a transaction that commits when the block ends."""
+    connection = await asyncpg.connect(settings.database_url)
+    try:
+        async with connection.transaction():
+            await connection.execute("UPDATE referral_codes SET ended_at = now()")
+            yield
+            await connection.execute(
+                "INSERT INTO referral_codes"
+                " (referral_code_id, owner_id, code, created_at, expires_at)"
+                " SELECT gen_random_uuid(), owner_id, 'NEW-CODE', now(), expires_at"
+                " FROM referral_codes"
+            )
+    finally:
+        await connection.close()
 
 
 @pytest.fixture

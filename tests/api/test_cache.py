@@ -79,6 +79,13 @@ async def use_up(api: Api, owner: Person, _: Person) -> str | None:
     return None
 
 
+async def limit(api: Api, owner: Person, _: Person) -> str | None:
+    code = await seen(api, owner)
+    assert (await api.register(referral_code=code)).status == 201
+    assert (await api.patch("/referral-code", {"max_uses": 1}, by=owner)).status == 200
+    return None
+
+
 async def disable(api: Api, owner: Person, admin: Person) -> str | None:
     await api.patch(f"/admin/users/{owner.user_id}", {"disabled": True}, by=admin)
     return None
@@ -97,7 +104,7 @@ async def erase(api: Api, owner: Person, _: Person) -> str | None:
     return None
 
 
-WRITES: Final = [create, replace_code, delete, use_up, disable, enable, erase]
+WRITES: Final = [create, replace_code, delete, use_up, limit, disable, enable, erase]
 
 
 @pytest.mark.parametrize("write", WRITES)

@@ -404,6 +404,8 @@ async def test_an_email_is_verified_for_a_user(api: Api, hunter: Hunter, carl: P
         ("a@b", "invalid"),
         ("%00@example.org", "invalid"),
         ("x@mailinator.com", "disposable"),
+        ("a{b}@mailinator.com", "disposable"),
+        ("%7Ba%2Fb%7D@mailinator.com", "disposable"),
         ("x@some.where.mailinator.com", "disposable"),
     ],
 )

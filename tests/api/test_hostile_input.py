@@ -45,6 +45,12 @@ CALLS: Final = [
     Call("DELETE", "/users/me", {"password": "x"}),
     Call("POST", "/referral-code", {"expires_at": "2001-01-01T00:00:00Z", "code": "ABCD"}),
     Call("PUT", "/referral-code", {"expires_at": "2001-01-01T00:00:00Z", "code": "ABCD"}),
+    Call(
+        "PATCH",
+        "/referral-code",
+        {"expires_at": "2001-01-01T00:00:00Z"},
+        frozenset({"expires_at"}),
+    ),
 ]
 
 
@@ -144,6 +150,8 @@ async def test_a_nasty_text_is_refused_and_found_nowhere(
     for call in CALLS:
         for member in call.body:
             for name, literal in NASTY_TEXTS.items():
+                if member == "referral_code" and name in {"empty", "space"}:
+                    continue  # which is no code
                 text = with_literal({**call.body, "email": new_email()}, member, literal)
                 if "email" not in call.body:
                     text = with_literal(call.body, member, literal)

@@ -191,7 +191,7 @@ def test_marshmallow_fields_are_written_as_json_schema(document: Document) -> No
         "const": "Bearer",
     }
     wish = schemas["ReferralCodeWish"]["properties"]
-    assert wish["expires_in_days"] == {"type": "integer", "minimum": 1, "maximum": 366}
+    assert wish["expires_in_days"] == {"type": ["integer", "null"], "minimum": 1, "maximum": 366}
     assert wish["expires_at"]["format"] == "date-time"
     query = document["paths"]["/api/v1/referrals/{referrer_id}"]["get"]["parameters"]
     cursor, limit = sorted(
@@ -267,7 +267,10 @@ def test_headers_are_told_where_they_are_sent(document: Document) -> None:
     assert {"Retry-After", "RateLimit"} <= set(login[429]["headers"])
     assert "Retry-After" in login[503]["headers"]
     create = responses_of(document, document["paths"]["/api/v1/referral-code"]["post"])
-    assert "Idempotency-Replayed" in create[201]["headers"]
+    assert {"Idempotency-Replayed", "Location"} <= set(create[201]["headers"])
+    replace = responses_of(document, document["paths"]["/api/v1/referral-code"]["put"])
+    assert "Location" in replace[201]["headers"]
+    assert "Location" not in replace[200]["headers"]
 
 
 def test_building_it_again_gives_the_same(document: Document, settings: Settings) -> None:
@@ -293,6 +296,13 @@ async def test_the_answers_of_the_story_pass_their_schemas(api: Api, document: D
     token = signed_in.json()["access_token"]
     created = await api.post("/referral-code", {"expires_in_days": 30}, by=token)
     assert conforms("/referral-code", "post", 201, created.json())
+    changed = await api.patch("/referral-code", {"max_uses": 9}, by=token)
+    assert conforms("/referral-code", "patch", 200, changed.json())
+    listed = await api.get("/referral-codes", by=token)
+    assert listed.json()["items"]
+    assert conforms("/referral-codes", "get", 200, listed.json())
+    checked = await api.get(f"/codes/{created.json()['code']}")
+    assert conforms("/codes/{code}", "get", 200, checked.json())
     found = await api.get("/referral-code/anna@example.com")
     assert conforms("/referral-code/{email}", "get", 200, found.json())
     await api.register("ben@example.com", referral_code=found.json()["code"])

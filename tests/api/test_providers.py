@@ -836,7 +836,7 @@ async def test_an_unusable_code_is_told_at_the_start(
 ) -> None:
     code = await api.new_code(anna)
     await database.execute("UPDATE users SET disabled_at = now()")
-    for unusable in (code, "NOBODYS", "", "x", "\u0131\u0131\u0131\u0131", "a\0bc"):
+    for unusable in (code, "NOBODYS", "x", "\u0131\u0131\u0131\u0131", "a\0bc"):
         answer = await api.get(
             "/auth/providers/corp/start",
             params={"referral_code": unusable},
@@ -844,6 +844,18 @@ async def test_an_unusable_code_is_told_at_the_start(
         )
         assert_problem(answer, 422, "referral-code-unusable", ["#/referral_code"])
     assert await database.fetchval("SELECT count(*) FROM sign_ins") == 0
+
+
+@pytest.mark.parametrize("nothing", ["", " ", "\u00a0\n"])
+async def test_nothing_but_white_space_is_no_code(api: Api, issuer: Issuer, nothing: str) -> None:
+    ada = await signed_in(api, issuer, referral_code=nothing)
+    assert (await api.get("/users/me", by=ada)).json()["referrer_id"] is None
+
+
+async def test_a_code_is_read_there_as_everywhere(api: Api, issuer: Issuer, anna: Person) -> None:
+    await api.new_code(anna, code="TOOL-101")
+    ada = await signed_in(api, issuer, referral_code=" t00l-LoI\n")
+    assert (await api.get("/users/me", by=ada)).json()["referrer_id"] == anna.user_id
 
 
 async def test_a_code_that_ends_on_the_way_makes_no_account(

@@ -6,7 +6,7 @@ For each unique index there is a proof: the same race without the index goes wro
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final
 
@@ -15,9 +15,11 @@ import pytest
 
 from service.settings import Argon2, Settings
 from tests.api.assertions import assert_problem
+from tests.api.conftest import replacing_the_only_code
 from tests.factories import PASSWORD, Answer, Api, Person, new_email, running
 
 DAYS: Final = {"expires_in_days": 7}
+CLAIM: Final = "referral_codes_claim_their_names"
 Race = Callable[[Api], Coroutine[Any, Any, Sequence[Answer]]]
 
 
@@ -38,63 +40,89 @@ async def register_one_email_10_times(api: Api) -> Sequence[Answer]:
     return await asyncio.gather(*map(api.register, spellings))
 
 
+async def choose_8_codes(api: Api, codes: Sequence[str]) -> Sequence[Answer]:
+    owners = [await api.new_person() for _ in codes]
+    return await asyncio.gather(
+        *(
+            api.post("/referral-code", {**DAYS, "code": code}, by=owner)
+            for owner, code in zip(owners, codes, strict=True)
+        )
+    )
+
+
 async def choose_one_code_8_times(api: Api) -> Sequence[Answer]:
-    owners = [await api.new_person() for _ in range(8)]
-    wish = {**DAYS, "code": "SPRING-2026"}
-    return await asyncio.gather(*(api.post("/referral-code", wish, by=owner) for owner in owners))
+    return await choose_8_codes(api, ["SPRING-2026"] * 8)
+
+
+async def choose_8_codes_that_look_alike(api: Api) -> Sequence[Answer]:
+    return await choose_8_codes(api, [f"TO{one}L{two}" for one in "1IL" for two in "1IL"][1:])
 
 
 RACES: Final = [
     # race, what makes it hold, answers, code of the losers' problem
     (
         create_20_times,
-        "referral_codes_one_live_per_owner",
+        ["referral_codes_one_live_per_owner"],
         {201: 1, 409: 19},
         "referral-code-exists",
     ),
-    (register_one_email_10_times, "users_email_unique", {201: 1, 409: 9}, "email-taken"),
+    (register_one_email_10_times, ["users_email_unique"], {201: 1, 409: 9}, "email-taken"),
     (
         choose_one_code_8_times,
-        "referral_codes_live_code_unique",
+        ["referral_codes_live_code_unique", CLAIM],
         {201: 1, 409: 7},
         "referral-code-taken",
     ),
+    (choose_8_codes_that_look_alike, [CLAIM], {201: 1, 409: 7}, "referral-code-taken"),
 ]
 
 
 @pytest.mark.parametrize(("race", "_", "expected", "code"), RACES)
 async def test_one_wins_and_the_others_are_told_why(
-    api: Api, race: Race, _: str, expected: dict[int, int], code: str
+    api: Api, race: Race, _: Sequence[str], expected: dict[int, int], code: str
 ) -> None:
     answers = await race(api)
     assert statuses(answers) == expected
     assert {answer.json()["code"] for answer in answers if answer.status != 201} == {code}
 
 
-@pytest.mark.parametrize(("race", "index", "expected", "_"), RACES)
-async def test_without_its_index_the_race_has_more_winners_than_one(
-    api: Api, database: asyncpg.Connection, race: Race, index: str, expected: dict[int, int], _: str
+@pytest.mark.parametrize(("race", "rules", "expected", "_"), RACES)
+async def test_without_what_makes_it_hold_the_race_has_more_winners_than_one(
+    api: Api,
+    database: asyncpg.Connection,
+    race: Race,
+    rules: Sequence[str],
+    expected: dict[int, int],
+    _: str,
 ) -> None:
-    async with without(database, index):
+    async with AsyncExitStack() as stack:
+        for rule in rules:
+            await stack.enter_async_context(without(database, rule))
         answers = await race(api)
     assert statuses(answers) == {201: sum(expected.values())}
 
 
 @asynccontextmanager
-async def without(database: asyncpg.Connection, index: str) -> AsyncIterator[None]:
-    """Drop the index or the constraint of this name, and have it back, with empty tables, after."""
+async def without(database: asyncpg.Connection, rule: str) -> AsyncIterator[None]:
+    """Drop the index or the constraint of this name, and have it back, with empty tables, after.
+
+    The trigger of this name only rests meanwhile.
+    """
     constraint = await database.fetchrow(
         "SELECT conrelid::regclass::text AS table, pg_get_constraintdef(oid) AS definition"
         " FROM pg_constraint WHERE conname = $1",
-        index,
+        rule,
     )
-    if constraint is None:
-        drop = f"DROP INDEX {index}"
-        restore = await database.fetchval("SELECT pg_get_indexdef($1::text::regclass)", index)
+    if rule == CLAIM:
+        drop = f"ALTER TABLE referral_codes DISABLE TRIGGER {rule}"
+        restore = f"ALTER TABLE referral_codes ENABLE TRIGGER {rule}"
+    elif constraint is None:
+        drop = f"DROP INDEX {rule}"
+        restore = await database.fetchval("SELECT pg_get_indexdef($1::text::regclass)", rule)
     else:
-        drop = f"ALTER TABLE {constraint['table']} DROP CONSTRAINT {index}"
+        drop = f"ALTER TABLE {constraint['table']} DROP CONSTRAINT {rule}"
         restore = (
-            f"ALTER TABLE {constraint['table']} ADD CONSTRAINT {index} {constraint['definition']}"
+            f"ALTER TABLE {constraint['table']} ADD CONSTRAINT {rule} {constraint['definition']}"
         )
     await database.execute(drop)
     try:
@@ -216,21 +244,10 @@ async def test_a_deletion_that_waits_for_a_replacement_deletes_the_new_code(
     """Its statement finds the old code ended, and does not see the new one: without another look it
     would say that there is none."""
     await api.put("/referral-code", DAYS, by=anna)
-    replacing = await asyncpg.connect(settings.database_url)
-    try:
-        async with replacing.transaction():
-            await replacing.execute("UPDATE referral_codes SET ended_at = now()")
-            deletion = asyncio.create_task(api.delete("/referral-code", by=anna))
-            await asyncio.sleep(0.2)
-            assert not deletion.done()
-            await replacing.execute(
-                "INSERT INTO referral_codes"
-                " (referral_code_id, owner_id, code, created_at, expires_at)"
-                " SELECT gen_random_uuid(), owner_id, 'NEW-CODE', now(), expires_at"
-                " FROM referral_codes"
-            )
-    finally:
-        await replacing.close()
+    async with replacing_the_only_code(settings):
+        deletion = asyncio.create_task(api.delete("/referral-code", by=anna))
+        await asyncio.sleep(0.2)
+        assert not deletion.done()
     assert (await deletion).status == 204
     assert (await api.get("/referral-code", by=anna)).status == 404
 

@@ -152,10 +152,6 @@ async def malformed(api: Api, anna: Person, admin: Person) -> str:
     return "no code at all!"
 
 
-async def empty(api: Api, anna: Person, admin: Person) -> str:
-    return ""
-
-
 async def expired(api: Api, anna: Person, admin: Person) -> str:
     code = await api.new_code(anna, expires_in_days=1)
     api.clock.ahead = timedelta(days=1)
@@ -198,7 +194,7 @@ async def of_an_erased_owner(api: Api, anna: Person, admin: Person) -> str:
     return code
 
 
-UNUSABLE = [unknown, malformed, empty, expired, deleted, replaced, used_up, of_a_disabled_owner]
+UNUSABLE = [unknown, malformed, expired, deleted, replaced, used_up, of_a_disabled_owner]
 UNUSABLE += [of_a_disabled_owner_with_uses_left, of_an_erased_owner]
 
 
@@ -214,6 +210,21 @@ async def test_an_unusable_code_makes_no_account(
     assert await database.fetchval("SELECT count(*) FROM users") == before
     assert await database.fetch("SELECT uses FROM referral_codes") == uses
     assert_problem(await api.log_in("carl@example.com"), 401, "invalid-credentials")
+
+
+@pytest.mark.parametrize("code", [None, "", "  ", "\n\u00a0\t"])
+async def test_nothing_but_white_space_is_no_referral_code(api: Api, code: str | None) -> None:
+    registered = await api.register(referral_code=code)
+    assert (registered.status, registered.json()["referrer_id"]) == (201, None)
+
+
+@pytest.mark.parametrize("typed", [" {} ", "\n{}\r\n", "\u00a0{}\u2003"])
+async def test_white_space_around_a_referral_code_is_no_part_of_it(
+    api: Api, anna: Person, typed: str
+) -> None:
+    code = await api.new_code(anna)
+    registered = await api.register(referral_code=typed.format(code))
+    assert (registered.status, registered.json()["referrer_id"]) == (201, anna.user_id)
 
 
 async def test_an_email_that_is_taken_uses_no_code(api: Api, anna: Person) -> None:

@@ -98,6 +98,7 @@ class Requests:
                 {"expires_at": "2027-01-01T00:00:00Z", "max_uses": 5},
             ),
             (b"POST", b"/api/v1/referral-code", {"expires_in_days": 3, "code": "SPRING-2027"}),
+            (b"PATCH", b"/api/v1/referral-code", {"expires_in_days": 5, "max_uses": 7}),
             (
                 b"POST",
                 b"/api/v1/auth/password/change",
@@ -107,6 +108,8 @@ class Requests:
         ]
         self._targets = [
             b"/api/v1/referral-code/anna%40example.com",
+            b"/api/v1/referral-codes?limit=5&cursor=" + self._cursor,
+            b"/api/v1/codes/SPRING-2027",
             b"/api/v1/referrals/me?limit=20&cursor=" + self._cursor,
             b"/api/v1/auth/sessions?limit=5&cursor=" + self._cursor,
             b"/api/v1/users/me",

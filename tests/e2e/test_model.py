@@ -52,6 +52,8 @@ class Stories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.alive: list[Account] = []
+        self.names: dict[str, str] = {}
+        """The newest name that each account has had for a code."""
 
     def ask(self, method: str, path: str, body: Any = None, token: str = "") -> tuple[int, Any]:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
@@ -167,13 +169,23 @@ class Stories(RuleBasedStateMachine):
         assert status == (200 if account.code else 201)
         assert answer["code"] == wish.get("code", answer["code"])
         account.code, account.left = answer["code"], uses
+        self.names[account.user_id] = answer["code"]
 
-    @rule(account=accounts, other=accounts)
-    def take_the_code_of_another(self, account: Account, other: Account) -> None:
-        if other.code and other is not account:
-            wish = {**DAYS, "code": other.code}
+    @rule(account=accounts, other=accounts, ended=st.booleans())
+    def take_the_code_of_another(self, account: Account, other: Account, ended: bool) -> None:
+        name = self.names.get(other.user_id) if ended else other.code
+        if name and other is not account:
+            wish = {**DAYS, "code": name.replace("O", "0")}
             answer = self.ask("PUT", "/referral-code", wish, self.signed_in(account))
             assert answer == (409, "referral-code-taken")
+
+    @rule(account=accounts, change=st.sampled_from([DAYS, {"expires_in_days": 30.0}]))
+    def extend_code(self, account: Account, change: dict[str, float]) -> None:
+        status, answer = self.ask("PATCH", "/referral-code", change, self.signed_in(account))
+        if account.code:
+            assert (status, answer["code"]) == (200, account.code)
+        else:
+            assert (status, answer) == (404, "referral-code-not-found")
 
     @rule(account=accounts)
     def delete_code(self, account: Account) -> None:

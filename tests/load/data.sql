@@ -62,6 +62,11 @@ SELECT pg_temp.id(2, n), pg_temp.id(1, n), 'PERSON-' || n, now(),
        now() + (30 + n % 300) * interval '1 day'
   FROM generate_series(1, 200000) n;
 
+-- The trigger does it otherwise.
+INSERT INTO referral_code_names (name, owner_id)
+SELECT translate(code, 'OIL', '011'), owner_id
+  FROM referral_codes;
+
 INSERT INTO sessions (session_id, user_id, client_id, origin, created_at, refreshed_at, expires_at)
 SELECT pg_temp.id(3, n), pg_temp.id(1, n), 'first-party', 'password', now(), now(),
        now() + interval '300 days'

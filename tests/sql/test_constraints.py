@@ -116,6 +116,11 @@ BROKEN = [
     ),
     ("referral_codes_used_at_most_max_uses", CHANGE_CODE.format("uses = uses + 3"), [ANNA]),
     ("referral_codes_used_at_most_max_uses", CHANGE_CODE.format("max_uses = 0, uses = 1"), [ANNA]),
+    (
+        "referral_codes_end_reason_known",
+        CHANGE_CODE.format("ended_at = now(), end_reason = 'used_up'"),
+        [ANNA],
+    ),
     ("referral_codes_one_live_per_owner", NEW_CODE, [uuid4(), ANNA, "OTHER", NOW, LATER, None]),
     ("referral_codes_live_code_unique", NEW_CODE, [uuid4(), BERT, "ANNAS", NOW, LATER, None]),
     ("identities_of_one_user", NEW_IDENTITY, ["bert", CARL, NOW]),
@@ -190,13 +195,35 @@ async def test_what_breaks_no_rule_is_stored(
     assert await people.execute(statement, *arguments) in {"UPDATE 1", "UPDATE 2"}
 
 
-async def test_an_ended_code_holds_neither_its_owner_nor_its_name(
+async def test_an_ended_code_does_not_hold_its_owner(people: asyncpg.Connection) -> None:
+    for _ in range(2):
+        await people.execute("UPDATE referral_codes SET ended_at = now()")
+        await people.execute(NEW_CODE, uuid4(), ANNA, "ANNAS", NOW, LATER, None)
+    assert await people.fetchval("SELECT count(*) FROM referral_codes WHERE code = 'ANNAS'") == 3
+
+
+async def test_a_name_stays_its_first_owners_whatever_becomes_of_the_code(
     people: asyncpg.Connection,
 ) -> None:
-    for owner in (ANNA, BERT):
+    """Without the trigger on referral_codes it would not. NEW_CODE is as the release before names
+    had owners writes it, which knows the refusal by the name of the index."""
+    for made in ("OIL-10", "0IL-1O", "01L-IO"):
         await people.execute("UPDATE referral_codes SET ended_at = now()")
-        await people.execute(NEW_CODE, uuid4(), owner, "ANNAS", NOW, LATER, None)
-    assert await people.fetchval("SELECT count(*) FROM referral_codes WHERE code = 'ANNAS'") == 3
+        await people.execute(NEW_CODE, uuid4(), ANNA, made, NOW, LATER, None)
+    for end in ("UPDATE referral_codes SET ended_at = now()", "DELETE FROM referral_codes"):
+        await people.execute(end)
+        for asked in ("ANNAS", "OIL-10", "01I-10", "O11-LO"):
+            with pytest.raises(asyncpg.UniqueViolationError) as caught:
+                await people.execute(NEW_CODE, uuid4(), BERT, asked, NOW, LATER, None)
+            assert caught.value.constraint_name == "referral_codes_live_code_unique"
+    await people.execute(NEW_CODE, uuid4(), BERT, "BERTS", NOW, LATER, None)
+    await people.execute(NEW_CODE, uuid4(), ANNA, "ANNAS", NOW, LATER, None)
+    names = await people.fetch("SELECT name, owner_id FROM referral_code_names")
+    assert {tuple(name) for name in names} == {
+        ("ANNAS", ANNA),
+        ("011-10", ANNA),
+        ("BERTS", BERT),
+    }
 
 
 async def test_every_constraint_with_a_name_of_ours_is_shown(database: asyncpg.Connection) -> None:

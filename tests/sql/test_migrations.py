@@ -1,6 +1,7 @@
 """The migrations go up, down and up again, and start over wherever they were interrupted."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -8,6 +9,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+import sqlparse
 from yoyo import get_backend, read_migrations
 
 from service.migrations import MigrationError, apply_migrations
@@ -16,6 +18,7 @@ from tests.conftest import Servers
 
 STEPS = sorted(file for file in FOLDER.glob("*.sql") if ".rollback." not in file.name)
 NAMES = [step.stem for step in STEPS]
+OF_NAMES = "0014_referral_code_names"
 
 # Everything that a migration can make or change, one row each.
 SCHEMA = """
@@ -184,6 +187,102 @@ def test_a_database_of_another_encoding_is_left_as_it_is(servers: Servers, encod
                 assert there.execute(tables).fetchone() == (0,)
         finally:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+# 0014: names.
+
+BEFORE_NAMES = """
+    INSERT INTO users (user_id, email, email_key, role, created_at, erased_at)
+    SELECT id::uuid, email, email, 'user', now(), CASE WHEN email IS NULL THEN now() END
+      FROM (VALUES
+            ('00000000-0000-0000-0000-00000000000a', 'anna@x'),
+            ('00000000-0000-0000-0000-00000000000b', 'bert@x'),
+            ('00000000-0000-0000-0000-00000000000c', 'carl@x'),
+            ('00000000-0000-0000-0000-00000000000d', 'dora@x'),
+            ('00000000-0000-0000-0000-00000000000e', NULL)
+           ) AS new (id, email);
+    INSERT INTO referral_codes
+           (referral_code_id, owner_id, code, created_at, expires_at, ended_at)
+    SELECT gen_random_uuid(), ('00000000-0000-0000-0000-00000000000' || owner)::uuid, code,
+           timestamptz '2026-01-01 00:00Z' + age * interval '1 day', '2099-01-01',
+           CASE WHEN ended THEN timestamptz '2026-02-01 00:00Z' END
+      FROM (VALUES
+            ('b', 'SOLD-1', 2, true), ('a', 'SOLD-1', 1, true), ('b', 'S0LD-I', 3, true),
+            ('a', 'LIVE-1', 5, false), ('b', 'L1VE-1', 6, false),
+            ('e', 'GONE-1', 1, true), ('b', 'GONE-1', 2, true),
+            ('b', 'OWN-1', 1, true), ('b', 'OWN-1', 2, true), ('b', '0WN-L', 3, true)
+           ) AS made (owner, code, age, ended)
+"""
+OWNERS = """
+    SELECT name, right(owner_id::text, 1)
+      FROM referral_code_names
+"""
+NEW_CODE = """
+    INSERT INTO referral_codes (referral_code_id, owner_id, code, created_at, expires_at)
+    VALUES (gen_random_uuid(), '00000000-0000-0000-0000-00000000000{}', '{}', now(), '2099-01-01')
+"""
+WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'"
+OLDEST = {
+    ("S01D-1", "a"),
+    ("11VE-1", "a"),
+    ("G0NE-1", None),
+    ("0WN-1", "b"),
+}
+
+
+def test_names_that_are_contested_go_to_their_oldest_owner(empty_database: str) -> None:
+    for name in NAMES[: NAMES.index(OF_NAMES)]:
+        move(empty_database, "apply", name)
+    run(empty_database, BEFORE_NAMES)
+    codes = run(empty_database, "SELECT code, ended_at FROM referral_codes ORDER BY 1, 2")
+    for _ in range(2):
+        move(empty_database, "apply", OF_NAMES)
+        assert set(run(empty_database, OWNERS)) == OLDEST
+        # What lives lives on, also under a name that has become another's.
+        after = run(empty_database, "SELECT code, ended_at FROM referral_codes ORDER BY 1, 2")
+        assert after == codes
+        run(empty_database, "UPDATE referral_codes SET ended_at = now() WHERE ended_at IS NULL")
+        for owner, code in (("b", "SOLD-1"), ("b", "LIVE-1"), ("b", "L1VE-1"), ("a", "G0NE-1")):
+            with pytest.raises(psycopg.errors.UniqueViolation):
+                run(empty_database, NEW_CODE.format(owner, code))
+        with psycopg.connect(empty_database) as connection:
+            connection.execute(NEW_CODE.format("a", "L1VE-1"))
+            connection.execute(NEW_CODE.format("b", "0WN-I"))
+            connection.rollback()
+        codes = run(empty_database, "SELECT code, ended_at FROM referral_codes ORDER BY 1, 2")
+        move(empty_database, "rollback", OF_NAMES)
+        run(empty_database, NEW_CODE.format("b", "SOLD-1"))
+        run(empty_database, "DELETE FROM referral_codes WHERE ended_at IS NULL")
+
+
+def test_a_code_that_is_made_while_names_are_given_out_gets_its_own(empty_database: str) -> None:
+    """By the release before, between the steps of the migration: those that come after the lock
+    wait for the commit, and meet the trigger."""
+    for name in NAMES[: NAMES.index(OF_NAMES)]:
+        move(empty_database, "apply", name)
+    run(empty_database, BEFORE_NAMES)
+    steps = sqlparse.split((FOLDER / f"{OF_NAMES}.sql").read_text())
+    [lock] = [number for number, step in enumerate(steps) if "LOCK TABLE" in step]
+    with psycopg.connect(empty_database) as migrating, ThreadPoolExecutor() as threads:
+        for step in steps[:lock]:
+            migrating.execute(step)
+        run(empty_database, "UPDATE referral_codes SET ended_at = now() WHERE ended_at IS NULL")
+        run(empty_database, NEW_CODE.format("a", "BETWEEN-1"))
+        for step in steps[lock:]:
+            migrating.execute(step)
+        late = [
+            threads.submit(run, empty_database, NEW_CODE.format(owner, code))
+            for owner, code in (("b", "BETWEEN-1"), ("c", "SOLD-1"), ("d", "LATE-1"))
+        ]
+        while run(empty_database, WAITING) != [(len(late),)]:
+            assert not any(one.done() for one in late)
+        migrating.commit()
+        for refused in late[:2]:
+            with pytest.raises(psycopg.errors.UniqueViolation) as caught:
+                refused.result()
+            assert caught.value.diag.constraint_name == "referral_codes_live_code_unique"
+        late[2].result()
+    assert set(run(empty_database, OWNERS)) == {*OLDEST, ("BETWEEN-1", "a"), ("1ATE-1", "d")}
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from service.domain.claims import Claim
 from service.domain.errors import (
     DatabaseUnavailable,
     EmailTaken,
+    InvalidToken,
     LiveReferralCodeExists,
     ReferralCodeTaken,
     ReferralCodeUnusable,
@@ -65,13 +66,13 @@ async def new_code(transactions: Database, max_uses: int | None = None) -> Refer
     async with transactions.transaction() as repositories:
         wish = ReferralCodeWish(expires_at=NOW + LIFE, max_uses=max_uses)
         code = issue_referral_code(await new_user(repositories), wish, NOW)
-        await repositories.referral_codes.add(code, CODE_KEY)
+        await repositories.referral_codes.add(code, CODE_KEY, confirmed_only=False)
     return code
 
 
 async def take(transactions: Database, code: ReferralCode) -> TakenReferralCode | None:
     async with transactions.transaction() as repositories:
-        return await repositories.referral_codes.take(code.code, NOW)
+        return await repositories.referral_codes.take(code.code, NOW, confirmed_only=False)
 
 
 async def refer_to(
@@ -90,7 +91,7 @@ async def refer_to(
 async def refer(repositories: Repositories, code: ReferralCode, slot: int) -> None:
     """Do all that a registration with the code does to it."""
     user_id = await new_user(repositories)
-    taken = await repositories.referral_codes.take(code.code, NOW)
+    taken = await repositories.referral_codes.take(code.code, NOW, confirmed_only=False)
     assert taken is not None
     await refer_to(repositories, user_id, taken.owner_id, user_id.bytes)
     await repositories.referral_codes.count_use(taken.referral_code_id, slot)
@@ -145,7 +146,7 @@ async def test_a_use_that_is_rolled_back_is_there_for_the_next(
     code = await new_code(transactions, max_uses=1)
     with suppress(ZeroDivisionError):
         async with transactions.transaction() as repositories:
-            assert await repositories.referral_codes.take(code.code, NOW)
+            assert await repositories.referral_codes.take(code.code, NOW, confirmed_only=False)
             waiting = await until_blocked(database, take(transactions, code))
             raise ZeroDivisionError
     assert await waiting
@@ -186,7 +187,7 @@ async def test_a_deletion_waits_for_an_open_registration(
     """Without FOR SHARE the code would be gone before the registration with it is there."""
     code = await new_code(transactions, max_uses)
     async with transactions.transaction() as repositories:
-        assert await repositories.referral_codes.take(code.code, NOW)
+        assert await repositories.referral_codes.take(code.code, NOW, confirmed_only=False)
         deletion = await until_blocked(database, delete(transactions, code))
     assert await deletion
     assert await take(transactions, code) is None
@@ -206,7 +207,9 @@ async def test_a_deletion_finds_the_code_however_often_it_is_replaced(
             with suppress(LiveReferralCodeExists):
                 async with transactions.reading() as repositories:
                     other = issue_referral_code(code.owner_id, wish, NOW)
-                    await repositories.referral_codes.add(other, CODE_KEY, replacing=True)
+                    await repositories.referral_codes.add(
+                        other, CODE_KEY, confirmed_only=False, replacing=True
+                    )
 
     async def delete_it() -> None:
         nonlocal deletions
@@ -251,7 +254,7 @@ async def test_a_code_lives_until_its_expiry(
     async with transactions.transaction() as repositories:
         codes = repositories.referral_codes
         assert (await codes.find_live(code.owner_id, at) is not None) is lives
-        assert (await codes.take(code.code, at) is not None) is lives
+        assert (await codes.take(code.code, at, confirmed_only=False) is not None) is lives
         ended = await codes.end_of_owner(code.owner_id, at, CODE_KEY)
         assert (ended is not None and ended[0]) is lives
 
@@ -273,6 +276,360 @@ async def test_the_code_of_a_disabled_or_erased_owner_cannot_be_taken(
     assert await take(transactions, disabled) is not None
 
 
+# Uses that are counted later: the code was live when its id was found.
+
+
+async def take_by_id(
+    transactions: Database, code: ReferralCode, at: datetime = NOW
+) -> TakenReferralCode | None:
+    async with transactions.transaction() as repositories:
+        codes = repositories.referral_codes
+        taken = await codes.take_by_id(code.referral_code_id, at)
+        if taken is not None and taken.max_uses is None:
+            await codes.count_use(taken.referral_code_id, slot=at.microsecond % 2)
+        return taken
+
+
+async def uses_of(database: asyncpg.Connection, code: ReferralCode) -> int:
+    uses: int = await database.fetchval(
+        "SELECT uses + coalesce((SELECT sum(uses) FROM referral_code_uses), 0)::int"
+        "  FROM referral_codes WHERE referral_code_id = $1",
+        code.referral_code_id,
+    )
+    return uses
+
+
+@pytest.mark.parametrize("dead", [False, True], ids=["live", "dead"])
+async def test_of_100_confirmations_at_once_max_uses_count(
+    transactions: Database, database: asyncpg.Connection, dead: bool
+) -> None:
+    """Without `uses < max_uses` in the UPDATE of TAKE_BY_ID the others would fail, and with a
+    SELECT before it more would count."""
+    code = await new_code(transactions, max_uses=10)
+    if dead:
+        assert await delete(transactions, code)
+    taken = await asyncio.gather(*(take_by_id(transactions, code) for _ in range(100)))
+    got = [one for one in taken if one is not None]
+    assert len(got) == 10
+    assert [one.used_up for one in got].count(True) == 1
+    assert {one.owner_id for one in got} == {code.owner_id}
+    row = await database.fetchrow("SELECT uses, ended_at, end_reason FROM referral_codes")
+    assert row is not None
+    assert tuple(row) == (10, NOW, "deleted" if dead else "used-up")
+
+
+async def test_of_100_confirmations_at_once_with_an_unlimited_code_all_count(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    code = await new_code(transactions)
+    times = [NOW + timedelta(microseconds=number) for number in range(100)]
+    taken = await asyncio.gather(*(take_by_id(transactions, code, at) for at in times))
+    assert all(taken)
+    assert not any(one.used_up for one in taken if one)
+    assert await uses_of(database, code) == 100
+
+
+async def test_confirmations_with_an_unlimited_code_wait_for_nobody(
+    transactions: Database,
+) -> None:
+    """With FOR UPDATE in place of FOR SHARE the second would wait."""
+    code = await new_code(transactions)
+    async with transactions.transaction() as first:
+        assert await first.referral_codes.take_by_id(code.referral_code_id, NOW)
+        async with asyncio.timeout(1):
+            assert await take_by_id(transactions, code)
+
+
+@pytest.mark.parametrize("max_uses", [None, 2], ids=["unlimited", "limited"])
+@pytest.mark.parametrize("end", ["deleted", "replaced", "expired", "expired and ended", "disabled"])
+async def test_a_code_that_has_died_since_still_counts(
+    transactions: Database, database: asyncpg.Connection, max_uses: int | None, end: str
+) -> None:
+    code, at = await new_code(transactions, max_uses), NOW
+    another = issue_referral_code(code.owner_id, ReferralCodeWish(expires_in_days=30), NOW)
+    async with transactions.transaction() as repositories:
+        codes = repositories.referral_codes
+        if end == "deleted":
+            await codes.end_of_owner(code.owner_id, NOW, CODE_KEY)
+        elif end == "replaced":
+            await codes.add(another, CODE_KEY, confirmed_only=False, replacing=True)
+        elif end == "disabled":
+            await repositories.users.set_disabled(code.owner_id, NOW)
+        else:
+            at = NOW + LIFE
+            if end == "expired and ended":
+                await codes.end_of_owner(code.owner_id, at, CODE_KEY)
+    dead = "SELECT ended_at, end_reason FROM referral_codes WHERE referral_code_id = $1"
+    before = await database.fetchrow(dead, code.referral_code_id)
+    for used_up in (False, max_uses is not None):
+        taken = await take_by_id(transactions, code, at)
+        assert taken is not None
+        assert (taken.owner_id, taken.code) == (code.owner_id, code.code)
+        assert taken.used_up is used_up
+    assert await uses_of(database, code) == 2
+    if end == "disabled" and max_uses is not None:
+        before = await database.fetchrow("SELECT $1::timestamptz, 'used-up'", NOW)
+    after = await database.fetchrow(dead, code.referral_code_id)
+    assert tuple(after or ()) == tuple(before or ())
+    assert (await take_by_id(transactions, code, at) is None) is (max_uses is not None)
+
+
+@pytest.mark.parametrize("max_uses", [None, 5], ids=["unlimited", "limited"])
+async def test_a_code_of_an_erased_owner_and_one_there_never_was_count_no_more(
+    transactions: Database, database: asyncpg.Connection, max_uses: int | None
+) -> None:
+    code = await new_code(transactions, max_uses)
+    async with transactions.transaction() as repositories:
+        assert await repositories.users.erase(code.owner_id, HASH, NOW)
+    assert await take_by_id(transactions, code) is None
+    assert await uses_of(database, code) == 0
+    assert await take_by_id(transactions, replace(code, referral_code_id=uuid7())) is None
+
+
+@pytest.mark.parametrize("by_id", [False, True], ids=["by code", "by id"])
+async def test_a_use_that_waits_for_a_limit_begins_anew(
+    transactions: Database, database: asyncpg.Connection, by_id: bool
+) -> None:
+    """With another try in the same transaction two of them would wait for each other."""
+    code = await new_code(transactions)
+    work = take_by_id if by_id else take
+    async with transactions.transaction() as repositories:
+        codes = repositories.referral_codes
+        assert await codes.lock_live(code.owner_id, confirmed_only=False) == code.referral_code_id
+        waiting = await until_blocked(database, work(transactions, code))
+        await codes.change(replace(code, max_uses=1), NOW, CODE_KEY)
+    with pytest.raises(TransactionConflict):
+        await waiting
+    results = await asyncio.gather(*(work(transactions, code) for _ in range(5)))
+    assert sum(one is not None for one in results) == 1
+
+
+async def test_a_limit_waits_for_the_uses_that_are_being_counted(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """Without FOR UPDATE in LOCK_LIVE it would not count them."""
+    code = await new_code(transactions)
+
+    async def limit() -> ReferralCode | None:
+        async with transactions.transaction() as repositories:
+            codes = repositories.referral_codes
+            await codes.lock_live(code.owner_id, confirmed_only=False)
+            found = await codes.find_live(code.owner_id, NOW)
+            assert found is not None
+            await codes.change(replace(found, max_uses=2), NOW, CODE_KEY)
+            return await codes.find_live(code.owner_id, NOW)
+
+    async with transactions.transaction() as repositories:
+        await refer(repositories, code, slot=3)
+        limiting = await until_blocked(database, limit())
+    assert await limiting == replace(code, max_uses=2, uses=1)
+    assert await database.fetchval("SELECT count(*) FROM referral_code_uses") == 0
+
+
+async def test_a_change_is_a_job_in_its_transaction(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """For a process that is killed before it removes from the cache what is old."""
+    code = await new_code(transactions)
+    await database.execute("DELETE FROM jobs")
+    async with transactions.transaction() as repositories:
+        codes = repositories.referral_codes
+        email_key = await codes.change(replace(code, max_uses=5), NOW, CODE_KEY)
+    [job] = await database.fetch("SELECT kind, payload FROM jobs")
+    assert (job["kind"], job["payload"]) == ("forget", f'["{CODE_KEY}{email_key}"]')
+
+
+@pytest.mark.parametrize("write", ["add", "delete", "change", "use up"])
+async def test_what_a_write_makes_old_is_under_the_email_address_of_its_commit(
+    transactions: Database, database: asyncpg.Connection, write: str
+) -> None:
+    """The lock on the owner: without it the old address would be forgotten, and under the new one
+    look-ups would give the old code."""
+    code = await new_code(transactions, max_uses=1)
+    if write == "add":
+        await delete(transactions, code)
+    new = parse_email(new_email())
+
+    async def written() -> str | None:
+        async with transactions.transaction() as repositories:
+            codes = repositories.referral_codes
+            if write == "add":
+                again = replace(code, referral_code_id=uuid7())
+                return (await codes.add(again, CODE_KEY, confirmed_only=False))[0]
+            if write == "delete":
+                ended = await codes.end_of_owner(code.owner_id, NOW, CODE_KEY)
+                return ended and ended[1]
+            if write == "change":
+                return await codes.change(replace(code, max_uses=2), NOW, CODE_KEY)
+            taken = await codes.take(code.code, NOW, confirmed_only=False)
+            return taken.owner_email_key if taken else None
+
+    async with transactions.transaction() as repositories:
+        await repositories.users.lock(code.owner_id)
+        await repositories.users.change_email(code.owner_id, new, NOW)
+        writing = await until_blocked(database, written())
+    assert await writing == new.key
+
+
+# Names.
+
+# As the release before names had owners has it.
+OLD_ADD = """
+    WITH ended AS (
+        UPDATE referral_codes
+           SET ended_at = LEAST(expires_at, $4)
+         WHERE (owner_id = $2 OR code = $3)
+           AND ended_at IS NULL
+           AND (expires_at <= $4 OR ($9 AND owner_id = $2))
+        RETURNING expires_at > $4 AS was_live
+    ), added AS (
+        INSERT INTO referral_codes
+               (referral_code_id, owner_id, code, created_at, expires_at, max_uses)
+        SELECT $1, $2, $3, $4, $5, $6
+          FROM (SELECT count(*) FROM ended) AS room
+        RETURNING owner_id, created_at
+    ), planned AS (
+        INSERT INTO jobs (job_id, kind, payload, created_at)
+        SELECT $7, 'forget', jsonb_build_array($8::text || u.email_key), a.created_at
+          FROM added a
+          JOIN users u ON u.user_id = a.owner_id
+         WHERE u.email_key IS NOT NULL
+    )
+    SELECT email_key, (SELECT COALESCE(bool_or(was_live), false) FROM ended) AS replaced
+      FROM users
+     WHERE user_id = $2
+"""
+
+
+async def add_as_of_old(connection: asyncpg.Connection, owner_id: UUID, code: str) -> None:
+    await connection.execute(
+        OLD_ADD, uuid7(), owner_id, code, NOW, NOW + LIFE, None, uuid7(), CODE_KEY, True
+    )
+
+
+async def named(repositories: Repositories, owner_id: UUID, name: str) -> None:
+    wish = ReferralCodeWish(expires_in_days=1, code=name)
+    code = issue_referral_code(owner_id, wish, NOW)
+    await repositories.referral_codes.add(code, CODE_KEY, confirmed_only=False, replacing=True)
+
+
+async def test_the_release_before_is_bound_by_names_too(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    async with transactions.transaction() as repositories:
+        anna, bert = [await new_user(repositories) for _ in range(2)]
+        await named(repositories, anna, "LOOT-1")
+        await named(repositories, anna, "OTHER-1")
+    for name in ("LOOT-1", "L00T-I", "1OOT-L"):
+        with pytest.raises(asyncpg.UniqueViolationError) as caught:
+            await add_as_of_old(database, bert, name)
+        # By which it tells its callers that the code is taken.
+        assert caught.value.constraint_name == "referral_codes_live_code_unique"
+    assert await database.fetchval("SELECT count(*) FROM referral_codes") == 2
+    await add_as_of_old(database, bert, "BERTS-1")
+    await add_as_of_old(database, bert, "BERTS-2")
+    await add_as_of_old(database, anna, "L0OT-1")
+    async with transactions.reading() as repositories:
+        for name in ("BERTS-1", "BERTS-2"):
+            with pytest.raises(ReferralCodeTaken):
+                await named(repositories, anna, name)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["rolled back", "committed"])
+async def test_who_comes_second_to_a_name_waits_for_the_first(
+    transactions: Database, database: asyncpg.Connection, kept: bool
+) -> None:
+    """The primary key of referral_code_names. The trigger's second look has a snapshot of its own:
+    with the first one's the name would have no owner."""
+    async with transactions.transaction() as repositories:
+        first, second = [await new_user(repositories) for _ in range(2)]
+
+    async def name_it() -> None:
+        async with transactions.transaction() as repositories:
+            await named(repositories, second, "SPR1NG")
+
+    with suppress(Undone):
+        async with transactions.transaction() as repositories:
+            await named(repositories, first, "SPRING")
+            naming = await until_blocked(database, name_it())
+            if not kept:
+                raise Undone
+    if kept:
+        with pytest.raises(ReferralCodeTaken):
+            await naming
+    else:
+        await naming
+    [name] = await database.fetch("SELECT name, owner_id FROM referral_code_names")
+    assert tuple(name) == ("SPR1NG", first if kept else second)
+
+
+async def test_a_name_of_the_own_is_no_conflict_at_the_same_instant(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """The owner's two requests with names that look alike: one live code, and no refusal for the
+    name."""
+    async with transactions.transaction() as repositories:
+        owner = await new_user(repositories)
+
+    async def name_it(name: str) -> None:
+        async with transactions.transaction() as repositories:
+            await named(repositories, owner, name)
+
+    results = await asyncio.gather(
+        *(name_it(name) for name in ("OIL-1", "0IL-1", "O1L-1", "OI1-I") * 4),
+        return_exceptions=True,
+    )
+    assert all(result is None or isinstance(result, LiveReferralCodeExists) for result in results)
+    assert None in results
+    assert await database.fetchval("SELECT count(*) FROM referral_code_names") == 1
+
+
+async def test_a_code_that_waits_for_the_erasure_of_its_owner_is_not_made(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """Without FOR KEY SHARE in ADD it would be, and its name somebody's who is no more."""
+    async with transactions.transaction() as repositories:
+        owner = await new_user(repositories)
+
+    async def name_it() -> None:
+        async with transactions.transaction() as repositories:
+            await named(repositories, owner, "SPRING")
+
+    async with transactions.transaction() as repositories:
+        await repositories.users.lock(owner)
+        naming = await until_blocked(database, name_it())
+        await repositories.users.erase(owner, HASH, NOW)
+        await repositories.referral_codes.disown_names(owner)
+    with pytest.raises(InvalidToken):
+        await naming
+    assert await database.fetchval("SELECT count(*) FROM referral_codes") == 0
+    assert await database.fetchval("SELECT count(*) FROM referral_code_names") == 0
+
+
+async def test_only_the_codes_of_confirmed_owners_count_where_that_is_asked(
+    transactions: Database,
+) -> None:
+    for max_uses in (None, 5):
+        code = await new_code(transactions, max_uses)
+        async with transactions.transaction() as repositories:
+            codes, users = repositories.referral_codes, repositories.users
+            email_key = await users.find_email_key(code.owner_id)
+            assert email_key is not None
+            for confirmed in (False, True):
+                if confirmed:
+                    await users.confirm_email(code.owner_id, email_key, NOW)
+                for confirmed_only in (False, True):
+                    counts = confirmed or not confirmed_only
+                    found = await codes.find_usable(code.code, NOW, confirmed_only=confirmed_only)
+                    assert found == (code.referral_code_id if counts else None)
+                    taken = await codes.take(code.code, NOW, confirmed_only=confirmed_only)
+                    assert (taken is not None) is counts
+                    live = await codes.find_live_by_emails(
+                        [email_key], NOW, confirmed_only=confirmed_only
+                    )
+                    assert (email_key in live) is counts
+
+
 async def test_of_20_codes_of_one_owner_at_once_one_is_stored(transactions: Database) -> None:
     """Without the index referral_codes_one_live_per_owner all would be."""
     async with transactions.transaction() as repositories:
@@ -281,7 +638,7 @@ async def test_of_20_codes_of_one_owner_at_once_one_is_stored(transactions: Data
     async def add() -> None:
         code = issue_referral_code(owner_id, ReferralCodeWish(expires_in_days=1), NOW)
         async with transactions.transaction() as repositories:
-            await repositories.referral_codes.add(code, CODE_KEY)
+            await repositories.referral_codes.add(code, CODE_KEY, confirmed_only=False)
 
     results = await asyncio.gather(*(add() for _ in range(20)), return_exceptions=True)
     assert results.count(None) == 1
@@ -295,7 +652,7 @@ async def test_of_20_owners_of_one_chosen_code_at_once_one_has_it(transactions: 
         wish = ReferralCodeWish(expires_in_days=1, code="SUMMER")
         async with transactions.transaction() as repositories:
             code = issue_referral_code(await new_user(repositories), wish, NOW)
-            await repositories.referral_codes.add(code, CODE_KEY)
+            await repositories.referral_codes.add(code, CODE_KEY, confirmed_only=False)
 
     results = await asyncio.gather(*(add() for _ in range(20)), return_exceptions=True)
     assert results.count(None) == 1

@@ -12,7 +12,14 @@ from multidict import CIMultiDict
 
 from service.api import requests
 from service.api.keys import SETTINGS
-from service.api.requests import Moment, Text, WholeNumber, client_address
+from service.api.requests import (
+    Moment,
+    RequestSchema,
+    Text,
+    TypedCode,
+    WholeNumber,
+    client_address,
+)
 from service.settings import read_settings
 from tests.factories import new_secrets
 
@@ -201,12 +208,15 @@ def test_a_moment_is_written_in_utc(moment: datetime | None, text: str | None) -
     assert Moment().serialize("at", {"at": moment}) == text
 
 
-@pytest.mark.parametrize("value", [0, 1, -1, 10**30])
-def test_a_whole_number_is_taken(value: int) -> None:
-    assert WholeNumber().deserialize(value) == value
+@pytest.mark.parametrize("value", [0, 1, -1, 10**30, 1.0, -30.0, 1e30])
+def test_a_whole_number_is_taken(value: float) -> None:
+    """However it is written: 30.0 is an integer in JSON Schema."""
+    number = WholeNumber().deserialize(value)
+    assert number == value
+    assert type(number) is int
 
 
-@pytest.mark.parametrize("value", [True, "1", 1.0, 1.5, 1e400, None, [], {}])
+@pytest.mark.parametrize("value", [True, "1", 1.5, 1e400, float("nan"), None, [], {}])
 def test_what_is_no_whole_number_is_refused(value: Any) -> None:
     with pytest.raises(ValidationError):
         WholeNumber().deserialize(value)
@@ -215,6 +225,42 @@ def test_what_is_no_whole_number_is_refused(value: Any) -> None:
 @pytest.mark.parametrize("value", ["", "text", "nul\0", "\U0001f600", "e\u0301"])
 def test_a_text_is_taken_as_it_is(value: str) -> None:
     assert Text().deserialize(value) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [("ANNA", "ANNA"), (" ANNA\n", "ANNA"), ("\u00a0ANNA", "ANNA"), ("", None), (" \t", None)],
+)
+def test_a_typed_code_has_no_white_space_around_it(value: str, code: str | None) -> None:
+    assert TypedCode().deserialize(value) == code
+
+
+class Members(RequestSchema):
+    needed = Text(required=True)
+    optional = Text()
+    usual = WholeNumber(load_default=5)
+
+
+def test_null_leaves_an_optional_member_out() -> None:
+    assert Members().load({"needed": "x", "optional": None, "usual": None}) == {
+        "needed": "x",
+        "usual": 5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "members"),
+    [
+        ({"needed": None}, {"needed"}),
+        ({"needed": "x", "other": None}, {"other"}),
+        (None, {"_schema"}),
+        ([None], {"_schema"}),
+    ],
+)
+def test_null_is_no_value_of_any_other_member(body: Any, members: set[str]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Members().load(body)
+    assert set(caught.value.messages_dict) == members
 
 
 @pytest.mark.parametrize("value", ["\ud800", "text\udfff", 5, True, None, [], {}])
