@@ -12,7 +12,7 @@ from service.domain.errors import TokenUnusable
 
 
 @docs(
-    tags=["E-mail"],
+    tags=["Email"],
     summary="Undo a change of my account",
     description="With the token in the mail about the change. That goes to the old email address "
     "when an account gets another one, and to the account's own when an identity is linked to it. "
