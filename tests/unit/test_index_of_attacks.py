@@ -1,7 +1,8 @@
 """Which tests stand against which known attack, and which known error of such services.
 
 The rows are those of two lists made before the service was: the threats to its authentication,
-after OWASP's API top ten and its ASVS, and the errors found again and again in others' code.
+after OWASP's API top ten and its ASVS, and the errors found again and again in others' code; and
+of a third one of what worked on it later.
 """
 
 import ast
@@ -183,14 +184,123 @@ ERRORS: Final = {
         api/test_hostile_input.py::test_chunks_that_add_up_to_more_than_16_kib_are_too_large""",
 }
 
+# Attacks that worked once on a running service, with its source at hand.
+CASES: Final = {
+    "an account is kept by who registers its email address first": """
+        api/test_claims.py::test_confirming_makes_exactly_the_registration_whose_token_comes_back
+        api/test_claims.py::test_a_queue_of_mails_that_is_late_changes_nothing
+        api/test_claims.py::test_of_two_claims_confirmed_at_once_one_becomes_the_account
+        api/test_claims.py::test_a_claim_that_is_made_beside_a_confirmation_never_becomes_a_second_account
+        api/test_claims.py::test_the_owner_who_registers_gets_the_account_of_a_squatter_without_what_is_on_it""",
+    "a code in circulation is taken over": """
+        api/test_referral_code_names.py::test_however_a_code_ended_nobody_else_gets_its_name
+        api/test_referral_code_names.py::test_a_name_does_not_keep_the_person_whose_account_is_erased
+        api/test_referral_code_names.py::test_a_code_is_found_however_it_was_read
+        sql/test_races.py::test_the_release_before_is_bound_by_names_too
+        sql/test_races.py::test_who_comes_second_to_a_name_waits_for_the_first
+        sql/test_migrations.py::test_names_that_are_contested_go_to_their_oldest_owner""",
+    "what was made with another's email address counts": """
+        api/test_mail.py::test_the_first_reset_of_an_unconfirmed_account_ends_what_a_stranger_has_put_there
+        api/test_claims.py::test_a_use_and_a_place_in_the_list_come_with_the_confirmation
+        api/test_claims.py::test_what_becomes_of_a_code_between_registering_and_confirming
+        api/test_claims.py::test_of_claims_with_one_code_confirmed_at_once_max_uses_have_the_referrer
+        api/test_referral_codes_of_the_unconfirmed.py::test_nobody_makes_a_code_before_confirming""",
+    "a client reads everybody": """
+        api/test_oauth_clients.py::test_a_client_for_users_may_do_nothing_for_itself
+        api/test_oauth_clients.py::test_a_client_has_for_itself_what_the_operator_said""",
+    "a squatter is promoted": """
+        api/test_promoting.py::test_who_has_not_confirmed_the_address_is_not_promoted
+        api/test_promoting.py::test_promotion_ends_what_a_stranger_may_hold
+        api/test_promoting.py::test_nobody_is_promoted_who_takes_the_address_away_meanwhile""",
+    "a change of address outlives the session that asked": """
+        api/test_mail.py::test_a_change_ends_with_the_session_that_asked_for_it
+        api/test_mail.py::test_a_change_whose_mail_is_late_ends_with_the_session_too
+        api/test_mail.py::test_a_sign_out_that_is_under_way_is_waited_for
+        api/test_undo.py::test_the_old_address_gets_the_account_back
+        api/test_undo.py::test_a_change_after_the_change_is_undone_with_it
+        api/test_undo.py::test_an_account_registered_with_the_address_meanwhile_is_not_in_the_way""",
+    "an identity linked by a thief stays": """
+        api/test_identities.py::test_linking_tells_the_owner_and_ends_the_other_sessions
+        api/test_identities.py::test_they_go_with_the_address_they_came_with
+        api/test_identities.py::test_a_verified_issuer_takes_an_account_from_who_has_never_confirmed_it
+        api/test_identities.py::test_of_two_that_are_cut_off_at_once_one_stays
+        api/test_undo.py::test_a_linked_identity_is_cut_off_and_not_linked_again""",
+    "Redis remembers who is erased": """
+        api/test_password_attempts.py::test_redis_learns_no_email_and_no_address
+        api/test_password_attempts.py::test_it_is_forgotten_when_redis_was_away_as_the_account_was_erased""",
+    "headers tell who has an account": """
+        api/test_rate_limits.py::test_windows_of_users_and_emails_are_not_shown
+        api/test_rate_limits.py::test_logins_are_limited_for_an_account_known_or_not""",
+    "a refusal tells who was referred before": """
+        api/test_claims.py::test_who_was_referred_before_comes_back_without_a_referrer_and_nobody_learns_it""",
+    "the tokens of a deleted client live on": """
+        api/test_oauth_clients.py::test_with_a_client_all_that_it_was_given_ends
+        api/test_oauth_clients.py::test_what_a_client_has_lost_no_token_keeps
+        api/test_oauth_clients.py::test_a_client_is_changed_while_its_tokens_are_given_and_none_is_left""",
+    "a signed-in user uses the service up": """
+        api/test_rate_limits.py::test_what_a_user_changes_is_limited_in_all_sessions_together
+        api/test_many_sessions.py::test_of_more_than_100_sessions_the_oldest_ends
+        api/test_many_sessions.py::test_20_000_sessions_end_in_small_steps_and_look_ups_go_on_meanwhile
+        api/test_idempotency.py::test_of_more_than_1_000_keys_of_a_user_the_oldest_is_forgotten
+        api/test_idempotency.py::test_what_a_user_was_refused_is_erased_with_the_account""",
+    "an address that is no header": """
+        api/test_odd_addresses.py::test_what_cannot_stand_in_a_header_is_refused
+        api/test_odd_addresses.py::test_a_mail_that_cannot_be_written_is_given_up_at_once_in_one_line""",
+    "the developers' mailbox answers strangers": """
+        api/test_mailbox.py::test_it_does_not_answer_for_a_name_that_others_can_point_here
+        api/test_mailbox.py::test_it_does_not_answer_another_machine
+        api/test_mailbox.py::test_scripts_of_other_origins_never_read_it
+        api/test_mailbox.py::test_nobody_else_on_the_machine_reads_its_files""",
+    "guesses lock the owner out": """
+        api/test_rate_limits.py::test_guessing_from_elsewhere_locks_nobody_out
+        api/test_password_attempts.py::test_the_pause_between_guesses_doubles_known_or_not
+        api/test_password_attempts.py::test_parallel_guesses_are_counted_before_they_are_known_to_be_wrong
+        api/test_mail_budget.py::test_a_mailbox_full_of_other_mails_has_room_for_a_reset""",
+    "a mailbox is filled": """
+        api/test_mail_budget.py::test_a_mailbox_gets_3_mails_an_hour_and_10_a_day_and_some_are_left_for_resets
+        api/test_mail_budget.py::test_addresses_of_one_mailbox_count_together
+        api/test_mail_budget.py::test_workers_in_parallel_send_no_more_than_one_alone""",
+    "a referral to oneself": """
+        api/test_referral_flags.py::test_another_address_of_the_referrers_mailbox_is_flagged_and_counts
+        api/test_referral_flags.py::test_of_referrals_of_one_mailbox_at_once_one_is_without_a_flag""",
+    "a raised cost tells who has an account": """
+        unit/test_password_hasher.py::test_after_the_cost_was_changed_nobody_has_an_account_by_the_time_it_takes""",
+    "nobody can say who did what": """
+        api/test_security_events.py::test_a_failed_sign_in_is_one_line_that_names_nobody
+        api/test_security_events.py::test_every_event_has_one_line_and_the_owners_one_row""",
+    "a cookie within another, a form of another site": """
+        api/test_oauth_attacks.py::test_a_cookie_that_stands_within_another_or_twice_is_none
+        api/test_oauth_attacks.py::test_a_form_of_another_site_grants_nothing_though_it_knows_the_cookie""",
+    "metrics past a proxy's rule": """
+        api/test_metrics.py::test_no_other_spelling_passes_by_a_proxy_that_hides_them""",
+    "email addresses in PostgreSQL's log": """
+        api/test_database_log.py::test_no_email_address_is_in_the_log_of_postgresql""",
+    "a foreign client introspects": """
+        api/test_oauth_clients.py::test_a_client_learns_of_its_own_tokens_alone
+        api/test_oauth_clients.py::test_a_token_of_the_services_own_sign_in_is_no_clients_business""",
+    "an application takes the account away": """
+        api/test_oauth_scopes.py::test_an_application_takes_nothing_away_from_its_user
+        api/test_oauth_scopes.py::test_an_application_ends_its_own_session_and_no_other""",
+    "passwords that anyone guesses": """
+        unit/test_password_rules.py::test_what_attackers_try_first_is_refused
+        unit/test_password_rules.py::test_a_repetition_counts_once""",
+    "a stranger's idempotency key": """
+        api/test_idempotency.py::test_a_strangers_key_neither_blocks_nor_replays""",
+    "a member that stands there twice": """
+        api/test_hostile_input.py::test_a_member_that_is_there_twice_is_named""",
+    "the last admin goes": """
+        api/test_last_admin.py::test_the_last_one_stays_and_nothing_has_changed
+        api/test_last_admin.py::test_of_two_who_go_at_once_one_is_left""",
+}
+
 
 def test_the_lists_are_whole() -> None:
-    assert (len(ATTACKS), len(ERRORS)) == (23, 24)
+    assert (len(ATTACKS), len(ERRORS), len(CASES)) == (23, 24, 28)
 
 
-@pytest.mark.parametrize("row", [*ATTACKS, *ERRORS])
+@pytest.mark.parametrize("row", [*ATTACKS, *ERRORS, *CASES])
 def test_each_has_tests(row: str) -> None:
-    nodes = {**ATTACKS, **ERRORS}[row].split()
+    nodes = {**ATTACKS, **ERRORS, **CASES}[row].split()
     assert nodes
     for node in nodes:
         file, _, name = node.partition("::")
