@@ -119,9 +119,9 @@ FIND_LIVE_BY_EMAILS: Final = """
        AND c.expires_at > $2
 """
 
-# As it was typed, or else what the owner of its name has now: then look-alikes are folded as
-# migration 0013 does it. Two owners may have live codes that look alike, from before names had
-# owners: each of the two is found by its own spelling, any other one leads to the name's owner.
+# As it was typed, or otherwise what the owner of its name has now: look-alikes are folded as the
+# trigger on referral_codes does it. Two owners may have live codes that look alike, from before
+# names had owners: each is found by its own spelling, any other one leads to the name's owner.
 FIND_USABLE: Final = """
     SELECT c.referral_code_id, c.owner_id, c.code, c.expires_at
       FROM referral_codes c

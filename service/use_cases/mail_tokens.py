@@ -142,6 +142,10 @@ class MailTokens:
             await repositories.users.confirm_email(user_id, token.email.key, now)
         if not was_confirmed:
             await self._events.record(repositories, SecurityEvent.EMAIL_CONFIRMED, user_id, now)
+            # Where addresses have to be confirmed, the account's code counts from now on.
+            confirmed_keys = [code_key(token.email.key)]
+            await self._forgetting.plan(repositories, confirmed_keys, now)
+            old_keys += confirmed_keys
         return user_id, old_keys
 
     async def _take(self, repositories: Repositories, token: MailToken, now: datetime) -> None:

@@ -351,6 +351,8 @@ class Users:
         locked = await repositories.users.lock(user_id)
         if locked is None or locked[1]:
             raise TransactionConflict  # confirmed or erased since: the code is to live on
+        # Once more: another one may have been made before the lock.
+        await repositories.referral_codes.end_of_owner(user_id, now, CODE_KEY)
         email = locked[0]
         await repositories.users.set_password_hash(user_id, None)
         await repositories.referrals.delete(user_id)

@@ -18,7 +18,7 @@ from tests.conftest import Servers
 
 STEPS = sorted(file for file in FOLDER.glob("*.sql") if ".rollback." not in file.name)
 NAMES = [step.stem for step in STEPS]
-OF_NAMES = "0014_referral_code_names"
+[OF_NAMES] = [name for name in NAMES if name.endswith("_referral_code_names")]
 
 # Everything that a migration can make or change, one row each.
 SCHEMA = """
@@ -189,7 +189,7 @@ def test_a_database_of_another_encoding_is_left_as_it_is(servers: Servers, encod
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-# 0014: names.
+# The names of referral codes.
 
 BEFORE_NAMES = """
     INSERT INTO users (user_id, email, email_key, role, created_at, erased_at)
