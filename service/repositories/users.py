@@ -19,7 +19,7 @@ INSERT: Final = """
                        email_confirmed_at, confirmation_required,
                        email_verdict, email_verdict_source, email_checked_at)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-    ON CONFLICT (email_key) DO NOTHING
+    ON CONFLICT DO NOTHING
     RETURNING user_id
 """
 
@@ -250,8 +250,7 @@ class UserRepository:
 
         Without a password's hash its user signs in with another issuer.
         """
-        stored = await self._found(
-            INSERT,
+        columns = (
             user_id,
             email.shown,
             email.key,
@@ -264,8 +263,12 @@ class UserRepository:
             verification and verification.source,
             verification and verification.checked_at,
         )
-        if not stored:
-            raise EmailTaken
+        for _ in range(2):  # whoever had the email address may have given it up since
+            if await self._found(INSERT, *columns):
+                return
+            if await self.find_by_email(email.key) is not None:
+                raise EmailTaken
+        raise RuntimeError("a constraint that nobody expected keeps an account out")
 
     async def find(self, user_id: UUID) -> User | None:
         row = await self._connection.fetchrow(FIND, user_id)
