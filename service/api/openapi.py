@@ -39,6 +39,7 @@ from service.domain.errors import (
     InsufficientScope,
     InvalidInput,
     InvalidToken,
+    MigrationsPending,
     NotFound,
     Overloaded,
     ServiceError,
@@ -134,7 +135,7 @@ PROBLEM_SCHEMA: Final = {
         "type": {
             "type": "string",
             "format": "uri-reference",
-            "description": "A page that explains the problem, behind the server's URL.",
+            "description": "A page that explains the problem, below the server's URL.",
         },
         "title": {"type": "string", "description": "The same for every problem of this code."},
         "status": {"type": "integer", "description": "The status of the response."},
@@ -413,6 +414,7 @@ def _problems(
         add(BAD_REQUEST)  # an address too long to be read, too
         add(PROBLEM_TYPES["not-acceptable"])
         add(problem_type_of(DatabaseUnavailable))
+        add(problem_type_of(MigrationsPending))
         add(problem_type_of(Overloaded))
     add(INTERNAL_ERROR)
     return found
@@ -447,7 +449,7 @@ def _refer(headers: Iterable[str]) -> dict[str, Any]:
 
 
 def build_openapi(app: web.Application, service_name: str, base_path: str = "") -> dict[str, Any]:
-    """Return the document of all routes of `app`, which clients reach behind that path."""
+    """Return the document of all routes of `app`, which clients reach below that path."""
     openapi = OpenApi(
         title=service_name,
         version=VERSION,
@@ -457,10 +459,10 @@ def build_openapi(app: web.Application, service_name: str, base_path: str = "") 
         tags=[{"name": name, "description": text} for name, text in TAGS.items()],
     )
     document = openapi.document(app)
-    return _behind(base_path, document) if base_path else document
+    return _below(base_path, document) if base_path else document
 
 
-def _behind(base_path: str, document: dict[str, Any]) -> dict[str, Any]:
+def _below(base_path: str, document: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of the document whose links begin with the path."""
     copy: dict[str, Any] = json.loads(to_json(document))
     copy["info"]["description"] = DESCRIPTION.replace("](/", f"]({base_path}/")
