@@ -95,7 +95,7 @@ def faults_of_parameters(url: str) -> Iterator[str]:
         elif name in _FILES and not os.access(value, os.R_OK):
             yield f"{name} must be a file that this service may read, and {value} is not."
     if parts.scheme in {"redis", "rediss"} and not re.fullmatch(r"/?\d*", parts.path):
-        yield "must have behind the host the number of a database, or nothing."
+        yield "must have the number of a database after the host, or nothing."
 
 
 def _to(parts: SplitResult, host: str, port: int) -> str:

@@ -377,12 +377,12 @@ class _Domains(_Words):
 
 
 class _Address(fields.String):
-    """An e-mail address, if need be of one of EMAIL_DOMAINS_ALLOWED."""
+    """An email address, whose domain may be one of EMAIL_DOMAINS_ALLOWED."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> str:
         try:
             allowed = _Domains().deserialize(data.get("EMAIL_DOMAINS_ALLOWED", ""))
-        except ValidationError:  # which is told with that variable
+        except ValidationError:  # which is reported under that variable
             allowed = frozenset()
         try:
             return parse_email(value, allowed).mailbox

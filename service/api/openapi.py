@@ -42,6 +42,7 @@ from service.domain.errors import (
     InsufficientScope,
     InvalidInput,
     InvalidToken,
+    MigrationsPending,
     NotFound,
     Overloaded,
     ServiceError,
@@ -147,7 +148,7 @@ PROBLEM_SCHEMA: Final = {
         "type": {
             "type": "string",
             "format": "uri-reference",
-            "description": "A page that explains the problem, behind the server's URL.",
+            "description": "A page that explains the problem, below the server's URL.",
         },
         "title": {"type": "string", "description": "The same for every problem of this code."},
         "status": {"type": "integer", "description": "The status of the response."},
@@ -509,6 +510,7 @@ def _problems(
         if any("content" in response for response in operation["responses"].values()):
             add(PROBLEM_TYPES["not-acceptable"])
         add(problem_type_of(DatabaseUnavailable))
+        add(problem_type_of(MigrationsPending))
         add(problem_type_of(Overloaded))
     add(BAD_REQUEST)  # an address too long to be read, too
     add(INTERNAL_ERROR)
@@ -552,7 +554,7 @@ def _refer(headers: Iterable[str]) -> dict[str, Any]:
 def build_openapi(
     app: web.Application, service_name: str, public_url: str, base_path: str = ""
 ) -> dict[str, Any]:
-    """Return the document of all routes of `app`, which clients reach behind that path."""
+    """Return the document of all routes of `app`, which clients reach below that path."""
     # Linters want a licence, and generators an address with a host for it: there is no text yet.
     license_ = {"name": "All rights reserved", "url": f"{public_url}/"}
     openapi = OpenApi(
@@ -564,10 +566,10 @@ def build_openapi(
         tags=[{"name": name, "description": text} for name, text in TAGS.items()],
     )
     document = openapi.document(app)
-    return _behind(base_path, document) if base_path else document
+    return _below(base_path, document) if base_path else document
 
 
-def _behind(base_path: str, document: dict[str, Any]) -> dict[str, Any]:
+def _below(base_path: str, document: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of the document whose links begin with the path."""
     copy: dict[str, Any] = json.loads(to_json(document))
     copy["info"]["description"] = DESCRIPTION.replace("](/", f"]({base_path}/")

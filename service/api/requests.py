@@ -275,7 +275,7 @@ def is_https(request: web.Request) -> bool:
 
 
 def public_path(request: web.Request, path: str) -> str:
-    """Return the path by which clients reach one of the service's: a proxy may take some off."""
+    """Return the path by which clients reach one of the service's: PUBLIC_URL may have its own."""
     return request.app[SETTINGS].base_path + path
 
 

@@ -108,7 +108,7 @@ _allowed_domains: Final[set[str]] = set()
 def allow_domains(domains: Iterable[str]) -> None:
     """Let email addresses of this process have these domains, and what is under them.
 
-    For those that no public address has, `local` or `localhost`: the others need no leave.
+    Only those that no public address has, `local` or `localhost`, need it.
     """
     _allowed_domains.clear()
     _allowed_domains.update(domains)
@@ -126,7 +126,7 @@ def parse_email(text: str, allowed: Collection[str] = _allowed_domains) -> Email
     try:
         text.encode()  # a lone surrogate is no text
         parsed = validate_email(
-            # The library refuses special domains but one, which takes their place.
+            # The library refuses every special domain but one, which takes its place here.
             f"{text[: -len(special)]}test" if special else text,
             check_deliverability=False,  # it would ask the DNS, and wait
             allow_smtputf8=False,

@@ -102,7 +102,7 @@ def test_all_faults_are_told_at_once_in_one_line_each() -> None:
 
 
 HOSTS = "must name each host with its port, HOST:PORT,HOST:PORT."
-REDIS_DATABASE = "must have behind the host the number of a database, or nothing."
+REDIS_DATABASE = "must have the number of a database after the host, or nothing."
 NAME = "must have behind the hosts what the sentinels call the primary."
 
 
@@ -422,7 +422,7 @@ def test_of_several_hosts_the_kind_wanted_has_to_be_named(
     "value",
     [
         pytest.param("https://example.com?a=b", id="a query"),
-        pytest.param("https://example.com/referrals?a=b", id="a query behind a path"),
+        pytest.param("https://example.com/referrals?a=b", id="a query after a path"),
         pytest.param("https://example.com/referrals#a", id="a fragment"),
         pytest.param("https://user@example.com", id="a user"),
         pytest.param("https://user@example.com/referrals", id="a user before a path"),
