@@ -55,8 +55,16 @@ class Mailer:
         """Deliver the mail.
 
         The same `message_id` for each try lets mail programs show a mail once that was sent twice.
-        Raises ProviderUnavailable, or Hopeless where the mail server will not take it at all.
+        Raises ProviderUnavailable, or Hopeless where the mail server will not take it at all, or
+        there is no way to write it.
         """
+        try:
+            message = self._write(mail, to, message_id)
+        except Exception as error:  # whatever keeps it from being written does so each time
+            raise Hopeless(f"the mail cannot be written: {type(error).__name__}") from error
+        await self._deliver(message)
+
+    def _write(self, mail: Mail, to: Email, message_id: str) -> EmailMessage:
         message = EmailMessage()
         message["From"] = Address(self._service_name, addr_spec=self._sender)
         message["To"] = Address(addr_spec=to.mailbox)
@@ -66,7 +74,7 @@ class Mailer:
         message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no answers from machines
         message.set_content(self._render("mail.txt", mail))
         message.add_alternative(self._render("mail.html", mail), subtype="html")
-        await self._deliver(message)
+        return message
 
     def _render(self, template: str, mail: Mail) -> str:
         return self._templates.get_template(template).render(
