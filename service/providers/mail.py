@@ -3,11 +3,8 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from email.headerregistry import Address
 from email.message import EmailMessage
-from email.parser import BytesHeaderParser
-from email.policy import SMTP
 from email.utils import localtime
 from pathlib import Path
 from typing import Final
@@ -77,9 +74,6 @@ class Mailer:
         message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no answers from machines
         message.set_content(self._render("mail.txt", mail))
         message.add_alternative(self._render("mail.html", mail), subtype="html")
-        written = BytesHeaderParser(policy=SMTP).parsebytes(message.as_bytes(policy=SMTP))
-        if [address.addr_spec for address in written["To"].addresses] != [to.mailbox]:
-            raise ValueError("the header names another address")
         return message
 
     def _render(self, template: str, mail: Mail) -> str:
@@ -148,28 +142,18 @@ def _reason(error: Exception) -> str:
 
 
 class _Mailbox:
-    """A folder with a file for each mail, which only the user of the process may read."""
+    """A folder with a file for each mail."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._make_folder()
-        for written in filter(Path.is_file, folder.iterdir()):
-            with suppress(FileNotFoundError):  # another process has just given it its name
-                written.chmod(0o600)  # a version before this one left them to everyone
 
     async def deliver(self, message: EmailMessage) -> None:
         await asyncio.to_thread(self._write, message)
 
     def _write(self, message: EmailMessage) -> None:
-        self._make_folder()
+        self._folder.mkdir(parents=True, exist_ok=True)
         name = message["Message-ID"].strip("<>").partition("@")[0]
         written = self._folder / f"{name}.eml"
         unfinished = written.with_suffix(".tmp")
-        unfinished.unlink(missing_ok=True)  # its mode would stay
-        unfinished.touch(mode=0o600)
         unfinished.write_bytes(message.as_bytes())
         unfinished.replace(written)  # whole or not at all
-
-    def _make_folder(self) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._folder.chmod(0o700)

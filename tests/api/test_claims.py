@@ -678,6 +678,24 @@ async def test_claims_of_an_address_end_when_an_account_moves_to_it(
     assert await passwords(strict) == {ATTACKERS: 401, VICTIMS: 401}
 
 
+async def test_a_claim_comes_too_late_where_the_address_was_confirmed_otherwise(
+    lax: Api, strict: Api, postman: Postman, database: asyncpg.Connection
+) -> None:
+    """By a new password of an account of before, or as an admin's on the command line."""
+    await lax.register(ANNA, password=ATTACKERS)
+    for email in (ANNA, "root@example.com"):
+        await register(strict, email, ATTACKERS)
+    *_, of_anna, of_root = await postman.tokens()
+    await strict.app[USERS].make_admin("root@example.com", VICTIMS)
+    strict.clock.ahead += timedelta(minutes=1)
+    await strict.post("/auth/password/forgot", {"email": ANNA})
+    [token] = await postman.tokens()
+    assert (await reset(strict, token, VICTIMS)).status == 204
+    for claimed, email in ((of_anna, ANNA), (of_root, "root@example.com")):
+        assert_unusable(await confirm(strict, claimed))
+        assert await passwords(strict, email) == {ATTACKERS: 401, VICTIMS: 200}
+
+
 async def test_claims_of_an_address_are_erased_with_its_account(
     strict: Api, postman: Postman, database: asyncpg.Connection
 ) -> None:
@@ -770,6 +788,19 @@ async def test_back_at_the_first_address_its_first_confirmation_is_of_no_more_us
         assert (await confirm(strict, change)).status == 204
         await postman.deliver()
         assert_unusable(await confirm(strict, first))
+
+
+async def test_a_used_confirmation_ends_with_the_address_where_the_release_before_changes_it(
+    strict: Api, postman: Postman, database: asyncpg.Connection
+) -> None:
+    """It knows of no confirmations that it would have to delete."""
+    await register(strict)
+    [token] = await postman.tokens()
+    assert (await confirm(strict, token)).status == 204
+    await database.execute(
+        "UPDATE users SET email = 'a@x.org', email_key = 'a@x.org', email_confirmed_at = now()"
+    )
+    assert_unusable(await confirm(strict, token))
 
 
 async def test_a_used_confirmation_ends_with_the_account(strict: Api, postman: Postman) -> None:

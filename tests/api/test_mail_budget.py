@@ -200,6 +200,15 @@ async def test_a_try_that_fails_does_not_count(
     assert (await confirm(api, mail.links[0].partition("#token=")[2])).status == 204
 
 
+async def test_a_mail_that_is_refused_for_good_does_not_count(api: Api, postman: Postman) -> None:
+    await api.register(ANNA)
+    postman.smtp.play(refuse("550 5.1.1 No such user"), accept)
+    for _ in range(4):
+        await resend(api, ANNA)
+    await postman.deliver()
+    assert len(postman.smtp.mails_to(ANNA)) == 2
+
+
 async def test_a_mail_that_is_not_sent_leaves_no_token(
     api: Api, postman: Postman, database: asyncpg.Connection
 ) -> None:
