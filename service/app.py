@@ -287,7 +287,7 @@ async def _open(
         password_min_length=settings.password_min_length,
     )
     app[keys.OAUTH] = OAuth(
-        postgresql, app[keys.SESSIONS], events, clock, _built_in_clients(settings)
+        postgresql, forgetting, app[keys.SESSIONS], events, clock, _built_in_clients(settings)
     )
     http = await stack.enter_async_context(open_http_client())
     app[keys.IDENTITIES] = Identities(

@@ -40,6 +40,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _X_REQUEST_ID: Final = istr("X-Request-Id")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_PAGES: Final = frozenset({"/oauth/authorize", "/oauth/forgot-password"})
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _ZERO_WEIGHT: Final = re.compile(r"q=0(\.0*)?")
 _MEDIA_RANGES: Final = ("application/json", "application/*", "*/*")
@@ -147,7 +148,7 @@ def _accepts_json(accept: str) -> bool:
 
 
 def _allowed_origin(request: web.Request) -> str | None:
-    if request.path == "/oauth/authorize":
+    if request.path in _PAGES:
         return None  # for browsers to open, not for scripts to read (RFC 9700, 2.6)
     origin = request.headers.get("Origin")
     allowed = request.app[SETTINGS].cors_origins

@@ -113,6 +113,12 @@ END: Final = """
     RETURNING session_id
 """
 
+SHORTEN: Final = """
+    UPDATE sessions
+       SET expires_at = LEAST(expires_at, $2)
+     WHERE session_id = $1
+"""
+
 END_OWN: Final = """
     UPDATE sessions
        SET ended_at = $3
@@ -239,6 +245,10 @@ class SessionRepository:
     async def end(self, session_id: UUID, now: datetime) -> bool:
         """End the session; return whether it was open."""
         return await self._connection.fetchval(END, session_id, now) is not None
+
+    async def shorten(self, session_id: UUID, expires_at: datetime) -> None:
+        """Let the session expire then, if it would do so later."""
+        await self._connection.execute(SHORTEN, session_id, expires_at)
 
     async def end_own(self, session_id: UUID, user_id: UUID, now: datetime) -> bool:
         """End the session if it is the user's; return whether it was, and open."""
