@@ -344,7 +344,7 @@ async def _open(
         confirmation_required=settings.confirmation_required,
     )
     app[keys.OAUTH] = OAuth(
-        postgresql, app[keys.SESSIONS], events, clock, _built_in_clients(settings)
+        postgresql, forgetting, app[keys.SESSIONS], events, clock, _built_in_clients(settings)
     )
     http = await stack.enter_async_context(open_http_client())
     app[keys.IDENTITIES] = Identities(

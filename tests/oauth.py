@@ -52,6 +52,7 @@ class PageReader(HTMLParser):
         super().__init__()
         self.elements: list[str] = []
         self.fields: dict[str, str] = {}
+        self.links: list[str] = []
         self.text = ""
         self.feed(answer.body.decode())
         self.close()
@@ -59,6 +60,8 @@ class PageReader(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = dict(attrs)
         self.elements.append(tag)
+        if tag == "a":
+            self.links.append(attributes["href"] or "")
         if tag == "input" and attributes.get("name"):
             self.fields[attributes["name"] or ""] = attributes.get("value") or ""
 
@@ -79,10 +82,17 @@ class Browser:
         return await self._send("GET", f"{AUTHORIZE}?{text}")
 
     async def submit(
-        self, form: dict[str, str], headers: Mapping[str, str] | None = None
+        self,
+        form: dict[str, str],
+        path: str = AUTHORIZE,
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        """Post a form to the authorization endpoint."""
-        return await self._send("POST", AUTHORIZE, headers, data=form)
+        """Post a form to the authorization endpoint, or another page."""
+        return await self._send("POST", path, headers, data=form)
+
+    async def go(self, address: str) -> Answer:
+        """Go to an address of the service, as a link or a redirect has it."""
+        return await self._send("GET", f"/{address}")
 
     async def _send(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, **options: Any
@@ -90,9 +100,12 @@ class Browser:
         cookie = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
         sent = {**({"Cookie": cookie} if cookie else {}), **(headers or {})}
         answer = await self.api.call(method, path, headers=sent, allow_redirects=False, **options)
-        if "Set-Cookie" in answer.headers:
-            parsed = SimpleCookie(answer.headers["Set-Cookie"])
-            self.cookies |= {name: morsel.value for name, morsel in parsed.items()}
+        for header in answer.headers.getall("Set-Cookie", []):
+            for name, morsel in SimpleCookie(header).items():
+                if morsel["max-age"] == "0":
+                    self.cookies.pop(name, None)
+                else:
+                    self.cookies[name] = morsel.value
         return answer
 
 

@@ -9,7 +9,7 @@ from aiohttp import web
 from service.api.keys import SETTINGS
 from service.api.requests import is_https
 
-_VALUE: Final = re.compile(r"[A-Za-z0-9_-]+")
+_VALUE: Final = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def read_cookie(request: web.Request, name: str) -> str | None:
@@ -33,7 +33,8 @@ def is_from_elsewhere(request: web.Request) -> bool:
     if site:
         return site not in {"same-origin", "none"}
     origin = ", ".join(request.headers.getall("Origin", ()))
-    if not origin or origin == request.app[SETTINGS].public_url:
+    own = urlsplit(request.app[SETTINGS].public_url)
+    if not origin or origin == f"{own.scheme}://{own.netloc}":
         return False
     # In development the service has several names. By https it has one: a page that came without
     # TLS is not ours, whatever its host is called. "null" is a frame's that hides where it is from.

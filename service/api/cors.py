@@ -10,7 +10,7 @@ from multidict import CIMultiDict
 from service.api.mailbox import PATH as MAILBOX
 
 # Opened in browsers, and not to be read by pages of other origins (RFC 9700, 2.6).
-_NOT_FOR_SCRIPTS: Final = frozenset({"/oauth/authorize", MAILBOX})
+_NOT_FOR_SCRIPTS: Final = frozenset({"/oauth/authorize", "/oauth/forgot-password", MAILBOX})
 _METHODS: Final = "GET, POST, PUT, PATCH, DELETE"
 _HEADERS: Final = ("Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id")
 _EXPOSED: Final = (

@@ -5,6 +5,7 @@ import binascii
 import hmac
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote_plus, urlencode
 
@@ -14,8 +15,9 @@ from marshmallow import EXCLUDE, Schema, fields
 
 from service.api.answers import to_json
 from service.api.cookies import is_from_elsewhere, read_cookie
-from service.api.keys import OAUTH, SETTINGS
-from service.api.oauth_pages import show_refusal, show_sign_in
+from service.api.keys import IDENTITIES, OAUTH, SESSIONS, SETTINGS, USERS
+from service.api.middleware import API
+from service.api.oauth_pages import SignInPage, show_refusal, show_sign_in
 from service.api.password_attempts import password_attempt
 from service.api.problems import status_of
 from service.api.requests import (
@@ -31,16 +33,20 @@ from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, account_of
 from service.domain.errors import (
     AccountDisabled,
     InvalidCredentials,
+    InvalidToken,
     ServiceError,
     TooMany,
     Unavailable,
+    UserNotFound,
 )
 from service.domain.oauth import Client, OAuthError
 from service.domain.scopes import Scope, to_text
 from service.domain.sessions import Session, Tokens
-from service.tokens import JWKS_MAX_AGE
+from service.tokens import JWKS_MAX_AGE, AccessToken
 from service.use_cases.oauth import AuthorizationRequest, RequestRefused
 
+_PATH: Final = "/oauth/authorize"
+PASSWORD_PATH: Final = "/oauth/forgot-password"  # noqa: S105  # an address
 _FORM: Final = "application/x-www-form-urlencoded"
 _NO_STORE: Final = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 _REQUEST_PARAMETERS: Final = (
@@ -52,6 +58,8 @@ _REQUEST_PARAMETERS: Final = (
     "code_challenge",
     "code_challenge_method",
 )
+LONGEST_LINK: Final = 8000
+"""In characters: a little less than the longest address that is read."""
 
 
 # The example of RFC 7636, appendix B.
@@ -102,6 +110,7 @@ class TokenOnlyFormSchema(ClientFormSchema):
 
 class DecisionFormSchema(AuthorizationSchema):
     decision = Text(metadata={"enum": ["allow", "deny"]})
+    account = Text(metadata={"description": "Who is signed in already, as the page shows it."})
     email = Text()
     password = Text()
     csrf = Text(required=True)
@@ -134,7 +143,7 @@ class IntrospectionSchema(Schema):
     )
 
 
-def _page(description: str) -> dict[str, Any]:
+def page_of(description: str) -> dict[str, Any]:
     """Return how OpenAPI describes an answer for people."""
     return {"description": description, "content": {"text/html": {"schema": {"type": "string"}}}}
 
@@ -146,9 +155,9 @@ def _page(description: str) -> dict[str, Any]:
     "the user signs in and allows, and sends the browser to `redirect_uri` with `code`, `state` "
     "and `iss`.",
     responses={
-        200: _page("The page."),
+        200: page_of("The page."),
         303: {"description": "Back to the client, with an `error`."},
-        400: _page("The client or its `redirect_uri` is unknown."),
+        400: page_of("The client or its `redirect_uri` is unknown."),
     },
 )
 @querystring_schema(AuthorizationSchema)
@@ -161,8 +170,9 @@ async def show_authorization(request: web.Request) -> web.Response:
         return show_refusal(error.description, nonce)
     except RequestRefused as refused:
         return _send_back_error(request, refused.redirect_uri, refused.state, refused.error)
-    csrf = read_cookie(request, _csrf_cookie(request)) or secrets.token_urlsafe(32)
-    return _sign_in_page(request, authorization, parameters, csrf, nonce)
+    # As OpenID Connect has it; the page itself says so for who wants to use another account.
+    known = None if parameters.get("prompt") == "login" else await _find_known(request)
+    return _sign_in_page(request, authorization, parameters, nonce, known=known)
 
 
 @docs(
@@ -171,11 +181,11 @@ async def show_authorization(request: web.Request) -> web.Response:
     description="What the form of the page sends.",
     responses={
         303: {"description": "Back to the client, with a `code` or an `error`."},
-        400: _page("The client or its `redirect_uri` is unknown, or the form cannot be read."),
-        401: _page("The page again: the email address or the password is wrong."),
-        403: _page("The account is disabled, or the form is not of this service's page."),
-        429: _page("Too many tries."),
-        503: _page("The page again: try later."),
+        400: page_of("The client or its `redirect_uri` is unknown, or the form cannot be read."),
+        401: page_of("The page again: the email address or the password is wrong."),
+        403: page_of("The account is disabled, or the form is not of this service's page."),
+        429: page_of("Too many tries."),
+        503: page_of("The page again: try later."),
     },
 )
 @form_schema(
@@ -197,30 +207,47 @@ async def decide_authorization(request: web.Request) -> web.Response:
     if is_from_elsewhere(request):
         return show_refusal("The form was sent by another site.", nonce, 403)
     try:
-        form = await _read_form(request)
-        cookie = read_cookie(request, _csrf_cookie(request)) or ""
-        if not cookie or not _same(cookie, form.get("csrf", "")):
+        form = await read_form_of_page(request)
+        if form is None:
             return show_refusal("The form was not filled in on this service's page.", nonce, 403)
-        parameters: dict[str, str] = {
-            name: form[name] for name in _REQUEST_PARAMETERS if name in form
-        }
-        authorization = await request.app[OAUTH].read_request(parameters)
+        authorization = await request.app[OAUTH].read_request(form)
     except OAuthError as error:
         return show_refusal(error.description, nonce)
     except RequestRefused as refused:
         return _send_back_error(request, refused.redirect_uri, refused.state, refused.error)
     if form.get("decision") != "allow":
+        if known := await _find_known(request):
+            await request.app[SESSIONS].revoke(known.token.session_id, reason="denied")
         denied = OAuthError("access_denied", "The user denied the request.")
-        return _send_back_error(request, authorization.redirect_uri, authorization.state, denied)
-    email = form.get("email", "").strip()
+        response = _send_back_error(
+            request, authorization.redirect_uri, authorization.state, denied
+        )
+        return _forget_known(request, response)
     try:
-        async with password_attempt(request, account_of(email), signs_in=True):
-            code = await request.app[OAUTH].grant(authorization, email, form.get("password", ""))
+        code = await _grant(request, authorization, form)
     except OAuthError as error:
         return show_refusal(error.description, nonce)
-    except (InvalidCredentials, AccountDisabled, TooMany, Unavailable) as error:
-        return _sign_in_page(request, authorization, parameters, cookie, nonce, error, email)
-    return _send_back(request, authorization.redirect_uri, authorization.state, {"code": code})
+    except (InvalidCredentials, InvalidToken, AccountDisabled, TooMany, Unavailable) as error:
+        email = form.get("email", "")
+        return _sign_in_page(request, authorization, form, nonce, fault=error, email=email)
+    told = {"code": code}
+    response = _send_back(request, authorization.redirect_uri, authorization.state, told)
+    return _forget_known(request, response)
+
+
+async def _grant(
+    request: web.Request, authorization: AuthorizationRequest, form: Mapping[str, str]
+) -> str:
+    """Return an authorization code of whom the form, or the page's cookie, proves to be there."""
+    oauth = request.app[OAUTH]
+    if "account" in form:
+        known = await _find_known(request)
+        if known is None or str(known.token.user_id) != form["account"]:
+            raise InvalidToken("You are no longer signed in. Please sign in again.")
+        return await oauth.grant_signed_in(authorization, known.token)
+    email = form.get("email", "").strip()
+    async with password_attempt(request, account_of(email), signs_in=True):
+        return await oauth.grant(authorization, email, form.get("password", ""))
 
 
 @docs(
@@ -386,36 +413,146 @@ def _cached(document: dict[str, Any]) -> web.Response:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Who has just signed in with another issuer, and only has to allow."""
+
+    token: AccessToken
+    email: str
+
+
 def _sign_in_page(
     request: web.Request,
     authorization: AuthorizationRequest,
     parameters: Mapping[str, str],
-    csrf: str,
     nonce: str,
+    *,
     fault: ServiceError | None = None,
     email: str = "",
+    known: _Known | None = None,
 ) -> web.Response:
+    """Return the page with its form, which sends the request's parameters along."""
+    query = _query_of(parameters)
+    csrf = csrf_of(request)
+    hidden = {name: parameters[name] for name in _REQUEST_PARAMETERS if name in parameters}
+    if known:
+        hidden["account"] = str(known.token.user_id)
     response = show_sign_in(
         request.app[SETTINGS].service_name,
         authorization,
-        {name: parameters[name] for name in _REQUEST_PARAMETERS if name in parameters},
-        csrf,
-        action=public_path(request, "/oauth/authorize"),
+        SignInPage(
+            hidden={**hidden, "csrf": csrf},
+            fault=fault.detail if fault else "",
+            email=email,
+            account=known.email if known else None,
+            other_account_url=f"{public_path(request, _PATH)}?{query}&prompt=login",
+            forgotten_password_url=_forgotten_password_url(request, query),
+            providers=[] if known else _providers(request, query),
+        ),
+        action=public_path(request, _PATH),
         nonce=nonce,
-        fault=fault.detail if fault else "",
-        email=email,
         status=status_of(type(fault)) if fault else 200,
     )
     if fault and fault.retry_after is not None:
         response.headers["Retry-After"] = str(fault.retry_after)
+    keep_csrf(request, response, csrf)
+    return response
+
+
+def _query_of(parameters: Mapping[str, str]) -> str:
+    """Return the query of the authorization request among the parameters."""
+    return urlencode({name: parameters[name] for name in _REQUEST_PARAMETERS if name in parameters})
+
+
+def sign_in_url(request: web.Request, parameters: Mapping[str, str]) -> str:
+    """Return where the page for the authorization request is."""
+    return f"{public_path(request, _PATH)}?{_query_of(parameters)}"
+
+
+def _providers(request: web.Request, query: str) -> list[tuple[str, str]]:
+    """Return the titles of the other issuers, and where to sign in with them and go on here."""
+    path = public_path(request, f"{API}/auth/providers")
+    links = [
+        (provider.title, f"{path}/{name}/start?{urlencode({'continue': query})}")
+        for name, provider in request.app[IDENTITIES].providers.items()
+    ]
+    return [link for link in links if len(link[1]) <= LONGEST_LINK]
+
+
+def _forgotten_password_url(request: web.Request, query: str) -> str | None:
+    """Return the page for who has forgotten the password; None where no mail can be sent."""
+    mail = request.app[SETTINGS].mail
+    if mail is None:
+        return None
+    if mail.app_url:
+        return f"{mail.app_url}/forgot-password"
+    path = public_path(request, PASSWORD_PATH)
+    link = f"{path}?{urlencode({'continue': query})}"
+    return link if len(link) <= LONGEST_LINK else path
+
+
+async def read_continued(
+    request: web.Request, query: str
+) -> tuple[AuthorizationRequest, dict[str, str]]:
+    """Return the authorization request that something else has interrupted, and its parameters.
+
+    Raises what `read_request` does: it may be anyone's.
+    """
+    parameters = _unique(parse_qsl(query, keep_blank_values=True))
+    return await request.app[OAUTH].read_request(parameters), {
+        name: parameters[name] for name in _REQUEST_PARAMETERS if name in parameters
+    }
+
+
+async def show_again(request: web.Request, query: str, fault: ServiceError) -> web.Response:
+    """Return the sign-in page after a sign-in with another issuer has failed."""
+    nonce = secrets.token_urlsafe(16)
+    try:
+        authorization, parameters = await read_continued(request, query)
+    except OAuthError as error:
+        return show_refusal(error.description, nonce)
+    except RequestRefused as refused:
+        return _send_back_error(request, refused.redirect_uri, refused.state, refused.error)
+    return _sign_in_page(request, authorization, parameters, nonce, fault=fault)
+
+
+async def go_on_signed_in(request: web.Request, query: str, tokens: Tokens) -> web.Response:
+    """Send the browser back to the page, which then knows who has signed in with another issuer."""
+    token, life = await request.app[SESSIONS].lend_to_page(tokens)
+    location = f"{public_path(request, _PATH)}?{query}"
+    response = web.Response(status=303, headers={"Location": location, **_NO_STORE})
     response.set_cookie(
-        _csrf_cookie(request),
-        csrf,
+        _known_cookie(request),
+        token,
+        max_age=int(life.total_seconds()),
         path=cookie_path(request),
         httponly=True,
-        samesite="Lax",
+        samesite="Lax",  # it has to come along from the issuer's site
         secure=is_https(request),
     )
+    return response
+
+
+async def _find_known(request: web.Request) -> _Known | None:
+    cookie = read_cookie(request, _known_cookie(request))
+    token = cookie and await request.app[OAUTH].find_signed_in(cookie)
+    if not token or token.user_id is None:
+        return None
+    try:
+        user = await request.app[USERS].find(token.user_id)
+    except UserNotFound:
+        return None
+    return None if user.email is None else _Known(token, user.email)
+
+
+def _forget_known(request: web.Request, response: web.Response) -> web.Response:
+    if _known_cookie(request) in request.cookies:
+        response.del_cookie(
+            _known_cookie(request),
+            path=cookie_path(request),
+            secure=is_https(request),
+            httponly=True,
+        )
     return response
 
 
@@ -494,9 +631,40 @@ def _written(tokens: Tokens) -> dict[str, Any]:
     return document
 
 
+async def read_form_of_page(request: web.Request) -> dict[str, str] | None:
+    """Return the form that a page of this service has sent from this browser, None if none has.
+
+    Raises OAuthError where it cannot be read.
+    """
+    form = await _read_form(request)
+    cookie = read_cookie(request, _csrf_cookie(request)) or ""
+    return form if cookie and _same(cookie, form.get("csrf", "")) else None
+
+
+def csrf_of(request: web.Request) -> str:
+    """Return the secret by which this browser's forms are known: its own, or a new one."""
+    return read_cookie(request, _csrf_cookie(request)) or secrets.token_urlsafe(32)
+
+
+def keep_csrf(request: web.Request, response: web.Response, csrf: str) -> None:
+    """Have the browser keep the secret of its forms."""
+    response.set_cookie(
+        _csrf_cookie(request),
+        csrf,
+        path=cookie_path(request),
+        httponly=True,
+        samesite="Lax",
+        secure=is_https(request),
+    )
+
+
 def _csrf_cookie(request: web.Request) -> str:
     """The prefix makes browsers refuse a cookie that another host or path has set (RFC 6265bis)."""
     return "__Host-csrf" if is_https(request) else "csrf"
+
+
+def _known_cookie(request: web.Request) -> str:
+    return "__Host-signed-in" if is_https(request) else "signed-in"
 
 
 def _same(one: str, other: str) -> bool:

@@ -1,10 +1,13 @@
-"""The page on which a user signs in and grants, and the page for what cannot be sent back.
+"""The pages on which a user signs in and grants, or sets a new password, and the refusal.
 
-No script, readable on a phone, every text from outside escaped.
+No script, readable on a phone and in the dark; the templates escape every text from outside.
 """
 
-from html import escape
-from typing import Final
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -12,93 +15,112 @@ from aiohttp import web
 from service.domain.scopes import Scope
 from service.use_cases.oauth import AuthorizationRequest
 
-_STYLE: Final = """
-:root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif; }
-body { margin: 0 auto; max-width: 24rem; padding: 2rem 1.25rem; }
-h1 { font-size: 1.4rem; line-height: 1.25; overflow-wrap: anywhere; }
-label { display: block; margin-top: 1rem; font-weight: 600; }
-input { box-sizing: border-box; width: 100%; font: inherit; padding: .6rem; margin-top: .25rem; }
-button { box-sizing: border-box; width: 100%; font: inherit; font-weight: 600; padding: .75rem;
-         margin-top: 1.25rem; border-radius: .4rem; border: 1px solid #1f5fbf; cursor: pointer; }
-button.allow { background: #1f5fbf; color: #fff; }
-button.deny { background: transparent; color: inherit; border-color: currentColor;
-              margin-top: .75rem; }
-.fault { border-left: .25rem solid #c33; padding-left: .75rem; }
-small { overflow-wrap: anywhere; }
-"""
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignInPage:
+    """What the sign-in page shows besides the request. Its forms send `hidden` along.
+
+    `account` is the email address of whom the page knows already, who only has to allow.
+    """
+
+    hidden: Mapping[str, str]
+    fault: str = ""
+    email: str = ""
+    account: str | None = None
+    other_account_url: str = ""
+    forgotten_password_url: str | None = None
+    providers: Sequence[tuple[str, str]] = field(default=())
+    """Titles of other issuers, and where to sign in with them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PasswordPage:
+    """What the page for a forgotten password shows: one step after the other."""
+
+    step: Literal["ask", "reset", "done"]
+    action: str
+    hidden: Mapping[str, str]
+    back_url: str | None
+    fault: str = ""
+    email: str = ""
+    token: str = ""
 
 
 def show_sign_in(
     service_name: str,
     request: AuthorizationRequest,
-    parameters: dict[str, str],
-    csrf: str,
+    page: SignInPage,
     *,
     action: str,
     nonce: str,
-    fault: str = "",
-    email: str = "",
     status: int = 200,
 ) -> web.Response:
     """Return the page with its form, which sends the request's parameters along to `action`."""
-    hidden = "".join(
-        f'<input type="hidden" name="{escape(name)}" value="{escape(value)}">'
-        for name, value in {**parameters, "csrf": csrf}.items()
-    )
-    wishes = "".join(
-        f"<li>{escape(scope.meaning)}</li>" for scope in Scope if scope in request.scopes
-    )
-    name = escape(request.client.name)
     target = urlsplit(request.redirect_uri)
-    body = f"""
-<h1>Sign in to {escape(service_name)} for {name}</h1>
-<p>{name} wants to:</p>
-<ul>{wishes}</ul>
-{f'<p class="fault" role="alert">{escape(fault)}</p>' if fault else ""}
-<form method="post" action="{escape(action)}">
-{hidden}
-<label for="email">E-mail</label>
-<input id="email" name="email" type="email" autocomplete="username" value="{escape(email)}">
-<label for="password">Password</label>
-<input id="password" name="password" type="password" autocomplete="current-password">
-<button class="allow" name="decision" value="allow">Sign in and allow</button>
-<button class="deny" name="decision" value="deny" formnovalidate>Deny</button>
-</form>
-<p><small>You go on to {escape(target.scheme)}://{escape(target.netloc)}</small></p>
-"""
     # Browsers apply form-action to the redirect that follows the form as well.
     # A policy has no way to write an IPv6 address, or an app's own scheme with a host.
     writable = target.netloc and "[" not in target.netloc
     go_on = f"{target.scheme}://{target.netloc}" if writable else f"{target.scheme}:"
-    return _page("Sign in", body, nonce, f"'self' {go_on}", status)
+    return _page(
+        "sign_in.html",
+        nonce,
+        f"'self' {go_on}",
+        status,
+        service_name=service_name,
+        client_name=request.client.name,
+        wishes=[scope.meaning for scope in Scope if scope in request.scopes],
+        target=f"{target.scheme}://{target.netloc}",
+        action=action,
+        **asdict(page),
+    )
+
+
+def show_forgotten_password(
+    service_name: str, page: PasswordPage, *, nonce: str, status: int = 200
+) -> web.Response:
+    """Return the page for one step of setting a new password."""
+    return _page(
+        "forgotten_password.html",
+        nonce,
+        "'self'",
+        status,
+        service_name=service_name,
+        **asdict(page),
+    )
 
 
 def show_refusal(description: str, nonce: str, status: int = 400) -> web.Response:
     """Return the page for a request that must not be sent back to whom it claims to be from."""
-    body = f"""
-<h1>This sign-in cannot go on</h1>
-<p class="fault">{escape(description)}</p>
-<p>Go back to where you came from. If it happens again, tell its makers.</p>
-"""
-    return _page("Sign-in refused", body, nonce, "'none'", status)
+    return _page("refusal.html", nonce, "'none'", status, description=description)
 
 
-def _page(title: str, body: str, nonce: str, form_action: str, status: int) -> web.Response:
+def _page(template: str, nonce: str, form_action: str, status: int, **shown: Any) -> web.Response:
     policy = (
         f"default-src 'none'; style-src 'nonce-{nonce}'; form-action {form_action}; "
         "frame-ancestors 'none'; base-uri 'none'"
     )
-    # By "no-referrer", which the header says, browsers would also hide the origin of the form.
-    text = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="referrer" content="same-origin">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{title}</title><style nonce="{nonce}">{_STYLE}</style></head>'
-        f"<body>{body}</body></html>\n"
-    )
     return web.Response(
-        text=text,
+        # By "no-referrer", which the header says, browsers would also hide the origin of a form:
+        # page.html says otherwise.
+        text=_templates().get_template(template).render(nonce=nonce, **shown),
         status=status,
         content_type="text/html",
         headers={"Content-Security-Policy": policy, "Cache-Control": "no-store"},
+    )
+
+
+@functools.cache
+def _templates() -> "Environment":
+    # Here, because importing it takes a thirtieth of each start.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
+from urllib.parse import urlencode
 
 from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, response_schema
@@ -12,6 +13,7 @@ from service.api.answers import PageSchema, respond
 from service.api.cookies import read_cookie
 from service.api.keys import IDENTITIES, SETTINGS
 from service.api.middleware import API
+from service.api.oauth import go_on_signed_in, read_continued, show_again
 from service.api.openapi import refuses
 from service.api.rate_limits import LOGIN, count_request
 from service.api.requests import Text, TypedCode, cookie_path, header_text, is_https, read_query
@@ -20,16 +22,20 @@ from service.domain.errors import (
     AccountDisabled,
     EmailWithheld,
     IdentityNotLinked,
+    InvalidInput,
     ProviderNotFound,
     ProviderUnavailable,
     ReferralCodeUnusable,
+    ServiceError,
     SignInRefused,
     SignInUnusable,
     TooMany,
 )
 from service.domain.identities import SIGN_IN_LIVES, AuthorizationAnswer
+from service.domain.oauth import OAuthError
 from service.domain.pages import Page
 from service.settings import Settings
+from service.use_cases.oauth import RequestRefused
 
 _PATH: Final = f"{API}/auth/providers/{{provider}}"
 
@@ -56,6 +62,14 @@ class StartQuery(Schema):
     referral_code = TypedCode(
         load_default=None,
         metadata={"description": "The code of the person who referred the user, if any."},
+    )
+    continue_with = Text(
+        load_default=None,
+        data_key="continue",
+        metadata={
+            "description": "The query of a request to `/oauth/authorize`, to go on with "
+            "afterwards in place of an answer with tokens."
+        },
     )
 
 
@@ -115,10 +129,14 @@ async def list_providers(request: web.Request) -> web.Response:
 async def start_sign_in(request: web.Request) -> web.Response:
     await count_request(request, LOGIN)
     query = read_query(request, START_QUERY)
+    continued = query["continue_with"]
+    if continued is not None:
+        continued = await _check_continued(request, continued)
     started = await request.app[IDENTITIES].start(
         request.match_info["provider"],
         query["referral_code"],
-        request.cookies.get(_cookie(request), ""),
+        read_cookie(request, _cookie(request)) or "",
+        authorization_request=continued,
     )
     response = web.Response(status=HTTPStatus.SEE_OTHER, headers={"Location": started.url})
     response.set_cookie(
@@ -157,15 +175,43 @@ async def start_sign_in(request: web.Request) -> web.Response:
 )
 async def finish_sign_in(request: web.Request) -> web.Response:
     query = read_query(request, CALLBACK_QUERY)
-    tokens = await request.app[IDENTITIES].finish(
+    identities = request.app[IDENTITIES]
+    begun = (
         request.match_info["provider"],
         query["state"],
         read_cookie(request, _cookie(request)) or "",
-        AuthorizationAnswer(code=query["code"], error=query["error"], issuer=query["iss"]),
-        header_text(request, "User-Agent"),
     )
+    continued = await identities.request_of(*begun)
+    try:
+        tokens = await identities.finish(
+            *begun,
+            AuthorizationAnswer(code=query["code"], error=query["error"], issuer=query["iss"]),
+            header_text(request, "User-Agent"),
+        )
+    except ServiceError as error:
+        if continued is None:
+            raise
+        return await show_again(request, continued, error)
     # The cookie stays: another tab may be on its way back with it.
-    return respond(TOKENS_SCHEMA, tokens)
+    if continued is None:
+        return respond(TOKENS_SCHEMA, tokens)
+    return await go_on_signed_in(request, continued, tokens)
+
+
+async def _check_continued(request: web.Request, query: str) -> str:
+    """Return the query without what is no part of an authorization request.
+
+    Raises InvalidInput where nobody could grant it: better now than when the user has been to the
+    issuer.
+    """
+    try:
+        _, parameters = await read_continued(request, query)
+    except (OAuthError, RequestRefused) as error:
+        raise InvalidInput(
+            "This is not the query of a request to /oauth/authorize that could be granted.",
+            pointer="#/continue",
+        ) from error
+    return urlencode(parameters)
 
 
 def _cookie(request: web.Request) -> str:

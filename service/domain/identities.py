@@ -47,7 +47,11 @@ class LinkedIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignIn:
-    """A sign-in that has begun: what the issuer's answer is checked against, once."""
+    """A sign-in that has begun: what the issuer's answer is checked against, once.
+
+    `authorization_request` is the query of the request to /oauth/authorize that it is to go on
+    with, if an application wants access.
+    """
 
     state_hash: bytes
     browser_hash: bytes
@@ -57,6 +61,7 @@ class SignIn:
     referral_code: str | None
     created_at: datetime
     expires_at: datetime
+    authorization_request: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

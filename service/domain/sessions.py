@@ -19,6 +19,8 @@ FIRST_PARTY: Final = "first-party"
 """`client_id` of what signs in at /auth/login."""
 SWAGGER_UI: Final = "swagger-ui"
 """`client_id` of the page at /docs, which is part of the service."""
+SIGN_IN_PAGE: Final = "sign-in-page"
+"""`client_id` of what the page at /oauth/authorize knows a browser by, and of no session."""
 OURS: Final = frozenset({FIRST_PARTY, SWAGGER_UI})
 """The clients that are no other application."""
 

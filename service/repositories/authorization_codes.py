@@ -15,8 +15,9 @@ INSERT: Final = """
     SELECT $1, $2, user_id, $4, $5, $6, $7, $8
       FROM users
      WHERE user_id = $3
-       AND password_hash = $9
+       AND ($9::text IS NULL OR password_hash = $9)
        AND disabled_at IS NULL
+       AND erased_at IS NULL
        FOR SHARE
     RETURNING code_hash
 """
@@ -75,8 +76,8 @@ class AuthorizationCodeRepository:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def add(self, code: AuthorizationCode, password_hash: str) -> bool:
-        """Store the code if the user may sign in and the hash is still the one given."""
+    async def add(self, code: AuthorizationCode, password_hash: str | None) -> bool:
+        """Store the code if the user may sign in and the hash, if any, is still the one given."""
         code_hash = await self._connection.fetchval(
             INSERT,
             code.code_hash,

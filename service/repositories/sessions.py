@@ -129,6 +129,12 @@ END: Final = """
               created_at, refreshed_at, expires_at
 """
 
+SHORTEN: Final = """
+    UPDATE sessions
+       SET expires_at = LEAST(expires_at, $2)
+     WHERE session_id = $1
+"""
+
 END_OWN: Final = """
     UPDATE sessions
        SET ended_at = $3
@@ -311,6 +317,10 @@ class SessionRepository:
         """End the session; return it if it was open."""
         row = await self._connection.fetchrow(END, session_id, now)
         return None if row is None else _session(row)
+
+    async def shorten(self, session_id: UUID, expires_at: datetime) -> None:
+        """Let the session expire then, if it would do so later."""
+        await self._connection.execute(SHORTEN, session_id, expires_at)
 
     async def end_own(self, session_id: UUID, user_id: UUID, now: datetime) -> bool:
         """End the session if it is the user's; return whether it was, and open."""

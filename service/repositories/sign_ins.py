@@ -8,8 +8,17 @@ from service.repositories.connection import Connection, rows_in
 
 INSERT: Final = """
     INSERT INTO sign_ins (state_hash, browser_hash, provider, nonce, code_verifier, referral_code,
-                          created_at, expires_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+                          created_at, expires_at, authorization_request)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+"""
+
+FIND_REQUEST: Final = """
+    SELECT authorization_request
+      FROM sign_ins
+     WHERE state_hash = $1
+       AND browser_hash = $2
+       AND provider = $3
+       AND expires_at > $4
 """
 
 # Deleting is what makes it good for once: of two callbacks one gets the row. Another browser,
@@ -21,7 +30,7 @@ TAKE: Final = """
        AND provider = $3
        AND expires_at > $4
     RETURNING state_hash, browser_hash, provider, nonce, code_verifier, referral_code,
-              created_at, expires_at
+              created_at, expires_at, authorization_request
 """
 
 DELETE_EXPIRED: Final = """
@@ -49,7 +58,17 @@ class SignInRepository:
             sign_in.referral_code,
             sign_in.created_at,
             sign_in.expires_at,
+            sign_in.authorization_request,
         )
+
+    async def find_request(
+        self, state_hash: bytes, browser_hash: bytes, provider: str, now: datetime
+    ) -> str | None:
+        """Return what the sign-in that this browser began is to go on with, if anything."""
+        request: str | None = await self._connection.fetchval(
+            FIND_REQUEST, state_hash, browser_hash, provider, now
+        )
+        return request
 
     async def take(
         self, state_hash: bytes, browser_hash: bytes, provider: str, now: datetime

@@ -86,11 +86,19 @@ class Identities:
         self._confirmation_required = confirmation_required
 
     @retried
-    async def start(self, name: str, referral_code: str | None, browser: str) -> Started:
+    async def start(
+        self,
+        name: str,
+        referral_code: str | None,
+        browser: str,
+        authorization_request: str | None = None,
+    ) -> Started:
         """Begin a sign-in.
 
         `browser` is the secret that the browser has from a sign-in begun before, in another tab
         perhaps, whose end must find it unchanged; anything else for a browser without one.
+        `authorization_request` is the query of what it is to go on with, as `request_of` returns
+        it afterwards.
 
         Raises ProviderNotFound, ProviderUnavailable, or ReferralCodeUnusable: better now than
         when the user has been to the issuer.
@@ -112,11 +120,19 @@ class Identities:
             referral_code=referral_code,
             created_at=now,
             expires_at=now + SIGN_IN_LIVES,
+            authorization_request=authorization_request,
         )
         url = await provider.authorization_url(state, sign_in.nonce, sign_in.code_verifier)
         async with self._database.transaction() as repositories:
             await repositories.sign_ins.add(sign_in)
         return Started(url=url, browser=browser)
+
+    async def request_of(self, name: str, state: str, browser: str) -> str | None:
+        """Return what the sign-in that is about to end is to go on with; it can still end then."""
+        async with self._database.reading() as repositories:
+            return await repositories.sign_ins.find_request(
+                hash_secret(state), hash_secret(browser), name, self._clock()
+            )
 
     async def finish(
         self,

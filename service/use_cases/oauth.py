@@ -5,6 +5,7 @@ Its refusals are OAuthError, in the words of RFC 6749.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from uuid import UUID
 
 from service.database import Database, Repositories, retried
 from service.domain.clock import Clock
@@ -21,9 +22,10 @@ from service.domain.oauth import (
 )
 from service.domain.scopes import Scope, parse_scopes
 from service.domain.security_events import SecurityEvent
-from service.domain.sessions import Session, Tokens
+from service.domain.sessions import SIGN_IN_PAGE, Session, Tokens
 from service.domain.users import parse_email
 from service.tokens import AccessToken
+from service.use_cases.forgetting import Forgetting, session_key
 from service.use_cases.security_events import SecurityEvents
 from service.use_cases.sessions import ScopeExceeded, Sessions
 
@@ -55,12 +57,14 @@ class OAuth:
     def __init__(
         self,
         database: Database,
+        forgetting: Forgetting,
         sessions: Sessions,
         events: SecurityEvents,
         clock: Clock,
         built_in: Mapping[str, Client],
     ) -> None:
         self._database = database
+        self._forgetting = forgetting
         self._sessions = sessions
         self._events = events
         self._clock = clock
@@ -100,38 +104,81 @@ class OAuth:
         the user has been shown.
         """
         credentials = await self._sessions.check_password(email, password)
+        user_id = credentials.user_id
+        try:
+            async with self._database.transaction() as repositories:
+                code = await self._add_code(
+                    repositories, request, user_id, credentials.password_hash
+                )
+                await self._events.record(
+                    repositories,
+                    SecurityEvent.SIGN_IN_SUCCEEDED,
+                    user_id,
+                    self._clock(),
+                    reason="oauth",
+                )
+        except InvalidCredentials:  # changed or disabled since the password was checked
+            await self._events.record_failed_sign_in(parse_email(email).key, "changed-meanwhile")
+            raise
+        return code
+
+    @retried
+    async def grant_signed_in(self, request: AuthorizationRequest, signed_in: AccessToken) -> str:
+        """Return an authorization code of whom the page knows, and end the session it was lent.
+
+        Raises InvalidToken if that has ended, and what `grant` does.
+        """
+        assert signed_in.user_id is not None
+        now = self._clock()
+        keys = [session_key(signed_in.session_id)]
+        async with self._database.transaction() as repositories:
+            code = await self._add_code(repositories, request, signed_in.user_id, None)
+            # The user before the session, as a change of password locks them.
+            if not await repositories.sessions.end_own(
+                signed_in.session_id, signed_in.user_id, now
+            ):
+                raise InvalidToken
+            await self._forgetting.plan(repositories, keys, now)
+        await self._forgetting.forget(keys)
+        return code
+
+    async def find_signed_in(self, token: str) -> AccessToken | None:
+        """Return whom the sign-in page knows by its token, if the session is still open."""
+        try:
+            found = await self._sessions.authenticate(token)
+        except InvalidToken:
+            return None
+        return found if found.client_id == SIGN_IN_PAGE else None
+
+    async def _add_code(
+        self,
+        repositories: Repositories,
+        request: AuthorizationRequest,
+        user_id: UUID,
+        password_hash: str | None,
+    ) -> str:
+        """Store an authorization code in the caller's transaction, and return it."""
+        client = await self._share(repositories, request.client)
+        if (
+            client is None
+            or client.may_less_than(request.client)
+            or not client.has_redirects_of(request.client)
+        ):
+            raise OAuthError("invalid_request", "The application has changed meanwhile.")
         secret = new_secret()
         now = self._clock()
         code = AuthorizationCode(
             code_hash=hash_secret(secret),
             client_id=request.client.client_id,
-            user_id=credentials.user_id,
+            user_id=user_id,
             redirect_uri=request.redirect_uri,
             scopes=request.scopes,
             code_challenge=request.code_challenge,
             created_at=now,
             expires_at=now + CODE_LIVES,
         )
-        async with self._database.transaction() as repositories:
-            client = await self._share(repositories, request.client)
-            if (
-                client is None
-                or client.may_less_than(request.client)
-                or not client.has_redirects_of(request.client)
-            ):
-                raise OAuthError("invalid_request", "The application has changed meanwhile.")
-            added = await repositories.authorization_codes.add(code, credentials.password_hash)
-            if added:
-                await self._events.record(
-                    repositories,
-                    SecurityEvent.SIGN_IN_SUCCEEDED,
-                    credentials.user_id,
-                    now,
-                    reason="oauth",
-                )
-        if not added:  # changed or disabled since it was read
-            await self._events.record_failed_sign_in(parse_email(email).key, "changed-meanwhile")
-            raise InvalidCredentials
+        if not await repositories.authorization_codes.add(code, password_hash):
+            raise InvalidCredentials  # changed or disabled since it was read
         return secret
 
     @retried

@@ -29,6 +29,7 @@ from service.domain.sessions import (
     FIRST_PARTY,
     LONGEST_USER_AGENT,
     MOST_OPEN_SESSIONS,
+    SIGN_IN_PAGE,
     Caller,
     Credentials,
     Session,
@@ -271,6 +272,25 @@ class Sessions:
             )
         await self._forgetting.forget(keys)
         raise refused
+
+    async def lend_to_page(self, tokens: Tokens) -> tuple[str, timedelta]:
+        """Return a token by which the sign-in page knows who has just signed in, and its life.
+
+        It allows no call of the API, and the session, whose own tokens nobody gets, ends with it.
+        """
+        now = self._clock()
+        async with self._database.transaction() as repositories:
+            await repositories.sessions.shorten(
+                tokens.session_id, now + self._access_tokens.lifetime + LEEWAY
+            )
+        token = self._access_tokens.issue(
+            subject=str(tokens.user_id),
+            client_id=SIGN_IN_PAGE,
+            session_id=tokens.session_id,
+            scopes=(),
+            now=now,
+        )
+        return token, self._access_tokens.lifetime
 
     async def authenticate(self, access_token: str) -> AccessToken:
         """Return what the token says; raise InvalidToken if it or its session has ended."""

@@ -671,7 +671,7 @@ async def test_a_form_of_another_site_grants_nothing_though_it_knows_the_cookie(
     form = await application.form(browser := Browser(api))
     for decision in ("allow", "deny"):
         signed = {"email": anna.email, "password": anna.password, "decision": decision}
-        answer = await browser.submit({**form, **signed}, headers)
+        answer = await browser.submit({**form, **signed}, headers=headers)
         assert answer.status == 403
         assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
     assert await database.fetchval("SELECT count(*) FROM authorization_codes") == 0
@@ -693,7 +693,7 @@ async def test_a_form_of_this_site_grants_what_it_says(
 ) -> None:
     form = await application.form(browser := Browser(api))
     signed = {"email": anna.email, "password": anna.password, "decision": "allow"}
-    assert "code" in returned(await browser.submit({**form, **signed}, headers))
+    assert "code" in returned(await browser.submit({**form, **signed}, headers=headers))
 
 
 async def test_by_https_a_form_comes_from_the_public_address_and_no_other(
@@ -706,10 +706,10 @@ async def test_by_https_a_form_comes_from_the_public_address_and_no_other(
         assert [*browser.cookies] == ["__Host-csrf"]
         signed = {**form, "email": anna.email, "password": anna.password, "decision": "allow"}
         for origin in ("http://id.example", "https://id.example:8443", "null"):
-            answer = await browser.submit(signed, {"Host": "id.example", "Origin": origin})
+            answer = await browser.submit(signed, headers={"Host": "id.example", "Origin": origin})
             assert answer.status == 403, origin
         ours = {"Host": "10.0.0.1:8080", "Origin": "https://id.example"}
-        assert (await browser.submit(signed, ours)).status == 303
+        assert (await browser.submit(signed, headers=ours)).status == 303
 
 
 @pytest.mark.parametrize(
@@ -741,7 +741,7 @@ async def test_a_cookie_that_stands_within_another_or_twice_is_none(
     form = await application.form(Browser(api))
     signed = {"email": anna.email, "password": anna.password, "decision": "allow"}
     planting = {"Cookie": planted.format(form["csrf"])}
-    assert (await Browser(api).submit({**form, **signed}, planting)).status == 403
+    assert (await Browser(api).submit({**form, **signed}, headers=planting)).status == 403
     page = await api.get(f"{AUTHORIZE}?{urlencode(application.wish())}", headers=planting)
     assert PageReader(page).fields["csrf"] != form["csrf"], "nor is it kept for the next page"
 
@@ -752,7 +752,9 @@ async def test_a_cookie_beside_others_is_ours(
 ) -> None:
     form = await application.form(Browser(api))
     signed = {"email": anna.email, "password": anna.password, "decision": "allow"}
-    answer = await Browser(api).submit({**form, **signed}, {"Cookie": cookie.format(form["csrf"])})
+    answer = await Browser(api).submit(
+        {**form, **signed}, headers={"Cookie": cookie.format(form["csrf"])}
+    )
     assert "code" in returned(answer)
 
 

@@ -6,18 +6,19 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, Route
+from playwright.sync_api import Browser, Page, Request, Route, ViewportSize
 
 from tests.e2e.chromium import launched, needs_chromium
 from tests.e2e.peers import new_client, new_person
 from tests.e2e.processes import LOOPBACK, Service, service_process
 from tests.oauth import VERIFIER, challenge_of
 
-PHONE = {"width": 390, "height": 844}
+PHONE: ViewportSize = {"width": 390, "height": 844}
+SMALLEST_PHONE: ViewportSize = {"width": 360, "height": 640}
 TOUCH_TARGET = 44
 """CSS pixels of the least height that a finger hits (WCAG 2.5.5)."""
 
@@ -88,7 +89,7 @@ def authorization_path(client_id: str, redirect_uri: str) -> str:
 
 def sign_in(page: Page, person: dict[str, str]) -> None:
     """Fill in the page's form as its user, and allow."""
-    page.get_by_label("E-mail").fill(person["email"])
+    page.get_by_label("Email address").fill(person["email"])
     page.get_by_label("Password").fill(person["password"])
     page.get_by_role("button", name="Sign in and allow").click()
 
@@ -161,7 +162,7 @@ def test_the_page_fits_a_phone(
         sign_in(page, {"email": "nobody@example.com", "password": "a wrong one"})
         page.get_by_role("alert").wait_for()
         page.screenshot(path=tmp_path / "wrong-password.png", full_page=True)
-        assert page.get_by_label("E-mail").input_value() == "nobody@example.com"
+        assert page.get_by_label("Email address").input_value() == "nobody@example.com"
         assert page.get_by_label("Password").input_value() == ""
 
         page.emulate_media(color_scheme="dark")
@@ -170,6 +171,69 @@ def test_the_page_fits_a_phone(
         page.get_by_text("back in the application").wait_for()
         told = parse_qs(urlsplit(page.url).query)
         assert (told["state"], told["iss"]) == (["a state"], [service.url])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_issuers_and_a_forgotten_password_fit_the_smallest_phone_and_the_dark(
+    environment: dict[str, str],
+    browser: Browser,
+    tmp_path: Path,
+    scheme: Literal["light", "dark"],
+) -> None:
+    issuers = {
+        "PROVIDERS": "google,github,corp",
+        "PROVIDER_CORP_ISSUER": "https://issuer.example",
+        "PROVIDER_CORP_TITLE": "the Incorporated Company of Donaudampfschifffahrt",
+    }
+    for name in ("GOOGLE", "GITHUB", "CORP"):
+        issuers |= {f"PROVIDER_{name}_CLIENT_ID": "id", f"PROVIDER_{name}_CLIENT_SECRET": "x"}
+    issuers["PROVIDER_GOOGLE_ISSUER"] = "https://accounts.google.com"
+    mail = {"SMTP_URL": f"smtp://{LOOPBACK}:9", "MAIL_FROM": "referrals@example.com"}
+    with service_process(environment, **issuers, **mail) as service, listening() as origin:
+        client = new_client(service, f"{origin}/callback")
+        context = browser.new_context(
+            base_url=service.url,
+            viewport=SMALLEST_PHONE,
+            color_scheme=scheme,
+            is_mobile=True,
+            has_touch=True,
+            java_script_enabled=False,
+        )
+        page = context.new_page()
+
+        def assert_fits(name: str) -> None:
+            page.screenshot(path=tmp_path / f"{name}-{scheme}.png", full_page=True)
+            shown = page.locator("html").bounding_box()
+            assert shown is not None
+            assert shown["width"] <= SMALLEST_PHONE["width"]
+            for control in page.locator("input:visible, button, a").all():
+                box = control.bounding_box()
+                assert box is not None
+                assert box["height"] >= TOUCH_TARGET, control.inner_text()
+                assert box["x"] + box["width"] <= SMALLEST_PHONE["width"]
+
+        page.goto(authorization_path(client.client_id, f"{origin}/callback"))
+        assert_fits("sign-in")
+        titles = [link.inner_text() for link in page.locator("a.button").all()]
+        assert titles == [
+            "Continue with Google",
+            "Continue with GitHub",
+            "Continue with the Incorporated Company of Donaudampfschifffahrt",
+        ]
+        page.get_by_role("link", name="Forgot password?").click()
+        assert_fits("forgotten")
+        page.get_by_label("Email address").fill("anna@example.com")
+        page.get_by_role("button", name="Send the mail").click()
+        page.get_by_label("Token from the mail").fill("wrong")
+        page.get_by_label("New password").fill("two ships in the harbour")
+        page.get_by_role("button", name="Set the password").click()
+        page.get_by_role("alert").wait_for()
+        assert_fits("reset")
+        page.get_by_role("link", name="Back to the sign-in").click()
+        page.get_by_label("Password").wait_for()
+        page.goto("/oauth/authorize?client_id=nobody")
+        assert_fits("refused")
+        context.close()
 
 
 def test_the_page_is_signed_with_the_keyboard_alone(

@@ -7,13 +7,15 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
 from uuid import uuid4
 
 import aiohttp
 import pytest
 
-from tests.e2e.peers import install_npm_packages, new_person
+from tests.e2e.peers import install_npm_packages, new_client, new_person
 from tests.e2e.processes import LOOPBACK, Service, free_port, service_process, started, wait_for
+from tests.oauth import VERIFIER, challenge_of
 
 SECRET = "a secret: +%&"
 CLIENTS = {
@@ -87,6 +89,12 @@ class Browser:
         async with self._session.request(method, url, data=form or None) as response:
             return Page(str(response.url), response.status, await response.text())
 
+    async def sent_to(self, url: str, **form: str) -> str:
+        """Send a form; return where the browser is to go then, without going there."""
+        async with self._session.post(url, data=form, allow_redirects=False) as response:
+            assert response.status == 303, await response.text()
+            return response.headers["Location"]
+
 
 @asynccontextmanager
 async def browser() -> AsyncIterator[Browser]:
@@ -159,3 +167,45 @@ async def test_the_address_of_the_callback_is_worth_nothing_twice_or_elsewhere(
         page = await another.open(page.url)
     assert page.status == 422
     assert json.loads(page.text)["code"] == "sign-in-unusable"
+
+
+async def test_who_signs_in_there_allows_an_application_here(service: Service) -> None:
+    """No password anywhere: the page, the issuer's pages, the page again, the application."""
+    callback, name = "https://app.example/callback", uuid4().hex
+    client = new_client(service, callback)
+    wish = {
+        "response_type": "code",
+        "client_id": client.client_id,
+        "redirect_uri": callback,
+        "state": "a state",
+        "code_challenge": challenge_of(VERIFIER),
+        "code_challenge_method": "S256",
+    }
+    async with browser() as person:
+        page = await person.open(f"{service.url}/oauth/authorize?{urlencode(wish)}")
+        [link] = re.findall(r'href="(/api/v1/auth/providers/basic/start\?[^"]*)"', page.text)
+        page = await person.open(service.url + html.unescape(link))
+        page = await person.open(page.form, prompt="login", login=name, password="x")
+        page = await person.open(page.form, prompt="consent")
+        assert page.url.startswith(f"{service.url}/oauth/authorize?")
+        assert f"{name}@example.com" in page.text
+        hidden = re.findall(r'<input type="hidden" name="([^"]*)" value="([^"]*)"', page.text)
+        form = {field: html.unescape(value) for field, value in hidden}
+        location = await person.sent_to(f"{service.url}/oauth/authorize", decision="allow", **form)
+    told = dict(parse_qsl(urlsplit(location).query))
+    assert location.startswith(f"{callback}?")
+    assert told["state"] == "a state"
+    redeeming = {
+        "grant_type": "authorization_code",
+        "client_id": client.client_id,
+        "redirect_uri": callback,
+        "code": told["code"],
+        "code_verifier": VERIFIER,
+    }
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{service.url}/oauth/token", data=redeeming) as response,
+    ):
+        tokens = await response.json()
+    me = await call(f"{service.url}/api/v1/users/me", tokens["access_token"])
+    assert me["email"] == f"{name}@example.com"
