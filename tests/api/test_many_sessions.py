@@ -238,7 +238,7 @@ async def test_what_strangers_have_caused_is_erased_in_small_steps(
     async with watched(database):
         erased = await api.delete("/users/me", {"password": PASSWORD}, by=anna)
         assert erased.status == 204
-        assert (await changed(database))["security_events DELETE"] == [1000, 1000, 501]
+        assert (await changed(database))["security_events DELETE"] == [1000, 1000, 502]
     left = await database.fetch("SELECT user_id::text FROM security_events")
     assert {row["user_id"] for row in left} == {bert.user_id}
 

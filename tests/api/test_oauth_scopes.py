@@ -46,6 +46,8 @@ FIRST_PARTY_ONLY = {
     ("POST", f"{API}/auth/email/change"),
     ("POST", f"{API}/auth/password/change"),
     ("DELETE", f"{API}/auth/sessions"),
+    ("GET", f"{API}/users/me/identities"),
+    ("DELETE", f"{API}/users/me/identities/{{identity_id}}"),
     ("DELETE", f"{API}/auth/sessions/{{session_id}}"),
 }
 """What no other application may call, whatever its user allows; the last: of other sessions."""

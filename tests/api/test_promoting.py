@@ -58,7 +58,11 @@ async def test_promotion_ends_what_a_stranger_may_hold(
     again = await api.signed_in(root.email)
     assert (await api.get("/admin/users", by=again)).status == 200
     items = (await api.get("/users/me/activity", by=again)).json()["items"]
-    assert [item["event"] for item in items[:2]] == ["sign_in.succeeded", "admin.promoted"]
+    assert [item["event"] for item in items[:3]] == [
+        "sign_in.succeeded",
+        "session.ended",
+        "admin.promoted",
+    ]
 
 
 async def test_promoting_again_changes_nothing(

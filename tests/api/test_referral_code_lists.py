@@ -161,8 +161,10 @@ async def test_housekeeping_takes_a_thousand_at_a_time(
         "        now() - interval '200 days' - n * interval '1 second'"
         "   FROM users, generate_series(1, 1500) AS n"
     )
-    for left in (500, 0):
-        await Housekeeping(api.app[DATABASE], api.clock).tidy_up()
+    for looked_at, left in ((1000, 500), (500, 0)):
+        async with api.app[DATABASE].reading() as repositories:
+            found = await repositories.referral_codes.delete_unused(api.clock() - UNUSED_KEPT_FOR)
+        assert found == looked_at
         assert await database.fetchval("SELECT count(*) FROM referral_codes") == left
     assert await database.fetchval("SELECT count(*) FROM referral_code_names") == 1500
 

@@ -117,10 +117,14 @@ async def test_a_flag_is_an_event_of_the_referral_in_one_line(
     lines = [record for record in caplog.records if record.getMessage() == "referral.flagged"]
     assert [vars(line)["reason"] for line in lines] == ["self-referral"]
     items = (await api.get("/users/me/activity", by=person)).json()["items"]
-    assert [item["event"] for item in items] == ["sign_in.succeeded", "referral.flagged"]
+    assert [item["event"] for item in items] == [
+        "sign_in.succeeded",
+        "account.registered",
+        "referral.flagged",
+    ]
     # The referrer sees the flag, and not from where the referral came.
     of_bob = (await api.get("/users/me/activity", by=bob)).json()["items"]
-    assert [item["event"] for item in of_bob] == ["sign_in.succeeded"]
+    assert [item["event"] for item in of_bob] == ["sign_in.succeeded", "account.registered"]
 
 
 async def test_the_flag_and_the_hash_outlive_the_account(

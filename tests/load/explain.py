@@ -14,9 +14,7 @@ from tests.load.servers import row_id
 
 BESIDE_REQUESTS: Final = {
     ("migrations", "FIND_APPLIED"),  # for health checks, of a table of a dozen rows
-    # For operators.
-    ("oauth_clients", "LIST"),
-    ("personal_data", "CODES"),
+    ("oauth_clients", "LIST"),  # for operators
 }
 """Statements that may read a whole table."""
 LARGE: Final = ("users", "referrals", "referral_codes")
