@@ -20,6 +20,7 @@ from service.api.requests import (
     Moment,
     PageQuery,
     RequestSchema,
+    Rule,
     Text,
     WholeNumber,
     moment_text,
@@ -150,6 +151,11 @@ OWN_REFERRAL_CODES_SCHEMA = OwnReferralCodesSchema()
 CHECKED_REFERRAL_CODE_SCHEMA = CheckedReferralCodeSchema()
 
 
+def _expiry_rule(request: web.Request) -> Rule:
+    codes = request.app[REFERRAL_CODES]
+    return "expires_at", lambda its: codes.check_expiry(its["expires_at"])
+
+
 def _located(response: web.Response) -> web.Response:
     """Say where the code is, if the response is that of a new one."""
     if response.status == HTTPStatus.CREATED:
@@ -170,7 +176,7 @@ def _located(response: web.Response) -> web.Response:
 @refuses(LiveReferralCodeExists, ReferralCodeTaken, EmailNotConfirmed)
 async def create_referral_code(request: web.Request) -> web.Response:
     caller = await current_user(request)
-    wish = await read_body(request, WISH_SCHEMA, into=ReferralCodeWish)
+    wish = await read_body(request, WISH_SCHEMA, ReferralCodeWish, _expiry_rule(request))
     response = await answer_once(
         request,
         caller.user_id,
@@ -192,7 +198,7 @@ async def create_referral_code(request: web.Request) -> web.Response:
 @refuses(ReferralCodeTaken, EmailNotConfirmed)
 async def replace_referral_code(request: web.Request) -> web.Response:
     caller = await current_user(request)
-    wish = await read_body(request, WISH_SCHEMA, into=ReferralCodeWish)
+    wish = await read_body(request, WISH_SCHEMA, ReferralCodeWish, _expiry_rule(request))
     code, replaced = await request.app[REFERRAL_CODES].replace(caller.user_id, wish)
     return _located(respond(REFERRAL_CODE_SCHEMA, code, 200 if replaced else 201))
 
@@ -208,7 +214,7 @@ async def replace_referral_code(request: web.Request) -> web.Response:
 @refuses(ReferralCodeNotFound, EmailNotConfirmed)
 async def change_referral_code(request: web.Request) -> web.Response:
     caller = await current_user(request)
-    change = await read_body(request, CHANGE_SCHEMA, into=ReferralCodeChange)
+    change = await read_body(request, CHANGE_SCHEMA, ReferralCodeChange, _expiry_rule(request))
     code = await request.app[REFERRAL_CODES].change(caller.user_id, change)
     return respond(REFERRAL_CODE_SCHEMA, code)
 

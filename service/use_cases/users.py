@@ -15,6 +15,7 @@ from service.database import Database, Repositories, TransactionConflict, retrie
 from service.domain.clock import Clock
 from service.domain.email_verification import LOCAL, Verdict, Verification, is_disposable
 from service.domain.errors import (
+    EmailMalformed,
     EmailNotConfirmed,
     InvalidCredentials,
     InvalidInput,
@@ -88,6 +89,17 @@ class Users:
         self._by_id = Batches[UUID, User](
             lambda user_ids: database.read(lambda stored: stored.users.find_several(user_ids))
         )
+
+    def check_password(self, password: str, email: str = "") -> None:
+        """Raise PasswordUnacceptable unless an account may have the password.
+
+        The email address counts if it is one.
+        """
+        try:
+            parsed = parse_email(email)
+        except EmailMalformed:
+            parsed = Email("", "")
+        check_password(password, parsed, self._password_rules, "#/password")
 
     @retried
     async def register(self, registration: Registration, once: AnswerOnce[User]) -> User:
