@@ -17,6 +17,7 @@ from service.api.middleware import API
 from service.api.openapi import IDEMPOTENCY_KEY, locates, refuses
 from service.api.rate_limits import LOOKUP, count_request, start_count
 from service.api.requests import (
+    BETWEEN,
     Moment,
     PageQuery,
     RequestSchema,
@@ -59,7 +60,7 @@ class ExpirySchema(RequestSchema):
     expires_at = Moment(
         metadata={"description": "After now and within 366 days, with its zone (RFC 3339)."}
     )
-    expires_in_days = WholeNumber(validate=validate.Range(1, LONGEST_LIFE_DAYS))
+    expires_in_days = WholeNumber(validate=validate.Range(1, LONGEST_LIFE_DAYS, error=BETWEEN))
 
 
 class ReferralCodeWishSchema(ExpirySchema):
@@ -75,7 +76,7 @@ class ReferralCodeWishSchema(ExpirySchema):
         },
     )
     max_uses = WholeNumber(
-        validate=validate.Range(1, LARGEST_MAX_USES),
+        validate=validate.Range(1, LARGEST_MAX_USES, error=BETWEEN),
         metadata={"description": "How many may register with it; any number if left out."},
     )
 
@@ -89,7 +90,7 @@ class ReferralCodeWishSchema(ExpirySchema):
 
 class ReferralCodeChangeSchema(ExpirySchema):
     max_uses = WholeNumber(
-        validate=validate.Range(1, LARGEST_MAX_USES),
+        validate=validate.Range(1, LARGEST_MAX_USES, error=BETWEEN),
         metadata={
             "description": "How many may register with it in all. Not below `uses`; once as many "
             "have, the code is used up."

@@ -30,6 +30,7 @@ _WITH_PORT: Final = re.compile(r"\[([^]]+)\](?::\d+)?|([^:]+):\d+")
 _LONGEST: Final = 100
 _unreadable: Final = itertools.count()
 """Parts of X-Forwarded-For that this process could not read: the first one is told."""
+BETWEEN: Final = "This must lie between {min} and {max}."
 T = TypeVar("T")
 Rule: TypeAlias = tuple[str, Callable[[Mapping[str, Any]], object]]
 """A member, and what raises InvalidInput where it, among the members of the body, is wrong."""
@@ -46,6 +47,10 @@ class RequestSchema(Schema):
     }
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        field_obj.error_messages |= {
+            "required": "This member is missing.",
+            "null": "This member must not be null.",
+        }
         # For the documentation: the value is gone before the field sees it.
         field_obj.allow_none = not field_obj.required
 
@@ -69,6 +74,11 @@ class InvalidBody(ValidationError):
 
 class Text(fields.String):
     """A string that can be encoded: JSON can spell half of a surrogate pair, UTF-8 cannot."""
+
+    default_error_messages = {  # noqa: RUF012  # as marshmallow has it
+        "invalid": "This is not a string.",
+        "invalid_utf8": "This is not Unicode text.",
+    }
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         text = super()._deserialize(value, attr, data, **kwargs)
@@ -107,6 +117,10 @@ class WholeNumber(fields.Integer):
     30.0 is one too (JSON Schema 2020-12, 4.2.3): some languages write all their numbers so.
     """
 
+    default_error_messages = {  # noqa: RUF012  # as marshmallow has it
+        "invalid": "This is not a whole number."
+    }
+
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         if type(value) is float and value.is_integer():
             return int(value)
@@ -117,6 +131,10 @@ class WholeNumber(fields.Integer):
 
 class TrueOrFalse(fields.Boolean):
     """A JSON true or false: not 1, which Python takes for true."""
+
+    default_error_messages = {  # noqa: RUF012  # as marshmallow has it
+        "invalid": "This is neither true nor false."
+    }
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         if not isinstance(value, bool):
@@ -157,7 +175,8 @@ class PageQuery(Schema):
 
     limit = fields.Integer(
         load_default=20,
-        validate=validate.Range(1, LARGEST_PAGE),
+        validate=validate.Range(1, LARGEST_PAGE, error=BETWEEN),
+        error_messages={"invalid": "This is not a whole number."},
         metadata={"description": "How many items, at most."},
     )
     cursor = fields.String(

@@ -396,7 +396,7 @@ class Users:
                 raise SignInTooOld("Without a password this is done just after signing in.")
             return None
         if password is None:
-            raise InvalidInput("This account has a password.", pointer="#/password")
+            raise InvalidInput("This account has a password: send it.", pointer="#/password")
         verified, _ = await self._hasher.verify(password, credentials.password_hash)
         if not verified:
             raise InvalidCredentials("The password is wrong.", pointer="#/password")
