@@ -100,13 +100,15 @@ def _parser() -> argparse.ArgumentParser:
     # It may be what makes the file that ENV_FILE names.
     generate.set_defaults(run=_generate_keys, reads_settings=False)
     rotate = keys.add_parser("rotate", help="add the next signing key, drop those of no more use")
-    rotate.add_argument("--file", type=Path, help="the env file to change; else print the line")
+    rotate.add_argument(
+        "--file", type=Path, help="the env file to change; otherwise the line is printed"
+    )
     rotate.set_defaults(run=_rotate_keys)
     return parser
 
 
 def _limit(text: str) -> int:
-    limit = int(text)
+    limit = int(text) if text.isdecimal() else 0
     if not 1 <= limit <= 1_000_000:
         raise argparse.ArgumentTypeError("must lie between 1 and 1000000")
     return limit
@@ -236,6 +238,8 @@ def _generate_keys(parsed: argparse.Namespace, _: Environment) -> None:
 
 def _rotate_keys(parsed: argparse.Namespace, environ: Environment) -> None:
     """Write SIGNING_KEYS with a new key, which signs when all processes and others know it."""
+    if parsed.file and not parsed.file.is_file():
+        raise CommandError(f"There is no file {parsed.file}.")
     keys, lifetime = read_signing_keys(
         {**environ, **(_read_file(parsed.file) if parsed.file else {})}
     )
@@ -246,7 +250,10 @@ def _rotate_keys(parsed: argparse.Namespace, environ: Environment) -> None:
     else:
         lines = parsed.file.read_text().splitlines()
         kept = [old for old in lines if not old.startswith("SIGNING_KEYS=")]
-        _write_private(parsed.file, "\n".join([*kept, line, ""]))
+        try:
+            _write_private(parsed.file, "\n".join([*kept, line, ""]))
+        except OSError as error:
+            raise CommandError(f"Cannot write {parsed.file}: {error.strerror}.") from error
     print(
         f"Restart every process within {JWKS_MAX_AGE.seconds // 60} minutes; "
         f"the new key signs from {keys.keys[-1].signs_from.isoformat(timespec='seconds')}.",

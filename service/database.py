@@ -280,7 +280,7 @@ class Database:
                             return found
                         result = "behind"
             except (Unavailable, TransactionConflict, TimeoutError) as error:
-                log.warning("the replica is left alone: %r", error.__cause__ or error)
+                log.warning("the replica is not used for now: %r", error.__cause__ or error)
             REPLICA_READS.labels(result).inc()
             self._replica_rests_until = time.monotonic() + REPLICA_RESTS_SECONDS
         return await self.read(read)

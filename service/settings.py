@@ -289,7 +289,8 @@ class _Url(fields.String):
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> str:
         if not self._is_one(value):
-            raise ValidationError(f"must be a URL that begins with {self._schemes[0]}://.")
+            beginnings = " or ".join(f"{scheme}://" for scheme in self._schemes)
+            raise ValidationError(f"must be a URL that begins with {beginnings}.")
         return str(value)
 
     def _is_one(self, value: str) -> bool:
@@ -387,7 +388,7 @@ class _Address(fields.String):
         try:
             return parse_email(value, allowed).mailbox
         except EmailMalformed as error:
-            raise ValidationError("must be an e-mail address.") from error
+            raise ValidationError("must be an email address.") from error
 
 
 class _PublicUrl(_Url):
@@ -420,7 +421,7 @@ class _ProviderUrl(fields.String):
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **_: Any) -> str:
         if not is_safe_url(value) or set("?#@") & set(value) or not value.isprintable():
-            raise ValidationError("must be a URL that begins with https://, without ? # and @.")
+            raise ValidationError("must be a URL that begins with https://, without ?, # and @.")
         return str(value)
 
 
@@ -443,7 +444,9 @@ class _Providers(_Words):
         names = super()._deserialize(value, attr, data)
         for name in names:
             if not self._NAME.fullmatch(name) or name in self._RESERVED or names.count(name) > 1:
-                raise ValidationError(f"{name!r} is not a new name of small letters and digits.")
+                raise ValidationError(
+                    f"{name!r} is taken, or is not made of lower-case letters and digits."
+                )
         providers = []
         faults: dict[str, list[str]] = {}
         for name in names:

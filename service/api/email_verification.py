@@ -26,8 +26,8 @@ CHECKED_EMAIL_SCHEMA = CheckedEmailSchema()
 @docs(
     tags=["Email"],
     summary="Verify an email address",
-    description="Syntax and a list of disposable domains decide at once; else Hunter is asked, and "
-    "where it cannot tell in time the verdict is `unknown`. A verdict is repeated for a day.",
+    description="Syntax and a list of disposable domains decide at once, otherwise Hunter does. "
+    "Where it cannot tell in time the verdict is `unknown`. A verdict is repeated for a day.",
 )
 @response_schema(CheckedEmailSchema, 200, description="The verdict, whose it is, and from when.")
 @refuses(TooMany)

@@ -8,12 +8,12 @@ from marshmallow import Schema, fields
 
 from service.api.answers import no_content, respond
 from service.api.authentication import current_first_party_user
-from service.api.keys import MAIL_TOKENS
+from service.api.keys import MAIL_TOKENS, USERS
 from service.api.openapi import refuses
 from service.api.password_attempts import forget_failures, password_attempt
 from service.api.rate_limits import MAIL, count_request
 from service.api.requests import EmailText, RequestSchema, Text, TokenText, read_body
-from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, ErasureSchema
+from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, ErasureSchema, email_rule
 from service.domain.errors import (
     HashingQueueFull,
     InvalidCredentials,
@@ -87,7 +87,7 @@ ACCEPTED_SCHEMA = AcceptedSchema()
 @response_schema(AcceptedSchema, 202, description="Whether or not there is such an account.")
 @refuses(TooMany)
 async def forgot_password(request: web.Request) -> web.Response:
-    asked = await read_body(request, EMAIL_SCHEMA, into=ForEmail)
+    asked = await read_body(request, EMAIL_SCHEMA, ForEmail, email_rule("email"))
     await count_request(request, MAIL)
     await request.app[MAIL_TOKENS].forgot_password(asked.email)
     return respond(ACCEPTED_SCHEMA, None, 202)
@@ -105,7 +105,13 @@ async def forgot_password(request: web.Request) -> web.Response:
 )
 @refuses(TokenUnusable, PasswordUnacceptable, HashingQueueFull)
 async def reset_password(request: web.Request) -> web.Response:
-    reset = await read_body(request, PASSWORD_RESET_SCHEMA, into=PasswordReset)
+    users = request.app[USERS]
+    reset = await read_body(
+        request,
+        PASSWORD_RESET_SCHEMA,
+        PasswordReset,
+        ("new_password", lambda its: users.check_password(its["new_password"])),
+    )
     account = await request.app[MAIL_TOKENS].reset_password(reset.token, reset.new_password)
     await forget_failures(request, account)
     return no_content()
@@ -136,7 +142,7 @@ async def confirm_email(request: web.Request) -> web.Response:
 @response_schema(AcceptedSchema, 202, description="Whether or not there is such an account.")
 @refuses(TooMany)
 async def resend_confirmation(request: web.Request) -> web.Response:
-    asked = await read_body(request, EMAIL_SCHEMA, into=ForEmail)
+    asked = await read_body(request, EMAIL_SCHEMA, ForEmail, email_rule("email"))
     await count_request(request, MAIL)
     await request.app[MAIL_TOKENS].resend_confirmation(asked.email)
     return respond(ACCEPTED_SCHEMA, None, 202)
@@ -156,7 +162,7 @@ async def resend_confirmation(request: web.Request) -> web.Response:
 @refuses(NotAllowed, InvalidCredentials, SignInTooOld, TooMany, HashingQueueFull, MailUnavailable)
 async def change_email(request: web.Request) -> web.Response:
     caller = await current_first_party_user(request)
-    change = await read_body(request, EMAIL_CHANGE_SCHEMA, into=EmailChange)
+    change = await read_body(request, EMAIL_CHANGE_SCHEMA, EmailChange, email_rule("new_email"))
     async with password_attempt(request, str(caller.user_id)):
         await count_request(request, MAIL)
         await request.app[MAIL_TOKENS].change_email(caller, change.new_email, change.password)

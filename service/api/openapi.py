@@ -113,7 +113,7 @@ IDEMPOTENCY_KEY: Final = {
 }
 # By how they stand in the path.
 PATH_PARAMETERS: Final = {
-    "{email}": ("The referrer's e-mail.", {"type": "string"}, "anna@example.com"),
+    "{email}": ("The referrer's email address.", {"type": "string"}, "anna@example.com"),
     "{referrer_id}": ("The referrer's id, or `me`.", {"type": "string"}, "me"),
     "{session_id}": (
         "The session's id.",

@@ -213,9 +213,7 @@ def problem_of(error: Exception, request: web.Request) -> web.Response:
         case ValidationError():
             errors = list(_flatten(error.normalized_messages()))  # type: ignore[no-untyped-call]
             if isinstance(error, InvalidBody):
-                errors += [
-                    (pointer, "This member appears more than once.") for pointer in error.repeated
-                ]
+                errors += error.further
             return problem(
                 problem_type_of(InvalidInput), summary_of(errors), request_id, errors=errors
             )

@@ -17,9 +17,11 @@ from service.api.middleware import API
 from service.api.openapi import IDEMPOTENCY_KEY, locates, refuses
 from service.api.rate_limits import LOOKUP, count_request, start_count
 from service.api.requests import (
+    BETWEEN,
     Moment,
     PageQuery,
     RequestSchema,
+    Rule,
     Text,
     WholeNumber,
     moment_text,
@@ -58,7 +60,7 @@ class ExpirySchema(RequestSchema):
     expires_at = Moment(
         metadata={"description": "After now and within 366 days, with its zone (RFC 3339)."}
     )
-    expires_in_days = WholeNumber(validate=validate.Range(1, LONGEST_LIFE_DAYS))
+    expires_in_days = WholeNumber(validate=validate.Range(1, LONGEST_LIFE_DAYS, error=BETWEEN))
 
 
 class ReferralCodeWishSchema(ExpirySchema):
@@ -74,7 +76,7 @@ class ReferralCodeWishSchema(ExpirySchema):
         },
     )
     max_uses = WholeNumber(
-        validate=validate.Range(1, LARGEST_MAX_USES),
+        validate=validate.Range(1, LARGEST_MAX_USES, error=BETWEEN),
         metadata={"description": "How many may register with it; any number if left out."},
     )
 
@@ -88,7 +90,7 @@ class ReferralCodeWishSchema(ExpirySchema):
 
 class ReferralCodeChangeSchema(ExpirySchema):
     max_uses = WholeNumber(
-        validate=validate.Range(1, LARGEST_MAX_USES),
+        validate=validate.Range(1, LARGEST_MAX_USES, error=BETWEEN),
         metadata={
             "description": "How many may register with it in all. Not below `uses`; once as many "
             "have, the code is used up."
@@ -150,6 +152,11 @@ OWN_REFERRAL_CODES_SCHEMA = OwnReferralCodesSchema()
 CHECKED_REFERRAL_CODE_SCHEMA = CheckedReferralCodeSchema()
 
 
+def _expiry_rule(request: web.Request) -> Rule:
+    codes = request.app[REFERRAL_CODES]
+    return "expires_at", lambda its: codes.check_expiry(its["expires_at"])
+
+
 def _located(response: web.Response) -> web.Response:
     """Say where the code is, if the response is that of a new one."""
     if response.status == HTTPStatus.CREATED:
@@ -170,7 +177,7 @@ def _located(response: web.Response) -> web.Response:
 @refuses(LiveReferralCodeExists, ReferralCodeTaken, EmailNotConfirmed)
 async def create_referral_code(request: web.Request) -> web.Response:
     caller = await current_user(request)
-    wish = await read_body(request, WISH_SCHEMA, into=ReferralCodeWish)
+    wish = await read_body(request, WISH_SCHEMA, ReferralCodeWish, _expiry_rule(request))
     response = await answer_once(
         request,
         caller.user_id,
@@ -192,7 +199,7 @@ async def create_referral_code(request: web.Request) -> web.Response:
 @refuses(ReferralCodeTaken, EmailNotConfirmed)
 async def replace_referral_code(request: web.Request) -> web.Response:
     caller = await current_user(request)
-    wish = await read_body(request, WISH_SCHEMA, into=ReferralCodeWish)
+    wish = await read_body(request, WISH_SCHEMA, ReferralCodeWish, _expiry_rule(request))
     code, replaced = await request.app[REFERRAL_CODES].replace(caller.user_id, wish)
     return _located(respond(REFERRAL_CODE_SCHEMA, code, 200 if replaced else 201))
 
@@ -208,7 +215,7 @@ async def replace_referral_code(request: web.Request) -> web.Response:
 @refuses(ReferralCodeNotFound, EmailNotConfirmed)
 async def change_referral_code(request: web.Request) -> web.Response:
     caller = await current_user(request)
-    change = await read_body(request, CHANGE_SCHEMA, into=ReferralCodeChange)
+    change = await read_body(request, CHANGE_SCHEMA, ReferralCodeChange, _expiry_rule(request))
     code = await request.app[REFERRAL_CODES].change(caller.user_id, change)
     return respond(REFERRAL_CODE_SCHEMA, code)
 

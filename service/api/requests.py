@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Final, Never, TypeAlias, TypeVar
@@ -18,6 +18,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load, validate
 
 from service.api.keys import CONTEXT, SETTINGS
+from service.domain.errors import InvalidInput
 from service.domain.pages import Cursor
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,10 @@ _WITH_PORT: Final = re.compile(r"\[([^]]+)\](?::\d+)?|([^:]+):\d+")
 _LONGEST: Final = 100
 _unreadable: Final = itertools.count()
 """Parts of X-Forwarded-For that this process could not read: the first one is told."""
+BETWEEN: Final = "This must lie between {min} and {max}."
 T = TypeVar("T")
+Rule: TypeAlias = tuple[str, Callable[[Mapping[str, Any]], object]]
+"""A member, and what raises InvalidInput where it, among the members of the body, is wrong."""
 _Repeating: TypeAlias = dict[int, tuple[dict[str, Any], set[str]]]
 """Objects that have some members twice, by their ids, and the names of those members."""
 
@@ -43,6 +47,10 @@ class RequestSchema(Schema):
     }
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        field_obj.error_messages |= {
+            "required": "This member is missing.",
+            "null": "This member must not be null.",
+        }
         # For the documentation: the value is gone before the field sees it.
         field_obj.allow_none = not field_obj.required
 
@@ -57,15 +65,20 @@ class RequestSchema(Schema):
 
 
 class InvalidBody(ValidationError):
-    """What the schema says, and the JSON pointers of members that stand there more than once."""
+    """What the schema says, and further JSON pointers with what is wrong there."""
 
-    def __init__(self, messages: dict[str, Any], repeated: Sequence[str]) -> None:
+    def __init__(self, messages: dict[str, Any], further: Sequence[tuple[str, str]]) -> None:
         super().__init__(messages)
-        self.repeated = repeated
+        self.further = further
 
 
 class Text(fields.String):
     """A string that can be encoded: JSON can spell half of a surrogate pair, UTF-8 cannot."""
+
+    default_error_messages = {  # noqa: RUF012  # as marshmallow has it
+        "invalid": "This is not a string.",
+        "invalid_utf8": "This is not Unicode text.",
+    }
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         text = super()._deserialize(value, attr, data, **kwargs)
@@ -104,6 +117,10 @@ class WholeNumber(fields.Integer):
     30.0 is one too (JSON Schema 2020-12, 4.2.3): some languages write all their numbers so.
     """
 
+    default_error_messages = {  # noqa: RUF012  # as marshmallow has it
+        "invalid": "This is not a whole number."
+    }
+
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         if type(value) is float and value.is_integer():
             return int(value)
@@ -114,6 +131,10 @@ class WholeNumber(fields.Integer):
 
 class TrueOrFalse(fields.Boolean):
     """A JSON true or false: not 1, which Python takes for true."""
+
+    default_error_messages = {  # noqa: RUF012  # as marshmallow has it
+        "invalid": "This is neither true nor false."
+    }
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         if not isinstance(value, bool):
@@ -154,7 +175,8 @@ class PageQuery(Schema):
 
     limit = fields.Integer(
         load_default=20,
-        validate=validate.Range(1, LARGEST_PAGE),
+        validate=validate.Range(1, LARGEST_PAGE, error=BETWEEN),
+        error_messages={"invalid": "This is not a whole number."},
         metadata={"description": "How many items, at most."},
     )
     cursor = fields.String(
@@ -174,16 +196,34 @@ async def answer_expectation(request: web.Request) -> None:
         request.writer.output_size = 0  # the answer itself has not begun
 
 
-async def read_body(request: web.Request, schema: Schema, into: type[T]) -> T:
-    """Return the body as an `into`; raise what the problem middleware knows how to tell."""
+async def read_body(request: web.Request, schema: Schema, into: type[T], *rules: Rule) -> T:
+    """Return the body as an `into`; raise what the problem middleware knows how to tell.
+
+    That is all at once: what the schema says, and which of the `rules` are broken. Where nothing
+    else is wrong, the use case finds the one broken rule, or answers as it did before the rule was.
+    """
     document, repeated = await _read_json(request)
+    further = [(pointer, "This member appears more than once.") for pointer in repeated]
     try:
         loaded = schema.load(document)
     except ValidationError as error:
-        raise InvalidBody(error.normalized_messages(), repeated) from error  # type: ignore[no-untyped-call]
-    if repeated:
-        raise InvalidBody({}, repeated)
+        members = error.valid_data if isinstance(error.valid_data, dict) else {}
+        further += _broken(rules, members)
+        raise InvalidBody(error.normalized_messages(), further) from error  # type: ignore[no-untyped-call]
+    if repeated or len(rules) > 1:
+        further += _broken(rules, loaded)
+    if repeated or len(further) > 1:
+        raise InvalidBody({}, further)
     return into(**loaded)
+
+
+def _broken(rules: Sequence[Rule], members: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, check in rules:
+        try:
+            if members.get(name) is not None:
+                check(members)
+        except InvalidInput as error:
+            yield f"#/{name}", error.detail
 
 
 def read_query(request: web.Request, schema: Schema) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from service.api.authentication import (
     current_token,
     current_user,
 )
-from service.api.keys import SESSIONS
+from service.api.keys import SESSIONS, USERS
 from service.api.openapi import refuses
 from service.api.password_attempts import password_attempt
 from service.api.requests import (
@@ -207,7 +207,13 @@ async def end_other_sessions(request: web.Request) -> web.Response:
 @refuses(NotAllowed, InvalidCredentials, TooMany, HashingQueueFull)
 async def change_password(request: web.Request) -> web.Response:
     caller = await current_first_party_user(request)
-    change = await read_body(request, PASSWORD_CHANGE_SCHEMA, into=PasswordChange)
+    users = request.app[USERS]
+    change = await read_body(
+        request,
+        PASSWORD_CHANGE_SCHEMA,
+        PasswordChange,
+        ("new_password", lambda its: users.check_password(its["new_password"])),
+    )
     async with password_attempt(request, str(caller.user_id)):
         await request.app[SESSIONS].change_password(
             caller, change.current_password, change.new_password

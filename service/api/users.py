@@ -17,6 +17,7 @@ from service.api.requests import (
     EmailText,
     Moment,
     RequestSchema,
+    Rule,
     Text,
     TypedCode,
     moment_text,
@@ -106,12 +107,19 @@ USER_SCHEMA = UserSchema()
 @refuses(EmailTaken, ReferralCodeUnusable, TooMany, HashingQueueFull)
 async def register(request: web.Request) -> web.Response:
     await count_request(request, REGISTER)
-    registration = await read_body(request, REGISTER_SCHEMA, into=Registration)
+    users = request.app[USERS]
+    registration = await read_body(
+        request,
+        REGISTER_SCHEMA,
+        Registration,
+        email_rule("email"),
+        ("password", lambda its: users.check_password(its["password"], its.get("email", ""))),
+    )
     if not request.app[SETTINGS].confirmation_required:
         return await answer_once(
             request,
             None,
-            lambda once: request.app[USERS].register(registration, once),
+            lambda once: users.register(registration, once),
             lambda user: answer(USER_SCHEMA, user, 201),
         )
     await count_request(request, MAIL)  # it sends one, whoever has the email address
@@ -121,6 +129,11 @@ async def register(request: web.Request) -> web.Response:
         lambda once: request.app[CLAIMS].register(registration, once),
         lambda _: answer(CONFIRMATION_SENT, None, 202),
     )
+
+
+def email_rule(name: str) -> Rule:
+    """Return the rule that the member is an email address."""
+    return name, lambda its: parse_email(its[name])
 
 
 def account_of(email: str) -> str:

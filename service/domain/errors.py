@@ -133,7 +133,7 @@ class CursorMalformed(InvalidInput):
 
 
 class EmailMalformed(InvalidInput):
-    default_detail = "This is not an e-mail address."
+    default_detail = "This is not an email address."
     default_pointer = "#/email"
 
 
@@ -170,13 +170,16 @@ class SignInUnusable(InvalidInput):
 class TokenUnusable(InvalidInput):
     code = "token-unusable"
     title = "The token has expired or was used before."
-    remedy = "Ask for a new mail with `/auth/email/resend` or `/auth/password/forgot`."
+    remedy = (
+        "Ask for a new mail with `/auth/email/resend` or `/auth/password/forgot`. A token for "
+        "`/auth/undo` is mailed once: without it, set a new password and change the account back."
+    )
     default_pointer = "#/token"
 
 
 class InvalidCredentials(NotAuthenticated):
     code = "invalid-credentials"
-    title = "The e-mail or the password is wrong, or the e-mail has yet to be confirmed."
+    title = "The email address or the password is wrong, or the address is not confirmed yet."
     remedy = "Check both, and look for a mail that asks you to confirm."
 
 
@@ -204,14 +207,14 @@ class AccountDisabled(NotAllowed):
 
 class EmailNotConfirmed(NotAllowed):
     code = "email-not-confirmed"
-    title = "The e-mail of this account has yet to be confirmed."
+    title = "The email address of this account is not confirmed yet."
     remedy = "Follow the mail that asks you to confirm, or get another with `/auth/email/resend`."
 
 
 class EmailWithheld(NotAllowed):
     code = "email-withheld"
-    title = "The issuer gives no e-mail that an account can have."
-    remedy = "Let the issuer share your e-mail, or register with a password."
+    title = "The issuer gives no email address that an account can have."
+    remedy = "Let the issuer share your email address, or register with a password."
 
 
 class InsufficientScope(NotAllowed):
@@ -270,14 +273,14 @@ class UserNotFound(NotFound):
 
 class EmailTaken(Conflict):
     code = "email-taken"
-    title = "An account with this e-mail exists."
-    remedy = "Sign in with it, or register with another e-mail."
+    title = "An account with this email address exists."
+    remedy = "Sign in with it, or register with another email address."
     default_pointer = "#/email"
 
 
 class IdentityNotLinked(Conflict):
     code = "identity-not-linked"
-    title = "An account with this e-mail exists, and is not linked to this identity."
+    title = "An account with this email address exists, and is not linked to this identity."
     remedy = (
         "Sign in as before, for example with the password. The two are linked by themselves only "
         "where the issuer has verified the email address, and the owner has not undone it before."

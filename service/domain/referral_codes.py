@@ -155,6 +155,11 @@ def _expiry(expires_at: datetime | None, expires_in_days: int | None, now: datet
             )
         return now + timedelta(days=expires_in_days)
     assert expires_at is not None
+    check_expiry(expires_at, now)
+    return expires_at
+
+
+def check_expiry(expires_at: datetime, now: datetime) -> None:
+    """Raise ExpiryOutOfRange unless a code may expire then."""
     if not now < expires_at <= now + timedelta(days=LONGEST_LIFE_DAYS):
         raise ExpiryOutOfRange
-    return expires_at

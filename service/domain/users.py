@@ -102,6 +102,8 @@ def key_of(text: str) -> str:
     return text if _PLAIN.fullmatch(text) else parse_email(text.strip()).key
 
 
+_ENCODED_WORD: Final = re.compile(r"=\?[^?]*\?[^?]*\?[^?]*\?=")
+"""RFC 2047, 2. A local part may have `=` before `?` and be none."""
 _allowed_domains: Final[set[str]] = set()
 
 
@@ -136,8 +138,8 @@ def parse_email(text: str, allowed: Collection[str] = _allowed_domains) -> Email
         raise EmailMalformed from error
     except EmailNotValidError as error:
         raise EmailMalformed(str(error)) from error
-    if "=?" in parsed.local_part:
-        raise EmailMalformed("The part before the @ cannot stand in the header of a mail.")
+    if _ENCODED_WORD.search(parsed.local_part):
+        raise EmailMalformed("The part before the @-sign cannot stand in the header of a mail.")
     domain = parsed.ascii_domain
     if special:
         domain = f"{domain.removesuffix('test')}{special}"

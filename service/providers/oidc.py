@@ -155,7 +155,7 @@ class OidcProvider:
         if reply.status != 200:
             return claims
         if reply.text("sub", LONGEST_SUBJECT) != claims["sub"]:
-            raise SignInRefused("The issuer tells of somebody else.")
+            raise SignInRefused("The issuer's answer is about another user.")
         return {**claims, **reply.document}
 
     async def _discover(self) -> _Metadata:

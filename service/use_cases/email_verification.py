@@ -83,4 +83,4 @@ class EmailVerification:
             await repositories.users.set_verification(
                 user_id, email.key, verification, confirm=verdict.is_bad and self._mail_is_sent
             )
-        log.info("e-mail verified: %s is %s", user_id, verdict)
+        log.info("email address verified: %s is %s", user_id, verdict)

@@ -109,7 +109,9 @@ class Forgetting:
             if away and found != away:
                 log.warning("%s is back.", away)
             if found and found != away:
-                consequence = " The cache is not used until then." if self._server.away else ""
+                consequence = (
+                    " The cache is not used until it is back." if self._server.away else ""
+                )
                 log.warning("%s is away: %s.%s", found, reason.rstrip("."), consequence)
             away = found
             await asyncio.sleep(POLL_SECONDS)

@@ -1,6 +1,7 @@
 """What can be done with referral codes."""
 
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from uuid import UUID
 
 from service.batches import Batches
@@ -22,6 +23,7 @@ from service.domain.referral_codes import (
     ReferralCodeChange,
     ReferralCodeWish,
     change_referral_code,
+    check_expiry,
     issue_referral_code,
     normalise_code,
 )
@@ -57,6 +59,10 @@ class ReferralCodes:
                 )
             )
         )
+
+    def check_expiry(self, expires_at: datetime) -> None:
+        """Raise ExpiryOutOfRange unless a code may expire then."""
+        check_expiry(expires_at, self._clock())
 
     @retried
     async def create(

@@ -15,6 +15,7 @@ from service.database import Database, Repositories, TransactionConflict, retrie
 from service.domain.clock import Clock
 from service.domain.email_verification import LOCAL, Verdict, Verification, is_disposable
 from service.domain.errors import (
+    EmailMalformed,
     EmailNotConfirmed,
     InvalidCredentials,
     InvalidInput,
@@ -88,6 +89,17 @@ class Users:
         self._by_id = Batches[UUID, User](
             lambda user_ids: database.read(lambda stored: stored.users.find_several(user_ids))
         )
+
+    def check_password(self, password: str, email: str = "") -> None:
+        """Raise PasswordUnacceptable unless an account may have the password.
+
+        The email address counts if it is one.
+        """
+        try:
+            parsed = parse_email(email)
+        except EmailMalformed:
+            parsed = Email("", "")
+        check_password(password, parsed, self._password_rules, "#/password")
 
     @retried
     async def register(self, registration: Registration, once: AnswerOnce[User]) -> User:
@@ -386,7 +398,7 @@ class Users:
                 raise SignInTooOld("Without a password this is done just after signing in.")
             return None
         if password is None:
-            raise InvalidInput("This account has a password.", pointer="#/password")
+            raise InvalidInput("This account has a password: send it.", pointer="#/password")
         verified, _ = await self._hasher.verify(password, credentials.password_hash)
         if not verified:
             raise InvalidCredentials("The password is wrong.", pointer="#/password")

@@ -117,12 +117,46 @@ async def test_problems_of_one_code_have_one_title_and_say_what_is_wrong_in_thei
     assert {answer.json()["title"] for answer in answers} == {"The request is invalid."}
     details = [answer.json()["detail"] for answer in answers]
     assert len(set(details)) == len(details), details
-    assert details[0] == "#/password: Missing data for required field."
+    assert details[0] == "#/password: This member is missing."
+
+
+EMAIL, NEW, EXPIRY = "#/email", "#/new_password", "#/expires_at"
+
+
+@pytest.mark.parametrize(
+    ("call", "body", "pointers"),
+    [
+        ("POST /auth/register", {"email": "x", "password": "y"}, [EMAIL, "#/password"]),
+        (
+            "POST /auth/register",
+            {"email": "x", "password": "y", "z": 1},
+            ["#/z", EMAIL, "#/password"],
+        ),
+        ("POST /auth/register", {"password": "password"}, [EMAIL, "#/password"]),
+        ("POST /auth/password/forgot", {"email": "x", "z": 1}, ["#/z", EMAIL]),
+        ("POST /auth/password/reset", {"new_password": "y"}, ["#/token", NEW]),
+        ("POST /auth/password/change", {"new_password": "y"}, ["#/current_password", NEW]),
+        ("POST /auth/email/change", {"new_email": "x", "z": 1}, ["#/z", "#/new_email"]),
+        (
+            "POST /referral-code",
+            {"expires_at": "2001-01-01T00:00:00Z", "code": "!"},
+            ["#/code", EXPIRY],
+        ),
+        ("PATCH /referral-code", {"expires_at": "2001-01-01T00:00:00Z", "z": 1}, ["#/z", EXPIRY]),
+    ],
+)
+async def test_what_needs_no_look_up_is_told_with_all_else_that_is_wrong(
+    api: Api, anna: Person, call: str, body: dict[str, object], pointers: list[str]
+) -> None:
+    method, _, path = call.partition(" ")
+    answer = await api.call(method, path, body, by=anna)
+    assert (answer.status, answer.json()["code"]) == (422, "validation-failed")
+    assert [error["pointer"] for error in answer.json()["errors"]] == pointers
 
 
 async def test_of_several_errors_the_detail_says_the_first_and_how_many_there_are(api: Api) -> None:
     answer = await api.post("/auth/register", {"email": 5, "is_admin": True, "x" * 500: 1})
-    assert answer.json()["detail"] == "#/email: Not a valid string. (3 more in `errors`.)"
+    assert answer.json()["detail"] == "#/email: This is not a string. (3 more in `errors`.)"
     named = await api.post("/auth/login", {"email": "a@example.com", "password": "x", "x" * 500: 1})
     assert named.json()["detail"] == f"#/{'x' * 78}: There is no such member."
 

@@ -94,6 +94,23 @@ def test_the_env_file_may_be_one_that_is_made(environment: dict[str, str], tmp_p
     assert set(dotenv_values(file)) == set(new_secrets())
 
 
+@pytest.mark.parametrize("path", ["/nowhere/secrets.env", "/tmp"])
+def test_rotating_the_keys_of_a_file_that_is_not_there_is_one_clear_line(
+    environment: dict[str, str], path: str
+) -> None:
+    done = run("keys", "rotate", "--file", path, environment=environment)
+    assert (done.returncode, done.stderr) == (1, f"There is no file {path}.\n")
+
+
+@pytest.mark.parametrize("limit", ["many", "0", "-1", "1.5"])
+def test_a_limit_that_is_none_is_told_with_what_it_may_be(
+    environment: dict[str, str], limit: str
+) -> None:
+    done = run("jobs", "list", f"--limit={limit}", environment=environment)
+    assert done.returncode == 2
+    assert "--limit: must lie between 1 and 1000000" in done.stderr
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_what_is_a_risk_is_told_once_at_start(
     environment: dict[str, str], tmp_path: Path, workers: str
@@ -274,7 +291,10 @@ def test_an_admin_is_made_with_a_password_from_the_environment_or_from_standard_
                 assert response.status == 200
 
         again = run("admin", "create", "root@example.com", environment=told)
-        assert (again.returncode, again.stderr) == (1, "An account with this e-mail exists.\n")
+        assert (again.returncode, again.stderr) == (
+            1,
+            "An account with this email address exists.\n",
+        )
         weak = {**told, "ADMIN_PASSWORD": "password1"}
         refused = run("admin", "create", "third@example.com", environment=weak)
         assert (refused.returncode, refused.stderr) == (

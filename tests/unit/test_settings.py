@@ -101,6 +101,7 @@ def test_all_faults_are_told_at_once_in_one_line_each() -> None:
     assert told == sorted(set(VARIABLES) - without_faults)
 
 
+REDIS_URLS = "redis:// or rediss:// or unix://"
 HOSTS = "must name each host with its port, HOST:PORT,HOST:PORT."
 REDIS_DATABASE = "must have the number of a database after the host, or nothing."
 NAME = "must have behind the hosts what the sentinels call the primary."
@@ -122,8 +123,8 @@ NAME = "must have behind the hosts what the sentinels call the primary."
         ("RATE_LIMIT_LOGIN", "10", "must be N/second, N/minute, N/hour or off."),
         ("REFRESH_TOKEN_KEYS", "short", "must be 32 characters or more."),
         ("DATABASE_URL", "mysql://localhost", "must be a URL that begins with postgresql://."),
-        ("REDIS_URL", "localhost:6379", "must be a URL that begins with redis://."),
-        ("REDIS_URL", "http+cluster://a:1", "must be a URL that begins with redis://."),
+        ("REDIS_URL", "localhost:6379", f"must be a URL that begins with {REDIS_URLS}."),
+        ("REDIS_URL", "http+cluster://a:1", f"must be a URL that begins with {REDIS_URLS}."),
         ("REDIS_URL", "redis+cluster://a:1,b", HOSTS),
         ("REDIS_URL", "redis+cluster://a:1,,b:2", HOSTS),
         ("REDIS_URL", "redis+cluster://a:1,b:port", HOSTS),
@@ -169,7 +170,7 @@ NAME = "must have behind the hosts what the sentinels call the primary."
             "redis://:1?hunter=ter2@a",
             "has a parameter that this service does not know: leave it out.",
         ),
-        ("PUBLIC_URL", "example.com", "must be a URL that begins with http://."),
+        ("PUBLIC_URL", "example.com", "must be a URL that begins with http:// or https://."),
         ("CORS_ORIGINS", "app", "'app' is not an origin such as https://app.example.com."),
         ("TRUSTED_PROXIES", "ten", "'ten' does not appear to be an IPv4 or IPv6 network."),
     ],
@@ -587,7 +588,9 @@ def test_all_faults_of_providers_are_told_with_the_others_under_their_own_names(
 @pytest.mark.parametrize("names", ["Google", "a,a", "a-b", "1a", "a b", "password", "x" * 33])
 def test_other_names_of_providers_are_refused(names: str) -> None:
     [line] = faults({**GIVEN, "PROVIDERS": names})
-    assert re.fullmatch(r"PROVIDERS '.*' is not a new name of small letters and digits\.", line)
+    assert re.fullmatch(
+        r"PROVIDERS '.*' is taken, or is not made of lower-case letters and digits\.", line
+    )
 
 
 @pytest.mark.parametrize(
@@ -670,7 +673,7 @@ def test_another_mail_server_is_refused_without_repeating_its_password(url: str)
 def test_a_mail_needs_a_sender_and_confirming_needs_mails_and_that_is_told_with_the_rest() -> None:
     faulty = {"PORT": "0", "HUNTER_URL": "http://hunter.example", "EMAIL_CONFIRMATION": "required"}
     others = [
-        "HUNTER_URL must be a URL that begins with https://, without ? # and @.",
+        "HUNTER_URL must be a URL that begins with https://, without ?, # and @.",
         "PORT must lie between 1 and 65535.",
     ]
     confirmation = "EMAIL_CONFIRMATION needs a mail server: set SMTP_URL."
@@ -686,7 +689,7 @@ def test_a_faulty_mail_server_is_not_told_to_be_missing_too() -> None:
     [line] = faults({**GIVEN, "SMTP_URL": "garbage", "EMAIL_CONFIRMATION": "required"})
     assert line.startswith("SMTP_URL")
     [line] = faults({**GIVEN, **MAIL, "MAIL_FROM": "nobody"})
-    assert line == "MAIL_FROM must be an e-mail address."
+    assert line == "MAIL_FROM must be an email address."
 
 
 def test_domains_of_emails_stand_between_commas_and_hold_for_the_sender_too() -> None:
