@@ -281,7 +281,7 @@ async def test_what_a_user_changes_is_limited_in_all_sessions_together(
 
 
 WRITES = [
-    (method, path.removeprefix("/api/v1").format(user_id=UUID(int=0)))
+    (method, path.removeprefix("/api/v1").format(user_id=UUID(int=0), identity_id=UUID(int=0)))
     for method, path in sorted(SCOPE_OF)
     if method != "GET" and (method, path) not in ENDING_SESSIONS
 ]
