@@ -66,7 +66,7 @@ LIMITS: Final = {
 """What PostgreSQL is to do by itself where nobody can tell it any more."""
 TRIES: Final = 4
 _CUT_OFF: Final = (OSError, asyncpg.InterfaceError)  # TimeoutError is an OSError
-PREPARED_STATEMENTS: Final = 100
+PREPARED_STATEMENTS: Final = 250
 """How many each connection keeps: all that the service has."""
 REPLICA_SECONDS: Final = 0.5
 """How long the replica may take for a list before the primary is asked."""

@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from service import repositories
+from service.database import PREPARED_STATEMENTS
 
 MODULES = [
     importlib.import_module(f"{repositories.__name__}.{module.name}")
@@ -45,6 +46,11 @@ def test_every_table_has_its_statements() -> None:
         "sign_ins",
         "users",
     }
+
+
+def test_a_connection_keeps_all_of_them_prepared() -> None:
+    """Otherwise the least used is parsed and planned anew each time."""
+    assert len(STATEMENTS) < PREPARED_STATEMENTS
 
 
 @pytest.mark.parametrize("statement", STATEMENTS)
