@@ -13,6 +13,7 @@ from typing import Final
 from aiohttp import web
 
 from service.api.keys import SETTINGS
+from service.api.requests import public_path
 from service.api.static_files import StaticFile
 
 _ASSETS: Final = Path(__file__).parent / "assets"
@@ -44,8 +45,8 @@ _POLICY_OF_PAGE: Final = {
 }
 
 
-# For whoever reads the answer instead of following it.
-_START: Final = b"""<!doctype html>
+# For clients that show the answer instead of following it.
+_START: Final = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><title>Referrals API</title></head>
 <body>
@@ -79,8 +80,9 @@ async def _respond(request: web.Request, name: str) -> web.Response:
 
 async def lead_to_docs(request: web.Request) -> web.Response:
     """GET /."""
-    headers = {"Location": "/docs", "Content-Type": _CONTENT_TYPES[".html"]}
-    return web.Response(status=HTTPStatus.FOUND, headers=headers, body=_START)
+    headers = {"Location": public_path(request, "/docs"), "Content-Type": _CONTENT_TYPES[".html"]}
+    page = _START.replace('="/', f'="{public_path(request, "/")}')
+    return web.Response(status=HTTPStatus.FOUND, headers=headers, body=page.encode())
 
 
 async def show_swagger_ui(request: web.Request) -> web.Response:

@@ -25,6 +25,7 @@ from service.api.requests import (
     Text,
     WholeNumber,
     moment_text,
+    public_path,
     read_body,
     read_page,
 )
@@ -157,10 +158,10 @@ def _expiry_rule(request: web.Request) -> Rule:
     return "expires_at", lambda its: codes.check_expiry(its["expires_at"])
 
 
-def _located(response: web.Response) -> web.Response:
+def _located(request: web.Request, response: web.Response) -> web.Response:
     """Say where the code is, if the response is that of a new one."""
     if response.status == HTTPStatus.CREATED:
-        response.headers["Location"] = f"{API}/referral-code"
+        response.headers["Location"] = public_path(request, f"{API}/referral-code")
     return response
 
 
@@ -184,7 +185,7 @@ async def create_referral_code(request: web.Request) -> web.Response:
         lambda once: request.app[REFERRAL_CODES].create(caller.user_id, wish, once),
         lambda code: answer(REFERRAL_CODE_SCHEMA, code, 201),
     )
-    return _located(response)
+    return _located(request, response)
 
 
 @locates
@@ -201,7 +202,7 @@ async def replace_referral_code(request: web.Request) -> web.Response:
     caller = await current_user(request)
     wish = await read_body(request, WISH_SCHEMA, ReferralCodeWish, _expiry_rule(request))
     code, replaced = await request.app[REFERRAL_CODES].replace(caller.user_id, wish)
-    return _located(respond(REFERRAL_CODE_SCHEMA, code, 200 if replaced else 201))
+    return _located(request, respond(REFERRAL_CODE_SCHEMA, code, 200 if replaced else 201))
 
 
 @docs(

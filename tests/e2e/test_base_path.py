@@ -89,13 +89,23 @@ async def test_the_story_is_told_below_the_path(client: Client) -> None:
     wish = {"expires_in_days": 7}
     made = await client.call("POST", "/api/v1/referral-code", json=wish, headers=bearer(anna))
     assert made.status == 201
-    if location := made.headers.get("Location"):
-        assert urljoin(f"{client.url}/api/v1/referral-code", location).startswith(client.url)
+    address = f"{client.url}/api/v1/referral-code"
+    assert urljoin(address, made.headers["Location"]) == address
     found = await client.call("GET", f"/api/v1/referral-code/{anna['email']}")
     assert found.json()["code"] == made.json()["code"]
     bert = await signed_in(client, referral_code=made.json()["code"])
     listed = await client.call("GET", "/api/v1/referrals/me", headers=bearer(anna))
     assert [item["id"] for item in listed.json()["items"]] == [bert["user_id"]]
+
+
+async def test_the_start_leads_to_the_docs_below_the_path(client: Client) -> None:
+    start = await client.call("GET", "/")
+    assert urljoin(f"{client.url}/", start.headers["Location"]) == f"{client.url}/docs"
+    links = re.findall(r'href="([^"]+)"', start.body.decode())
+    assert links
+    for link in links:
+        answer = await client.call("GET", urljoin(f"{client.url}/", link))
+        assert answer.status == 200, link
 
 
 async def test_problems_keep_their_words_and_are_explained_below_the_path(client: Client) -> None:
