@@ -117,7 +117,10 @@ def _explain(error: Exception, url: DatabaseUrl) -> str:
         case asyncpg.InvalidPasswordError():
             remedy = "correct the password in DATABASE_URL."
         case asyncpg.InvalidAuthorizationSpecificationError():
-            remedy = f"correct the role in DATABASE_URL, ALTER ROLE {role} LOGIN, or pg_hba.conf."
+            remedy = (
+                "correct the role in DATABASE_URL or pg_hba.conf, or give it leave: "
+                f"CREATE or ALTER ROLE {role} LOGIN;"
+            )
         case asyncpg.InvalidCatalogNameError():
             remedy = (
                 f"correct its name in DATABASE_URL, or CREATE DATABASE {database} "

@@ -29,7 +29,7 @@ CHECKED_EMAIL_SCHEMA = CheckedEmailSchema()
     description="Syntax and a list of disposable domains decide at once, otherwise Hunter does. "
     "Where it cannot tell in time the verdict is `unknown`. A verdict is repeated for a day.",
 )
-@response_schema(CheckedEmailSchema, 200, description="The verdict, whose it is, and from when.")
+@response_schema(CheckedEmailSchema, 200, description="The verdict, who gave it, and when.")
 @refuses(TooMany)
 async def verify_email(request: web.Request) -> web.Response:
     caller = await current_user(request)

@@ -57,7 +57,7 @@ async def list_identities(request: web.Request) -> web.Response:
 @docs(
     tags=["Accounts"],
     summary="Unlink one of my identities",
-    description="Ends the other sessions. Refused where nothing else would sign in to the account: "
+    description="Ends the other sessions. Refused where there would be no way left to sign in: "
     "neither a password nor an identity of another issuer that is set up.",
     responses={204: {"description": "The identity no longer signs in to the account."}},
 )

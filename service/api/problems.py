@@ -74,7 +74,7 @@ BAD_REQUEST: Final = ProblemType(
     HTTPStatus.BAD_REQUEST,
     "bad-request",
     "The request cannot be read.",
-    "Send a JSON document in UTF-8.",
+    "Mend what `detail` names. A body is a JSON document in UTF-8.",
 )
 URI_TOO_LONG: Final = ProblemType(
     HTTPStatus.REQUEST_URI_TOO_LONG,

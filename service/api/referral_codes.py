@@ -192,7 +192,7 @@ async def create_referral_code(request: web.Request) -> web.Response:
 @docs(
     tags=["Referral codes"],
     summary="Create or replace my referral code",
-    description="A live code dies at once.",
+    description="A live code ends at once.",
 )
 @request_schema(ReferralCodeWishSchema, example={"expires_in_days": 90, "code": "ANNA-2026"})
 @response_schema(ReferralCodeSchema, 200, description="The code that replaced a live one.")

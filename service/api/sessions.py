@@ -186,7 +186,7 @@ async def end_session(request: web.Request) -> web.Response:
     tags=["Sessions"],
     summary="End my other sessions",
     description="Not for tokens of other applications.",
-    responses={204: {"description": "Only the present session is left."}},
+    responses={204: {"description": "Only the current session is left."}},
 )
 @refuses(NotAllowed)
 async def end_other_sessions(request: web.Request) -> web.Response:

@@ -191,7 +191,7 @@ class InvalidToken(NotAuthenticated):
 
 class SignInTooOld(NotAuthenticated):
     code = "sign-in-too-old"
-    title = "Signing in was too long ago for this."
+    title = "The sign-in was too long ago for this."
     remedy = "Sign in again, and repeat the request with the new access token."
 
 
@@ -295,7 +295,7 @@ class LastAdmin(Conflict):
 
 class LastWayIn(Conflict):
     code = "last-way-in"
-    title = "Nothing else would sign in to this account."
+    title = "There would be no way left to sign in to this account."
     remedy = "Set a password with `POST /api/v1/auth/password/forgot` first."
 
 
