@@ -219,7 +219,8 @@ async def test_members_that_nobody_knows_are_named(api: Api, anna: Person) -> No
         }.items():
             answer = await api.call(call.method, call.path, {**call.body, name: 1}, by=anna)
             pointers = [error["pointer"] for error in answer.json()["errors"]]
-            assert (answer.status, pointers) == (422, [pointer]), call
+            assert answer.status == 422, call
+            assert pointers.count(pointer) == 1, call  # beside rules that the body breaks
         half = with_literal(call.body, "\\ud800", "1")
         assert_refused(await post_text(api, call, half, anna), call)
 
