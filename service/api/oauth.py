@@ -295,7 +295,7 @@ async def issue_token(request: web.Request) -> web.Response:
     description="Ends the token's session, so that its refresh and access tokens are of no more "
     "use (RFC 7009).",
     responses={
-        200: {"description": "The token is of no use, whether it ever was."},
+        200: {"description": "The token no longer works, or never did."},
         401: {"description": "`invalid_client`."},
     },
 )

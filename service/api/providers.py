@@ -154,12 +154,12 @@ async def start_sign_in(request: web.Request) -> web.Response:
 @docs(
     tags=["Sessions"],
     summary="Come back from another issuer",
-    description="Where the issuer sends the browser. Whoever the issuer signs in gets a session: "
+    description="Where the issuer sends the browser. The person it signs in gets a session: "
     "of the account that the identity belongs to, otherwise of the account with the same email "
     "address if the issuer has verified it, otherwise of a new account without a password. Linked "
     "to an account for the first time, it ends the account's other sessions, and the owner gets a "
     "mail with a token for `/auth/undo`. An account that has never confirmed the address is taken "
-    "from whoever made it: its password, sessions, code and referral end.",
+    "from the person who made it: its password, sessions, code and referral end.",
 )
 @querystring_schema(CallbackQuery)
 @response_schema(TokensSchema, 200, description="The tokens of a new session.")
