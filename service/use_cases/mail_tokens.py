@@ -206,16 +206,17 @@ class MailTokens:
         assert user_id is not None
         now = self._clock()
         async with self._database.transaction() as repositories:
+            # The code, its owner, the token: whoever ends tokens holds their owner first.
+            if await repositories.users.is_unconfirmed(user_id):
+                await repositories.referral_codes.lock_live(user_id, confirmed_only=False)
+            locked = await repositories.users.lock(user_id)
             taken = await repositories.mail_tokens.take(token_hash, _RESETTING, now)
-            if taken is None:
+            if locked is None or taken is None:
                 raise TokenUnusable
             reclaimed = await self._users.reclaim(repositories, user_id, now)
             if reclaimed is not None:
                 email, old_keys = reclaimed
             else:
-                locked = await repositories.users.lock(user_id)
-                if locked is None:
-                    raise TokenUnusable
                 email = locked[0]
                 ended = await repositories.sessions.end_all_but(user_id, None, now)
                 await repositories.authorization_codes.delete_of_user(user_id)

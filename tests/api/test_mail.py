@@ -11,6 +11,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from service import database as databases
 from service.api.keys import DATABASE, SETTINGS
 from service.attempts import known_addresses_key
 from service.domain.mails import MOST_MAILS_AN_HOUR, TOKEN_LIVES
@@ -128,6 +129,21 @@ async def test_of_many_who_send_a_token_at_once_one_is_first(api: Api, smtp: Smt
     token = await forgotten(api, smtp)
     answers = await asyncio.gather(*(reset(api, token) for _ in range(5)))
     assert sorted(answer.status for answer in answers) == [204, *[422] * 4]
+
+
+@pytest.mark.parametrize("confirmed", [False, True])
+async def test_of_many_who_send_two_tokens_at_once_one_is_first_and_none_waits_for_another(
+    api: Api, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch, confirmed: bool
+) -> None:
+    """With the token taken before its owner is locked they wait for each other."""
+    await api.register(ANNA)
+    confirmation = token_in((await mailed(smtp, ANNA, "Confirm"))[0])
+    if confirmed:
+        assert (await confirm(api, confirmation)).status == 204
+    tokens = [await forgotten(api, smtp, count=count) for count in (1, 2)]
+    monkeypatch.setattr(databases, "TRIES", 1)
+    answers = await asyncio.gather(*(reset(api, token) for token in tokens * 8))
+    assert sorted(answer.status for answer in answers) == [204, *[422] * 15]
 
 
 async def test_a_token_is_good_for_its_purpose_alone(api: Api, smtp: SmtpServer) -> None:
