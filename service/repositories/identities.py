@@ -9,14 +9,20 @@ from uuid6 import uuid7
 from service.domain.identities import Identity, IdentityTaken, LinkedIdentity
 from service.repositories.connection import Connection
 
-# The lock makes the identity's end wait, or be seen: a reset of the password leaves no session
-# behind of somebody who signs in with it at that moment.
 FIND_USER_ID: Final = """
     SELECT user_id
       FROM identities
      WHERE issuer = $1
        AND subject = $2
-       FOR KEY SHARE
+"""
+
+# The user before the identity, as whoever ends identities does. It makes their end wait, or be
+# seen: a reset of the password leaves no session behind of somebody who signs in at that moment.
+LOCK_USER: Final = """
+    SELECT user_id
+      FROM users
+     WHERE user_id = $1
+       FOR NO KEY UPDATE
 """
 
 OF_USER: Final = """
@@ -66,10 +72,15 @@ class IdentityRepository:
         self._connection = connection
 
     async def find_user_id(self, identity: Identity) -> UUID | None:
-        """Return whose identity it is."""
-        user_id: UUID | None = await self._connection.fetchval(
-            FIND_USER_ID, identity.issuer, identity.subject
-        )
+        """Return whose identity it is, and lock the user until the transaction ends."""
+        key = identity.issuer, identity.subject
+        user_id: UUID | None = await self._connection.fetchval(FIND_USER_ID, *key)
+        while user_id is not None:
+            await self._connection.execute(LOCK_USER, user_id)
+            present: UUID | None = await self._connection.fetchval(FIND_USER_ID, *key)
+            if present == user_id:
+                break
+            user_id = present  # another's, or nobody's, since
         return user_id
 
     async def of_user(self, user_id: UUID) -> list[LinkedIdentity]:

@@ -1113,7 +1113,7 @@ async def test_of_two_referrals_of_one_mailbox_at_once_one_is_without_a_flag(
 async def test_an_identity_that_is_being_removed_signs_nobody_in(
     transactions: Database, database: asyncpg.Connection
 ) -> None:
-    """Without FOR KEY SHARE in FIND_USER_ID it does, and the session outlives a new password."""
+    """Without LOCK_USER it does, and the session outlives a new password."""
     identity = Identity(
         issuer="https://issuer.example", subject="mallory", email=None, email_verified=False
     )
@@ -1130,3 +1130,28 @@ async def test_an_identity_that_is_being_removed_signs_nobody_in(
         await repositories.identities.delete_of_user(user_id)
         finding = await until_blocked(database, find())
     assert await finding is None
+
+
+async def test_a_sign_in_and_the_end_of_its_identity_do_not_wait_for_each_other(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """With the identity locked before its user they do, and other requests for connections."""
+    identity = Identity(
+        issuer="https://issuer.example", subject="mallory", email=None, email_verified=False
+    )
+    async with transactions.transaction() as repositories:
+        user_id = await new_user(repositories)
+        await repositories.identities.add(identity, user_id, NOW)
+
+    async def sign_in() -> UUID | None:
+        async with transactions.transaction() as repositories:
+            found = await repositories.identities.find_user_id(identity)
+            if found is not None:
+                await repositories.users.lock(found)
+            return found
+
+    async with transactions.transaction() as repositories:
+        await repositories.users.lock(user_id)
+        signing_in = await until_blocked(database, sign_in())
+        await repositories.identities.delete_of_user(user_id)
+    assert await signing_in is None
