@@ -27,6 +27,7 @@ from service.api.oauth_pages import PasswordPage, show_forgotten_password, show_
 from service.api.problems import status_of
 from service.api.rate_limits import MAIL, count_request
 from service.api.requests import RequestSchema, Text, public_path, read_query
+from service.api.users import EXAMPLE_EMAIL
 from service.domain.errors import InvalidInput, ServiceError, TooMany, Unavailable
 from service.domain.oauth import OAuthError
 from service.use_cases.oauth import RequestRefused
@@ -85,7 +86,10 @@ async def show_form(request: web.Request) -> web.Response:
         503: page_of("The page again: try later."),
     },
 )
-@form_schema(PasswordFormSchema)
+@form_schema(
+    PasswordFormSchema,
+    example={"step": "ask", "email": EXAMPLE_EMAIL, "csrf": "as the page has it"},
+)
 async def submit_form(request: web.Request) -> web.Response:
     nonce = secrets.token_urlsafe(16)
     if request.app[SETTINGS].mail is None:

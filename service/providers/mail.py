@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.utils import localtime
@@ -142,18 +143,28 @@ def _reason(error: Exception) -> str:
 
 
 class _Mailbox:
-    """A folder with a file for each mail."""
+    """A folder with a file for each mail, which only the user of the process may read."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._make_folder()
+        for written in filter(Path.is_file, folder.iterdir()):
+            with suppress(FileNotFoundError):  # another process has just given it its name
+                written.chmod(0o600)  # a version before this one left them to everyone
 
     async def deliver(self, message: EmailMessage) -> None:
         await asyncio.to_thread(self._write, message)
 
     def _write(self, message: EmailMessage) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         name = message["Message-ID"].strip("<>").partition("@")[0]
         written = self._folder / f"{name}.eml"
         unfinished = written.with_suffix(".tmp")
+        unfinished.unlink(missing_ok=True)  # its mode would stay
+        unfinished.touch(mode=0o600)
         unfinished.write_bytes(message.as_bytes())
         unfinished.replace(written)  # whole or not at all
+
+    def _make_folder(self) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.chmod(0o700)

@@ -72,7 +72,9 @@ async def test_no_valid_token_is_refused_by_who_keeps_the_keys_for_ten_minutes(
     keys = settings.signing_keys
     await processes.restart("prompt", keys)
     await processes.restart("late", keys)
-    application = await new_application(processes.running["late"], scopes=[Scope.REFERRALS_READ])
+    application = await new_application(
+        processes.running["late"], own_scopes=[Scope.REFERRALS_READ]
+    )
     # What was fetched or issued in the last ten minutes, by either process: all still in use.
     documents: deque[Any] = deque(maxlen=2 * (cache + 1))
     tokens: deque[str] = deque(maxlen=2 * (lifetime + 1))

@@ -379,8 +379,8 @@ def test_only_who_has_confirmed_the_address_is_promoted(operator: Operator) -> N
     assert operator.call("GET", "/users/me", squatter["access_token"])[0] == 401, "at once"
     body = {"refresh_token": squatter["refresh_token"]}
     assert operator.call("POST", "/auth/refresh", body=body)[0] == 401
-    [line] = in_the_log(done.stderr)
-    assert line["message"] == "admin.promoted"
+    told = [line["message"] for line in in_the_log(done.stderr)]
+    assert told == ["admin.promoted", "session.ended"]
     assert person["email"] not in done.stderr
     token = operator.log_in(person)["access_token"]
     assert operator.call("GET", "/admin/users", token)[0] == 200
@@ -420,7 +420,8 @@ def test_the_last_admin_stays_whatever_an_operator_types(operator_alone: Operato
     done = operator.run("admin", "demote", email)
     assert done.returncode == 0
     assert operator.call("GET", "/admin/users", token)[0] == 401
-    assert [line["message"] for line in in_the_log(done.stderr)] == ["admin.demoted"]
+    told = [line["message"] for line in in_the_log(done.stderr)]
+    assert told == ["session.ended", "admin.demoted"]
     assert operator.fails("admin", "demote", email) == "There is no admin with this email address."
 
 
@@ -468,7 +469,8 @@ def test_an_account_is_disabled_enabled_and_erased(operator: Operator) -> None:
     done = operator.run("users", "disable", email)
     assert done.stdout == f"{email} is disabled.\n"
     assert operator.call("GET", "/users/me", token)[0] == 401, "at once"
-    [line] = in_the_log(done.stderr)
+    ended, line = in_the_log(done.stderr)
+    assert (ended["message"], ended["reason"]) == ("session.ended", "account-disabled")
     assert (line["message"], line["reason"]) == ("account.disabled", "operator")
     assert operator.call("POST", "/auth/login", body=person)[0] == 403
     assert operator.does("users", "enable", user_id) == f"{email} is enabled.\n"
