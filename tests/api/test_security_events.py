@@ -245,10 +245,10 @@ async def test_every_event_has_one_line_and_the_owners_one_row(
     await api.log_in(ANNA)
     await api.patch(f"/admin/users/{anna.user_id}", {"disabled": False}, by=admin)
     expect(
-        "account.disabled",
         "session.ended account-disabled 1",
+        "account.disabled admin",
         "sign_in.failed account-disabled",
-        "account.enabled",
+        "account.enabled admin",
     )
     anna = await api.signed_in(ANNA)
     expect("sign_in.succeeded password")
@@ -263,7 +263,7 @@ async def test_every_event_has_one_line_and_the_owners_one_row(
         "sign_in.failed"  # nobody knows whose
     ]
     await api.delete("/users/me", {"password": PASSWORD}, by=anna)
-    expect("account.erased", "session.ended account-erased 1")
+    expect("account.erased owner", "session.ended account-erased 1")
     for line in lines:
         assert vars(line)["address"] == "127.0.0.0/24"
         assert vars(line)["request_id"]
