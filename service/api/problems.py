@@ -180,26 +180,27 @@ def problem(
     """Return the answer; `errors` are JSON pointers with what is wrong there."""
     if members := [{"pointer": pointer, "detail": text} for pointer, text in errors]:
         extensions["errors"] = members
-    own = to_json({"detail": detail, "request_id": request_id, **extensions})
-    response = WholeResponse(
-        b"%b,%b" % (_beginning(problem_type), own[1:]), CONTENT_TYPE, problem_type.status
-    )
+    rest = b",%b" % to_json(extensions)[1:] if extensions else b"}"
+    # A request id needs no escapes.
+    body = b'%b,"request_id":"%b"%b' % (_beginning(problem_type, detail), request_id.encode(), rest)
+    response = WholeResponse(body, CONTENT_TYPE, problem_type.status)
     if headers:
         response.headers.update(headers)
     return response
 
 
-@functools.cache
-def _beginning(problem_type: ProblemType) -> bytes:
-    """Return what the problems of one code have in common, for most look-ups by strangers end here.
+@functools.lru_cache(256)
+def _beginning(problem_type: ProblemType, detail: str) -> bytes:
+    """Return what the answers have in common that differ only in their request.
 
-    Writing it for each of them takes as long as a look-up.
+    Writing it anew takes as long as a look-up, and most look-ups by strangers end here.
     """
     document = {
         "type": f"/problems/{problem_type.code}",
         "title": problem_type.title,
         "status": problem_type.status,
         "code": problem_type.code,
+        "detail": detail,
     }
     return to_json(document)[:-1]
 
