@@ -17,9 +17,11 @@ from threading import Event, Thread
 from typing import Final
 
 import psycopg
+from aiosmtpd.controller import Controller
+from aiosmtpd.handlers import Sink
 
 from service import embedded
-from tests.e2e.processes import ROOT, run, service_process
+from tests.e2e.processes import ROOT, free_port, run, service_process
 from tests.factories import new_secrets
 
 HERE: Final = Path(__file__).parent
@@ -44,6 +46,8 @@ def main() -> int:
             "RATE_LIMIT_LOGIN": "off",
             "RATE_LIMIT_LOOKUP": "off",
             "RATE_LIMIT_WRITE": "off",
+            "SMTP_URL": stack.enter_context(_mail_server()),
+            "MAIL_FROM": "referrals@example.com",
             "LOG_LEVEL": "warning",
             **ADMIN,
         }
@@ -62,6 +66,17 @@ def main() -> int:
         }
         told = {**os.environ, **service.environment, **hooks}
         return subprocess.run(command, env=told, cwd=folder).returncode
+
+
+@contextmanager
+def _mail_server() -> Iterator[str]:
+    """The address of a server that takes all mails: without one, some calls answer 503."""
+    server = Controller(Sink(), hostname="127.0.0.1", port=free_port())
+    server.start()
+    try:
+        yield f"smtp://{server.hostname}:{server.port}"
+    finally:
+        server.stop()
 
 
 @contextmanager
