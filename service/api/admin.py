@@ -1,6 +1,7 @@
 """What admins may do with other people's accounts."""
 
 from dataclasses import dataclass
+from uuid import UUID
 
 from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
@@ -92,10 +93,7 @@ async def list_users(request: web.Request) -> web.Response:
 @refuses(NotAllowed, UserNotFound)
 async def show_user(request: web.Request) -> web.Response:
     await current_admin(request)
-    user_id = read_id(request, "user_id")
-    if user_id is None:
-        raise UserNotFound
-    return respond(ADMIN_USER_SCHEMA, await request.app[USERS].find(user_id))
+    return respond(ADMIN_USER_SCHEMA, await request.app[USERS].find(_user_id(request)))
 
 
 @docs(
@@ -109,10 +107,9 @@ async def show_user(request: web.Request) -> web.Response:
 async def change_user(request: web.Request) -> web.Response:
     caller = await current_admin(request)
     change = await read_body(request, USER_CHANGE_SCHEMA, into=UserChange)
-    user_id = read_id(request, "user_id")
-    if user_id is None:
-        raise UserNotFound
-    user = await request.app[USERS].set_disabled(user_id, change.disabled, _reason(caller))
+    user = await request.app[USERS].set_disabled(
+        _user_id(request), change.disabled, _reason(caller)
+    )
     return respond(ADMIN_USER_SCHEMA, user)
 
 
@@ -126,11 +123,16 @@ async def change_user(request: web.Request) -> web.Response:
 @refuses(NotAllowed, UserNotFound, LastAdmin)
 async def erase_user(request: web.Request) -> web.Response:
     caller = await current_admin(request)
+    await request.app[USERS].erase_anyone(_user_id(request), _reason(caller))
+    return no_content()
+
+
+def _user_id(request: web.Request) -> UUID:
+    """Return the id in the path; raise UserNotFound where the text there is none."""
     user_id = read_id(request, "user_id")
     if user_id is None:
         raise UserNotFound
-    await request.app[USERS].erase_anyone(user_id, _reason(caller))
-    return no_content()
+    return user_id
 
 
 def _reason(caller: AccessToken) -> str:
