@@ -49,6 +49,9 @@ T = TypeVar("T")
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 LIFE = timedelta(days=7)
 HASH = "$a hash$"
+MALLORY = Identity(
+    issuer="https://issuer.example", subject="mallory", email=None, email_verified=False
+)
 
 
 class Undone(Exception):
@@ -1114,16 +1117,13 @@ async def test_an_identity_that_is_being_removed_signs_nobody_in(
     transactions: Database, database: asyncpg.Connection
 ) -> None:
     """Without LOCK_USER it does, and the session outlives a new password."""
-    identity = Identity(
-        issuer="https://issuer.example", subject="mallory", email=None, email_verified=False
-    )
     async with transactions.transaction() as repositories:
         user_id = await new_user(repositories)
-        await repositories.identities.add(identity, user_id, NOW)
+        await repositories.identities.add(MALLORY, user_id, NOW)
 
     async def find() -> UUID | None:
         async with transactions.transaction() as repositories:
-            return await repositories.identities.find_user_id(identity)
+            return await repositories.identities.find_user_id(MALLORY)
 
     async with transactions.transaction() as repositories:
         await repositories.users.lock(user_id)
@@ -1136,16 +1136,13 @@ async def test_a_sign_in_and_the_end_of_its_identity_do_not_wait_for_each_other(
     transactions: Database, database: asyncpg.Connection
 ) -> None:
     """With the identity locked before its user they do, and other requests for connections."""
-    identity = Identity(
-        issuer="https://issuer.example", subject="mallory", email=None, email_verified=False
-    )
     async with transactions.transaction() as repositories:
         user_id = await new_user(repositories)
-        await repositories.identities.add(identity, user_id, NOW)
+        await repositories.identities.add(MALLORY, user_id, NOW)
 
     async def sign_in() -> UUID | None:
         async with transactions.transaction() as repositories:
-            found = await repositories.identities.find_user_id(identity)
+            found = await repositories.identities.find_user_id(MALLORY)
             if found is not None:
                 await repositories.users.lock(found)
             return found
