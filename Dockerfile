@@ -5,7 +5,7 @@ RUN apt-get update && apt-get install --yes --no-install-recommends binutils
 RUN python -m venv --without-pip /opt/venv
 COPY requirements.txt .
 # Sources and headers of compiled modules, stubs, tests, and the assets of aiohttp-apispec's own
-# Swagger UI (ours is in service/api/assets) are never read.
+# Swagger UI (ours is in service/api/docs/assets) are never read.
 RUN pip --python /opt/venv/bin/python install --no-cache-dir -r requirements.txt \
  && cd /opt/venv/lib/python3*/site-packages \
  && find . -type f \( -name '*.c' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi' \) -delete \
@@ -45,6 +45,6 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 \
 USER 10001
 EXPOSE 8080
 HEALTHCHECK --interval=5s --timeout=3s --start-period=20s CMD \
-    ["python", "-m", "service.healthcheck", "/health/ready"]
+    ["python", "-m", "service.server.healthcheck", "/health/ready"]
 ENTRYPOINT ["python", "-m", "service"]
 CMD ["serve"]

@@ -22,8 +22,8 @@ from service.cli import clients, users
 from service.cli.console import CommandError, Environment
 from service.domain.clock import utc_now
 from service.domain.errors import ServiceError
-from service.logs import set_up_logging
-from service.settings import (
+from service.security.tokens import JWKS_MAX_AGE, SigningKey, SigningKeys
+from service.settings.settings import (
     Settings,
     SettingsError,
     read_database,
@@ -34,10 +34,10 @@ from service.settings import (
     read_signing_keys,
     risks_of,
 )
-from service.tokens import JWKS_MAX_AGE, SigningKey, SigningKeys
+from service.telemetry.logs import set_up_logging
 
 if TYPE_CHECKING:
-    from service.serving import Listeners
+    from service.server.supervisor import Listeners
     from service.use_cases.jobs import Jobs
     from service.use_cases.oauth_clients import OAuthClients
     from service.use_cases.personal_data import PersonalData
@@ -135,9 +135,9 @@ def _work(_: argparse.Namespace, environ: Environment) -> None:
     asyncio.run(_check_database(settings.database_url))
     set_up_logging(settings.log_level, settings.log_format)
     _tell_risks(settings)
-    from service import serving  # slow, and needless for the other commands
+    from service.server import supervisor  # slow, and needless for the other commands
 
-    serving.work_off_jobs(settings)
+    supervisor.work_off_jobs(settings)
 
 
 def _list_jobs(parsed: argparse.Namespace, environ: Environment) -> None:
@@ -295,7 +295,7 @@ def _with_users(
 
 def _apply_migrations(database_url: str) -> list[str]:
     # Here, because yoyo and its driver would hold 10 MiB of every worker.
-    from service.migrations import MigrationError, apply_migrations
+    from service.postgresql.migrations import MigrationError, apply_migrations
 
     try:
         return apply_migrations(database_url)
@@ -305,12 +305,12 @@ def _apply_migrations(database_url: str) -> list[str]:
 
 async def _check_database(database_url: str, *, tables: bool = True) -> None:
     """Raise CommandError where the database cannot be used, whatever one waits for."""
-    from service import database_check  # slow, and needless for other commands
+    from service.postgresql import startup_check  # slow, and needless for other commands
 
-    check = database_check.check_database if tables else database_check.check_connection
+    check = startup_check.check_database if tables else startup_check.check_connection
     try:
         await check(database_url)
-    except database_check.DatabaseUnusable as error:
+    except startup_check.DatabaseUnusable as error:
         raise CommandError(error) from error
 
 
@@ -323,25 +323,25 @@ def _listening(settings: Settings) -> Iterator[list["Listeners"]]:
             # Read when prometheus_client is imported: the workers then count in common files.
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         # Importing makes nothing that could be collected, and looking for it takes a tenth of a
-        # second. serving.py enables it.
+        # second. supervisor.py enables it.
         gc.disable()
-        from service import serving  # see PROMETHEUS_MULTIPROC_DIR
+        from service.server import supervisor  # see PROMETHEUS_MULTIPROC_DIR
 
         try:
-            yield serving.listeners_of(settings)
-        except serving.PortTaken as error:
+            yield supervisor.listeners_of(settings)
+        except supervisor.PortTaken as error:
             raise CommandError(error) from error
 
 
 def _serve_on(
     settings: Settings, sockets: list["Listeners"], when_ready: Callable[[], None]
 ) -> None:
-    from service import serving  # see _listening
+    from service.server import supervisor  # see _listening
 
     _tell_risks(settings)
     try:
-        serving.serve(settings, sockets, when_ready)
-    except serving.WorkersFail as error:
+        supervisor.serve(settings, sockets, when_ready)
+    except supervisor.WorkersFail as error:
         raise CommandError(error) from error
 
 

@@ -11,23 +11,18 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from service import database
-from service.access_log import AccessLog
-from service.api import keys
 from service.api.health import METRICS, close_when_stopping, metrics_of
+from service.api.http import app_keys
+from service.api.http.load_shedding import Overload
+from service.api.http.middleware import around_every_request
+from service.api.http.origin import current_origin
+from service.api.http.problems import PARSER_LIMITS
+from service.api.http.rate_limits import LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION, WRITE
+from service.api.http.requests import LARGEST_BODY, answer_expectation
+from service.api.identity_providers import callback_url
 from service.api.mailbox import MAILBOX_ROUTES
-from service.api.middleware import around_every_request
-from service.api.oauth import show_metadata_of_host
-from service.api.origin import current_origin
-from service.api.overload import Overload
-from service.api.problems import PARSER_LIMITS
-from service.api.providers import callback_url
-from service.api.rate_limits import LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION, WRITE
-from service.api.requests import LARGEST_BODY, answer_expectation
+from service.api.oauth.endpoints import show_metadata_of_host
 from service.api.routes import ROUTES
-from service.attempts import Failures, KnownAddresses
-from service.cache import Cache, RedisServer
-from service.database import Database
 from service.domain.clock import Clock, utc_now
 from service.domain.errors import Unavailable
 from service.domain.jobs import JobKind
@@ -37,21 +32,26 @@ from service.domain.scopes import Scope
 from service.domain.security_events import Origin
 from service.domain.sessions import SWAGGER_UI
 from service.domain.users import allow_domains
-from service.metrics import measure_requests
-from service.passwords import PasswordHasher
+from service.postgresql import database
+from service.postgresql.database import Database
 from service.providers import make_provider
 from service.providers.clearbit import ClearbitEnricher
 from service.providers.http import HttpClient, open_http_client
 from service.providers.hunter import HunterEnricher, HunterVerifier
-from service.rate_limits import RateLimiter
-from service.redis_connection import RedisAway
-from service.settings import EnrichmentSettings, Settings
-from service.tokens import AccessTokens, RefreshTokens
+from service.redis.cache import Cache, RedisServer
+from service.redis.connection import RedisAway
+from service.redis.password_attempts import Failures, KnownAddresses
+from service.redis.rate_limits import RateLimiter
+from service.security.password_hashing import PasswordHasher
+from service.security.tokens import AccessTokens, RefreshTokens
+from service.settings.settings import EnrichmentSettings, Settings
+from service.telemetry.access_log import AccessLog
+from service.telemetry.metrics import measure_requests
 from service.use_cases.account_changes import AccountChanges
+from service.use_cases.cache_invalidation import Forgetting
 from service.use_cases.claims import Claims
 from service.use_cases.email_verification import EmailVerification
 from service.use_cases.enrichment import Enrichments
-from service.use_cases.forgetting import Forgetting
 from service.use_cases.housekeeping import Housekeeping
 from service.use_cases.idempotency import Refusals
 from service.use_cases.identities import Identities
@@ -81,11 +81,11 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
         client_max_size=LARGEST_BODY,
         handler_args=PARSER_LIMITS,
     )
-    app[keys.ACCESS_LOG] = access_log
-    app[keys.SETTINGS] = settings
-    app[keys.STOPPING] = stopping
+    app[app_keys.ACCESS_LOG] = access_log
+    app[app_keys.SETTINGS] = settings
+    app[app_keys.STOPPING] = stopping
     app.on_response_prepare.append(close_when_stopping)
-    app[keys.RATE_LIMITS] = {
+    app[app_keys.RATE_LIMITS] = {
         REGISTER: settings.rate_limit_register,
         LOGIN: settings.rate_limit_login,
         LOOKUP: settings.rate_limit_lookup,
@@ -116,12 +116,14 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
 
 def create_metrics_app(app: web.Application) -> web.Application:
     """Return an application that shows the metrics of `app`, for a port of their own."""
-    settings = replace(app[keys.SETTINGS], cors_origins=frozenset())  # not for scripts
-    surround = around_every_request(settings, app[keys.ACCESS_LOG], app[keys.STOPPING], Overload())
+    settings = replace(app[app_keys.SETTINGS], cors_origins=frozenset())  # not for scripts
+    surround = around_every_request(
+        settings, app[app_keys.ACCESS_LOG], app[app_keys.STOPPING], Overload()
+    )
     alone = web.Application(
         middlewares=[surround], client_max_size=LARGEST_BODY, handler_args=PARSER_LIMITS
     )
-    alone[keys.SETTINGS] = settings
+    alone[app_keys.SETTINGS] = settings
 
     async def show(_: web.Request) -> web.Response:
         return await metrics_of(app)
@@ -312,24 +314,24 @@ async def _open(
     forgetting = Forgetting(postgresql, cache, redis)
     jobs = _jobs(postgresql, settings, clock)
     events = SecurityEvents(postgresql, clock, current_origin, settings.hash_key)
-    app[keys.DATABASE] = postgresql
-    app[keys.JOBS] = jobs
-    app[keys.REDIS] = redis
-    app[keys.HASHER] = hasher
-    app[keys.RATE_LIMITER] = RateLimiter(redis, clock, settings.hash_key)
-    app[keys.FAILURES] = Failures(redis, clock, settings.hash_key)
-    app[keys.KNOWN_ADDRESSES] = KnownAddresses(redis, clock, settings.hash_key)
-    app[keys.REFUSALS] = Refusals(postgresql, clock)
-    app[keys.USERS] = _users(postgresql, forgetting, jobs, hasher, events, clock, settings)
-    app[keys.CLAIMS] = Claims(
+    app[app_keys.DATABASE] = postgresql
+    app[app_keys.JOBS] = jobs
+    app[app_keys.REDIS] = redis
+    app[app_keys.HASHER] = hasher
+    app[app_keys.RATE_LIMITER] = RateLimiter(redis, clock, settings.hash_key)
+    app[app_keys.FAILURES] = Failures(redis, clock, settings.hash_key)
+    app[app_keys.KNOWN_ADDRESSES] = KnownAddresses(redis, clock, settings.hash_key)
+    app[app_keys.REFUSALS] = Refusals(postgresql, clock)
+    app[app_keys.USERS] = _users(postgresql, forgetting, jobs, hasher, events, clock, settings)
+    app[app_keys.CLAIMS] = Claims(
         postgresql,
         jobs,
-        app[keys.USERS],
+        app[app_keys.USERS],
         hasher,
         clock,
         password_rules=_password_rules(settings),
     )
-    app[keys.SESSIONS] = Sessions(
+    app[app_keys.SESSIONS] = Sessions(
         postgresql,
         cache,
         forgetting,
@@ -343,17 +345,17 @@ async def _open(
         password_rules=_password_rules(settings),
         confirmation_required=settings.confirmation_required,
     )
-    app[keys.OAUTH] = OAuth(
-        postgresql, forgetting, app[keys.SESSIONS], events, clock, _built_in_clients(settings)
+    app[app_keys.OAUTH] = OAuth(
+        postgresql, forgetting, app[app_keys.SESSIONS], events, clock, _built_in_clients(settings)
     )
     http = await stack.enter_async_context(open_http_client())
-    app[keys.IDENTITIES] = Identities(
+    app[app_keys.IDENTITIES] = Identities(
         postgresql,
         forgetting,
         jobs,
-        app[keys.USERS],
-        app[keys.CLAIMS],
-        app[keys.SESSIONS],
+        app[app_keys.USERS],
+        app[app_keys.CLAIMS],
+        app[app_keys.SESSIONS],
         {
             of.name: make_provider(of, callback_url(settings, of.name), http, clock)
             for of in settings.providers
@@ -362,40 +364,40 @@ async def _open(
         clock,
         confirmation_required=settings.confirmation_required,
     )
-    app[keys.MAIL_TOKENS] = MailTokens(
+    app[app_keys.MAIL_TOKENS] = MailTokens(
         postgresql,
         forgetting,
         jobs,
-        app[keys.USERS],
-        app[keys.CLAIMS],
+        app[app_keys.USERS],
+        app[app_keys.CLAIMS],
         hasher,
         events,
         clock,
         password_rules=_password_rules(settings),
     )
-    app[keys.ACCOUNT_CHANGES] = AccountChanges(
-        postgresql, forgetting, jobs, app[keys.USERS], events, clock
+    app[app_keys.ACCOUNT_CHANGES] = AccountChanges(
+        postgresql, forgetting, jobs, app[app_keys.USERS], events, clock
     )
-    app[keys.EMAIL_VERIFICATION] = _verification(postgresql, cache, http, settings, clock)
-    app[keys.ENRICHMENTS] = _enrichments(postgresql, http, settings, clock)
-    app[keys.REFERRAL_CODES] = ReferralCodes(
+    app[app_keys.EMAIL_VERIFICATION] = _verification(postgresql, cache, http, settings, clock)
+    app[app_keys.ENRICHMENTS] = _enrichments(postgresql, http, settings, clock)
+    app[app_keys.REFERRAL_CODES] = ReferralCodes(
         postgresql, cache, forgetting, clock, confirmed_only=settings.confirmation_required
     )
-    app[keys.REFERRALS] = Referrals(postgresql)
-    app[keys.SECURITY_EVENTS] = events
+    app[app_keys.REFERRALS] = Referrals(postgresql)
+    app[app_keys.SECURITY_EVENTS] = events
 
     # Before the first request, so that what another process left to be forgotten is forgotten.
     await _make_known(forgetting)
     for run in (
         forgetting.run,
         Housekeeping(postgresql, clock).run,
-        app[keys.KNOWN_ADDRESSES].sweep,
+        app[app_keys.KNOWN_ADDRESSES].sweep,
     ):
         task = asyncio.create_task(_for_ever(run))
         stack.push_async_callback(_cancel, task)
     if settings.serve_jobs:
         worker = _worker(
-            postgresql, app[keys.EMAIL_VERIFICATION], app[keys.ENRICHMENTS], settings, clock
+            postgresql, app[app_keys.EMAIL_VERIFICATION], app[app_keys.ENRICHMENTS], settings, clock
         )
         task = asyncio.create_task(_for_ever(worker.run))
         stack.push_async_callback(_finish, worker, task)

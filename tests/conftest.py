@@ -17,8 +17,8 @@ import pytest
 from redis.asyncio import Redis
 
 from service import embedded
-from service.migrations import apply_migrations
-from service.settings import Settings, read_settings
+from service.postgresql.migrations import apply_migrations
+from service.settings.settings import Settings, read_settings
 from tests.factories import Api, new_secrets, running
 
 

@@ -15,8 +15,8 @@ from multidict import MultiMapping
 
 from service.app import create_app
 from service.domain.clock import utc_now
-from service.settings import Settings
-from service.tokens import SigningKey
+from service.security.tokens import SigningKey
+from service.settings.settings import Settings
 
 PASSWORD = "a long walk by the river"
 _numbers = itertools.count(1)

@@ -10,7 +10,7 @@ from http.cookies import SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from service.api import keys
+from service.api.http import app_keys
 from service.domain.oauth import Client
 from service.domain.scopes import Scope
 from service.use_cases.oauth_clients import OAuthClients
@@ -217,17 +217,17 @@ async def new_application(
 
 def clients_of(api: Api) -> OAuthClients:
     """Return the clients as the command line manages them."""
-    return OAuthClients(api.app[keys.DATABASE], api.clock)
+    return OAuthClients(api.app[app_keys.DATABASE], api.clock)
 
 
 async def insert_client(api: Api, client: Client) -> None:
     """Store a client that the command line would not make."""
-    async with api.app[keys.DATABASE].transaction() as repositories:
+    async with api.app[app_keys.DATABASE].transaction() as repositories:
         await repositories.oauth_clients.add(client, api.clock())
 
 
 async def new_admin(api: Api) -> Person:
     """Register somebody, make an admin of them, sign in."""
     person = await api.new_person()
-    await api.app[keys.USERS].promote(person.email, unconfirmed=True)
+    await api.app[app_keys.USERS].promote(person.email, unconfirmed=True)
     return await api.signed_in(person.email)

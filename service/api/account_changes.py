@@ -3,11 +3,11 @@
 from aiohttp import web
 from aiohttp_apispec import docs, request_schema
 
-from service.api.answers import no_content
-from service.api.keys import ACCOUNT_CHANGES
+from service.api.docs.openapi import refuses
+from service.api.http.app_keys import ACCOUNT_CHANGES
+from service.api.http.requests import read_body
+from service.api.http.responses import no_content
 from service.api.mail_tokens import EXAMPLE_TOKEN, TOKEN_SCHEMA, Confirmation, TokenSchema
-from service.api.openapi import refuses
-from service.api.requests import read_body
 from service.domain.errors import TokenUnusable
 
 

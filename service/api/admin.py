@@ -7,11 +7,10 @@ from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
 from marshmallow import Schema, fields
 
-from service.api.answers import PageSchema, no_content, respond
-from service.api.authentication import current_admin
-from service.api.keys import USERS
-from service.api.openapi import refuses
-from service.api.requests import (
+from service.api.docs.openapi import refuses
+from service.api.http.app_keys import USERS
+from service.api.http.authentication import current_admin
+from service.api.http.requests import (
     Moment,
     PageQuery,
     RequestSchema,
@@ -20,11 +19,12 @@ from service.api.requests import (
     read_id,
     read_page,
 )
+from service.api.http.responses import PageSchema, no_content, respond
 from service.api.users import UserSchema
 from service.domain.email_verification import Verdict
 from service.domain.errors import LastAdmin, NotAllowed, UserNotFound
 from service.domain.referrals import ReferralFlag
-from service.tokens import AccessToken
+from service.security.tokens import AccessToken
 
 
 class EmailVerificationSchema(Schema):

@@ -7,11 +7,11 @@ from aiohttp_apispec import docs, response_schema
 from marshmallow import fields
 
 from service.api.admin import EmailVerificationSchema
-from service.api.answers import respond
-from service.api.authentication import current_user
-from service.api.keys import EMAIL_VERIFICATION
-from service.api.openapi import refuses
-from service.api.rate_limits import VERIFICATION, count_request
+from service.api.docs.openapi import refuses
+from service.api.http.app_keys import EMAIL_VERIFICATION
+from service.api.http.authentication import current_user
+from service.api.http.rate_limits import VERIFICATION, count_request
+from service.api.http.responses import respond
 from service.api.users import EXAMPLE_EMAIL
 from service.domain.errors import TooMany
 

@@ -4,11 +4,11 @@ from aiohttp import web
 from aiohttp_apispec import docs, response_schema
 from marshmallow import Schema, fields
 
-from service.api.answers import respond
-from service.api.authentication import current_admin, current_user
-from service.api.keys import ENRICHMENTS
-from service.api.openapi import refuses
-from service.api.requests import Moment, read_id
+from service.api.docs.openapi import refuses
+from service.api.http.app_keys import ENRICHMENTS
+from service.api.http.authentication import current_admin, current_user
+from service.api.http.requests import Moment, read_id
+from service.api.http.responses import respond
 from service.domain.errors import EnrichmentNotFound, NotAllowed
 
 

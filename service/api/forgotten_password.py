@@ -12,9 +12,12 @@ from aiohttp import web
 from aiohttp_apispec import docs, form_schema, querystring_schema
 from marshmallow import EXCLUDE, Schema
 
-from service.api.cookies import is_from_elsewhere
-from service.api.keys import MAIL_TOKENS, SETTINGS
-from service.api.oauth import (
+from service.api.http.app_keys import MAIL_TOKENS, SETTINGS
+from service.api.http.cookies import is_from_elsewhere
+from service.api.http.problems import status_of
+from service.api.http.rate_limits import MAIL, count_request
+from service.api.http.requests import RequestSchema, Text, public_path, read_query
+from service.api.oauth.endpoints import (
     PASSWORD_PATH,
     csrf_of,
     keep_csrf,
@@ -23,10 +26,7 @@ from service.api.oauth import (
     read_form_of_page,
     sign_in_url,
 )
-from service.api.oauth_pages import PasswordPage, show_forgotten_password, show_refusal
-from service.api.problems import status_of
-from service.api.rate_limits import MAIL, count_request
-from service.api.requests import RequestSchema, Text, public_path, read_query
+from service.api.oauth.pages import PasswordPage, show_forgotten_password, show_refusal
 from service.api.users import EXAMPLE_EMAIL
 from service.domain.errors import InvalidInput, ServiceError, TooMany, Unavailable
 from service.domain.oauth import OAuthError

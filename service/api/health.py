@@ -6,14 +6,14 @@ from typing import Final
 from aiohttp import web
 from aiohttp_apispec import docs
 
-from service.api.answers import to_json
-from service.api.keys import ACCESS_LOG, CONTEXT, DATABASE, HASHER, JOBS, REDIS, STOPPING
-from service.api.openapi import refuses
-from service.api.problems import problem, problem_type_of
+from service.api.docs.openapi import refuses
+from service.api.http.app_keys import ACCESS_LOG, CONTEXT, DATABASE, HASHER, JOBS, REDIS, STOPPING
+from service.api.http.problems import problem, problem_type_of
+from service.api.http.responses import to_json
 from service.domain.clock import utc_now
 from service.domain.errors import DatabaseUnavailable, MigrationsPending, Unavailable
 from service.domain.jobs import JobKind
-from service.metrics import (
+from service.telemetry.metrics import (
     CONTENT_TYPE,
     DATABASE_CONNECTIONS,
     HASHES_PENDING,

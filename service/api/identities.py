@@ -4,11 +4,11 @@ from aiohttp import web
 from aiohttp_apispec import docs, response_schema
 from marshmallow import Schema, fields
 
-from service.api.answers import PageSchema, no_content, respond
-from service.api.authentication import current_first_party_user
-from service.api.keys import IDENTITIES
-from service.api.openapi import refuses
-from service.api.requests import Moment, read_id
+from service.api.docs.openapi import refuses
+from service.api.http.app_keys import IDENTITIES
+from service.api.http.authentication import current_first_party_user
+from service.api.http.requests import Moment, read_id
+from service.api.http.responses import PageSchema, no_content, respond
 from service.domain.errors import IdentityNotFound, LastWayIn
 from service.domain.pages import Page
 

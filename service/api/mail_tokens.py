@@ -6,13 +6,13 @@ from aiohttp import web
 from aiohttp_apispec import docs, request_schema, response_schema
 from marshmallow import Schema, fields
 
-from service.api.answers import no_content, respond
-from service.api.authentication import current_first_party_user
-from service.api.keys import MAIL_TOKENS, USERS
-from service.api.openapi import refuses
+from service.api.docs.openapi import refuses
+from service.api.http.app_keys import MAIL_TOKENS, USERS
+from service.api.http.authentication import current_first_party_user
+from service.api.http.rate_limits import MAIL, count_request
+from service.api.http.requests import EmailText, RequestSchema, Text, TokenText, read_body
+from service.api.http.responses import no_content, respond
 from service.api.password_attempts import forget_failures, password_attempt
-from service.api.rate_limits import MAIL, count_request
-from service.api.requests import EmailText, RequestSchema, Text, TokenText, read_body
 from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, ErasureSchema, email_rule
 from service.domain.errors import (
     HashingQueueFull,

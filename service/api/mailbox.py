@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from service.api.answers import to_json
-from service.api.keys import SETTINGS
-from service.api.requests import is_loopback
+from service.api.http.app_keys import SETTINGS
+from service.api.http.requests import is_loopback
+from service.api.http.responses import to_json
 from service.domain.errors import NotAllowed
 
 PATH: Final = "/dev/mailbox"

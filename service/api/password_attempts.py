@@ -19,11 +19,11 @@ from typing import Final
 
 from aiohttp import web
 
-from service.api.keys import FAILURES, KNOWN_ADDRESSES, RATE_LIMITER
-from service.api.rate_limits import LOGIN, count_request, refusal
-from service.api.requests import client_address
+from service.api.http.app_keys import FAILURES, KNOWN_ADDRESSES, RATE_LIMITER
+from service.api.http.rate_limits import LOGIN, count_request, refusal
+from service.api.http.requests import client_address
 from service.domain.errors import InvalidCredentials
-from service.rate_limits import Window
+from service.redis.rate_limits import Window
 
 FIRST_DELAY_SECONDS: Final = 0.1
 LONGEST_DELAY_SECONDS: Final = 2.0

@@ -9,14 +9,13 @@ from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
-from service.api.answers import PageSchema, WholeResponse, answer, no_content, respond
-from service.api.authentication import current_user
-from service.api.idempotency import answer_once
-from service.api.keys import REFERRAL_CODES
-from service.api.middleware import API
-from service.api.openapi import IDEMPOTENCY_KEY, locates, refuses
-from service.api.rate_limits import LOOKUP, count_request, start_count
-from service.api.requests import (
+from service.api.docs.openapi import IDEMPOTENCY_KEY, locates, refuses
+from service.api.http.app_keys import REFERRAL_CODES
+from service.api.http.authentication import current_user
+from service.api.http.idempotency import answer_once
+from service.api.http.middleware import API
+from service.api.http.rate_limits import LOOKUP, count_request, start_count
+from service.api.http.requests import (
     BETWEEN,
     Moment,
     PageQuery,
@@ -29,6 +28,7 @@ from service.api.requests import (
     read_body,
     read_page,
 )
+from service.api.http.responses import PageSchema, WholeResponse, answer, no_content, respond
 from service.domain.errors import (
     EmailNotConfirmed,
     InvalidInput,

@@ -6,11 +6,11 @@ from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, response_schema
 from marshmallow import Schema, fields
 
-from service.api.answers import PageSchema, WholeResponse
-from service.api.authentication import current_token
-from service.api.keys import REFERRALS
-from service.api.openapi import refuses
-from service.api.requests import Moment, PageQuery, moment_text, read_id, read_page
+from service.api.docs.openapi import refuses
+from service.api.http.app_keys import REFERRALS
+from service.api.http.authentication import current_token
+from service.api.http.requests import Moment, PageQuery, moment_text, read_id, read_page
+from service.api.http.responses import PageSchema, WholeResponse
 from service.domain.errors import NotAllowed, UserNotFound
 from service.domain.pages import Page
 from service.domain.referrals import Referral, ReferralFlag

@@ -10,25 +10,25 @@ from aiohttp import web
 from service.api import (
     account_changes,
     admin,
-    docs,
     email_verification,
     enrichment,
     forgotten_password,
     health,
     identities,
+    identity_providers,
     mail_tokens,
-    oauth,
-    providers,
     referral_codes,
     referrals,
     security_events,
     sessions,
     users,
 )
-from service.api.middleware import API
-from service.api.openapi import show_openapi
-from service.api.problems import explain_problem
-from service.api.requests import answer_expectation
+from service.api.docs import pages
+from service.api.docs.openapi import show_openapi
+from service.api.http.middleware import API
+from service.api.http.problems import explain_problem
+from service.api.http.requests import answer_expectation
+from service.api.oauth import endpoints as oauth
 
 # aiohttp's own pattern leaves out braces, which an email address may have.
 _EMAIL: Final = "{email:[^/]+}"
@@ -65,11 +65,17 @@ ROUTES: Final = [
     web.get(f"{API}/auth/sessions", sessions.list_sessions),
     web.delete(f"{API}/auth/sessions", sessions.end_other_sessions),
     web.delete(f"{API}/auth/sessions/{{session_id}}", sessions.end_session),
-    web.get(f"{API}/auth/providers", providers.list_providers),
+    web.get(f"{API}/auth/providers", identity_providers.list_providers),
     # No HEAD: it would begin a sign-in, or use one up, and show nobody the answer.
-    web.get(f"{API}/auth/providers/{{provider}}/start", providers.start_sign_in, allow_head=False),
     web.get(
-        f"{API}/auth/providers/{{provider}}/callback", providers.finish_sign_in, allow_head=False
+        f"{API}/auth/providers/{{provider}}/start",
+        identity_providers.start_sign_in,
+        allow_head=False,
+    ),
+    web.get(
+        f"{API}/auth/providers/{{provider}}/callback",
+        identity_providers.finish_sign_in,
+        allow_head=False,
     ),
     web.get(f"{API}/admin/users", admin.list_users),
     web.get(f"{API}/admin/users/{{user_id}}", admin.show_user),
@@ -90,7 +96,7 @@ ROUTES: Final = [
     web.get(health.METRICS, health.metrics),
     web.get("/problems/{code}", explain_problem),
     web.get("/openapi.json", show_openapi),
-    *docs.DOCS_ROUTES,
+    *pages.DOCS_ROUTES,
 ]
 for _route in ROUTES:
     _route.kwargs["expect_handler"] = answer_expectation

@@ -4,10 +4,10 @@ from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, response_schema
 from marshmallow import Schema, fields
 
-from service.api.answers import PageSchema, respond
-from service.api.authentication import current_user
-from service.api.keys import SECURITY_EVENTS
-from service.api.requests import Moment, PageQuery, read_page
+from service.api.http.app_keys import SECURITY_EVENTS
+from service.api.http.authentication import current_user
+from service.api.http.requests import Moment, PageQuery, read_page
+from service.api.http.responses import PageSchema, respond
 
 
 class ActivitySchema(Schema):

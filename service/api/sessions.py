@@ -6,18 +6,16 @@ from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
 from marshmallow import Schema, fields
 
-from service.api.answers import PageSchema, no_content, respond
-from service.api.authentication import (
+from service.api.docs.openapi import refuses
+from service.api.http.app_keys import SESSIONS, USERS
+from service.api.http.authentication import (
     caller_of,
     check_first_party,
     current_first_party_user,
     current_token,
     current_user,
 )
-from service.api.keys import SESSIONS, USERS
-from service.api.openapi import refuses
-from service.api.password_attempts import password_attempt
-from service.api.requests import (
+from service.api.http.requests import (
     EmailText,
     Moment,
     PageQuery,
@@ -28,6 +26,8 @@ from service.api.requests import (
     read_id,
     read_page,
 )
+from service.api.http.responses import PageSchema, no_content, respond
+from service.api.password_attempts import password_attempt
 from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, account_of
 from service.domain.errors import (
     AccountDisabled,

@@ -6,14 +6,12 @@ from aiohttp import web
 from aiohttp_apispec import docs, request_schema, response_schema
 from marshmallow import Schema, fields
 
-from service.api.answers import WholeResponse, answer, no_content, to_json
-from service.api.authentication import current_first_party_user, current_user
-from service.api.idempotency import answer_once
-from service.api.keys import CLAIMS, SETTINGS, USERS
-from service.api.openapi import IDEMPOTENCY_KEY, refuses
-from service.api.password_attempts import password_attempt
-from service.api.rate_limits import MAIL, REGISTER, count_request
-from service.api.requests import (
+from service.api.docs.openapi import IDEMPOTENCY_KEY, refuses
+from service.api.http.app_keys import CLAIMS, SETTINGS, USERS
+from service.api.http.authentication import current_first_party_user, current_user
+from service.api.http.idempotency import answer_once
+from service.api.http.rate_limits import MAIL, REGISTER, count_request
+from service.api.http.requests import (
     EmailText,
     Moment,
     RequestSchema,
@@ -23,6 +21,8 @@ from service.api.requests import (
     moment_text,
     read_body,
 )
+from service.api.http.responses import WholeResponse, answer, no_content, to_json
+from service.api.password_attempts import password_attempt
 from service.domain.errors import (
     EmailMalformed,
     EmailTaken,

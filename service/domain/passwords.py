@@ -1,4 +1,4 @@
-"""Which passwords an account may have. Hashing them is service/passwords.py."""
+"""Which passwords an account may have. Hashing them is service/security/password_hashing.py."""
 
 import functools
 import re

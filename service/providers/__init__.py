@@ -1,10 +1,10 @@
 """Clients of services outside. What comes from there is hostile until it is checked."""
 
 from service.domain.clock import Clock
-from service.providers.github import GitHubProvider
 from service.providers.http import HttpClient
-from service.providers.oidc import OidcProvider
-from service.settings import GitHubSettings, OidcSettings
+from service.providers.identity.github import GitHubProvider
+from service.providers.identity.oidc import OidcProvider
+from service.settings.settings import GitHubSettings, OidcSettings
 
 Provider = OidcProvider | GitHubProvider
 

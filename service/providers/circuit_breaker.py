@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from service.domain.errors import ProviderUnavailable
-from service.metrics import PROVIDER_BREAKER_OPEN
+from service.telemetry.metrics import PROVIDER_BREAKER_OPEN
 
 FAILURES: Final = 5
 """So many in a row open the breaker."""

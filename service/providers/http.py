@@ -11,8 +11,8 @@ from typing import Any, Final
 import aiohttp
 
 from service.domain.errors import ProviderUnavailable
-from service.metrics import PROVIDER_CALLS
 from service.providers.circuit_breaker import CircuitBreaker
+from service.telemetry.metrics import PROVIDER_CALLS
 
 TOTAL_SECONDS: Final = 3.0
 LARGEST_ANSWER: Final = 64 * 1024

@@ -17,9 +17,9 @@ from service.domain.errors import ProviderUnavailable
 from service.domain.jobs import Hopeless
 from service.domain.mails import Mail
 from service.domain.users import Email
-from service.metrics import PROVIDER_CALLS
 from service.providers.circuit_breaker import CircuitBreaker
-from service.settings import MailSettings, SmtpSettings
+from service.settings.settings import MailSettings, SmtpSettings
+from service.telemetry.metrics import PROVIDER_CALLS
 
 TOTAL_SECONDS: Final = 10.0
 """For a whole conversation with the mail server, whose greeting alone may take a while."""

@@ -28,7 +28,7 @@ from service.repositories.constraints import on_violation
 # What has expired holds neither its owner nor its name. It is ended first, because the new row
 # waits for the count; so is, where $9 says so, the owner's live code. Then the owner is locked, so
 # that a code is not made beside the account's erasure or a change of its email address. The job is
-# what use_cases/forgetting.py plans for other writes.
+# what use_cases/cache_invalidation.py plans for other writes.
 ADD: Final = """
     WITH ended AS (
         UPDATE referral_codes

@@ -6,7 +6,6 @@ mailbox of a thief, ends with the others when an earlier one is undone.
 
 from datetime import datetime
 
-from service.database import Database, Repositories, TransactionConflict, retried
 from service.domain.account_changes import UNSENT_FOR, AccountChange, ChangeKind
 from service.domain.clock import Clock
 from service.domain.errors import EmailTaken, TokenUnusable
@@ -15,7 +14,8 @@ from service.domain.mails import MailKind
 from service.domain.oauth import hash_secret
 from service.domain.security_events import SecurityEvent
 from service.domain.users import Email, Role
-from service.use_cases.forgetting import Forgetting, code_key, session_key
+from service.postgresql.database import Database, Repositories, TransactionConflict, retried
+from service.use_cases.cache_invalidation import Forgetting, code_key, session_key
 from service.use_cases.jobs import Jobs
 from service.use_cases.mails import mail_about_change, mail_to_email
 from service.use_cases.security_events import SecurityEvents

@@ -10,14 +10,14 @@ from uuid import UUID
 
 from uuid6 import uuid7
 
-from service.database import Database, Repositories, TransactionConflict, retried
 from service.domain.claims import CLAIM_LIVES, Claim
 from service.domain.clock import Clock
 from service.domain.errors import EmailTaken, TokenUnusable
 from service.domain.identities import Identity, IdentityTaken
 from service.domain.passwords import PasswordRules, check_password
 from service.domain.users import Email, parse_email
-from service.passwords import PasswordHasher
+from service.postgresql.database import Database, Repositories, TransactionConflict, retried
+from service.security.password_hashing import PasswordHasher
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.jobs import Jobs
 from service.use_cases.mails import mail_to_claim

@@ -5,15 +5,15 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from service.cache import Cache, Entry
-from service.database import Database
 from service.domain.clock import Clock
 from service.domain.email_verification import LOCAL, Verdict, Verification, verify_locally
 from service.domain.errors import ProviderUnavailable
 from service.domain.jobs import Job, NotYet, poll_again
 from service.domain.keyed_hashes import keyed_hash
 from service.domain.users import Email, parse_email
+from service.postgresql.database import Database
 from service.providers.hunter import SOURCE, HunterVerifier
+from service.redis.cache import Cache, Entry
 
 KEPT_FOR: Final = timedelta(days=1)
 """How long a verdict is repeated before Hunter, who is paid for each, is asked again."""

@@ -3,11 +3,11 @@
 from collections.abc import Awaitable, Callable
 from uuid import UUID
 
-from service.database import Database
 from service.domain.enrichment import Enrichment
 from service.domain.errors import EnrichmentNotFound
 from service.domain.jobs import Job, NotYet, poll_again
 from service.domain.users import Email, parse_email
+from service.postgresql.database import Database
 
 Enrich = Callable[[Email], Awaitable[Enrichment | None]]
 """Asks a provider; raises NotYet or ProviderUnavailable."""

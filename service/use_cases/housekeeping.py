@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Final
 
-from service.database import Database
 from service.domain.clock import Clock
 from service.domain.errors import Unavailable
 from service.domain.idempotency import KEPT_FOR
@@ -15,6 +14,7 @@ from service.domain.mails import MAILS_COUNTED_FOR
 from service.domain.referral_codes import UNUSED_KEPT_FOR
 from service.domain.security_events import KEPT_FOR as SECURITY_EVENTS_KEPT_FOR
 from service.domain.sessions import ENDED_KEPT_FOR
+from service.postgresql.database import Database
 
 PERIOD_SECONDS: Final = 60.0
 BATCH: Final = 1000

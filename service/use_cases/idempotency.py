@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Generic, TypeVar
 from uuid import UUID
 
-from service.database import Database, Repositories
 from service.domain.clock import Clock
 from service.domain.errors import IdempotencyKeyReused, InvalidToken
 from service.domain.idempotency import (
@@ -16,6 +15,7 @@ from service.domain.idempotency import (
     Answer,
     IdempotencyKey,
 )
+from service.postgresql.database import Database, Repositories
 
 T = TypeVar("T")
 

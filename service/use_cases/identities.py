@@ -7,7 +7,6 @@ from uuid import UUID
 
 from uuid6 import uuid7
 
-from service.database import Database, Repositories, TransactionConflict, retried
 from service.domain.account_changes import AccountChange, ChangeKind
 from service.domain.clock import Clock
 from service.domain.errors import (
@@ -36,10 +35,11 @@ from service.domain.oauth import hash_secret, is_secret, new_secret
 from service.domain.security_events import SecurityEvent
 from service.domain.sessions import Caller, Tokens
 from service.domain.users import Email, User
+from service.postgresql.database import Database, Repositories, TransactionConflict, retried
 from service.providers import Provider
 from service.use_cases.account_changes import offer_undo
+from service.use_cases.cache_invalidation import Forgetting, session_key
 from service.use_cases.claims import Claims
-from service.use_cases.forgetting import Forgetting, session_key
 from service.use_cases.jobs import Jobs
 from service.use_cases.security_events import SecurityEvents
 from service.use_cases.sessions import Sessions

@@ -13,7 +13,6 @@ from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from service.database import Database, Repositories
 from service.domain.clock import Clock
 from service.domain.errors import ProviderUnavailable, Unavailable
 from service.domain.jobs import (
@@ -27,7 +26,8 @@ from service.domain.jobs import (
     NotYet,
     wait_after,
 )
-from service.metrics import JOBS_DONE, JOBS_FAILED
+from service.postgresql.database import Database, Repositories
+from service.telemetry.metrics import JOBS_DONE, JOBS_FAILED
 
 POLL_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 15.0

@@ -10,7 +10,6 @@ from uuid import UUID
 
 from uuid6 import uuid7
 
-from service.database import Database, Repositories, TransactionConflict, retried
 from service.domain.account_changes import AccountChange, ChangeKind
 from service.domain.clock import Clock
 from service.domain.errors import EmailMalformed, EmailTaken, MailUnavailable, TokenUnusable
@@ -21,10 +20,11 @@ from service.domain.passwords import PasswordRules, check_password
 from service.domain.security_events import SecurityEvent
 from service.domain.sessions import Caller
 from service.domain.users import Email, parse_email
-from service.passwords import PasswordHasher
+from service.postgresql.database import Database, Repositories, TransactionConflict, retried
+from service.security.password_hashing import PasswordHasher
 from service.use_cases.account_changes import offer_undo
+from service.use_cases.cache_invalidation import Forgetting, code_key, session_key
 from service.use_cases.claims import Claims
-from service.use_cases.forgetting import Forgetting, code_key, session_key
 from service.use_cases.jobs import Jobs
 from service.use_cases.mails import mail_to_email, mail_to_new_email, mail_to_user
 from service.use_cases.security_events import SecurityEvents

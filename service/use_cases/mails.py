@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from service.database import Database
 from service.domain import mails
 from service.domain.account_changes import UNDO_LIVES, UNSENT_FOR, AccountChange
 from service.domain.claims import MOST_RESENT
@@ -22,6 +21,7 @@ from service.domain.mails import TOKEN_LIVES, Mail, MailKind, MailToken, Share, 
 from service.domain.oauth import hash_secret, new_secret
 from service.domain.sessions import Caller
 from service.domain.users import Email, User, hash_mailbox, parse_email
+from service.postgresql.database import Database
 
 if TYPE_CHECKING:
     from service.providers.mail import Mailer

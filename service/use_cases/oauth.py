@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
-from service.database import Database, Repositories, retried
 from service.domain.clock import Clock
 from service.domain.errors import InvalidCredentials, InvalidToken
 from service.domain.oauth import (
@@ -24,8 +23,9 @@ from service.domain.scopes import Scope, parse_scopes
 from service.domain.security_events import SecurityEvent
 from service.domain.sessions import SIGN_IN_PAGE, Session, Tokens
 from service.domain.users import parse_email
-from service.tokens import AccessToken
-from service.use_cases.forgetting import Forgetting, session_key
+from service.postgresql.database import Database, Repositories, retried
+from service.security.tokens import AccessToken
+from service.use_cases.cache_invalidation import Forgetting, session_key
 from service.use_cases.security_events import SecurityEvents
 from service.use_cases.sessions import ScopeExceeded, Sessions
 

@@ -9,13 +9,13 @@ from uuid import UUID
 
 from uuid6 import uuid7
 
-from service.database import Database, Repositories, retried
 from service.domain.clock import Clock
 from service.domain.oauth import Client, ClientFaulty, hash_secret, new_secret
 from service.domain.scopes import Scope
 from service.domain.security_events import Origin, SecurityEvent
+from service.postgresql.database import Database, Repositories, retried
 from service.repositories.sessions import MOST_AT_ONCE
-from service.use_cases.forgetting import Forgetting, session_key
+from service.use_cases.cache_invalidation import Forgetting, session_key
 from service.use_cases.security_events import log_event
 
 _LEAST_ID: Final = UUID(int=0)

@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from service.database import Database, Repositories
 from service.domain.clock import Clock
 from service.domain.errors import UserNotFound
 from service.domain.pages import Cursor
 from service.domain.referral_codes import ReferralCode
 from service.domain.users import User, parse_email
+from service.postgresql.database import Database, Repositories
 from service.use_cases.security_events import SecurityEvents
 
 AT_ONCE: Final = 10_000

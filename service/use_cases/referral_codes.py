@@ -4,9 +4,6 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from uuid import UUID
 
-from service.batches import Batches
-from service.cache import Cache, Entry
-from service.database import Database, Repositories, TransactionConflict, retried
 from service.domain.clock import Clock
 from service.domain.errors import (
     EmailMalformed,
@@ -28,7 +25,10 @@ from service.domain.referral_codes import (
     normalise_code,
 )
 from service.domain.users import key_of
-from service.use_cases.forgetting import CODE_KEY, Forgetting, code_key
+from service.postgresql.batch_loader import Batches
+from service.postgresql.database import Database, Repositories, TransactionConflict, retried
+from service.redis.cache import Cache, Entry
+from service.use_cases.cache_invalidation import CODE_KEY, Forgetting, code_key
 from service.use_cases.idempotency import AnswerOnce
 
 

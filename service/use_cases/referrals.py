@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from service.batches import Batches
-from service.database import Database
 from service.domain.errors import NotAllowed, UserNotFound
 from service.domain.pages import Cursor, Page
 from service.domain.referrals import Referral
 from service.domain.users import Role
+from service.postgresql.batch_loader import Batches
+from service.postgresql.database import Database
 
 MOST_PAGES: Final = 50
 """Pages read at once: a large one has a hundred rows."""

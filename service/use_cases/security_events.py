@@ -8,10 +8,10 @@ from functools import partial
 from typing import Final
 from uuid import UUID
 
-from service.database import Database, Repositories
 from service.domain.clock import Clock
 from service.domain.pages import Cursor, Page
 from service.domain.security_events import KEPT_FOR, Activity, Origin, SecurityEvent
+from service.postgresql.database import Database, Repositories
 
 _WARNINGS: Final = frozenset(
     {

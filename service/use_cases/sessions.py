@@ -8,9 +8,6 @@ from uuid import UUID
 
 from uuid6 import uuid7
 
-from service.batches import Batches
-from service.cache import Cache, Entry
-from service.database import Database, Repositories, TransactionConflict, retried
 from service.domain.clock import Clock
 from service.domain.errors import (
     AccountDisabled,
@@ -36,9 +33,12 @@ from service.domain.sessions import (
     Tokens,
 )
 from service.domain.users import Role, parse_email
-from service.passwords import PasswordHasher
-from service.tokens import LEEWAY, AccessToken, AccessTokens, RefreshTokens
-from service.use_cases.forgetting import Forgetting, session_key
+from service.postgresql.batch_loader import Batches
+from service.postgresql.database import Database, Repositories, TransactionConflict, retried
+from service.redis.cache import Cache, Entry
+from service.security.password_hashing import PasswordHasher
+from service.security.tokens import LEEWAY, AccessToken, AccessTokens, RefreshTokens
+from service.use_cases.cache_invalidation import Forgetting, session_key
 from service.use_cases.jobs import Jobs
 from service.use_cases.mails import mail_to_user
 from service.use_cases.security_events import SecurityEvents

@@ -9,9 +9,6 @@ from uuid import UUID
 
 from uuid6 import uuid7
 
-from service.attempts import known_addresses_key
-from service.batches import Batches
-from service.database import Database, Repositories, TransactionConflict, retried
 from service.domain.clock import Clock
 from service.domain.email_verification import LOCAL, Verdict, Verification, is_disposable
 from service.domain.errors import (
@@ -41,8 +38,11 @@ from service.domain.users import (
     hash_mailbox,
     parse_email,
 )
-from service.passwords import PasswordHasher
-from service.use_cases.forgetting import CODE_KEY, Forgetting, code_key, session_key
+from service.postgresql.batch_loader import Batches
+from service.postgresql.database import Database, Repositories, TransactionConflict, retried
+from service.redis.password_attempts import known_addresses_key
+from service.security.password_hashing import PasswordHasher
+from service.use_cases.cache_invalidation import CODE_KEY, Forgetting, code_key, session_key
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.jobs import Jobs
 from service.use_cases.mails import mail_to_email, mail_to_user

@@ -13,10 +13,10 @@ import asyncpg
 import psycopg
 import pytest
 
-from service.migrations import apply_migrations
-from service.passwords import PasswordHasher
+from service.postgresql.migrations import apply_migrations
 from service.providers import circuit_breaker
-from service.settings import Settings
+from service.security.password_hashing import PasswordHasher
+from service.settings.settings import Settings
 from service.use_cases import jobs
 from tests.api.issuer import ADA, CLIENT_ID, CLIENT_SECRET, GitHub, Issuer, Key, served
 from tests.conftest import Servers

@@ -4,10 +4,10 @@ import asyncio
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from service.api.keys import DATABASE
+from service.api.http.app_keys import DATABASE
 from service.domain.jobs import JobKind
 from service.providers.mail import Mailer
-from service.settings import Settings
+from service.settings.settings import Settings
 from service.use_cases.jobs import Worker
 from service.use_cases.mails import Mails
 from tests.api.assertions import assert_problem

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from service.api.openapi import build_openapi
+from service.api.docs.openapi import build_openapi
 from service.api.routes import ROUTES
 
 KNOWN: Final = Path(__file__).with_name("openapi.json")

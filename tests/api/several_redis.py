@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from typing import Final
 
-from service import cache as caching
-from service.api.keys import REDIS
-from service.cache import Cache, Entry, RedisServer
+from service.api.http.app_keys import REDIS
 from service.domain.clock import utc_now
-from service.settings import Settings
+from service.redis import cache as caching
+from service.redis.cache import Cache, Entry, RedisServer
+from service.settings.settings import Settings
 from tests.factories import Api, running
 from tests.faults.machines import Machine
 from tests.faults.valkey import Valkey

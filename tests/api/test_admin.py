@@ -7,7 +7,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from service.api.keys import USERS
+from service.api.http.app_keys import USERS
 from service.domain.scopes import Scope
 from tests.api.assertions import assert_problem
 from tests.factories import PASSWORD, Answer, Api, Person

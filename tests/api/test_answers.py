@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from service.api.keys import STOPPING
+from service.api.http.app_keys import STOPPING
 from tests.api.wire import request, send
 from tests.factories import Answer, Api, Person
 

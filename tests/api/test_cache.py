@@ -1,4 +1,4 @@
-"""The three promises of service/cache.py, each kept under the worst that can happen to it."""
+"""The three promises of service/redis/cache.py, each kept under the worst that can happen to it."""
 
 import asyncio
 import json
@@ -14,12 +14,12 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from service.api.keys import DATABASE, REDIS
-from service.cache import LEASE_FOR, NOTHING_FOR, Cache, Entry, RedisServer
+from service.api.http.app_keys import DATABASE, REDIS
 from service.domain.clock import utc_now
-from service.redis_connection import TIMEOUT_SECONDS
-from service.settings import RateLimit, Settings
-from service.use_cases.forgetting import POLL_SECONDS, Forgetting, code_key
+from service.redis.cache import LEASE_FOR, NOTHING_FOR, Cache, Entry, RedisServer
+from service.redis.connection import TIMEOUT_SECONDS
+from service.settings.settings import RateLimit, Settings
+from service.use_cases.cache_invalidation import POLL_SECONDS, Forgetting, code_key
 from tests.api import redis_trouble
 from tests.factories import PASSWORD, Api, Person, running
 

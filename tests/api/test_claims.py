@@ -12,10 +12,10 @@ from typing import Any, Final
 import asyncpg
 import pytest
 
-from service.api.keys import DATABASE, USERS
+from service.api.http.app_keys import DATABASE, USERS
 from service.domain.claims import CLAIM_LIVES, MOST_RESENT
 from service.domain.mails import TOKEN_LIVES
-from service.settings import Settings, read_settings
+from service.settings.settings import Settings, read_settings
 from service.use_cases.housekeeping import Housekeeping
 from tests.api.assertions import assert_problem
 from tests.api.mailing import ANNA, NEW_PASSWORD, Postman, assert_unusable, confirm, reset

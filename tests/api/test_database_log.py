@@ -8,11 +8,11 @@ import psycopg
 import pytest
 
 from service import embedded
-from service.api import keys
+from service.api.http import app_keys
 from service.domain.identities import Identity, IdentityTaken
 from service.domain.users import parse_email
-from service.migrations import apply_migrations
-from service.settings import read_settings
+from service.postgresql.migrations import apply_migrations
+from service.settings.settings import read_settings
 from tests.api.mailing import confirm, mailed, token_in
 from tests.factories import PASSWORD, Api, running
 from tests.stand_ins.smtp import SmtpServer
@@ -68,7 +68,7 @@ async def change_to_one_that_is_taken(api: Api, smtp: SmtpServer, email: str, ot
 
 async def link_twice(api: Api, subject: str) -> None:
     """Have two requests at once store an identity whose issuer takes email addresses for names."""
-    database = api.app[keys.DATABASE]
+    database = api.app[app_keys.DATABASE]
     identity = Identity(
         issuer="https://issuer.test",
         subject=subject,

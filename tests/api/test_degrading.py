@@ -12,8 +12,8 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from service.migrations import apply_migrations
-from service.settings import Settings
+from service.postgresql.migrations import apply_migrations
+from service.settings.settings import Settings
 from tests.conftest import Servers
 from tests.factories import Answer, Api, running
 from tests.faults.engines import Way, postgresql, socket_of, way_to

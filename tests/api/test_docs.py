@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.api import docs
+from service.api.docs import pages as docs
 from tests.factories import Api
 
 ASSETS = Path(docs.__file__).parent / "assets"

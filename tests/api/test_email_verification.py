@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from service.providers import circuit_breaker, http
-from service.settings import read_settings
+from service.settings.settings import read_settings
 from tests.api.assertions import assert_problem
 from tests.api.conftest import no_jobs
 from tests.api.mailing import confirm, mailed, token_in

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from service.providers import circuit_breaker
-from service.settings import read_settings
+from service.settings.settings import read_settings
 from tests.api.assertions import assert_problem
 from tests.api.conftest import no_jobs
 from tests.factories import PASSWORD, Api, Person, running

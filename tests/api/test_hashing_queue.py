@@ -7,8 +7,8 @@ from statistics import median
 
 import pytest
 
-from service.api.keys import HASHER
-from service.settings import Argon2, Settings
+from service.api.http.app_keys import HASHER
+from service.settings.settings import Argon2, Settings
 from tests.api.assertions import assert_problem
 from tests.factories import PASSWORD, Api, running
 

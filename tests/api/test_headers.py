@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from service.settings import Settings
+from service.settings.settings import Settings
 from tests.api.wire import request, send
 from tests.factories import PASSWORD, Answer, Api, Person, running
 

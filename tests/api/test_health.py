@@ -11,8 +11,8 @@ import psycopg
 import pytest
 from redis.asyncio import Redis
 
-from service.schema import names_of_migrations
-from service.settings import Settings
+from service.postgresql.migration_files import names_of_migrations
+from service.settings.settings import Settings
 from tests.api import redis_trouble
 from tests.factories import Api, running
 

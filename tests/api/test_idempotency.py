@@ -11,10 +11,10 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from service.api.keys import REFUSALS
+from service.api.http.app_keys import REFUSALS
 from service.domain.idempotency import KEPT_FOR, MOST_KEPT, IdempotencyKey
 from service.domain.idempotency import Answer as IdempotentAnswer
-from service.settings import Settings
+from service.settings.settings import Settings
 from tests.api.assertions import assert_problem
 from tests.factories import PASSWORD, Answer, Api, Person, new_email, running
 

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from service.settings import Settings, read_settings
+from service.settings.settings import Settings, read_settings
 from tests.api.assertions import assert_problem
 from tests.api.conftest import no_jobs
 from tests.api.issuer import EMAIL, GitHub, Issuer, begin, come_back, sign_in, signed_in

@@ -7,8 +7,6 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
-from service import database as databases
-from service.database import Database
 from service.domain.errors import DatabaseUnavailable, ProviderUnavailable
 from service.domain.jobs import (
     CLAIMED_FOR,
@@ -20,7 +18,9 @@ from service.domain.jobs import (
     NotYet,
     wait_after,
 )
-from service.metrics import JOBS_DONE, JOBS_FAILED
+from service.postgresql import database as databases
+from service.postgresql.database import Database
+from service.telemetry.metrics import JOBS_DONE, JOBS_FAILED
 from service.use_cases.housekeeping import Housekeeping
 from service.use_cases.jobs import Jobs, Worker
 from tests.conftest import Servers

@@ -7,7 +7,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from service.api.keys import USERS
+from service.api.http.app_keys import USERS
 from service.domain.errors import LastAdmin
 from service.domain.scopes import Scope
 from service.repositories import users

@@ -9,9 +9,9 @@ import asyncpg
 import psycopg
 import pytest
 
-from service.api.keys import ACCESS_LOG, SECURITY_EVENTS
-from service.logs import JsonFormatter, TextFormatter
-from service.settings import Settings
+from service.api.http.app_keys import ACCESS_LOG, SECURITY_EVENTS
+from service.settings.settings import Settings
+from service.telemetry.logs import JsonFormatter, TextFormatter
 from tests.api.wire import send
 from tests.factories import PASSWORD, Api, Person, running
 

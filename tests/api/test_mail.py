@@ -11,12 +11,12 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from service import database as databases
-from service.api.keys import DATABASE, SETTINGS
-from service.attempts import known_addresses_key
+from service.api.http.app_keys import DATABASE, SETTINGS
 from service.domain.mails import MOST_MAILS_AN_HOUR, TOKEN_LIVES
+from service.postgresql import database as databases
 from service.providers import mail
-from service.settings import read_settings
+from service.redis.password_attempts import known_addresses_key
+from service.settings.settings import read_settings
 from tests.api.assertions import assert_problem
 from tests.api.conftest import no_jobs
 from tests.api.mailing import (

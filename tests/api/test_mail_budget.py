@@ -9,13 +9,13 @@ from typing import Any, Final
 import asyncpg
 import pytest
 
-from service.api.keys import DATABASE
+from service.api.http.app_keys import DATABASE
 from service.domain.mails import (
     MOST_MAILS_A_DAY,
     MOST_MAILS_AN_HOUR,
     RESET_HEAD_START,
 )
-from service.settings import Settings, read_settings
+from service.settings.settings import Settings, read_settings
 from service.use_cases.housekeeping import Housekeeping
 from tests.api.mailing import ANNA, NEW_PASSWORD, Postman, confirm
 from tests.factories import PASSWORD, Api, running

@@ -12,7 +12,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from service.api.mailbox import show_mailbox
 from service.domain.errors import NotAllowed
-from service.settings import Settings, read_settings
+from service.settings.settings import Settings, read_settings
 from tests.api.assertions import assert_problem
 from tests.api.conftest import no_jobs
 from tests.api.wire import send

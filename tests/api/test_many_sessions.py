@@ -12,12 +12,12 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from service.api.keys import DATABASE, REDIS
-from service.cache import REMOVED_AT_ONCE, Cache, Entry
+from service.api.http.app_keys import DATABASE, REDIS
 from service.domain.sessions import ENDED_KEPT_FOR
-from service.redis_connection import Command, RedisConnection
+from service.redis.cache import REMOVED_AT_ONCE, Cache, Entry
+from service.redis.connection import Command, RedisConnection
 from service.repositories.sessions import MOST_AT_ONCE
-from service.use_cases.forgetting import KEYS_OF_A_JOB
+from service.use_cases.cache_invalidation import KEYS_OF_A_JOB
 from service.use_cases.housekeeping import Housekeeping
 from tests.factories import PASSWORD, Api, Person
 from tests.oauth import new_application

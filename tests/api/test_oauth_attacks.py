@@ -10,11 +10,11 @@ from urllib.parse import urlencode
 import asyncpg
 import pytest
 
-from service.api import keys
+from service.api.http import app_keys
 from service.domain.oauth import CODE_LIVES
 from service.domain.scopes import Scope
 from service.domain.sessions import Credentials
-from service.settings import Settings, read_settings
+from service.settings.settings import Settings, read_settings
 from service.use_cases.sessions import GRACE
 from tests.factories import PASSWORD, Answer, Api, Person, running
 from tests.oauth import (
@@ -157,7 +157,7 @@ async def test_a_code_granted_with_a_password_changed_since_is_refused(
 async def test_a_password_changed_while_it_is_being_checked_gives_no_tokens(
     api: Api, application: Application, anna: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sessions = api.app[keys.SESSIONS]
+    sessions = api.app[app_keys.SESSIONS]
     check = sessions.check_password
 
     async def check_slowly(email: str, password: str) -> Credentials:
@@ -306,7 +306,7 @@ async def test_a_request_without_sound_pkce_gets_no_page(
     told = returned(answer)
     assert answer.headers["Location"].startswith(f"{CALLBACK}?")
     assert (told["error"], told["state"]) == ("invalid_request", "a state")
-    assert told["iss"] == api.app[keys.SETTINGS].public_url
+    assert told["iss"] == api.app[app_keys.SETTINGS].public_url
     assert "code" not in told
 
 
@@ -518,7 +518,7 @@ async def test_other_faults_are_told_to_the_client(
 ) -> None:
     answer = await Browser(api).open(application.wish(**changes))
     told = returned(answer)
-    issuer = api.app[keys.SETTINGS].public_url
+    issuer = api.app[app_keys.SETTINGS].public_url
     assert (told["error"], told["state"], told["iss"]) == (error, "a state", issuer)
     assert set(told) <= {"error", "error_description", "state", "iss"}
 

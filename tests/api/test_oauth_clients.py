@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from service.api import keys
+from service.api.http import app_keys
 from service.domain.oauth import Client, ClientFaulty
 from service.domain.scopes import OF_CLIENTS, Scope
 from service.domain.sessions import Credentials
@@ -298,7 +298,7 @@ async def test_a_client_that_changes_while_its_user_signs_in_gets_no_code(
     change: Change | None,
 ) -> None:
     """Without the share lock, and the look behind it, the code would outlive the change."""
-    sessions, clients = api.app[keys.SESSIONS], clients_of(api)
+    sessions, clients = api.app[app_keys.SESSIONS], clients_of(api)
     check = sessions.check_password
 
     async def check_slowly(email: str, password: str) -> Credentials:

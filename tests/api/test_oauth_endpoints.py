@@ -10,12 +10,12 @@ from urllib.parse import quote_plus, urlencode
 
 import pytest
 
-from service.api import keys
-from service.api.requests import LARGEST_BODY
+from service.api.http import app_keys
+from service.api.http.requests import LARGEST_BODY
 from service.domain.errors import DatabaseUnavailable
 from service.domain.oauth import Client, Grant, hash_secret
 from service.domain.scopes import OF_CLIENTS, Scope
-from service.settings import Settings
+from service.settings.settings import Settings
 from tests.factories import Answer, Api, Person, running
 from tests.oauth import (
     AUTHORIZE,
@@ -203,7 +203,7 @@ async def test_a_deleted_client_gets_no_more_tokens(
     api: Api, application: Application, anna: Person
 ) -> None:
     tokens = await application.tokens_of(anna)
-    async with api.app[keys.DATABASE].transaction() as repositories:
+    async with api.app[app_keys.DATABASE].transaction() as repositories:
         assert await repositories.oauth_clients.delete(application.client_id, api.clock())
     assert refusal(await application.refresh(tokens["refresh_token"])) == INVALID_CLIENT
     assert (await Browser(api).open(application.wish())).status == 400
@@ -439,7 +439,7 @@ async def test_a_resource_server_learns_what_a_token_allows(
     resource_server = await new_application(api, redirect_uris=[], resource_server=True)
     tokens = await application.tokens_of(anna, scope="profile codes:read")
     told = await introspected(resource_server, tokens["access_token"])
-    issuer = api.app[keys.SETTINGS].public_url
+    issuer = api.app[app_keys.SETTINGS].public_url
     assert told["active"] is True
     assert told["client_id"] == application.client_id
     assert (told["sub"], told["iss"], told["aud"]) == (anna.user_id, issuer, issuer)
@@ -536,7 +536,7 @@ async def test_our_own_faults_are_told_in_the_same_words(
     async def fail(*_: object) -> None:
         raise fault
 
-    monkeypatch.setattr(api.app[keys.OAUTH], "find_client", fail)
+    monkeypatch.setattr(api.app[app_keys.OAUTH], "find_client", fail)
     answer = await application.send(path, **valid_form(application, path))
     assert answer.status == status
     assert assert_of_rfc_6749(answer) == error
@@ -596,7 +596,7 @@ def endpoints_in(document: dict[str, Any]) -> Iterator[str]:
 async def test_the_metadata_says_what_is_there(api: Api) -> None:
     answer = await api.get(METADATA)
     document = answer.json()
-    issuer = api.app[keys.SETTINGS].public_url
+    issuer = api.app[app_keys.SETTINGS].public_url
     assert document["issuer"] == issuer
     assert document["code_challenge_methods_supported"] == ["S256"]
     assert document["authorization_response_iss_parameter_supported"] is True

@@ -6,10 +6,10 @@ from uuid import UUID
 import pytest
 from aiohttp import web
 
-from service.api import keys
-from service.api.middleware import API
+from service.api.http import app_keys
+from service.api.http.middleware import API
+from service.api.http.scopes import SCOPE_OF
 from service.api.routes import ROUTES
-from service.api.scopes import SCOPE_OF
 from service.domain.scopes import OF_CLIENTS, Scope
 from service.domain.users import Role
 from tests.api.assertions import assert_problem
@@ -186,7 +186,7 @@ async def test_an_admins_token_is_worth_what_the_admin_is_now(
     admin = await new_admin(api)
     token = await token_of(application, admin, Scope.ADMIN)
     assert (await api.get("/admin/users", by=token)).status == 200
-    async with api.app[keys.DATABASE].transaction() as repositories:
+    async with api.app[app_keys.DATABASE].transaction() as repositories:
         await repositories.users.set_role(UUID(admin.user_id), Role.USER, None)
     assert (await api.get("/admin/users", by=token)).status == 403
 
@@ -239,7 +239,7 @@ async def test_an_application_takes_nothing_away_from_its_user(
 
 
 async def test_the_documentations_own_page_is_no_other_application(api: Api) -> None:
-    page = f"{api.app[keys.SETTINGS].public_url}/docs/oauth2-redirect.html"
+    page = f"{api.app[app_keys.SETTINGS].public_url}/docs/oauth2-redirect.html"
     swagger_ui = Application(api, "swagger-ui", None, page)
     person = await api.new_person()
     token = (await swagger_ui.tokens_of(person))["access_token"]

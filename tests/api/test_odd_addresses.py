@@ -12,7 +12,7 @@ from service.domain.jobs import Hopeless
 from service.domain.mails import Mail
 from service.domain.users import Email, parse_email
 from service.providers.mail import Mailer
-from service.settings import read_settings
+from service.settings.settings import read_settings
 from tests.api.assertions import assert_problem
 from tests.api.conftest import no_jobs
 from tests.factories import PASSWORD, Api, running

@@ -12,11 +12,11 @@ from redis.asyncio import Redis
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
-from service.api.docs import DOCS_ROUTES
-from service.api.openapi import TAGS, build_openapi
-from service.api.problems import CONTENT_TYPE, PROBLEM_TYPES
+from service.api.docs.openapi import TAGS, build_openapi
+from service.api.docs.pages import DOCS_ROUTES
+from service.api.http.problems import CONTENT_TYPE, PROBLEM_TYPES
 from service.api.routes import ROUTES
-from service.settings import Settings, read_settings
+from service.settings.settings import Settings, read_settings
 from tests.factories import Api, running
 
 Document = dict[str, Any]

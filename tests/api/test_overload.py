@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import asyncpg
 
-from service.api.overload import MANY
-from service.connections import BURST_SECONDS, MOST_WAITING
-from service.settings import Settings
+from service.api.http.load_shedding import MANY
+from service.postgresql.pool import BURST_SECONDS, MOST_WAITING
+from service.settings.settings import Settings
 from tests.api.assertions import assert_problem
 from tests.factories import Answer, Api, running
 

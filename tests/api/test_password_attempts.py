@@ -11,12 +11,12 @@ import pytest
 from redis.asyncio import Redis
 
 from service.api import password_attempts
-from service.api.keys import HASHER
-from service.attempts import MOST_KNOWN
-from service.cache import RedisServer
+from service.api.http.app_keys import HASHER
 from service.domain.clock import utc_now
-from service.rate_limits import RateLimiter, Window
-from service.settings import HunterSettings, RateLimit, Settings, read_settings
+from service.redis.cache import RedisServer
+from service.redis.password_attempts import MOST_KNOWN
+from service.redis.rate_limits import RateLimiter, Window
+from service.settings.settings import HunterSettings, RateLimit, Settings, read_settings
 from tests.api.assertions import assert_problem
 from tests.api.redis_trouble import proxied
 from tests.factories import PASSWORD, Answer, Api, Person, running

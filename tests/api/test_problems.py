@@ -8,8 +8,8 @@ import asyncpg
 import psycopg
 import pytest
 
-from service.api.problems import PROBLEM_TYPES
-from service.settings import Settings
+from service.api.http.problems import PROBLEM_TYPES
+from service.settings.settings import Settings
 from tests.api.assertions import assert_problem
 from tests.api.wire import request, send
 from tests.factories import PASSWORD, Api, Person, running

@@ -6,9 +6,9 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from service.api.keys import USERS
+from service.api.http.app_keys import USERS
 from service.domain.errors import EmailNotConfirmed, EmailTaken, LastAdmin, UserNotFound
-from service.settings import read_settings
+from service.settings.settings import read_settings
 from service.use_cases.users import Users
 from tests.api.assertions import assert_problem
 from tests.api.conftest import no_jobs

@@ -17,11 +17,10 @@ from aiohttp import web
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from redis.asyncio import Redis
 
-from service.api.keys import ACCESS_LOG
-from service.database import connect
+from service.api.http.app_keys import ACCESS_LOG
 from service.domain.clock import utc_now
-from service.logs import JsonFormatter
-from service.settings import (
+from service.postgresql.database import connect
+from service.settings.settings import (
     MailSettings,
     OidcSettings,
     RateLimit,
@@ -29,6 +28,7 @@ from service.settings import (
     SmtpSettings,
     read_settings,
 )
+from service.telemetry.logs import JsonFormatter
 from service.use_cases.housekeeping import Housekeeping
 from tests.api.assertions import assert_problem
 from tests.api.issuer import (

@@ -11,9 +11,9 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from service.api.scopes import ENDING_SESSIONS, SCOPE_OF
-from service.passwords import PasswordHasher
-from service.settings import RateLimit, Settings
+from service.api.http.scopes import ENDING_SESSIONS, SCOPE_OF
+from service.security.password_hashing import PasswordHasher
+from service.settings.settings import RateLimit, Settings
 from tests.api.assertions import assert_problem
 from tests.factories import PASSWORD, Api, running
 

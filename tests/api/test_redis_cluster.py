@@ -1,4 +1,4 @@
-"""The three promises of service/cache.py where several servers hold the keys, and change."""
+"""The three promises of service/redis/cache.py where several servers hold the keys, and change."""
 
 import asyncio
 import tempfile
@@ -14,15 +14,15 @@ import pytest
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
-from service import cache as caching
-from service.api.keys import REDIS
-from service.attempts import KnownAddresses
-from service.cache import BELIEF_SECONDS, SETTLING_SECONDS, Cache, RedisServer
+from service.api.http.app_keys import REDIS
 from service.domain.clock import utc_now
-from service.rate_limits import RateLimiter
-from service.redis_connection import TIMEOUT_SECONDS, RedisAway
-from service.settings import RateLimit, Settings
-from service.use_cases.forgetting import code_key
+from service.redis import cache as caching
+from service.redis.cache import BELIEF_SECONDS, SETTLING_SECONDS, Cache, RedisServer
+from service.redis.connection import TIMEOUT_SECONDS, RedisAway
+from service.redis.password_attempts import KnownAddresses
+from service.redis.rate_limits import RateLimiter
+from service.settings.settings import RateLimit, Settings
+from service.use_cases.cache_invalidation import code_key
 from tests.api.several_redis import (
     LONG,
     LOOPBACK,

@@ -17,17 +17,17 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from redis.asyncio import Redis
 
-from service import redis_connection
-from service.cache import RedisServer
 from service.domain.clock import utc_now
-from service.redis_connection import (
+from service.redis import connection as redis_connection
+from service.redis.cache import RedisServer
+from service.redis.connection import (
     FEW,
     TIMEOUT_SECONDS,
     RedisAway,
     RedisConnection,
     open_connection,
 )
-from service.settings import Settings
+from service.settings.settings import Settings
 from tests.api import redis_trouble
 from tests.api.redis_trouble import Proxy
 

@@ -1,4 +1,4 @@
-"""The three promises of service/cache.py where sentinels say which server is the primary."""
+"""The three promises of service/redis/cache.py where sentinels say which server is the primary."""
 
 import asyncio
 import secrets
@@ -10,12 +10,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from service import cache as caching
-from service.api.keys import REDIS
-from service.cache import RedisServer
-from service.redis_connection import RedisAway
-from service.settings import Settings
-from service.use_cases.forgetting import code_key
+from service.api.http.app_keys import REDIS
+from service.redis import cache as caching
+from service.redis.cache import RedisServer
+from service.redis.connection import RedisAway
+from service.settings.settings import Settings
+from service.use_cases.cache_invalidation import code_key
 from tests.api.several_redis import (
     LONG,
     LOOPBACK,

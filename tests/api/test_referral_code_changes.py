@@ -7,7 +7,7 @@ from typing import Any, Final
 import asyncpg
 import pytest
 
-from service.settings import Settings
+from service.settings.settings import Settings
 from tests.api.assertions import assert_problem
 from tests.api.conftest import replacing_the_only_code
 from tests.factories import Answer, Api, Person

@@ -7,9 +7,9 @@ from typing import Any, Final
 import asyncpg
 import pytest
 
-from service.api.keys import DATABASE
+from service.api.http.app_keys import DATABASE
 from service.domain.referral_codes import UNUSED_KEPT_FOR
-from service.settings import RateLimit, Settings
+from service.settings.settings import RateLimit, Settings
 from service.use_cases.housekeeping import Housekeeping
 from tests.api.assertions import assert_problem
 from tests.api.wire import request, send

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
-from service.api.keys import DATABASE
+from service.api.http.app_keys import DATABASE
 from service.domain import referral_codes
 from service.domain.referral_codes import UNUSED_KEPT_FOR
 from service.use_cases.housekeeping import Housekeeping

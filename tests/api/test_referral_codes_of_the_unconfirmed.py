@@ -10,7 +10,7 @@ from typing import Final
 import asyncpg
 import pytest
 
-from service.settings import Settings
+from service.settings.settings import Settings
 from tests.api.assertions import assert_problem
 from tests.factories import Api, Person, running
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from service.settings import read_settings
+from service.settings.settings import read_settings
 from tests.api.mailing import Postman, confirm
 from tests.factories import Api, Person, running
 from tests.stand_ins.smtp import SmtpServer

@@ -9,9 +9,9 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
-from service.api.keys import DATABASE, SECURITY_EVENTS
-from service.logs import JsonFormatter, TextFormatter
-from service.settings import read_settings
+from service.api.http.app_keys import DATABASE, SECURITY_EVENTS
+from service.settings.settings import read_settings
+from service.telemetry.logs import JsonFormatter, TextFormatter
 from service.use_cases.housekeeping import Housekeeping
 from tests.api.issuer import Issuer, begin, come_back, signed_in
 from tests.api.mailing import ANNA, NEW_PASSWORD, confirm, forgotten, mailed, reset, token_in

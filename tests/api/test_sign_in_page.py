@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from service.settings import Settings, read_settings
+from service.settings.settings import Settings, read_settings
 from tests.api.assertions import assert_problem
 from tests.api.conftest import no_jobs
 from tests.api.issuer import CLIENT_ID, CLIENT_SECRET, Issuer, Key, served

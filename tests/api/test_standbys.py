@@ -14,10 +14,10 @@ import psycopg
 import pytest
 from redis.asyncio import Redis
 
-from service.database import REPLICA_RESTS_SECONDS, connect
-from service.metrics import REPLICA_READS
-from service.migrations import apply_migrations
-from service.settings import Settings
+from service.postgresql.database import REPLICA_RESTS_SECONDS, connect
+from service.postgresql.migrations import apply_migrations
+from service.settings.settings import Settings
+from service.telemetry.metrics import REPLICA_READS
 from tests.e2e.processes import LOOPBACK, free_port
 from tests.factories import Api, Person, running
 from tests.faults.machines import Machine, Missing

@@ -7,9 +7,9 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
-from service.api.keys import DATABASE, JOBS
+from service.api.http.app_keys import DATABASE, JOBS
 from service.domain.account_changes import UNDO_LIVES
-from service.settings import read_settings
+from service.settings.settings import read_settings
 from service.use_cases.housekeeping import Housekeeping
 from tests.api.assertions import assert_problem
 from tests.api.conftest import no_jobs

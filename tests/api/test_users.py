@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from service.settings import Settings, read_settings
+from service.settings.settings import Settings, read_settings
 from tests.api.assertions import assert_problem
 from tests.factories import PASSWORD, Api, Person, new_email, running
 

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import psycopg
 
-from service.migrations import apply_migrations
+from service.postgresql.migrations import apply_migrations
 
 LOOPBACK = "127.0.0.1"
 ROOT = Path(__file__).parents[2]

@@ -21,9 +21,9 @@ import psycopg
 import pytest
 
 from service import embedded
-from service.database import open_connection
-from service.database_urls import parse_database_url
-from service.schema import names_of_migrations
+from service.postgresql.database import open_connection
+from service.postgresql.migration_files import names_of_migrations
+from service.postgresql.urls import parse_database_url
 from tests.api import redis_trouble
 from tests.e2e.processes import (
     COMMAND,

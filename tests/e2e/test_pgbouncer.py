@@ -9,7 +9,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 from redis.asyncio import Redis
 
-from service.settings import read_settings
+from service.settings.settings import read_settings
 from tests.e2e.processes import (
     COMMAND,
     LOOPBACK,

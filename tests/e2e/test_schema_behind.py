@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from yoyo import get_backend, read_migrations
 
-from service.schema import FOLDER, names_of_migrations
+from service.postgresql.migration_files import FOLDER, names_of_migrations
 from tests.e2e.processes import (
     COMMAND,
     LOOPBACK,

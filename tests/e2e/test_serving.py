@@ -27,10 +27,10 @@ from tests.e2e.processes import (
 )
 
 IMPATIENT = """
-from service import serving
+from service.server import supervisor
 from service.__main__ import main
-from service.api import requests
-serving.IDLE_SECONDS = serving.UNREAD_SECONDS = requests.BODY_SECONDS = 1.0
+from service.api.http import requests
+supervisor.IDLE_SECONDS = supervisor.UNREAD_SECONDS = requests.BODY_SECONDS = 1.0
 main(["serve"])
 """
 HALF_A_BODY = (

@@ -20,10 +20,10 @@ from tests.e2e.processes import (
 
 DYING = """
 import os, signal, sys
-from service import serving
+from service.server import supervisor
 from service.__main__ import main
 
-work = serving._work
+work = supervisor._work
 
 async def at_start(*arguments):
     raise RuntimeError("nobody foresaw this")
@@ -41,7 +41,7 @@ async def without_a_word(*arguments):
 async def for_lack_of_memory(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 
-serving._work = vars()[sys.argv[1]]
+supervisor._work = vars()[sys.argv[1]]
 sys.exit(main(["serve"]))
 """
 

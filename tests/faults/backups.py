@@ -17,8 +17,8 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from service import embedded
-from service.migrations import apply_migrations
-from service.settings import Settings, read_settings
+from service.postgresql.migrations import apply_migrations
+from service.settings.settings import Settings, read_settings
 from tests.e2e.processes import LOOPBACK, free_port
 from tests.factories import PASSWORD, Api, Person, new_secrets, running
 from tests.faults.machines import Machine

@@ -17,8 +17,8 @@ from tests.faults.run import Scenario, run
 TRIES: Final = 4
 """How many seeds are tried, for what goes wrong only by chance."""
 
-CACHE: Final = "service/cache.py"
-FORGETTING: Final = "service/use_cases/forgetting.py"
+CACHE: Final = "service/redis/cache.py"
+FORGETTING: Final = "service/use_cases/cache_invalidation.py"
 CODES: Final = "service/use_cases/referral_codes.py"
 CODES_SQL: Final = "service/repositories/referral_codes.py"
 USERS: Final = "service/use_cases/users.py"
@@ -153,7 +153,7 @@ SABOTAGES: Final = [
     Sabotage(
         "a connection that was cut is a bug",
         Scenario(faults.way_to_postgresql_broken, ways=True),
-        (("service/database.py", "OSError,  # refused", "FileExistsError,  # refused"),),
+        (("service/postgresql/database.py", "OSError,  # refused", "FileExistsError,  # refused"),),
     ),
     Sabotage(
         "PostgreSQL acknowledges what it has not written",

@@ -23,7 +23,7 @@ import aiohttp
 import psycopg
 
 from service import embedded
-from service.migrations import apply_migrations
+from service.postgresql.migrations import apply_migrations
 from tests.e2e.processes import COMMAND, LOOPBACK, free_port, started, wait_for
 from tests.factories import PASSWORD, new_secrets
 from tests.faults.engines import children_of

@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from service import embedded
-from service.migrations import apply_migrations
+from service.postgresql.migrations import apply_migrations
 from tests.e2e.processes import COMMAND, LOOPBACK, free_port, started, wait_for
 from tests.factories import PASSWORD, new_secrets
 from tests.load.crowd import Crowd, Found, Wish

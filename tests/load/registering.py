@@ -21,7 +21,7 @@ from uuid import uuid4
 import aiohttp
 
 from service import embedded
-from service.migrations import apply_migrations
+from service.postgresql.migrations import apply_migrations
 from tests.e2e.processes import Service, service_process
 from tests.factories import new_secrets
 from tests.stand_ins.clearbit import Clearbit

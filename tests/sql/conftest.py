@@ -8,7 +8,7 @@ import asyncpg
 import psycopg
 import pytest
 
-from service.database import Database, connect
+from service.postgresql.database import Database, connect
 from tests.conftest import Servers
 
 CONNECTIONS = 24

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from service.batches import MOST_AT_ONCE, Batches
 from service.domain.errors import DatabaseUnavailable
+from service.postgresql.batch_loader import MOST_AT_ONCE, Batches
 
 
 class Source:

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from service.connections import BURST_SECONDS, MOST_WAITING, Connections, QueueFull
-from service.database import Database
 from service.domain.errors import DatabaseUnavailable
+from service.postgresql.database import Database
+from service.postgresql.pool import BURST_SECONDS, MOST_WAITING, Connections, QueueFull
 from tests.conftest import Servers
 
 

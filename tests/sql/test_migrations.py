@@ -12,8 +12,8 @@ import pytest
 import sqlparse
 from yoyo import get_backend, read_migrations
 
-from service.migrations import MigrationError, apply_migrations
-from service.schema import FOLDER
+from service.postgresql.migration_files import FOLDER
+from service.postgresql.migrations import MigrationError, apply_migrations
 from tests.conftest import Servers
 
 STEPS = sorted(file for file in FOLDER.glob("*.sql") if ".rollback." not in file.name)

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import psycopg
 import pytest
 
-from service.schema import FOLDER
+from service.postgresql.migration_files import FOLDER
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(file.stem for file in FOLDER.glob("*.sql") if ".rollback." not in file.name)
@@ -35,7 +35,7 @@ with get_backend(sys.argv[1]) as backend:
 # One of our own migrators, held up where it looks what there is to apply.
 OUR_HOLDER = """
 import sys
-from service import migrations
+from service.postgresql import migrations
 
 def wait(*_):
     print("locked", flush=True)

@@ -17,7 +17,6 @@ import asyncpg
 import pytest
 from uuid6 import uuid7
 
-from service.database import Database, Repositories, TransactionConflict, retried
 from service.domain.claims import Claim
 from service.domain.errors import (
     DatabaseUnavailable,
@@ -41,7 +40,8 @@ from service.domain.scopes import OF_CLIENTS, Scope
 from service.domain.security_events import Origin
 from service.domain.sessions import FIRST_PARTY, Session
 from service.domain.users import Role, parse_email
-from service.use_cases.forgetting import CODE_KEY
+from service.postgresql.database import Database, Repositories, TransactionConflict, retried
+from service.use_cases.cache_invalidation import CODE_KEY
 from tests.conftest import Servers
 from tests.factories import new_email
 
@@ -892,7 +892,7 @@ async def test_a_transaction_that_deadlocks_is_tried_again(transactions: Databas
 HOLD_A_LOCK = """
 import asyncio, sys
 from uuid import UUID
-from service import database
+from service.postgresql import database
 
 database.LIMITS["idle_in_transaction_session_timeout"] = "500ms"
 

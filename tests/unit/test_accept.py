@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.api.accept import _accepts_json
+from service.api.http.accept import _accepts_json
 
 PROBLEM = "application/problem+json"
 

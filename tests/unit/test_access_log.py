@@ -7,9 +7,9 @@ from datetime import datetime
 
 import pytest
 
-from service import access_log
-from service.access_log import FLUSH_SECONDS, MOST_REQUESTS, AccessLog, LoggedRequest
-from service.logs import JsonFormatter, TextFormatter
+from service.telemetry import access_log
+from service.telemetry.access_log import FLUSH_SECONDS, MOST_REQUESTS, AccessLog, LoggedRequest
+from service.telemetry.logs import JsonFormatter, TextFormatter
 
 AT = 1795253400.0625
 

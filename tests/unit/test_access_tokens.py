@@ -19,7 +19,7 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from service.domain.errors import InvalidToken
 from service.domain.scopes import Scope, scopes_of, to_text
 from service.domain.users import Role
-from service.tokens import (
+from service.security.tokens import (
     LEEWAY,
     AccessToken,
     AccessTokens,
@@ -376,7 +376,7 @@ def test_a_signature_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("it was to be known again")
 
-    monkeypatch.setattr("service.tokens.jwt.decode", refuse)
+    monkeypatch.setattr("service.security.tokens.jwt.decode", refuse)
     assert tokens.verify(ISSUED, NOW) == read
     with pytest.raises(InvalidToken, match="expired"):
         tokens.verify(ISSUED, NOW + LIFETIME + LEEWAY)
@@ -395,7 +395,7 @@ def test_what_resembles_a_token_that_was_verified_is_refused(place: int) -> None
 
 
 def test_no_more_tokens_are_known_than_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.tokens.MOST_VERIFIED", 3)
+    monkeypatch.setattr("service.security.tokens.MOST_VERIFIED", 3)
     tokens = make_tokens()
     for _ in range(10):
         tokens.verify(issue(), NOW)

@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service.attempts import PAUSES_MS, REMEMBERED_MS, Failures, KnownAddresses
-from service.cache import RedisServer
 from service.domain.keyed_hashes import keyed_hash
+from service.redis.cache import RedisServer
+from service.redis.password_attempts import PAUSES_MS, REMEMBERED_MS, Failures, KnownAddresses
 from tests.unit.test_rate_limits import HandSetClock
 
 WHO = ("anna@example.com", "203.0.113.1")

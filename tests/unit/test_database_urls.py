@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from service.database_urls import DatabaseUrlError, Host, parse_database_url
+from service.postgresql.urls import DatabaseUrlError, Host, parse_database_url
 
 
 def faults(url: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.api.problems import _OF_HTTP, PROBLEM_TYPES, STATUS_OF_KIND, status_of
+from service.api.http.problems import _OF_HTTP, PROBLEM_TYPES, STATUS_OF_KIND, status_of
 from service.domain import errors
 from service.domain.errors import ServiceError, TooMany, Unavailable
 

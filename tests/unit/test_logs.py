@@ -13,8 +13,8 @@ from uuid import UUID
 
 import pytest
 
-from service.logs import JsonFormatter, TextFormatter
-from service.tokens import AccessTokens, SigningKey, SigningKeys
+from service.security.tokens import AccessTokens, SigningKey, SigningKeys
+from service.telemetry.logs import JsonFormatter, TextFormatter
 
 ROOT = Path(__file__).parents[2]
 FORMATTERS = [JsonFormatter(), TextFormatter()]
@@ -217,7 +217,7 @@ def test_lines_go_to_standard_error_from_the_level_that_was_set(
 ) -> None:
     script = f"""
 import logging
-from service.logs import set_up_logging
+from service.telemetry.logs import set_up_logging
 logging.basicConfig()  # what a library may have done before
 set_up_logging({level!r}, {log_format!r})
 logger = logging.getLogger("one")

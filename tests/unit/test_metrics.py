@@ -5,7 +5,7 @@ import random
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from service.metrics import Durations
+from service.telemetry.metrics import Durations
 
 BUCKETS = (0.001, 0.01, 0.1)
 

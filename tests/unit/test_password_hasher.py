@@ -17,8 +17,8 @@ import argon2.low_level
 import pytest
 
 from service.domain.errors import HashingQueueFull
-from service.passwords import PasswordHasher
-from service.settings import Argon2
+from service.security.password_hashing import PasswordHasher
+from service.settings.settings import Argon2
 
 CHEAP = Argon2(memory_kib=64, passes=1, lanes=1)
 
@@ -269,8 +269,8 @@ async def test_a_queue_in_which_hashes_wait_for_long_is_full_before_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What comes at once may wait; when it has, what would wait for as long again is refused."""
-    monkeypatch.setattr("service.passwords.BURST_SECONDS", 0.02)
-    monkeypatch.setattr("service.passwords.LONGEST_WAIT_SECONDS", 0.04)
+    monkeypatch.setattr("service.security.password_hashing.BURST_SECONDS", 0.02)
+    monkeypatch.setattr("service.security.password_hashing.LONGEST_WAIT_SECONDS", 0.04)
     async with hashing(Argon2(memory_kib=19_456, passes=2, lanes=1), queue=1000) as hasher:
         burst = [asyncio.create_task(hasher.hash("a password")) for _ in range(10)]
         await asyncio.sleep(0)
@@ -287,8 +287,8 @@ async def test_hashes_that_wait_for_the_core_are_not_taken_for_long_ones(
 ) -> None:
     """They have the lowest priority: whoever is refused asks again, which takes more of the core,
     and if that were a reason to refuse, nobody would be let in any more."""
-    monkeypatch.setattr("service.passwords.BURST_SECONDS", 0.02)
-    monkeypatch.setattr("service.passwords.LONGEST_WAIT_SECONDS", 0.04)
+    monkeypatch.setattr("service.security.password_hashing.BURST_SECONDS", 0.02)
+    monkeypatch.setattr("service.security.password_hashing.LONGEST_WAIT_SECONDS", 0.04)
     async with hashing(Argon2(memory_kib=64, passes=1, lanes=1), queue=1000) as hasher:
         starved = [asyncio.create_task(hasher._run(lambda: time.sleep(0.03))) for _ in range(5)]
         await asyncio.sleep(0)

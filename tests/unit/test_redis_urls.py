@@ -1,6 +1,6 @@
 """What a REDIS_URL of several servers is taken apart into."""
 
-from service.redis_urls import read_redis_url
+from service.redis.urls import read_redis_url
 
 
 def test_one_server_is_left_to_redis_py() -> None:

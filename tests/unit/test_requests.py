@@ -10,9 +10,9 @@ from aiohttp.test_utils import make_mocked_request
 from marshmallow import ValidationError
 from multidict import CIMultiDict
 
-from service.api import requests
-from service.api.keys import SETTINGS
-from service.api.requests import (
+from service.api.http import requests
+from service.api.http.app_keys import SETTINGS
+from service.api.http.requests import (
     Moment,
     RequestSchema,
     Text,
@@ -20,7 +20,7 @@ from service.api.requests import (
     WholeNumber,
     client_address,
 )
-from service.settings import read_settings
+from service.settings.settings import read_settings
 from tests.factories import new_secrets
 
 CLIENT, OTHER, PROXY, FAR_PROXY = "203.0.113.5", "198.51.100.6", "10.0.0.1", "10.0.0.2"

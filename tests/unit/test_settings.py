@@ -13,7 +13,8 @@ import pytest
 from dotenv import dotenv_values
 
 from service.domain.clock import utc_now
-from service.settings import (
+from service.security.tokens import SigningKey
+from service.settings.settings import (
     Argon2,
     GitHubSettings,
     HunterSettings,
@@ -29,7 +30,6 @@ from service.settings import (
     read_settings,
     risks_of,
 )
-from service.tokens import SigningKey
 from tests.factories import new_secrets
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,79 @@
+"""`Idempotency-Key`: a repeated POST gets the first answer (draft-ietf-httpapi-idempotency-key)."""
+
+import hmac
+import json
+import re
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+from uuid import UUID
+
+from aiohttp import web
+
+from service.api.http.app_keys import CONTEXT, REFUSALS, SETTINGS
+from service.api.http.problems import problem_of
+from service.api.http.requests import client_address
+from service.domain.errors import Conflict, IdempotencyKeyReused, InvalidInput
+from service.domain.idempotency import AlreadyAnswered, Answer, IdempotencyKey
+from service.domain.keyed_hashes import keyed_hash
+from service.use_cases.idempotency import AnswerOnce
+
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+T = TypeVar("T")
+
+
+async def answer_once(
+    request: web.Request,
+    user_id: UUID | None,
+    work: Callable[[AnswerOnce[T]], Awaitable[T]],
+    render: Callable[[T], Answer],
+) -> web.Response:
+    """Return what `work` gives as `render` writes it, or the first answer to the same request.
+
+    The user may repeat the request, or where nobody is signed in a client of the same address: a
+    stranger's key is another one. A refusal by a rule is an answer too, and is kept; what says
+    nothing about the request (a failure, a full queue) is not.
+    """
+    key = _read_key(request, user_id)
+    once = AnswerOnce(key, render)
+    try:
+        return _response(render(await work(once)))
+    except AlreadyAnswered as repetition:
+        response = _response(repetition.answer)
+        response.headers["Idempotency-Replayed"] = "true"
+        return response
+    except IdempotencyKeyReused:
+        raise
+    except (Conflict, InvalidInput) as error:
+        if key is not None:
+            response = problem_of(error, request)
+            assert isinstance(response.body, bytes)
+            await request.app[REFUSALS].keep(key, Answer(response.status, response.body))
+        raise
+
+
+def _read_key(request: web.Request, user_id: UUID | None) -> IdempotencyKey | None:
+    text = request.headers.get("Idempotency-Key")
+    if text is None:
+        return None
+    if not _KEY.fullmatch(text):
+        raise web.HTTPBadRequest(
+            reason="An Idempotency-Key has 1 to 255 printable ASCII characters and no space."
+        )
+    call = f"{request.method} {request.path}\n"
+    body = json.dumps(request[CONTEXT].document, sort_keys=True)
+    hash_key = request.app[SETTINGS].hash_key
+    fingerprint = hmac.digest(hash_key, b"request " + (call + body).encode(), "sha256")
+    if user_id is not None:
+        scope = str(user_id)
+    else:
+        scope = f"address {keyed_hash(hash_key, 'idempotency', client_address(request))}"
+    return IdempotencyKey(scope, text, fingerprint, user_id)
+
+
+def _response(answer: Answer) -> web.Response:
+    refused = answer.status >= 400
+    return web.Response(
+        status=answer.status,
+        body=answer.body,
+        content_type="application/problem+json" if refused else "application/json",
+    )

@@ -1,0 +1,1 @@
+"""OAuth 2.0: the service as an authorization server."""

@@ -1,0 +1,1 @@
+"""How the service reaches PostgreSQL. What it says there is in repositories/."""

@@ -1,0 +1,1 @@
+"""Issuers that vouch for users: OpenID Connect and GitHub."""

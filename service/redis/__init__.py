@@ -1,0 +1,1 @@
+"""How the service reaches Redis, and what it keeps there."""

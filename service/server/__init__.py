@@ -1,0 +1,1 @@
+"""The processes that serve: a supervisor and its workers."""

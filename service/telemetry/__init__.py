@@ -1,0 +1,1 @@
+"""What operators see: logs, the access log, metrics."""
