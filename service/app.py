@@ -13,7 +13,7 @@ from aiohttp import web
 
 from service.api.health import METRICS, close_when_stopping, metrics_of
 from service.api.http import app_keys
-from service.api.http.load_shedding import Overload
+from service.api.http.load_shedding import LoadShedder
 from service.api.http.middleware import around_every_request
 from service.api.http.origin import current_origin
 from service.api.http.problems import PARSER_LIMITS
@@ -48,7 +48,7 @@ from service.settings.settings import EnrichmentSettings, Settings
 from service.telemetry.access_log import AccessLog
 from service.telemetry.metrics import measure_requests
 from service.use_cases.account_changes import AccountChanges
-from service.use_cases.cache_invalidation import Forgetting
+from service.use_cases.cache_invalidation import CacheInvalidation
 from service.use_cases.claims import Claims
 from service.use_cases.email_verification import EmailVerification
 from service.use_cases.enrichment import Enrichments
@@ -75,9 +75,9 @@ log = logging.getLogger(__name__)
 def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
     """Return the application; what it holds open lives from its startup to its cleanup."""
     allow_domains(settings.email_domains_allowed)
-    access_log, stopping, overload = AccessLog(measure_requests), asyncio.Event(), Overload()
+    access_log, stopping, load_shedder = AccessLog(measure_requests), asyncio.Event(), LoadShedder()
     app = web.Application(
-        middlewares=[around_every_request(settings, access_log, stopping, overload)],
+        middlewares=[around_every_request(settings, access_log, stopping, load_shedder)],
         client_max_size=LARGEST_BODY,
         handler_args=PARSER_LIMITS,
     )
@@ -107,7 +107,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
         async with AsyncExitStack() as stack:
             stack.callback(access_log.flush)
             await _open(app, settings, clock, stack)
-            stack.enter_context(overload.watching())
+            stack.enter_context(load_shedder.watching())
             yield
 
     app.cleanup_ctx.append(resources)
@@ -118,7 +118,7 @@ def create_metrics_app(app: web.Application) -> web.Application:
     """Return an application that shows the metrics of `app`, for a port of their own."""
     settings = replace(app[app_keys.SETTINGS], cors_origins=frozenset())  # not for scripts
     surround = around_every_request(
-        settings, app[app_keys.ACCESS_LOG], app[app_keys.STOPPING], Overload()
+        settings, app[app_keys.ACCESS_LOG], app[app_keys.STOPPING], LoadShedder()
     )
     alone = web.Application(
         middlewares=[surround], client_max_size=LARGEST_BODY, handler_args=PARSER_LIMITS
@@ -142,12 +142,12 @@ async def users_alone(settings: Settings) -> AsyncIterator[tuple[Users, Personal
         stack.push_async_callback(redis.close)
         hasher = PasswordHasher(settings.argon2, 1, 1)
         stack.callback(hasher.close)
-        forgetting = Forgetting(postgresql, Cache(redis, utc_now), redis)
+        invalidation = CacheInvalidation(postgresql, Cache(redis, utc_now), redis)
         jobs = _jobs(postgresql, settings, utc_now)
         events = SecurityEvents(postgresql, utc_now, Origin, settings.hash_key)
-        users = _users(postgresql, forgetting, jobs, hasher, events, utc_now, settings)
+        users = _users(postgresql, invalidation, jobs, hasher, events, utc_now, settings)
         yield users, PersonalData(postgresql, events, utc_now)
-        await _make_known(forgetting)
+        await _make_known(invalidation)
 
 
 @asynccontextmanager
@@ -163,13 +163,13 @@ async def clients_alone(
         if redis_url is not None:
             redis = RedisServer(redis_url)
             stack.push_async_callback(redis.close)
-            await _make_known(Forgetting(postgresql, Cache(redis, utc_now), redis))
+            await _make_known(CacheInvalidation(postgresql, Cache(redis, utc_now), redis))
 
 
-async def _make_known(forgetting: Forgetting) -> None:
+async def _make_known(invalidation: CacheInvalidation) -> None:
     """Have Redis forget what a command has made old; if it cannot, a running service will."""
     with suppress(RedisAway, Unavailable):
-        await forgetting.work_off()
+        await invalidation.work_off()
 
 
 @asynccontextmanager
@@ -276,7 +276,7 @@ def _worker(
 
 def _users(
     postgresql: Database,
-    forgetting: Forgetting,
+    invalidation: CacheInvalidation,
     jobs: Jobs,
     hasher: PasswordHasher,
     events: SecurityEvents,
@@ -285,7 +285,7 @@ def _users(
 ) -> Users:
     return Users(
         postgresql,
-        forgetting,
+        invalidation,
         jobs,
         hasher,
         events,
@@ -311,7 +311,7 @@ async def _open(
 
     # With another EMAIL_CONFIRMATION other codes are live.
     cache = Cache(redis, clock, b"c" if settings.confirmation_required else b"")
-    forgetting = Forgetting(postgresql, cache, redis)
+    invalidation = CacheInvalidation(postgresql, cache, redis)
     jobs = _jobs(postgresql, settings, clock)
     events = SecurityEvents(postgresql, clock, current_origin, settings.hash_key)
     app[app_keys.DATABASE] = postgresql
@@ -322,7 +322,7 @@ async def _open(
     app[app_keys.FAILURES] = Failures(redis, clock, settings.hash_key)
     app[app_keys.KNOWN_ADDRESSES] = KnownAddresses(redis, clock, settings.hash_key)
     app[app_keys.REFUSALS] = Refusals(postgresql, clock)
-    app[app_keys.USERS] = _users(postgresql, forgetting, jobs, hasher, events, clock, settings)
+    app[app_keys.USERS] = _users(postgresql, invalidation, jobs, hasher, events, clock, settings)
     app[app_keys.CLAIMS] = Claims(
         postgresql,
         jobs,
@@ -334,7 +334,7 @@ async def _open(
     app[app_keys.SESSIONS] = Sessions(
         postgresql,
         cache,
-        forgetting,
+        invalidation,
         jobs,
         hasher,
         AccessTokens(settings.signing_keys, settings.public_url, settings.access_token_ttl),
@@ -346,12 +346,12 @@ async def _open(
         confirmation_required=settings.confirmation_required,
     )
     app[app_keys.OAUTH] = OAuth(
-        postgresql, forgetting, app[app_keys.SESSIONS], events, clock, _built_in_clients(settings)
+        postgresql, invalidation, app[app_keys.SESSIONS], events, clock, _built_in_clients(settings)
     )
     http = await stack.enter_async_context(open_http_client())
     app[app_keys.IDENTITIES] = Identities(
         postgresql,
-        forgetting,
+        invalidation,
         jobs,
         app[app_keys.USERS],
         app[app_keys.CLAIMS],
@@ -366,7 +366,7 @@ async def _open(
     )
     app[app_keys.MAIL_TOKENS] = MailTokens(
         postgresql,
-        forgetting,
+        invalidation,
         jobs,
         app[app_keys.USERS],
         app[app_keys.CLAIMS],
@@ -376,20 +376,20 @@ async def _open(
         password_rules=_password_rules(settings),
     )
     app[app_keys.ACCOUNT_CHANGES] = AccountChanges(
-        postgresql, forgetting, jobs, app[app_keys.USERS], events, clock
+        postgresql, invalidation, jobs, app[app_keys.USERS], events, clock
     )
     app[app_keys.EMAIL_VERIFICATION] = _verification(postgresql, cache, http, settings, clock)
     app[app_keys.ENRICHMENTS] = _enrichments(postgresql, http, settings, clock)
     app[app_keys.REFERRAL_CODES] = ReferralCodes(
-        postgresql, cache, forgetting, clock, confirmed_only=settings.confirmation_required
+        postgresql, cache, invalidation, clock, confirmed_only=settings.confirmation_required
     )
     app[app_keys.REFERRALS] = Referrals(postgresql)
     app[app_keys.SECURITY_EVENTS] = events
 
     # Before the first request, so that what another process left to be forgotten is forgotten.
-    await _make_known(forgetting)
+    await _make_known(invalidation)
     for run in (
-        forgetting.run,
+        invalidation.run,
         Housekeeping(postgresql, clock).run,
         app[app_keys.KNOWN_ADDRESSES].sweep,
     ):

@@ -28,7 +28,7 @@ from service.api.http.requests import (
     read_body,
     read_page,
 )
-from service.api.http.responses import PageSchema, WholeResponse, answer, no_content, respond
+from service.api.http.responses import PageSchema, PrebuiltResponse, answer, no_content, respond
 from service.domain.errors import (
     EmailNotConfirmed,
     InvalidInput,
@@ -40,10 +40,10 @@ from service.domain.errors import (
 from service.domain.referral_codes import (
     LARGEST_MAX_USES,
     LONGEST_LIFE_DAYS,
+    NewReferralCode,
     PublicReferralCode,
     ReferralCodeChange,
     ReferralCodeState,
-    ReferralCodeWish,
     normalise_code,
 )
 
@@ -178,7 +178,7 @@ def _located(request: web.Request, response: web.Response) -> web.Response:
 @refuses(LiveReferralCodeExists, ReferralCodeTaken, EmailNotConfirmed)
 async def create_referral_code(request: web.Request) -> web.Response:
     caller = await current_user(request)
-    wish = await read_body(request, WISH_SCHEMA, ReferralCodeWish, _expiry_rule(request))
+    wish = await read_body(request, WISH_SCHEMA, NewReferralCode, _expiry_rule(request))
     response = await answer_once(
         request,
         caller.user_id,
@@ -200,7 +200,7 @@ async def create_referral_code(request: web.Request) -> web.Response:
 @refuses(ReferralCodeTaken, EmailNotConfirmed)
 async def replace_referral_code(request: web.Request) -> web.Response:
     caller = await current_user(request)
-    wish = await read_body(request, WISH_SCHEMA, ReferralCodeWish, _expiry_rule(request))
+    wish = await read_body(request, WISH_SCHEMA, NewReferralCode, _expiry_rule(request))
     code, replaced = await request.app[REFERRAL_CODES].replace(caller.user_id, wish)
     return _located(request, respond(REFERRAL_CODE_SCHEMA, code, 200 if replaced else 201))
 
@@ -285,7 +285,7 @@ async def find_referral_code(request: web.Request) -> web.Response:
         )
     finally:
         await admission.check()
-    return WholeResponse(body)
+    return PrebuiltResponse(body)
 
 
 def write_public(code: PublicReferralCode) -> bytes:

@@ -10,7 +10,7 @@ from service.api.docs.openapi import refuses
 from service.api.http.app_keys import REFERRALS
 from service.api.http.authentication import current_token
 from service.api.http.requests import Moment, PageQuery, moment_text, read_id, read_page
-from service.api.http.responses import PageSchema, WholeResponse
+from service.api.http.responses import PageSchema, PrebuiltResponse
 from service.domain.errors import NotAllowed, UserNotFound
 from service.domain.pages import Page
 from service.domain.referrals import Referral, ReferralFlag
@@ -49,7 +49,7 @@ async def list_referrals(request: web.Request) -> web.Response:
     me = request.match_info["referrer_id"] == "me"
     referrer_id = token.user_id if me else read_id(request, "referrer_id")
     page = await request.app[REFERRALS].page(token.user_id, referrer_id, *read_page(request))
-    return WholeResponse(write_page(page))
+    return PrebuiltResponse(write_page(page))
 
 
 def write_page(page: Page[Referral]) -> bytes:

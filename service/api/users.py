@@ -21,7 +21,7 @@ from service.api.http.requests import (
     moment_text,
     read_body,
 )
-from service.api.http.responses import WholeResponse, answer, no_content, to_json
+from service.api.http.responses import PrebuiltResponse, answer, no_content, to_json
 from service.api.password_attempts import password_attempt
 from service.domain.errors import (
     EmailMalformed,
@@ -148,7 +148,7 @@ def account_of(email: str) -> str:
 @response_schema(UserSchema, 200, description="The caller's account.")
 async def show_me(request: web.Request) -> web.Response:
     caller = await current_user(request)
-    return WholeResponse(write_user(await request.app[USERS].find(caller.user_id)))
+    return PrebuiltResponse(write_user(await request.app[USERS].find(caller.user_id)))
 
 
 def write_user(user: User) -> bytes:

@@ -61,7 +61,7 @@ class Backlog:
     oldest: datetime | None
 
 
-class NotYet(Exception):
+class RetryLater(Exception):
     """The work has not failed, but can only be done in `wait`, then with `payload` if given."""
 
     def __init__(self, wait: timedelta, payload: Any = None) -> None:
@@ -70,18 +70,20 @@ class NotYet(Exception):
         self.payload = payload
 
 
-class Hopeless(Exception):
+class PermanentFailure(Exception):
     """Trying again would end in the same way: the job is parked at once."""
 
 
-def poll_again(job: Job, not_yet: NotYet) -> None:
-    """Raise NotYet to ask once more, each time three times later; return after MOST_POLLS.
+def poll_again(job: Job, retry_later: RetryLater) -> None:
+    """Raise RetryLater to ask once more, each time three times later; return after MOST_POLLS.
 
     Failures do not count: a service that was away for hours is asked as often as any other.
     """
     polls = job.payload.get("polls", 0)
     if polls < MOST_POLLS:
-        raise NotYet(not_yet.wait * 3**polls, {**job.payload, "polls": polls + 1}) from not_yet
+        raise RetryLater(
+            retry_later.wait * 3**polls, {**job.payload, "polls": polls + 1}
+        ) from retry_later
 
 
 def wait_after(tries: int) -> timedelta:

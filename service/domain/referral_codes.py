@@ -81,7 +81,7 @@ class TakenReferralCode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReferralCodeWish:
+class NewReferralCode:
     """What the owner asks for: exactly one of `expires_at` and `expires_in_days`."""
 
     expires_at: datetime | None = None
@@ -99,7 +99,7 @@ class ReferralCodeChange:
     max_uses: int | None = None
 
 
-def issue_referral_code(owner_id: UUID, wish: ReferralCodeWish, now: datetime) -> ReferralCode:
+def issue_referral_code(owner_id: UUID, wish: NewReferralCode, now: datetime) -> ReferralCode:
     """Return a new code of `owner_id` as wished; raise InvalidInput or ExpiryOutOfRange."""
     return ReferralCode(
         referral_code_id=uuid7(),

@@ -19,7 +19,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Batches(Generic[K, V]):
+class BatchLoader(Generic[K, V]):
     """Rows by key, as `read` reads them, at most `most` of them at once."""
 
     def __init__(

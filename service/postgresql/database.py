@@ -250,7 +250,7 @@ class Database:
         await repositories.committed()
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[Repositories]:
+    async def autocommit(self) -> AsyncIterator[Repositories]:
         """Run each statement of the block by itself: for reads, which need no transaction."""
         async with self._connection() as connection:
             repositories = Repositories(connection)
@@ -259,10 +259,10 @@ class Database:
 
     async def read(self, read: Callable[[Repositories], Awaitable[T]]) -> T:
         """Return what `read` returns, which runs each statement by itself."""
-        async with self.reading() as repositories:
+        async with self.autocommit() as repositories:
             return await read(repositories)
 
-    async def listing(self, read: Callable[[Repositories], Awaitable[T]]) -> T:
+    async def from_standby(self, read: Callable[[Repositories], Awaitable[T]]) -> T:
         """Return what `read` returns: it may be called twice, and with the replica's data.
 
         These are as new as the primary's: the replica is asked only if it has what the primary

@@ -7,7 +7,7 @@ from typing import Final
 from service.domain.clock import Clock
 from service.domain.enrichment import Enrichment
 from service.domain.errors import ProviderUnavailable
-from service.domain.jobs import NotYet
+from service.domain.jobs import RetryLater
 from service.domain.users import Email
 from service.providers.http import HttpClient
 from service.providers.hunter import enrichment_of
@@ -35,7 +35,7 @@ class ClearbitEnricher:
     async def enrich(self, email: Email) -> Enrichment | None:
         """Return what Clearbit knows, None for nothing.
 
-        Raises NotYet while it is being looked up (202), ProviderUnavailable if another try may do
+        Raises RetryLater while it is being looked up (202), ProviderUnavailable if another try may do
         better.
         """
         reply = await self._http.call(
@@ -46,7 +46,7 @@ class ClearbitEnricher:
             headers={"Authorization": f"Bearer {self._settings.api_key}"},
         )
         if reply.status == HTTPStatus.ACCEPTED:
-            raise NotYet(ASK_AGAIN_AFTER)
+            raise RetryLater(ASK_AGAIN_AFTER)
         if reply.status in _LATER:
             raise ProviderUnavailable(f"Clearbit answers {reply.status}.")
         if reply.status != HTTPStatus.OK:

@@ -8,7 +8,7 @@ from service.domain.clock import Clock
 from service.domain.email_verification import Verdict
 from service.domain.enrichment import Enrichment, clean
 from service.domain.errors import ProviderUnavailable
-from service.domain.jobs import NotYet
+from service.domain.jobs import RetryLater
 from service.domain.users import Email
 from service.providers.http import HttpClient, Reply
 from service.settings.settings import EnrichmentSettings, HunterSettings
@@ -32,7 +32,7 @@ class HunterVerifier:
         """Return the verdict.
 
         It is UNKNOWN where Hunter will not say: the person does not want to be processed (451),
-        or the month's credits are gone (429). Raises NotYet while Hunter is still asking the mail
+        or the month's credits are gone (429). Raises RetryLater while Hunter is still asking the mail
         server (202), ProviderUnavailable if another try may do better.
         """
         reply = await self._http.call(
@@ -43,7 +43,7 @@ class HunterVerifier:
             headers={"X-API-KEY": self._settings.api_key},
         )
         if reply.status == HTTPStatus.ACCEPTED:
-            raise NotYet(POLL_AFTER)
+            raise RetryLater(POLL_AFTER)
         _raise_if_later(reply)
         return _VERDICTS.get(_status_of(reply), Verdict.UNKNOWN)
 
@@ -57,7 +57,7 @@ class HunterEnricher:
         self._clock = clock
 
     async def enrich(self, email: Email) -> Enrichment | None:
-        """Return what Hunter knows, None for nothing; raise NotYet or ProviderUnavailable."""
+        """Return what Hunter knows, None for nothing; raise RetryLater or ProviderUnavailable."""
         reply = await self._http.call(
             SOURCE,
             "GET",
@@ -66,7 +66,7 @@ class HunterEnricher:
             headers={"X-API-KEY": self._settings.api_key},
         )
         if reply.status == HTTPStatus.ACCEPTED:
-            raise NotYet(POLL_AFTER)
+            raise RetryLater(POLL_AFTER)
         _raise_if_later(reply)
         data = reply.document.get("data") if isinstance(reply.document, dict) else None
         return enrichment_of(data, SOURCE, self._clock) if reply.status == HTTPStatus.OK else None

@@ -14,7 +14,7 @@ import aiosmtplib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from service.domain.errors import ProviderUnavailable
-from service.domain.jobs import Hopeless
+from service.domain.jobs import PermanentFailure
 from service.domain.mails import Mail
 from service.domain.users import Email
 from service.providers.circuit_breaker import CircuitBreaker
@@ -56,13 +56,13 @@ class Mailer:
         """Deliver the mail.
 
         The same `message_id` for each try lets mail programs show a mail once that was sent twice.
-        Raises ProviderUnavailable, or Hopeless where the mail server will not take it at all, or
+        Raises ProviderUnavailable, or PermanentFailure where the mail server will not take it at all, or
         there is no way to write it.
         """
         try:
             message = self._write(mail, to, message_id)
         except Exception as error:  # whatever keeps it from being written does so each time
-            raise Hopeless(f"the mail cannot be written: {type(error).__name__}") from error
+            raise PermanentFailure(f"the mail cannot be written: {type(error).__name__}") from error
         await self._deliver(message)
 
     def _write(self, mail: Mail, to: Email, message_id: str) -> EmailMessage:
@@ -113,11 +113,11 @@ class _Smtp:
                 log.warning("a mail was not taken: %s", reason)
                 if not _is_final(error):
                     raise ProviderUnavailable(reason) from error
-                hopeless = Hopeless(reason)
+                permanent = PermanentFailure(reason)
             else:
                 PROVIDER_CALLS.labels(_PROVIDER, "ok").inc()
                 return
-        raise hopeless
+        raise permanent
 
 
 def _codes(error: Exception) -> list[int]:

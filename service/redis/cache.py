@@ -40,7 +40,7 @@ from redis.crc import key_slot
 
 from service.domain.clock import Clock
 from service.redis.connection import TIMEOUT_SECONDS, Command, RedisAway, RedisConnection
-from service.redis.topology import Share, servers_of
+from service.redis.topology import SlotRange, servers_of
 from service.telemetry.metrics import CACHE_READS, CIRCUIT_BREAKER_OPEN
 
 FORM: Final = b"2"
@@ -76,7 +76,7 @@ class RedisServer:
 
     def __init__(self, url: str) -> None:
         self._servers = servers_of(url, self._open_breaker)
-        self._shares: Sequence[Share] = ()
+        self._shares: Sequence[SlotRange] = ()
         self._holders: list[RedisConnection] = []
         """By slot; or the one who holds them all."""
         self._only: RedisConnection | None = None
@@ -208,11 +208,11 @@ class RedisServer:
         CIRCUIT_BREAKER_OPEN.set(1)
 
 
-def _what_is_held(shares: Sequence[Share]) -> list[tuple[int, int, str]]:
+def _what_is_held(shares: Sequence[SlotRange]) -> list[tuple[int, int, str]]:
     return [(share.first, share.last, share.generation) for share in shares]
 
 
-def _by_slot(shares: Sequence[Share]) -> list[RedisConnection]:
+def _by_slot(shares: Sequence[SlotRange]) -> list[RedisConnection]:
     if len(shares) == 1:
         return [shares[0].connection]
     return [share.connection for share in shares for _ in range(share.first, share.last + 1)]

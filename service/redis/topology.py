@@ -26,7 +26,7 @@ _Holders = tuple[tuple[int, int, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class SlotRange:
     """The slots from `first` to `last`, and who holds them."""
 
     first: int
@@ -45,10 +45,10 @@ class OneServer:
         [self._url] = url.named
         self._connections = _Connections(on_failure)
 
-    async def look(self) -> Sequence[Share]:
+    async def look(self) -> Sequence[SlotRange]:
         connection = await self._connections.to(self._url)
         await connection.call(("PING",))
-        return [Share(0, SLOTS - 1, connection, connection.run_id)]
+        return [SlotRange(0, SLOTS - 1, connection, connection.run_id)]
 
     def close(self) -> None:
         self._connections.close()
@@ -65,7 +65,7 @@ class Cluster:
         self._known: set[str] = set()
         """Those who held slots when all agreed."""
 
-    async def look(self) -> Sequence[Share]:
+    async def look(self) -> Sequence[SlotRange]:
         told: dict[str, tuple[_Holders, str]] = {}
         failures: list[str] = []
         contradicted: set[_Holders] = set()
@@ -79,7 +79,7 @@ class Cluster:
                     self._known = urls
                     self._connections.keep(urls)
                     return [
-                        Share(first, last, await self._connections.to(url), told[url][1])
+                        SlotRange(first, last, await self._connections.to(url), told[url][1])
                         for first, last, url in holders
                     ]
                 contradicted.add(holders)
@@ -119,7 +119,7 @@ class Sentinels:
         self._sentinels = _Connections(lambda: None)
         self._primary = _Connections(on_failure)
 
-    async def look(self) -> Sequence[Share]:
+    async def look(self) -> Sequence[SlotRange]:
         failures: list[str] = []
         answers = await _answers(self._ask, self._url.named, failures)
         [(url, named)] = Counter(answers.values()).most_common(1) or [("", 0)]
@@ -133,7 +133,7 @@ class Sentinels:
         if told["role"] != "master":
             raise RedisAway("The server that the sentinels name is not a primary.")
         # It has another one when it was started again, or was a replica in between.
-        return [Share(0, SLOTS - 1, connection, told["master_replid"])]
+        return [SlotRange(0, SLOTS - 1, connection, told["master_replid"])]
 
     async def _ask(self, url: str) -> str:
         """Return the URL of the primary that one sentinel names."""

@@ -15,7 +15,7 @@ from service.domain.oauth import hash_secret
 from service.domain.security_events import SecurityEvent
 from service.domain.users import Email, Role
 from service.postgresql.database import Database, Repositories, TransactionConflict, retried
-from service.use_cases.cache_invalidation import Forgetting, code_key, session_key
+from service.use_cases.cache_invalidation import CacheInvalidation, code_key, session_key
 from service.use_cases.jobs import Jobs
 from service.use_cases.mails import mail_about_change, mail_to_email
 from service.use_cases.security_events import SecurityEvents
@@ -40,14 +40,14 @@ class AccountChanges:
     def __init__(
         self,
         database: Database,
-        forgetting: Forgetting,
+        invalidation: CacheInvalidation,
         jobs: Jobs,
         users: Users,
         events: SecurityEvents,
         clock: Clock,
     ) -> None:
         self._database = database
-        self._forgetting = forgetting
+        self._invalidation = invalidation
         self._jobs = jobs
         self._users = users
         self._events = events
@@ -79,14 +79,14 @@ class AccountChanges:
             await repositories.mail_tokens.delete_of_user(user_id)
             ended = await repositories.sessions.end_all_but(user_id, None, now)
             old_keys += map(session_key, ended)
-            await self._forgetting.plan(repositories, old_keys, now)
+            await self._invalidation.plan(repositories, old_keys, now)
             await self._events.record(
                 repositories, SecurityEvent.CHANGE_UNDONE, user_id, now, reason=change.kind
             )
             await self._events.record_ended_sessions(
                 repositories, user_id, ended, now, reason="change-undone"
             )
-        await self._forgetting.forget(old_keys)
+        await self._invalidation.forget(old_keys)
 
     async def _give_address_back(
         self, repositories: Repositories, change: AccountChange, present: Email, now: datetime

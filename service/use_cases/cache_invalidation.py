@@ -40,7 +40,7 @@ def session_key(session_id: UUID) -> str:
     return f"session:{session_id}"
 
 
-class Forgetting:
+class CacheInvalidation:
     """Removes cache keys now, later and when Redis is back."""
 
     def __init__(self, database: Database, cache: Cache, server: RedisServer) -> None:
@@ -78,7 +78,7 @@ class Forgetting:
                 return
             await self._cache.forget_anyway([key for job in jobs for key in job.payload])
             if jobs:
-                async with self._database.reading() as repositories:
+                async with self._database.autocommit() as repositories:
                     await repositories.jobs.delete([job.job_id for job in jobs])
                 JOBS_DONE.labels(JobKind.FORGET).inc(len(jobs))
             if len(jobs) < BATCH and not self._put_off:
@@ -87,7 +87,7 @@ class Forgetting:
 
     async def _oldest(self) -> list[Job]:
         try:
-            async with self._database.reading() as repositories:
+            async with self._database.autocommit() as repositories:
                 return await repositories.jobs.oldest(JobKind.FORGET, BATCH)
         except Unavailable:
             if self._server.away:  # or it would be called down, which nobody has asked

@@ -55,7 +55,7 @@ class Claims:
         check_password(registration.password, email, self._password_rules, "#/password")
         now = self._clock()
         await once.look(self._database, now)
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             code_id = await self._users.find_code(repositories, registration.referral_code, now)
         password_hash = await self._hasher.hash(registration.password)
         async with self._database.transaction() as repositories:

@@ -8,7 +8,7 @@ from uuid import UUID
 from service.domain.clock import Clock
 from service.domain.email_verification import LOCAL, Verdict, Verification, verify_locally
 from service.domain.errors import ProviderUnavailable
-from service.domain.jobs import Job, NotYet, poll_again
+from service.domain.jobs import Job, RetryLater, poll_again
 from service.domain.keyed_hashes import keyed_hash
 from service.domain.users import Email, parse_email
 from service.postgresql.database import Database
@@ -58,7 +58,7 @@ class EmailVerification:
     async def _ask(self, verifier: HunterVerifier, email: Email) -> Entry | None:
         try:
             verdict = await verifier.verify(email)
-        except (NotYet, ProviderUnavailable):
+        except (RetryLater, ProviderUnavailable):
             return None
         now = self._clock()
         if verdict is Verdict.UNKNOWN:
@@ -68,15 +68,15 @@ class EmailVerification:
     async def verify(self, job: Job) -> None:
         """Find out about an account's e-mail, and store the verdict."""
         user_id = UUID(job.payload["user_id"])
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             user = await repositories.users.find(user_id)
         if user is None or user.email is None or self._verifier is None:
             return
         email = parse_email(user.email)
         try:
             verdict = await self._verifier.verify(email)
-        except NotYet as not_yet:
-            poll_again(job, not_yet)
+        except RetryLater as retry_later:
+            poll_again(job, retry_later)
             verdict = Verdict.UNKNOWN
         verification = Verification(verdict=verdict, source=SOURCE, checked_at=self._clock())
         async with self._database.transaction() as repositories:

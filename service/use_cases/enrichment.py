@@ -5,12 +5,12 @@ from uuid import UUID
 
 from service.domain.enrichment import Enrichment
 from service.domain.errors import EnrichmentNotFound
-from service.domain.jobs import Job, NotYet, poll_again
+from service.domain.jobs import Job, RetryLater, poll_again
 from service.domain.users import Email, parse_email
 from service.postgresql.database import Database
 
 Enrich = Callable[[Email], Awaitable[Enrichment | None]]
-"""Asks a provider; raises NotYet or ProviderUnavailable."""
+"""Asks a provider; raises RetryLater or ProviderUnavailable."""
 
 
 class Enrichments:
@@ -22,7 +22,7 @@ class Enrichments:
 
     async def find(self, user_id: UUID) -> Enrichment:
         """Return what is known about the user; raise EnrichmentNotFound."""
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             enrichment = await repositories.enrichments.find(user_id)
         if enrichment is None:
             raise EnrichmentNotFound
@@ -31,15 +31,15 @@ class Enrichments:
     async def fetch(self, job: Job) -> None:
         """Ask the provider about a user, and store the answer."""
         user_id = UUID(job.payload["user_id"])
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             user = await repositories.users.find(user_id)
         if user is None or user.email is None or self._enrich is None:
             return
         email = parse_email(user.email)
         try:
             enrichment = await self._enrich(email)
-        except NotYet as not_yet:
-            poll_again(job, not_yet)
+        except RetryLater as retry_later:
+            poll_again(job, retry_later)
             return
         if enrichment is not None:
             async with self._database.transaction() as repositories:

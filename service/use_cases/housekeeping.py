@@ -35,7 +35,7 @@ class Housekeeping:
     async def tidy_up(self) -> None:
         """Delete what has expired from each table, up to MOST_BATCHES batches."""
         now = self._clock()
-        async with self._database.reading() as stored:
+        async with self._database.autocommit() as stored:
             deletions: tuple[tuple[Deletion, datetime], ...] = (
                 (stored.authorization_codes.delete_expired, now),
                 (stored.sign_ins.delete_expired, now),

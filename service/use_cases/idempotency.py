@@ -29,12 +29,12 @@ class AnswerOnce(Generic[T]):
 
     def around(self, database: Database) -> AbstractAsyncContextManager[Repositories]:
         """Return what goes around work of one statement: a transaction, if there is a key."""
-        return database.reading() if self._key is None else database.transaction()
+        return database.autocommit() if self._key is None else database.transaction()
 
     async def look(self, database: Database, now: datetime) -> None:
         """Raise at once what `claim` would: before work that a repetition would do for nothing."""
         if self._key is not None:
-            async with database.reading() as repositories:
+            async with database.autocommit() as repositories:
                 await _refuse_second(repositories, self._key, now)
 
     async def claim(self, repositories: Repositories, now: datetime) -> None:

@@ -38,7 +38,7 @@ from service.domain.users import Email, User
 from service.postgresql.database import Database, Repositories, TransactionConflict, retried
 from service.providers import Provider
 from service.use_cases.account_changes import offer_undo
-from service.use_cases.cache_invalidation import Forgetting, session_key
+from service.use_cases.cache_invalidation import CacheInvalidation, session_key
 from service.use_cases.claims import Claims
 from service.use_cases.jobs import Jobs
 from service.use_cases.security_events import SecurityEvents
@@ -60,7 +60,7 @@ class Identities:
     def __init__(
         self,
         database: Database,
-        forgetting: Forgetting,
+        invalidation: CacheInvalidation,
         jobs: Jobs,
         users: Users,
         claims: Claims,
@@ -72,7 +72,7 @@ class Identities:
         confirmation_required: bool,
     ) -> None:
         self._database = database
-        self._forgetting = forgetting
+        self._invalidation = invalidation
         self._users = users
         self._claims = claims
         self._sessions = sessions
@@ -106,7 +106,7 @@ class Identities:
         provider = self._find(name)
         now = self._clock()
         if referral_code is not None:
-            async with self._database.reading() as repositories:
+            async with self._database.autocommit() as repositories:
                 await self._users.find_code(repositories, referral_code, now)
         state = new_secret()
         if not is_secret(browser):
@@ -129,7 +129,7 @@ class Identities:
 
     async def request_of(self, name: str, state: str, browser: str) -> str | None:
         """Return what the sign-in that is about to end is to go on with; it can still end then."""
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             return await repositories.sign_ins.find_request(
                 hash_secret(state), hash_secret(browser), name, self._clock()
             )
@@ -159,7 +159,7 @@ class Identities:
 
     async def list_of(self, user_id: UUID) -> list[LinkedIdentity]:
         """Return the identities that sign in to the account, newest first."""
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             identities = await repositories.identities.of_user(user_id)
         return [replace(one, provider=self._name_of.get(one.issuer)) for one in identities]
 
@@ -193,7 +193,7 @@ class Identities:
                 now,
                 reason=self._name_of.get(cut.issuer),
             )
-        await self._forgetting.forget(old_keys)
+        await self._invalidation.forget(old_keys)
 
     def _find(self, name: str) -> Provider:
         provider = self.providers.get(name)
@@ -254,7 +254,7 @@ class Identities:
         except (EmailTaken, IdentityTaken, InvalidCredentials) as error:
             # Made, disabled or erased by another request of the same moment: to be looked at anew.
             raise TransactionConflict from error
-        await self._forgetting.forget(old_keys)
+        await self._invalidation.forget(old_keys)
         if tokens is None:  # after the commit: the account or claim is there, its mail planned
             raise refusal
         return tokens
@@ -368,5 +368,5 @@ class Identities:
         ended = await repositories.sessions.end_all_but(user_id, kept_session_id, now)
         await self._events.record_ended_sessions(repositories, user_id, ended, now, reason=reason)
         keys = [session_key(session_id) for session_id in ended]
-        await self._forgetting.plan(repositories, keys, now)
+        await self._invalidation.plan(repositories, keys, now)
         return keys

@@ -19,11 +19,11 @@ from service.domain.jobs import (
     CLAIMED_FOR,
     MOST_TRIES,
     Backlog,
-    Hopeless,
     Job,
     JobKind,
     JobState,
-    NotYet,
+    PermanentFailure,
+    RetryLater,
     wait_after,
 )
 from service.postgresql.database import Database, Repositories
@@ -33,7 +33,7 @@ POLL_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 15.0
 _NONE: Final = timedelta()
 Handler = Callable[[Job], Awaitable[None]]
-"""Does a job; raises NotYet, Hopeless, or whatever it failed of. It may be called twice."""
+"""Does a job; raises RetryLater, PermanentFailure, or whatever it failed of. It may be called twice."""
 log = logging.getLogger(__name__)
 
 
@@ -64,7 +64,7 @@ class Jobs:
             await repositories.jobs.add_due(wanted, self._clock(), head_start)
 
     async def newest(self, limit: int, *, parked_alone: bool) -> list[JobState]:
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             return await repositories.jobs.newest(limit, parked_alone=parked_alone)
 
     async def retry(self, job_id: UUID | None) -> int:
@@ -73,7 +73,7 @@ class Jobs:
             return await repositories.jobs.retry(job_id, self._clock())
 
     async def backlogs(self) -> list[Backlog]:
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             return await repositories.jobs.backlogs()
 
 
@@ -124,17 +124,17 @@ class Worker:
         Raises Unavailable when the job has been put off because of it.
         """
         now = self._clock()
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             job = await repositories.jobs.claim(kind, now, now + CLAIMED_FOR)
         if job is None:
             return False
         try:
             await self._handlers[kind](job)
-        except NotYet as not_yet:
-            async with self._database.reading() as repositories:
-                due_at = self._clock() + not_yet.wait
-                await repositories.jobs.postpone(job, due_at, None, not_yet.payload)
-        except Hopeless as error:
+        except RetryLater as retry_later:
+            async with self._database.autocommit() as repositories:
+                due_at = self._clock() + retry_later.wait
+                await repositories.jobs.postpone(job, due_at, None, retry_later.payload)
+        except PermanentFailure as error:
             JOBS_FAILED.labels(kind).inc()
             await self._park(job, str(error))
         except Exception as error:
@@ -142,7 +142,7 @@ class Worker:
             if isinstance(error, Unavailable):
                 raise
         else:
-            async with self._database.reading() as repositories:
+            async with self._database.autocommit() as repositories:
                 await repositories.jobs.delete([job.job_id])
             JOBS_DONE.labels(kind).inc()
         return True
@@ -155,13 +155,13 @@ class Worker:
         if job.tries >= MOST_TRIES:
             await self._park(job, told)
             return
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             due_at = self._clock() + wait_after(job.tries)
             await repositories.jobs.postpone(job, due_at, told)
 
     async def _park(self, job: Job, error: str) -> None:
         log.error("a job is parked: %s %s: %s", job.kind, job.job_id, error)
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             await repositories.jobs.park(job, self._clock(), error)
 
 

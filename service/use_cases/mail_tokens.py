@@ -23,7 +23,7 @@ from service.domain.users import Email, parse_email
 from service.postgresql.database import Database, Repositories, TransactionConflict, retried
 from service.security.password_hashing import PasswordHasher
 from service.use_cases.account_changes import offer_undo
-from service.use_cases.cache_invalidation import Forgetting, code_key, session_key
+from service.use_cases.cache_invalidation import CacheInvalidation, code_key, session_key
 from service.use_cases.claims import Claims
 from service.use_cases.jobs import Jobs
 from service.use_cases.mails import mail_to_email, mail_to_new_email, mail_to_user
@@ -41,7 +41,7 @@ class MailTokens:
     def __init__(
         self,
         database: Database,
-        forgetting: Forgetting,
+        invalidation: CacheInvalidation,
         jobs: Jobs,
         users: Users,
         claims: Claims,
@@ -52,7 +52,7 @@ class MailTokens:
         password_rules: PasswordRules,
     ) -> None:
         self._database = database
-        self._forgetting = forgetting
+        self._invalidation = invalidation
         self._jobs = jobs
         self._users = users
         self._claims = claims
@@ -80,7 +80,7 @@ class MailTokens:
     async def change_email(self, caller: Caller, new_email: str, password: str | None) -> None:
         """Have a token sent to the new e-mail, which becomes the account's when it comes back.
 
-        Raises EmailMalformed, MailUnavailable and what `Users.prove` raises.
+        Raises EmailMalformed, MailUnavailable and what `Users.reauthenticate` raises.
         """
         try:
             email = parse_email(new_email)
@@ -88,7 +88,7 @@ class MailTokens:
             raise EmailMalformed(error.detail, pointer="#/new_email") from error
         if not self._jobs.include(JobKind.MAIL):
             raise MailUnavailable
-        await self._users.prove(caller, password)
+        await self._users.reauthenticate(caller, password)
         async with self._database.transaction() as repositories:
             await self._events.record(
                 repositories, SecurityEvent.EMAIL_CHANGE_REQUESTED, caller.user_id, self._clock()
@@ -115,7 +115,7 @@ class MailTokens:
             # None of them can become the account any more.
             await repositories.claims.delete_of_email(found.email.key)
             await repositories.confirmations.add(token_hash, user_id)
-        await self._forgetting.forget(old_keys)
+        await self._invalidation.forget(old_keys)
 
     async def _confirm(
         self, repositories: Repositories, token: MailToken, now: datetime
@@ -144,7 +144,7 @@ class MailTokens:
             await self._events.record(repositories, SecurityEvent.EMAIL_CONFIRMED, user_id, now)
             # Where addresses have to be confirmed, the account's code counts from now on.
             confirmed_keys = [code_key(token.email.key)]
-            await self._forgetting.plan(repositories, confirmed_keys, now)
+            await self._invalidation.plan(repositories, confirmed_keys, now)
             old_keys += confirmed_keys
         return user_id, old_keys
 
@@ -177,7 +177,7 @@ class MailTokens:
         await repositories.enrichments.delete_of_user(user_id)
         await repositories.identities.delete_of_other_emails(user_id, token.email.key)
         old_keys = [*self._users.keys_of_email(old.key), code_key(token.email.key)]
-        await self._forgetting.plan(repositories, old_keys, now)
+        await self._invalidation.plan(repositories, old_keys, now)
         await self._events.record(repositories, SecurityEvent.EMAIL_CHANGED, user_id, now)
         await self._jobs.plan(repositories, jobs_about_email(user_id))
         change = AccountChange(
@@ -200,7 +200,7 @@ class MailTokens:
         issuer's user has put on an e-mail that was not is removed.
         """
         token_hash = hash_secret(token)
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             found = await repositories.mail_tokens.find(token_hash, _RESETTING, self._clock())
         if found is None:
             raise TokenUnusable
@@ -230,7 +230,7 @@ class MailTokens:
                     repositories, user_id, ended, now, reason="password-reset"
                 )
                 old_keys = [session_key(session_id) for session_id in ended]
-                await self._forgetting.plan(repositories, old_keys, now)
+                await self._invalidation.plan(repositories, old_keys, now)
             if email.key != taken.email.key:
                 raise TokenUnusable
             await repositories.users.set_password_hash(user_id, password_hash)
@@ -238,5 +238,5 @@ class MailTokens:
             await repositories.account_changes.note_new_password(user_id)
             await self._events.record(repositories, SecurityEvent.PASSWORD_RESET, user_id, now)
             await self._jobs.plan(repositories, mail_to_user(MailKind.PASSWORD_CHANGED, user_id))
-        await self._forgetting.forget(old_keys)
+        await self._invalidation.forget(old_keys)
         return email.key

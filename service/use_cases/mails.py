@@ -16,7 +16,7 @@ from service.domain.account_changes import UNDO_LIVES, UNSENT_FOR, AccountChange
 from service.domain.claims import MOST_RESENT
 from service.domain.clock import Clock
 from service.domain.errors import EmailMalformed
-from service.domain.jobs import Hopeless, Job, JobKind
+from service.domain.jobs import Job, JobKind, PermanentFailure
 from service.domain.mails import TOKEN_LIVES, Mail, MailKind, MailToken, Share, TokenPurpose
 from service.domain.oauth import hash_secret, new_secret
 from service.domain.sessions import Caller
@@ -103,7 +103,7 @@ class Mails:
         try:
             await self._deliver(job)
         except EmailMalformed as error:  # stored before there was the rule that it breaks
-            raise Hopeless("no mail can be sent to the email address") from error
+            raise PermanentFailure("no mail can be sent to the email address") from error
 
     async def _deliver(self, job: Job) -> None:
         kind = MailKind(job.payload["mail"])
@@ -160,7 +160,7 @@ class Mails:
     async def _to_claim(self, job: Job) -> None:
         """Send the claim its token; or tell the owner of an account that there is one already."""
         claim_id = UUID(job.payload["claim_id"])
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             claim = await repositories.claims.find(claim_id, self._clock() + TOKEN_LIVES)
         if claim is None:
             return  # confirmed, or it would expire before its token
@@ -195,11 +195,11 @@ class Mails:
                 await repositories.jobs.add_due(mail_to_claim(claim_id), self._clock())
 
     async def _claims_of(self, email: Email, limit: int) -> Sequence[UUID]:
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             return await repositories.claims.newest_of_email(email.key, self._clock(), limit)
 
     async def _confirm_new_email(self, job: Job) -> None:
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             session = await repositories.sessions.find_open(
                 UUID(job.payload["session_id"]), self._clock()
             )
@@ -300,7 +300,7 @@ class Mails:
     async def _send(self, job: Job, mail: Mail, to: Email, share: Share) -> bool:
         """Send the mail, unless its mailbox has had enough; return whether it was sent."""
         mailbox_hash = hash_mailbox(to.key, self._hash_key)
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             if not await repositories.mailboxes.count(
                 mailbox_hash, job.job_id, share, self._clock()
             ):
@@ -310,17 +310,17 @@ class Mails:
             await self._mailer.send(mail, to, str(job.job_id))
         except Exception:
             # Not sent, as far as is known: the next try must not be one too many.
-            async with self._database.reading() as repositories:
+            async with self._database.autocommit() as repositories:
                 await repositories.mailboxes.take_back(mailbox_hash, job.job_id)
             raise
         return True
 
     async def _find(self, job: Job) -> User | None:
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             return await repositories.users.find(UUID(job.payload["user_id"]))
 
     async def _find_by_email(self, email: Email) -> User | None:
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             return await repositories.users.find_by_email(email.key)
 
 

@@ -25,7 +25,7 @@ from service.domain.sessions import SIGN_IN_PAGE, Session, Tokens
 from service.domain.users import parse_email
 from service.postgresql.database import Database, Repositories, retried
 from service.security.tokens import AccessToken
-from service.use_cases.cache_invalidation import Forgetting, session_key
+from service.use_cases.cache_invalidation import CacheInvalidation, session_key
 from service.use_cases.security_events import SecurityEvents
 from service.use_cases.sessions import ScopeExceeded, Sessions
 
@@ -57,14 +57,14 @@ class OAuth:
     def __init__(
         self,
         database: Database,
-        forgetting: Forgetting,
+        invalidation: CacheInvalidation,
         sessions: Sessions,
         events: SecurityEvents,
         clock: Clock,
         built_in: Mapping[str, Client],
     ) -> None:
         self._database = database
-        self._forgetting = forgetting
+        self._invalidation = invalidation
         self._sessions = sessions
         self._events = events
         self._clock = clock
@@ -138,8 +138,8 @@ class OAuth:
                 signed_in.session_id, signed_in.user_id, now
             ):
                 raise InvalidToken
-            await self._forgetting.plan(repositories, keys, now)
-        await self._forgetting.forget(keys)
+            await self._invalidation.plan(repositories, keys, now)
+        await self._invalidation.forget(keys)
         return code
 
     async def find_signed_in(self, token: str) -> AccessToken | None:
@@ -314,7 +314,7 @@ class OAuth:
             return built_in
         if not client_id.isascii() or not client_id.isprintable():
             return None  # PostgreSQL takes neither NUL nor half a surrogate pair
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             return await repositories.oauth_clients.find(client_id)
 
     async def _share(self, repositories: Repositories, client: Client) -> Client | None:

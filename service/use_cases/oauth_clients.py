@@ -15,7 +15,7 @@ from service.domain.scopes import Scope
 from service.domain.security_events import Origin, SecurityEvent
 from service.postgresql.database import Database, Repositories, retried
 from service.repositories.sessions import MOST_AT_ONCE
-from service.use_cases.cache_invalidation import Forgetting, session_key
+from service.use_cases.cache_invalidation import CacheInvalidation, session_key
 from service.use_cases.security_events import log_event
 
 _LEAST_ID: Final = UUID(int=0)
@@ -72,7 +72,7 @@ class OAuthClients:
         return client, secret
 
     async def list_all(self) -> list[Client]:
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             return await repositories.oauth_clients.list_all()
 
     @retried
@@ -149,7 +149,7 @@ async def _end_sessions(repositories: Repositories, client_id: str, now: datetim
     while True:
         ended = await repositories.sessions.end_of_client(client_id, last, now)
         count += len(ended)
-        await Forgetting.plan(repositories, [session_key(one) for one in ended], now)
+        await CacheInvalidation.plan(repositories, [session_key(one) for one in ended], now)
         if len(ended) < MOST_AT_ONCE:
             break
         last = max(ended)

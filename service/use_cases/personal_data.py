@@ -40,7 +40,7 @@ class PersonalData:
 
         Raises UserNotFound. For a hash it goes through all accounts: a second for each million.
         """
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             user = await self._find(repositories, text)
             if user is None:
                 raise UserNotFound(f"There is no account {text}.")
@@ -53,7 +53,7 @@ class PersonalData:
 
     async def export(self, user_id: UUID) -> dict[str, Any]:
         """Return all that is held about the person; raise UserNotFound."""
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             stored = repositories.personal_data
             account = await stored.account(user_id)
             if account is None:

@@ -14,21 +14,21 @@ from service.domain.errors import (
 )
 from service.domain.pages import Cursor, Page
 from service.domain.referral_codes import (
+    NewReferralCode,
     OwnReferralCode,
     PublicReferralCode,
     ReferralCode,
     ReferralCodeChange,
-    ReferralCodeWish,
     change_referral_code,
     check_expiry,
     issue_referral_code,
     normalise_code,
 )
 from service.domain.users import key_of
-from service.postgresql.batch_loader import Batches
+from service.postgresql.batch_loader import BatchLoader
 from service.postgresql.database import Database, Repositories, TransactionConflict, retried
 from service.redis.cache import Cache, Entry
-from service.use_cases.cache_invalidation import CODE_KEY, Forgetting, code_key
+from service.use_cases.cache_invalidation import CODE_KEY, CacheInvalidation, code_key
 from service.use_cases.idempotency import AnswerOnce
 
 
@@ -42,17 +42,17 @@ class ReferralCodes:
         self,
         database: Database,
         cache: Cache,
-        forgetting: Forgetting,
+        invalidation: CacheInvalidation,
         clock: Clock,
         *,
         confirmed_only: bool,
     ) -> None:
         self._database = database
         self._cache = cache
-        self._forgetting = forgetting
+        self._invalidation = invalidation
         self._clock = clock
         self._confirmed_only = confirmed_only
-        self._live_by_email = Batches[str, PublicReferralCode](
+        self._live_by_email = BatchLoader[str, PublicReferralCode](
             lambda email_keys: database.read(
                 lambda stored: stored.referral_codes.find_live_by_emails(
                     email_keys, clock(), confirmed_only=confirmed_only
@@ -66,7 +66,7 @@ class ReferralCodes:
 
     @retried
     async def create(
-        self, owner_id: UUID, wish: ReferralCodeWish, once: AnswerOnce[ReferralCode]
+        self, owner_id: UUID, wish: NewReferralCode, once: AnswerOnce[ReferralCode]
     ) -> ReferralCode:
         """Issue a code.
 
@@ -80,11 +80,11 @@ class ReferralCodes:
             code = issue_referral_code(owner_id, wish, now)
             keys, _ = await self._store(repositories, code, wish)
             await once.keep(repositories, code, owner_id)
-        await self._forgetting.forget(keys)
+        await self._invalidation.forget(keys)
         return code
 
     @retried
-    async def replace(self, owner_id: UUID, wish: ReferralCodeWish) -> tuple[ReferralCode, bool]:
+    async def replace(self, owner_id: UUID, wish: NewReferralCode) -> tuple[ReferralCode, bool]:
         """Issue a code in place of the live one; return it, and whether there was one.
 
         Raises ReferralCodeTaken, EmailNotConfirmed, or what the wish breaks; then the live one
@@ -93,7 +93,7 @@ class ReferralCodes:
         now = self._clock()
         code = issue_referral_code(owner_id, wish, now)
         try:
-            async with self._database.reading() as repositories:
+            async with self._database.autocommit() as repositories:
                 keys, replaced = await self._store(repositories, code, wish, replacing=True)
         except LiveReferralCodeExists:
             # Others replace it as well: they do so one after the other.
@@ -103,7 +103,7 @@ class ReferralCodes:
                     keys, replaced = await self._store(repositories, code, wish, replacing=True)
                 except LiveReferralCodeExists as error:
                     raise TransactionConflict from error
-        await self._forgetting.forget(keys)
+        await self._invalidation.forget(keys)
         return code, replaced
 
     @retried
@@ -125,12 +125,12 @@ class ReferralCodes:
                 raise TransactionConflict  # made while the lock waited for the one before
             changed = change_referral_code(code, change, now)
             email_key = await codes.change(changed, now, CODE_KEY)
-        await self._forgetting.forget([code_key(email_key)] if email_key else [])
+        await self._invalidation.forget([code_key(email_key)] if email_key else [])
         return changed
 
     async def find(self, owner_id: UUID) -> ReferralCode:
         """Return the owner's live code; raise ReferralCodeNotFound."""
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             code = await repositories.referral_codes.find_live(owner_id, self._clock())
         if code is None:
             raise ReferralCodeNotFound
@@ -141,7 +141,7 @@ class ReferralCodes:
     ) -> Page[OwnReferralCode]:
         """Return a page of all the owner's codes, newest first."""
         now = self._clock()
-        codes = await self._database.listing(
+        codes = await self._database.from_standby(
             lambda stored: stored.referral_codes.newest_of_owner(owner_id, now, limit + 1, behind)
         )
         return Page.of(codes, limit, lambda last: Cursor(last.created_at, last.referral_code_id))
@@ -150,10 +150,10 @@ class ReferralCodes:
     async def delete(self, owner_id: UUID) -> None:
         """End the owner's live code; raise ReferralCodeNotFound."""
         now = self._clock()
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             ended = await repositories.referral_codes.end_of_owner(owner_id, now, CODE_KEY)
         was_live, email_key = ended or (False, None)
-        await self._forgetting.forget([code_key(email_key)] if email_key else [])
+        await self._invalidation.forget([code_key(email_key)] if email_key else [])
         if not was_live:
             raise ReferralCodeNotFound
 
@@ -163,7 +163,7 @@ class ReferralCodes:
             typed = normalise_code(text)
         except InvalidInput as error:
             raise ReferralCodeNotFound from error
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             code = await repositories.referral_codes.find_public(
                 typed, self._clock(), confirmed_only=self._confirmed_only
             )
@@ -202,7 +202,7 @@ class ReferralCodes:
         self,
         repositories: Repositories,
         code: ReferralCode,
-        wish: ReferralCodeWish,
+        wish: NewReferralCode,
         *,
         replacing: bool = False,
     ) -> tuple[list[str], bool]:

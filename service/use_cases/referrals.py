@@ -8,7 +8,7 @@ from service.domain.errors import NotAllowed, UserNotFound
 from service.domain.pages import Cursor, Page
 from service.domain.referrals import Referral
 from service.domain.users import Role
-from service.postgresql.batch_loader import Batches
+from service.postgresql.batch_loader import BatchLoader
 from service.postgresql.database import Database
 
 MOST_PAGES: Final = 50
@@ -26,7 +26,7 @@ class Referrals:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._pages = Batches[_Wanted, list[Referral]](self._read, MOST_PAGES)
+        self._pages = BatchLoader[_Wanted, list[Referral]](self._read, MOST_PAGES)
 
     async def page(
         self,
@@ -42,7 +42,7 @@ class Referrals:
         `referrer_id` None is an id that nobody can have. Who may see all gets UserNotFound.
         """
         if caller_id is None or referrer_id != caller_id:
-            async with self._database.reading() as repositories:
+            async with self._database.autocommit() as repositories:
                 caller = caller_id and await repositories.users.find(caller_id)
                 if caller_id and (not caller or caller.role is not Role.ADMIN):
                     raise NotAllowed("Referrals are shown to their referrer alone.")
@@ -61,6 +61,6 @@ class Referrals:
 
     async def _newest_of(self, wanted: Sequence[_Wanted], limit: int) -> list[list[Referral]]:
         places = [(one.referrer_id, one.behind) for one in wanted]
-        return await self._database.listing(
+        return await self._database.from_standby(
             lambda stored: stored.referrals.newest_of_several(places, limit)
         )

@@ -84,7 +84,7 @@ class SecurityEvents:
 
     async def record_failed_sign_in(self, email_key: str, reason: str) -> None:
         """Store and log a failed sign-in, whether or not the email address has an account."""
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             user_id = await repositories.security_events.add_failed_sign_in(
                 email_key, self._origin(), self._clock()
             )
@@ -126,7 +126,7 @@ class SecurityEvents:
     async def page(self, user_id: UUID, limit: int, behind: Cursor | None) -> Page[Activity]:
         """Return a page of what happened to the account in the last 90 days, newest first."""
         since = self._clock() - KEPT_FOR
-        events = await self._database.listing(
+        events = await self._database.from_standby(
             lambda stored: stored.security_events.newest(user_id, since, limit + 1, behind)
         )
         return Page.of(events, limit, lambda last: Cursor(last.occurred_at, last.security_event_id))

@@ -33,12 +33,12 @@ from service.domain.sessions import (
     Tokens,
 )
 from service.domain.users import Role, parse_email
-from service.postgresql.batch_loader import Batches
+from service.postgresql.batch_loader import BatchLoader
 from service.postgresql.database import Database, Repositories, TransactionConflict, retried
 from service.redis.cache import Cache, Entry
 from service.security.password_hashing import PasswordHasher
 from service.security.tokens import LEEWAY, AccessToken, AccessTokens, RefreshTokens
-from service.use_cases.cache_invalidation import Forgetting, session_key
+from service.use_cases.cache_invalidation import CacheInvalidation, session_key
 from service.use_cases.jobs import Jobs
 from service.use_cases.mails import mail_to_user
 from service.use_cases.security_events import SecurityEvents
@@ -57,7 +57,7 @@ class Sessions:
         self,
         database: Database,
         cache: Cache,
-        forgetting: Forgetting,
+        invalidation: CacheInvalidation,
         jobs: Jobs,
         hasher: PasswordHasher,
         access_tokens: AccessTokens,
@@ -71,7 +71,7 @@ class Sessions:
     ) -> None:
         self._database = database
         self._cache = cache
-        self._forgetting = forgetting
+        self._invalidation = invalidation
         self._jobs = jobs
         self._hasher = hasher
         self._access_tokens = access_tokens
@@ -81,7 +81,7 @@ class Sessions:
         self._lifetime = lifetime
         self._password_rules = password_rules
         self._confirmation_required = confirmation_required
-        self._expiries_if_open = Batches[UUID, datetime](
+        self._expiries_if_open = BatchLoader[UUID, datetime](
             lambda session_ids: database.read(
                 lambda stored: stored.sessions.expiries_if_open(session_ids, clock())
             )
@@ -124,7 +124,7 @@ class Sessions:
             email_key = parse_email(email).key
         except EmailMalformed:
             email_key = ""  # nobody's
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             credentials = await repositories.users.find_credentials_by_email(email_key)
         password_hash = credentials.password_hash if credentials else None
         verified, outdated = await self._hasher.verify(password, password_hash)
@@ -205,8 +205,8 @@ class Sessions:
                 repositories, SecurityEvent.SESSION_ENDED, user_id, now, reason="too-many"
             )
             old_keys = [session_key(session_id) for session_id in ended]
-            await self._forgetting.plan(repositories, old_keys, now)
-            repositories.after_commit(partial(self._forgetting.forget, old_keys))
+            await self._invalidation.plan(repositories, old_keys, now)
+            repositories.after_commit(partial(self._invalidation.forget, old_keys))
         return self._tokens(session, role)
 
     async def open_of_client(self, client_id: str, scopes: frozenset[Scope]) -> Tokens:
@@ -270,7 +270,7 @@ class Sessions:
                 reason="refresh-token-reused",
                 alarm=SecurityEvent.REFRESH_TOKEN_REUSED,
             )
-        await self._forgetting.forget(keys)
+        await self._invalidation.forget(keys)
         raise refused
 
     async def lend_to_page(self, tokens: Tokens) -> tuple[str, timedelta]:
@@ -313,7 +313,7 @@ class Sessions:
         Raises InvalidToken.
         """
         token = self._refresh_tokens.verify(refresh_token)
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             found = await repositories.sessions.find_open(token.session_id, self._clock())
         if found is None:
             raise InvalidToken
@@ -323,7 +323,7 @@ class Sessions:
     async def page(self, user_id: UUID, limit: int, behind: Cursor | None) -> Page[Session]:
         """Return a page of the user's open sessions, newest first."""
         now = self._clock()
-        sessions = await self._database.listing(
+        sessions = await self._database.from_standby(
             lambda repositories: repositories.sessions.newest_open(user_id, now, limit + 1, behind)
         )
         return Page.of(
@@ -346,15 +346,15 @@ class Sessions:
             )
             if not await repositories.sessions.end_own(session_id, caller.user_id, now):
                 raise SessionNotFound
-            await self._forgetting.plan(repositories, keys, now)
-        await self._forgetting.forget(keys)
+            await self._invalidation.plan(repositories, keys, now)
+        await self._invalidation.forget(keys)
 
     @retried
     async def revoke(self, session_id: UUID, *, reason: str) -> None:
         """End any session: its refresh and its access tokens are of no more use."""
         async with self._database.transaction() as repositories:
             keys = await self._end(repositories, session_id, self._clock(), reason=reason)
-        await self._forgetting.forget(keys)
+        await self._invalidation.forget(keys)
 
     async def _end(
         self,
@@ -383,7 +383,7 @@ class Sessions:
             await self._events.record_ended_sessions(
                 repositories, session.user_id, [session_id], now, reason=reason
             )
-        await self._forgetting.plan(repositories, keys, now)
+        await self._invalidation.plan(repositories, keys, now)
         return keys
 
     @retried
@@ -396,8 +396,8 @@ class Sessions:
                 repositories, caller.user_id, ended, now, reason="others"
             )
             keys = [session_key(session_id) for session_id in ended]
-            await self._forgetting.plan(repositories, keys, now)
-        await self._forgetting.forget(keys)
+            await self._invalidation.plan(repositories, keys, now)
+        await self._invalidation.forget(keys)
 
     @retried
     async def change_password(self, caller: Caller, current: str, new: str) -> None:
@@ -405,7 +405,7 @@ class Sessions:
 
         Raises InvalidCredentials if `current` is wrong, PasswordUnacceptable if `new` may not be.
         """
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             user = await repositories.users.find(caller.user_id)
             credentials = await repositories.users.find_credentials(caller.user_id)
         wrong = InvalidCredentials("The current password is wrong.", pointer="#/current_password")
@@ -436,11 +436,11 @@ class Sessions:
                 repositories, caller.user_id, ended, now, reason="password-changed"
             )
             keys = [session_key(session_id) for session_id in ended]
-            await self._forgetting.plan(repositories, keys, now)
+            await self._invalidation.plan(repositories, keys, now)
             await self._jobs.plan(
                 repositories, mail_to_user(MailKind.PASSWORD_CHANGED, caller.user_id)
             )
-        await self._forgetting.forget(keys)
+        await self._invalidation.forget(keys)
 
     def _tokens(
         self, session: Session, role: Role, wanted: frozenset[Scope] | None = None

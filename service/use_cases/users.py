@@ -38,11 +38,11 @@ from service.domain.users import (
     hash_mailbox,
     parse_email,
 )
-from service.postgresql.batch_loader import Batches
+from service.postgresql.batch_loader import BatchLoader
 from service.postgresql.database import Database, Repositories, TransactionConflict, retried
 from service.redis.password_attempts import known_addresses_key
 from service.security.password_hashing import PasswordHasher
-from service.use_cases.cache_invalidation import CODE_KEY, Forgetting, code_key, session_key
+from service.use_cases.cache_invalidation import CODE_KEY, CacheInvalidation, code_key, session_key
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.jobs import Jobs
 from service.use_cases.mails import mail_to_email, mail_to_user
@@ -67,7 +67,7 @@ class Users:
     def __init__(
         self,
         database: Database,
-        forgetting: Forgetting,
+        invalidation: CacheInvalidation,
         jobs: Jobs,
         hasher: PasswordHasher,
         events: SecurityEvents,
@@ -78,7 +78,7 @@ class Users:
         confirmation_required: bool,
     ) -> None:
         self._database = database
-        self._forgetting = forgetting
+        self._invalidation = invalidation
         self._jobs = jobs
         self._hasher = hasher
         self._events = events
@@ -86,7 +86,7 @@ class Users:
         self._password_rules = password_rules
         self._hash_key = hash_key
         self._confirmation_required = confirmation_required
-        self._by_id = Batches[UUID, User](
+        self._by_id = BatchLoader[UUID, User](
             lambda user_ids: database.read(lambda stored: stored.users.find_several(user_ids))
         )
 
@@ -123,7 +123,7 @@ class Users:
                 password_hash=password_hash,
             )
             await once.keep(repositories, user, user.user_id)
-        await self._forgetting.forget(old_keys)
+        await self._invalidation.forget(old_keys)
         return user
 
     async def add(
@@ -204,7 +204,7 @@ class Users:
 
     async def page(self, limit: int, behind: Cursor | None) -> Page[User]:
         """Return a page of all accounts, newest first."""
-        users = await self._database.listing(
+        users = await self._database.from_standby(
             lambda repositories: repositories.users.newest(limit + 1, behind)
         )
         users = [self.judge(user) for user in users]
@@ -213,7 +213,7 @@ class Users:
     async def find_by_email(self, email: str) -> Page[User]:
         """Return the account with the e-mail as a page of one or none; raise EmailMalformed."""
         key = parse_email(email).key
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             user = await repositories.users.find_by_email(key)
         return Page([self.judge(user)] if user else [], None)
 
@@ -236,7 +236,7 @@ class Users:
             old_keys = self.keys_of_email(email_key)
             if disabled:
                 old_keys += await self._end_sessions(repositories, user_id, now, "account-disabled")
-            await self._forgetting.plan(repositories, old_keys, now)
+            await self._invalidation.plan(repositories, old_keys, now)
             if changed:
                 event = (
                     SecurityEvent.ACCOUNT_DISABLED if disabled else SecurityEvent.ACCOUNT_ENABLED
@@ -245,20 +245,20 @@ class Users:
                     repositories, event, user_id, now, reason=reason, by_another=True
                 )
             user = await repositories.users.find(user_id)
-        await self._forgetting.forget(old_keys)
+        await self._invalidation.forget(old_keys)
         assert user is not None
         return self.judge(user)
 
     @retried
     async def erase(self, caller: Caller, password: str | None) -> None:
-        """Erase the caller's own account; raise what `prove` does, or LastAdmin."""
-        password_hash = await self.prove(caller, password)
+        """Erase the caller's own account; raise what `reauthenticate` does, or LastAdmin."""
+        password_hash = await self.reauthenticate(caller, password)
         async with self._database.transaction() as repositories:
             try:
                 old_keys = await self._erase(repositories, caller.user_id, password_hash, "owner")
             except UserNotFound as error:
                 raise InvalidToken from error  # erased since the session was checked
-        await self._forgetting.forget(old_keys)
+        await self._invalidation.forget(old_keys)
 
     @retried
     async def erase_anyone(self, user_id: UUID, reason: str) -> None:
@@ -270,7 +270,7 @@ class Users:
             credentials = await repositories.users.find_credentials(user_id)
             password_hash = credentials.password_hash if credentials else None
             old_keys = await self._erase(repositories, user_id, password_hash, reason)
-        await self._forgetting.forget(old_keys)
+        await self._invalidation.forget(old_keys)
 
     async def _erase(
         self, repositories: Repositories, user_id: UUID, password_hash: str | None, reason: str
@@ -330,7 +330,7 @@ class Users:
         await repositories.idempotency_keys.delete_of_user(user_id)
         await repositories.jobs.delete_parked_of_user(user_id, email.key)
         old_keys = [*self.keys_of_email(email.key), *map(session_key, ended)]
-        await self._forgetting.plan(repositories, old_keys, now)
+        await self._invalidation.plan(repositories, old_keys, now)
         # Logged alone: rows would be personal data of somebody who is gone.
         self._events.log_when_committed(
             repositories, SecurityEvent.ACCOUNT_ERASED, user_id, reason=reason
@@ -373,14 +373,14 @@ class Users:
         await repositories.mail_tokens.delete_of_user(user_id)
         ended = await repositories.sessions.end_all_but(user_id, None, now)
         old_keys = [*self.keys_of_email(email.key), *map(session_key, ended)]
-        await self._forgetting.plan(repositories, old_keys, now)
+        await self._invalidation.plan(repositories, old_keys, now)
         await self._events.record_ended_sessions(
             repositories, user_id, ended, now, reason="account-reclaimed"
         )
         await self._events.record(repositories, SecurityEvent.ACCOUNT_RECLAIMED, user_id, now)
         return email, old_keys
 
-    async def prove(self, caller: Caller, password: str | None) -> str | None:
+    async def reauthenticate(self, caller: Caller, password: str | None) -> str | None:
         """Return the hash of the caller's password, which has proved who makes the request.
 
         Raises InvalidCredentials if the password is wrong, InvalidInput if there is none. An
@@ -388,7 +388,7 @@ class Users:
         None; else raises SignInTooOld.
         """
         now = self._clock()
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             credentials = await repositories.users.find_credentials(caller.user_id)
             found = await repositories.sessions.find_open(caller.session_id, now)
         if found is None:
@@ -442,9 +442,9 @@ class Users:
             old_keys = await self._end_sessions(repositories, user_id, now, "admin-promoted")
             # What was asked for in those sessions: another address for what is now an admin.
             await repositories.mail_tokens.delete_of_user(user_id)
-            await self._forgetting.plan(repositories, old_keys, now)
+            await self._invalidation.plan(repositories, old_keys, now)
             await self._jobs.plan(repositories, mail_to_user(MailKind.PROMOTED, user_id))
-        await self._forgetting.forget(old_keys)
+        await self._invalidation.forget(old_keys)
         return True
 
     @retried
@@ -466,15 +466,15 @@ class Users:
             await self._spare_last_admin(repositories, user_id)
             await repositories.users.set_role(user_id, Role.USER, None)
             old_keys = await self._end_sessions(repositories, user_id, now, "admin-demoted")
-            await self._forgetting.plan(repositories, old_keys, now)
+            await self._invalidation.plan(repositories, old_keys, now)
             await self._events.record(
                 repositories, SecurityEvent.ADMIN_DEMOTED, user_id, now, by_another=True
             )
-        await self._forgetting.forget(old_keys)
+        await self._invalidation.forget(old_keys)
 
     async def admins(self) -> list[Admin]:
         """Return all admins."""
-        async with self._database.reading() as repositories:
+        async with self._database.autocommit() as repositories:
             return await repositories.users.list_admins()
 
     async def _set_admin(
@@ -574,7 +574,7 @@ class Users:
             slot = secrets.randbelow(USE_SLOTS)
             await repositories.referral_codes.count_use(taken.referral_code_id, slot)
         old_keys = [code_key(taken.owner_email_key)] if taken.used_up else []
-        await self._forgetting.plan(repositories, old_keys, now)
+        await self._invalidation.plan(repositories, old_keys, now)
         return old_keys
 
     async def find_code(

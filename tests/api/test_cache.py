@@ -19,7 +19,7 @@ from service.domain.clock import utc_now
 from service.redis.cache import LEASE_FOR, NOTHING_FOR, Cache, Entry, RedisServer
 from service.redis.connection import TIMEOUT_SECONDS
 from service.settings.settings import RateLimit, Settings
-from service.use_cases.cache_invalidation import POLL_SECONDS, Forgetting, code_key
+from service.use_cases.cache_invalidation import POLL_SECONDS, CacheInvalidation, code_key
 from tests.api import redis_trouble
 from tests.factories import PASSWORD, Api, Person, running
 
@@ -565,13 +565,15 @@ async def test_redis_is_not_trusted_while_a_job_is_under_way(
         code = await api.new_code(owner)
         await all_jobs_done(database)
         assert await seen(api, owner) == code
-        forgetting = Forgetting(api.app[DATABASE], Cache(api.app[REDIS], utc_now), api.app[REDIS])
+        invalidation = CacheInvalidation(
+            api.app[DATABASE], Cache(api.app[REDIS], utc_now), api.app[REDIS]
+        )
         proxy.cut()
         assert (await api.delete("/referral-code", by=owner)).status == 204
         assert api.app[REDIS].away
         proxy.mend()
         proxy.hold_up()
-        work = asyncio.create_task(forgetting.work_off())
+        work = asyncio.create_task(invalidation.work_off())
         await asyncio.sleep(TIMEOUT_SECONDS / 3)
         assert api.app[REDIS].away
         assert await seen(api, owner) is None

@@ -75,7 +75,7 @@ async def link_twice(api: Api, subject: str) -> None:
         email=parse_email(subject),
         email_verified=True,
     )
-    async with database.reading() as repositories:
+    async with database.autocommit() as repositories:
         user = await repositories.users.find_by_email("anna@example.com")
     assert user is not None
     async with database.transaction() as repositories:

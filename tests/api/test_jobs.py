@@ -12,10 +12,10 @@ from service.domain.jobs import (
     CLAIMED_FOR,
     MOST_TRIES,
     PARKED_FOR,
-    Hopeless,
     Job,
     JobKind,
-    NotYet,
+    PermanentFailure,
+    RetryLater,
     wait_after,
 )
 from service.postgresql import database as databases
@@ -177,7 +177,9 @@ async def test_the_job_of_a_worker_that_died_is_done_by_another(
     assert doer.done[0].tries == 2
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("late"), Hopeless("late"), NotYet(MINUTE)])
+@pytest.mark.parametrize(
+    "failure", [RuntimeError("late"), PermanentFailure("late"), RetryLater(MINUTE)]
+)
 async def test_a_worker_that_took_too_long_does_not_disturb_the_next(
     pool: Database,
     jobs: Jobs,
@@ -254,7 +256,7 @@ async def test_what_is_hopeless_is_parked_at_once(
     pool: Database, jobs: Jobs, clock: MovableClock, database: asyncpg.Connection
 ) -> None:
     await plan(pool, jobs, 1)
-    assert await worker_of(pool, clock, Doer(Hopeless("550"))).work_one(KIND)
+    assert await worker_of(pool, clock, Doer(PermanentFailure("550"))).work_one(KIND)
     found = await row(database)
     assert (found["parked_at"] is not None, found["last_error"]) == (True, "550")
 
@@ -263,7 +265,7 @@ async def test_all_parked_jobs_are_tried_again(
     pool: Database, jobs: Jobs, clock: MovableClock
 ) -> None:
     await plan(pool, jobs, 1, 2, 3)
-    worker = worker_of(pool, clock, Doer(Hopeless("no"), Hopeless("no")))
+    worker = worker_of(pool, clock, Doer(PermanentFailure("no"), PermanentFailure("no")))
     while await worker.work_one(KIND):
         pass
     assert await jobs.retry(None) == 2
@@ -280,7 +282,7 @@ async def test_what_is_parked_for_long_is_deleted(
 ) -> None:
     await plan(pool, jobs, 1)
     clock.ahead += timedelta(days=1)  # it is old before it is parked
-    await worker_of(pool, clock, Doer(Hopeless("no"))).work_one(KIND)
+    await worker_of(pool, clock, Doer(PermanentFailure("no"))).work_one(KIND)
     clock.ahead += PARKED_FOR - MINUTE
     await Housekeeping(pool, clock).tidy_up()
     assert await database.fetchval("SELECT count(*) FROM jobs") == 1
@@ -293,7 +295,7 @@ async def test_work_that_is_not_finished_waits_as_long_as_it_says(
     pool: Database, jobs: Jobs, clock: MovableClock, database: asyncpg.Connection
 ) -> None:
     await plan(pool, jobs, 1)
-    assert await worker_of(pool, clock, Doer(NotYet(MINUTE))).work_one(KIND)
+    assert await worker_of(pool, clock, Doer(RetryLater(MINUTE))).work_one(KIND)
     found = await row(database)
     assert abs(found["due_at"] - clock() - MINUTE) < timedelta(seconds=2)
     assert found["last_error"] is None
@@ -303,7 +305,9 @@ async def test_a_worker_goes_on_after_each_kind_of_failure(
     pool: Database, jobs: Jobs, clock: MovableClock, database: asyncpg.Connection
 ) -> None:
     await plan(pool, jobs, *range(6))
-    doer = Doer(ProviderUnavailable(), RuntimeError("a bug"), DatabaseUnavailable(), NotYet(MINUTE))
+    doer = Doer(
+        ProviderUnavailable(), RuntimeError("a bug"), DatabaseUnavailable(), RetryLater(MINUTE)
+    )
     worker = worker_of(pool, clock, doer)
     running = asyncio.create_task(worker.run())
     async with asyncio.timeout(20):
@@ -358,7 +362,7 @@ async def test_the_backlog_is_measured(pool: Database, jobs: Jobs, clock: Movabl
     clock.ahead += MINUTE
     planned_at = clock()
     await plan(pool, jobs, 2, 3)
-    await worker_of(pool, clock, Doer(Hopeless("no"))).work_one(KIND)
+    await worker_of(pool, clock, Doer(PermanentFailure("no"))).work_one(KIND)
     [backlog] = await jobs.backlogs()
     assert (backlog.kind, backlog.pending, backlog.parked) == ("mail", 2, 1)
     assert backlog.oldest is not None
@@ -370,7 +374,7 @@ async def test_the_newest_jobs_come_first(pool: Database, jobs: Jobs, clock: Mov
     ids = [state.job_id for state in await jobs.newest(2, parked_alone=False)]
     assert len(ids) == 2
     assert ids == sorted(ids, reverse=True)
-    await worker_of(pool, clock, Doer(Hopeless("no"))).work_one(KIND)
+    await worker_of(pool, clock, Doer(PermanentFailure("no"))).work_one(KIND)
     [parked] = await jobs.newest(3, parked_alone=True)
     assert parked.job_id < min(ids)
 
@@ -384,7 +388,9 @@ async def test_what_is_done_and_what_fails_is_counted(
 
     done, failed = counted()
     await plan(pool, jobs, *range(4))
-    worker = worker_of(pool, clock, Doer(RuntimeError("no"), NotYet(MINUTE), Hopeless("no")))
+    worker = worker_of(
+        pool, clock, Doer(RuntimeError("no"), RetryLater(MINUTE), PermanentFailure("no"))
+    )
     while await worker.work_one(KIND):
         pass
     # To be asked again later is no failure.

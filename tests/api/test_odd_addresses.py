@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from service.domain.errors import EmailMalformed
-from service.domain.jobs import Hopeless
+from service.domain.jobs import PermanentFailure
 from service.domain.mails import Mail
 from service.domain.users import Email, parse_email
 from service.providers.mail import Mailer
@@ -164,6 +164,6 @@ async def test_a_header_that_would_name_another_address_is_never_sent(
     settings = read_settings(mail_environment)
     assert settings.mail is not None
     mailer = Mailer(settings.mail, settings.service_name)
-    with pytest.raises(Hopeless):
+    with pytest.raises(PermanentFailure):
         await mailer.send(Mail(subject="Hello", paragraphs=("Hello.",)), to, "1")
     assert smtp.connections == 0

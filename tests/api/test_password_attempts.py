@@ -196,19 +196,19 @@ async def test_a_stolen_token_helps_to_guess_no_faster(
 ) -> None:
     anna = await api.new_person(ANNA)
 
-    async def prove(password: str, address: str) -> Answer:
+    async def reauthenticate(password: str, address: str) -> Answer:
         sent = {**body, member: password}
         return await api.call(method, path, sent, by=anna, headers={"X-Forwarded-For": address})
 
     for _ in range(5):
-        assert (await prove("wrong password", ELSEWHERE)).status == 401
-    refused = await prove("wrong password", ELSEWHERE)
+        assert (await reauthenticate("wrong password", ELSEWHERE)).status == 401
+    refused = await reauthenticate("wrong password", ELSEWHERE)
     assert_problem(refused, 429, "too-many-requests")
     assert refused.headers["Retry-After"] == "1"
     await let_pass(redis, 1)
-    assert (await prove("wrong password", ELSEWHERE)).status == 401
-    assert (await prove(PASSWORD, ELSEWHERE)).headers["Retry-After"] == "2"
-    assert (await prove(PASSWORD, HOME)).status in {202, 204}
+    assert (await reauthenticate("wrong password", ELSEWHERE)).status == 401
+    assert (await reauthenticate(PASSWORD, ELSEWHERE)).headers["Retry-After"] == "2"
+    assert (await reauthenticate(PASSWORD, HOME)).status in {202, 204}
 
 
 async def test_what_says_nothing_about_the_password_is_no_failure(api: Api) -> None:

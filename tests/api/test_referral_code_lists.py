@@ -162,7 +162,7 @@ async def test_housekeeping_takes_a_thousand_at_a_time(
         "   FROM users, generate_series(1, 1500) AS n"
     )
     for looked_at, left in ((1000, 500), (500, 0)):
-        async with api.app[DATABASE].reading() as repositories:
+        async with api.app[DATABASE].autocommit() as repositories:
             found = await repositories.referral_codes.delete_unused(api.clock() - UNUSED_KEPT_FOR)
         assert found == looked_at
         assert await database.fetchval("SELECT count(*) FROM referral_codes") == left

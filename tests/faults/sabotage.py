@@ -39,12 +39,12 @@ class Sabotage:
 NEVER: Final = "        if keys:\n            try:", "        if not keys:\n            try:"
 """The words that make a writer leave the cache alone."""
 IN_THE_TRANSACTION: Final = (
-    """            async with self._database.reading() as repositories:
+    """            async with self._database.autocommit() as repositories:
                 keys, replaced = await self._store(repositories, code, wish, replacing=True)
 """,
     """            async with self._database.transaction() as repositories:
                 keys, replaced = await self._store(repositories, code, wish, replacing=True)
-                await self._forgetting.forget(keys)
+                await self._invalidation.forget(keys)
                 keys = []
 """,
 )
@@ -61,7 +61,7 @@ REFER_AFTER_THE_COMMIT: Final = """
                 )"""
 WITH_PASSWORD: Final = "\n                password_hash=password_hash,"
 NOTHING_MORE: Final = """
-        await self._forgetting.forget(old_keys)
+        await self._invalidation.forget(old_keys)
         return user
 
     async def add(

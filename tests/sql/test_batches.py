@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from service.domain.errors import DatabaseUnavailable
-from service.postgresql.batch_loader import MOST_AT_ONCE, Batches
+from service.postgresql.batch_loader import MOST_AT_ONCE, BatchLoader
 
 
 class Source:
@@ -31,12 +31,12 @@ def source() -> Source:
 
 
 @pytest.fixture
-def batches(source: Source) -> Batches[str, int]:
-    return Batches(source.read)
+def batches(source: Source) -> BatchLoader[str, int]:
+    return BatchLoader(source.read)
 
 
 async def test_all_that_is_wanted_in_one_turn_is_one_statement(
-    batches: Batches[str, int], source: Source
+    batches: BatchLoader[str, int], source: Source
 ) -> None:
     found = await asyncio.gather(*map(batches.find, ["a", "b", "c", "a", "a"]))
     assert found == [1, 2, None, 1, 1]
@@ -44,7 +44,7 @@ async def test_all_that_is_wanted_in_one_turn_is_one_statement(
 
 
 async def test_under_load_there_are_few_statements_and_none_is_forgotten(
-    batches: Batches[str, int], source: Source
+    batches: BatchLoader[str, int], source: Source
 ) -> None:
     source.open.clear()
     early = []
@@ -58,7 +58,7 @@ async def test_under_load_there_are_few_statements_and_none_is_forgotten(
 
 
 async def test_a_question_is_not_answered_with_what_was_read_before_it_was_asked(
-    batches: Batches[str, int], source: Source
+    batches: BatchLoader[str, int], source: Source
 ) -> None:
     source.open.clear()
     early = asyncio.create_task(batches.find("a"))
@@ -73,7 +73,7 @@ async def test_a_question_is_not_answered_with_what_was_read_before_it_was_asked
 
 
 async def test_who_gives_up_first_does_not_take_the_row_from_the_others(
-    batches: Batches[str, int], source: Source
+    batches: BatchLoader[str, int], source: Source
 ) -> None:
     source.open.clear()
     first, *others = [asyncio.create_task(batches.find("a")) for _ in range(3)]
@@ -87,7 +87,7 @@ async def test_who_gives_up_first_does_not_take_the_row_from_the_others(
 
 
 async def test_no_statement_has_more_keys_than_it_may(source: Source) -> None:
-    batches = Batches(source.read, most=2)
+    batches = BatchLoader(source.read, most=2)
     found = await asyncio.gather(*map(batches.find, ["a", "b", "c", "d", "a", "e"]))
     assert found == [1, 2, None, None, 1, None]
     assert source.statements == [["a", "b"], ["c", "d"], ["e"]]
@@ -100,7 +100,7 @@ async def test_a_failure_is_everybodys_and_the_next_question_is_asked_anew(sourc
             raise DatabaseUnavailable
         return await source.read(keys)
 
-    batches = Batches(fail_once)
+    batches = BatchLoader(fail_once)
     answers = await asyncio.gather(*map(batches.find, ["a", "b"]), return_exceptions=True)
     assert [type(answer) for answer in answers] == [DatabaseUnavailable] * 2
     assert await batches.find("a") == 1

@@ -31,8 +31,8 @@ from service.domain.identities import Identity
 from service.domain.mails import MailToken, Share, TokenPurpose
 from service.domain.oauth import Client
 from service.domain.referral_codes import (
+    NewReferralCode,
     ReferralCode,
-    ReferralCodeWish,
     TakenReferralCode,
     issue_referral_code,
 )
@@ -67,7 +67,7 @@ async def new_user(repositories: Repositories) -> UUID:
 async def new_code(transactions: Database, max_uses: int | None = None) -> ReferralCode:
     """Store a user with a code."""
     async with transactions.transaction() as repositories:
-        wish = ReferralCodeWish(expires_at=NOW + LIFE, max_uses=max_uses)
+        wish = NewReferralCode(expires_at=NOW + LIFE, max_uses=max_uses)
         code = issue_referral_code(await new_user(repositories), wish, NOW)
         await repositories.referral_codes.add(code, CODE_KEY, confirmed_only=False)
     return code
@@ -139,7 +139,7 @@ async def test_a_used_up_code_is_ended_with_its_last_use(
         assert taken.used_up is used_up
     [row] = await database.fetch("SELECT uses, max_uses, ended_at FROM referral_codes")
     assert tuple(row) == (2, 2, NOW)
-    async with transactions.reading() as repositories:
+    async with transactions.autocommit() as repositories:
         assert await repositories.referral_codes.find_live(code.owner_id, NOW) is None
 
 
@@ -164,7 +164,7 @@ async def test_registrations_with_an_unlimited_code_wait_for_nobody(
         await refer(first, code, slot=0)
         async with asyncio.timeout(1), transactions.transaction() as second:
             await refer(second, code, slot=1)
-    async with transactions.reading() as repositories:
+    async with transactions.autocommit() as repositories:
         found = await repositories.referral_codes.find_live(code.owner_id, NOW)
     assert found == replace(code, uses=2)
 
@@ -178,7 +178,7 @@ async def test_uses_of_one_slot_are_all_counted(transactions: Database) -> None:
             await refer(repositories, code, slot=0)
 
     await asyncio.gather(*(use() for _ in range(20)))
-    async with transactions.reading() as repositories:
+    async with transactions.autocommit() as repositories:
         found = await repositories.referral_codes.find_live(code.owner_id, NOW)
     assert found == replace(code, uses=20)
 
@@ -202,13 +202,13 @@ async def test_a_deletion_finds_the_code_however_often_it_is_replaced(
     """There is one at each instant, because the deletions are rolled back; but the one that a
     deletion sees may have been replaced when it gets to it, and so again and again."""
     code = await new_code(transactions)
-    wish = ReferralCodeWish(expires_at=NOW + LIFE)
+    wish = NewReferralCode(expires_at=NOW + LIFE)
     deletions = 0
 
     async def replace_it() -> None:
         while deletions < 150:
             with suppress(LiveReferralCodeExists):
-                async with transactions.reading() as repositories:
+                async with transactions.autocommit() as repositories:
                     other = issue_referral_code(code.owner_id, wish, NOW)
                     await repositories.referral_codes.add(
                         other, CODE_KEY, confirmed_only=False, replacing=True
@@ -272,7 +272,7 @@ async def test_the_code_of_a_disabled_or_erased_owner_cannot_be_taken(
         assert await repositories.users.erase(erased.owner_id, HASH, NOW)
     assert await take(transactions, disabled) is None
     assert await take(transactions, erased) is None
-    async with transactions.reading() as repositories:
+    async with transactions.autocommit() as repositories:
         assert await repositories.referral_codes.find_live(disabled.owner_id, NOW) == disabled
     async with transactions.transaction() as repositories:
         await repositories.users.set_disabled(disabled.owner_id, None)
@@ -349,7 +349,7 @@ async def test_a_code_that_has_died_since_still_counts(
     transactions: Database, database: asyncpg.Connection, max_uses: int | None, end: str
 ) -> None:
     code, at = await new_code(transactions, max_uses), NOW
-    another = issue_referral_code(code.owner_id, ReferralCodeWish(expires_in_days=30), NOW)
+    another = issue_referral_code(code.owner_id, NewReferralCode(expires_in_days=30), NOW)
     async with transactions.transaction() as repositories:
         codes = repositories.referral_codes
         if end == "deleted":
@@ -511,7 +511,7 @@ async def add_as_of_old(connection: asyncpg.Connection, owner_id: UUID, code: st
 
 
 async def named(repositories: Repositories, owner_id: UUID, name: str) -> None:
-    wish = ReferralCodeWish(expires_in_days=1, code=name)
+    wish = NewReferralCode(expires_in_days=1, code=name)
     code = issue_referral_code(owner_id, wish, NOW)
     await repositories.referral_codes.add(code, CODE_KEY, confirmed_only=False, replacing=True)
 
@@ -532,7 +532,7 @@ async def test_the_release_before_is_bound_by_names_too(
     await add_as_of_old(database, bert, "BERTS-1")
     await add_as_of_old(database, bert, "BERTS-2")
     await add_as_of_old(database, anna, "L0OT-1")
-    async with transactions.reading() as repositories:
+    async with transactions.autocommit() as repositories:
         for name in ("BERTS-1", "BERTS-2"):
             with pytest.raises(ReferralCodeTaken):
                 await named(repositories, anna, name)
@@ -639,7 +639,7 @@ async def test_of_20_codes_of_one_owner_at_once_one_is_stored(transactions: Data
         owner_id = await new_user(repositories)
 
     async def add() -> None:
-        code = issue_referral_code(owner_id, ReferralCodeWish(expires_in_days=1), NOW)
+        code = issue_referral_code(owner_id, NewReferralCode(expires_in_days=1), NOW)
         async with transactions.transaction() as repositories:
             await repositories.referral_codes.add(code, CODE_KEY, confirmed_only=False)
 
@@ -652,7 +652,7 @@ async def test_of_20_owners_of_one_chosen_code_at_once_one_has_it(transactions: 
     """Without the index referral_codes_live_code_unique all would have it."""
 
     async def add() -> None:
-        wish = ReferralCodeWish(expires_in_days=1, code="SUMMER")
+        wish = NewReferralCode(expires_in_days=1, code="SUMMER")
         async with transactions.transaction() as repositories:
             code = issue_referral_code(await new_user(repositories), wish, NOW)
             await repositories.referral_codes.add(code, CODE_KEY, confirmed_only=False)
@@ -683,13 +683,13 @@ async def test_an_email_is_referred_once_whatever_became_of_the_account(
         first, second = [await new_user(repositories) for _ in range(2)]
         await refer_to(repositories, first, code.owner_id, b"hash")
         await repositories.users.erase(first, HASH, NOW)
-    async with transactions.reading() as repositories:
+    async with transactions.autocommit() as repositories:
         with pytest.raises(ReferralCodeUnusable):
             await refer_to(repositories, second, code.owner_id, b"hash")
 
 
 async def test_a_violation_that_nobody_foresaw_is_no_polite_answer(transactions: Database) -> None:
-    async with transactions.reading() as repositories:
+    async with transactions.autocommit() as repositories:
         user_id = await new_user(repositories)
         with pytest.raises(asyncpg.CheckViolationError):
             await refer_to(repositories, user_id, user_id, b"hash")
@@ -1069,7 +1069,7 @@ async def test_of_20_mails_to_a_mailbox_at_once_no_more_are_sent_than_one_after_
     """Without ON CONFLICT DO UPDATE … WHERE, but with a look before it, they would be."""
 
     async def count() -> bool:
-        async with transactions.reading() as repositories:
+        async with transactions.autocommit() as repositories:
             return await repositories.mailboxes.count(b"a mailbox", uuid7(), share, NOW)
 
     assert sum(await asyncio.gather(*(count() for _ in range(20)))) == most
@@ -1078,7 +1078,7 @@ async def test_of_20_mails_to_a_mailbox_at_once_no_more_are_sent_than_one_after_
 async def test_a_mail_that_is_tried_again_counts_once(transactions: Database) -> None:
     """Without `job_id <> $2` in COUNT the third worker that is killed with it loses it."""
     job_id = uuid7()
-    async with transactions.reading() as repositories:
+    async with transactions.autocommit() as repositories:
         mailboxes = repositories.mailboxes
         for minute in range(5):
             at = NOW + timedelta(minutes=minute)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from service.domain.errors import ExpiryOutOfRange, InvalidInput
 from service.domain.referral_codes import (
+    NewReferralCode,
     ReferralCode,
-    ReferralCodeWish,
     generate_code,
     issue_referral_code,
     normalise_code,
@@ -26,7 +26,7 @@ LONGEST = timedelta(days=366)
 CHOSEN = string.ascii_letters + string.digits + "-"
 
 
-def issue(wish: ReferralCodeWish) -> ReferralCode:
+def issue(wish: NewReferralCode) -> ReferralCode:
     return issue_referral_code(OWNER, wish, NOW)
 
 
@@ -40,7 +40,7 @@ def issue(wish: ReferralCodeWish) -> ReferralCode:
     ],
 )
 def test_an_expiry_within_366_days_is_taken_as_it_is(expires_at: datetime) -> None:
-    assert issue(ReferralCodeWish(expires_at=expires_at)).expires_at == expires_at
+    assert issue(NewReferralCode(expires_at=expires_at)).expires_at == expires_at
 
 
 @pytest.mark.parametrize(
@@ -56,38 +56,38 @@ def test_an_expiry_within_366_days_is_taken_as_it_is(expires_at: datetime) -> No
 )
 def test_an_expiry_outside_is_refused(expires_at: datetime) -> None:
     with pytest.raises(ExpiryOutOfRange) as caught:
-        issue(ReferralCodeWish(expires_at=expires_at))
+        issue(NewReferralCode(expires_at=expires_at))
     assert caught.value.pointer == "#/expires_at"
 
 
 @pytest.mark.parametrize("days", [1, 2, 365, 366])
 def test_an_expiry_in_days_is_counted_from_now(days: int) -> None:
-    issued = issue(ReferralCodeWish(expires_in_days=days))
+    issued = issue(NewReferralCode(expires_in_days=days))
     assert issued.expires_at == NOW + timedelta(days=days)
 
 
 @pytest.mark.parametrize("days", [-(10**30), -1, 0, 367, 10**30])
 def test_days_outside_are_refused(days: int) -> None:
     with pytest.raises(ExpiryOutOfRange, match="1 to 366 days") as caught:
-        issue(ReferralCodeWish(expires_in_days=days))
+        issue(NewReferralCode(expires_in_days=days))
     assert caught.value.pointer == "#/expires_in_days"
 
 
 @pytest.mark.parametrize(
     "wish",
     [
-        pytest.param(ReferralCodeWish(), id="neither"),
-        pytest.param(ReferralCodeWish(expires_at=NOW + INSTANT, expires_in_days=1), id="both"),
-        pytest.param(ReferralCodeWish(expires_at=NOW + INSTANT, expires_in_days=0), id="both, 0"),
+        pytest.param(NewReferralCode(), id="neither"),
+        pytest.param(NewReferralCode(expires_at=NOW + INSTANT, expires_in_days=1), id="both"),
+        pytest.param(NewReferralCode(expires_at=NOW + INSTANT, expires_in_days=0), id="both, 0"),
     ],
 )
-def test_exactly_one_expiry_is_asked_for(wish: ReferralCodeWish) -> None:
+def test_exactly_one_expiry_is_asked_for(wish: NewReferralCode) -> None:
     with pytest.raises(ExpiryOutOfRange, match="exactly one"):
         issue(wish)
 
 
 def test_a_code_is_issued_as_wished() -> None:
-    issued = issue(ReferralCodeWish(expires_in_days=1, code="summer-26", max_uses=3))
+    issued = issue(NewReferralCode(expires_in_days=1, code="summer-26", max_uses=3))
     assert issued == ReferralCode(
         referral_code_id=issued.referral_code_id,
         owner_id=OWNER,
@@ -101,7 +101,7 @@ def test_a_code_is_issued_as_wished() -> None:
 
 
 def test_without_a_wish_the_code_is_generated() -> None:
-    issued = [issue(ReferralCodeWish(expires_in_days=1)).code for _ in range(100)]
+    issued = [issue(NewReferralCode(expires_in_days=1)).code for _ in range(100)]
     assert len(set(issued)) == 100
 
 
@@ -184,7 +184,7 @@ def test_any_text_is_a_code_of_the_alphabet_or_refused(text: str) -> None:
 def test_a_wish_of_any_size_is_granted_or_refused(days: int, now: datetime) -> None:
     assume(now < datetime.max.replace(tzinfo=UTC) - LONGEST)
     try:
-        issued = issue_referral_code(OWNER, ReferralCodeWish(expires_in_days=days), now)
+        issued = issue_referral_code(OWNER, NewReferralCode(expires_in_days=days), now)
     except ExpiryOutOfRange:
         assert not 1 <= days <= 366
     else:

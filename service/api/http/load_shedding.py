@@ -22,7 +22,7 @@ _TURNS: Final = 4
 """Over so many the lateness is averaged."""
 
 
-class Overload:
+class LoadShedder:
     """Whom there is no time for: as many as would have to be less for the loop not to be late."""
 
     def __init__(self) -> None:

@@ -24,10 +24,10 @@ from service.api.http.accept import answers_with_json, check_accepts_json
 from service.api.http.app_keys import CONTEXT, DATABASE, Context
 from service.api.http.cors import Cors
 from service.api.http.headers import add_headers_of_every_answer, lines_of_every_answer
-from service.api.http.load_shedding import Overload
+from service.api.http.load_shedding import LoadShedder
 from service.api.http.origin import CURRENT_REQUEST
 from service.api.http.problems import oauth_error_of, problem_of
-from service.api.http.responses import WholeResponse
+from service.api.http.responses import PrebuiltResponse
 from service.domain.errors import Overloaded, ServiceError
 from service.domain.oauth import OAuthError
 from service.redis.rate_limits import Window
@@ -46,7 +46,7 @@ _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def around_every_request(
-    settings: Settings, access_log: AccessLog, stopping: asyncio.Event, overload: Overload
+    settings: Settings, access_log: AccessLog, stopping: asyncio.Event, load_shedder: LoadShedder
 ) -> Middleware:
     """Return the middleware of an application.
 
@@ -79,11 +79,11 @@ def around_every_request(
         path = template or request.path
         method = request.method if request.method in METH_ALL else "other"
         response: web.StreamResponse
-        overload.begin()
+        load_shedder.begin()
         try:
             of_api = path.startswith(API)
-            if of_api and (overload.share or method not in _READS):
-                _check_has_time(request, overload)
+            if of_api and (load_shedder.share or method not in _READS):
+                _check_has_time(request, load_shedder)
             preflight = cors.preflight(request) if has_origins else None
             if of_api and has_json:
                 check_accepts_json(request)
@@ -97,11 +97,11 @@ def around_every_request(
             log.exception("unhandled error", extra=told)
             response = _told(error, request, path)
         finally:
-            overload.under_way -= 1
+            load_shedder.under_way -= 1
         if (
             has_origins
             or stopping.is_set()  # then the head has one more line
-            or type(response) is not WholeResponse
+            or type(response) is not PrebuiltResponse
             or not response.set_head(request, f"{lines}{_lines(context)}")
         ):
             _add_headers(request, response, cors, https=https)
@@ -118,9 +118,9 @@ def _told(error: Exception, request: web.Request, path: str) -> web.Response:
     return oauth_error_of(error, request) if of_oauth else problem_of(error, request)
 
 
-def _check_has_time(request: web.Request, overload: Overload) -> None:
+def _check_has_time(request: web.Request, load_shedder: LoadShedder) -> None:
     """Raise Overloaded before the token and the body are read, which take time too."""
-    overload.check()
+    load_shedder.check()
     if request.method not in _READS:  # it will need PostgreSQL
         request.app[DATABASE].check_queue()
 

@@ -20,7 +20,7 @@ from marshmallow import ValidationError
 from service.api.http.app_keys import CONTEXT, SETTINGS
 from service.api.http.headers import add_headers_of_every_answer
 from service.api.http.requests import InvalidBody, escape_pointer
-from service.api.http.responses import WholeResponse, to_json
+from service.api.http.responses import PrebuiltResponse, to_json
 from service.domain.errors import (
     Conflict,
     InsufficientScope,
@@ -183,7 +183,7 @@ def problem(
     rest = b",%b" % to_json(extensions)[1:] if extensions else b"}"
     # A request id needs no escapes.
     body = b'%b,"request_id":"%b"%b' % (_beginning(problem_type, detail), request_id.encode(), rest)
-    response = WholeResponse(body, CONTENT_TYPE, problem_type.status)
+    response = PrebuiltResponse(body, CONTENT_TYPE, problem_type.status)
     if headers:
         response.headers.update(headers)
     return response

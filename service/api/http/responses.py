@@ -41,7 +41,7 @@ def answer(schema: Schema, thing: Any, status: int = 200) -> Answer:
     return Answer(status, to_json(schema.dump(thing)))
 
 
-class WholeResponse(web.Response):
+class PrebuiltResponse(web.Response):
     """A body of bytes whose head the middleware makes, as one text that is sent with it.
 
     aiohttp makes the head from a dict of headers, piece by piece: 7 µs more, a fifth of what it
@@ -98,7 +98,7 @@ def _date(second: int) -> str:
 
 def respond(schema: Schema, thing: Any, status: int = 200) -> web.Response:
     """Return the response with `thing` as `schema` writes it."""
-    return WholeResponse(to_json(schema.dump(thing)), status=status)
+    return PrebuiltResponse(to_json(schema.dump(thing)), status=status)
 
 
 def no_content() -> web.Response:
