@@ -162,11 +162,11 @@ def _retry_jobs(parsed: argparse.Namespace, environ: Environment) -> None:
 
 async def _with_jobs(environ: Environment, work: Callable[["Jobs"], Awaitable[None]]) -> None:
     """Run `work` with the jobs of the database that the settings name."""
-    from service.app import jobs_alone  # see _with_users
+    from service.services import open_jobs  # see _with_users
 
     database = read_database({**_of_dev(), **environ})
     await _check_database(database[0])
-    async with jobs_alone(*database) as jobs:
+    async with open_jobs(*database) as jobs:
         await work(jobs)
 
 
@@ -263,14 +263,14 @@ def _rotate_keys(parsed: argparse.Namespace, environ: Environment) -> None:
 
 def _with_clients(environ: Environment, work: Callable[["OAuthClients"], Awaitable[None]]) -> None:
     """Run `work` with the OAuth clients of the database that the settings name."""
-    from service.app import clients_alone  # see _with_users
+    from service.services import open_clients  # see _with_users
 
     database_url, prepared_statements, redis_url = read_servers({**_of_dev(), **environ})
 
     async def run() -> None:
         await _check_database(database_url)
         set_up_logging("info", "auto")
-        async with clients_alone(database_url, prepared_statements, redis_url) as clients:
+        async with open_clients(database_url, prepared_statements, redis_url) as clients:
             await work(clients)
 
     asyncio.run(run())
@@ -280,15 +280,16 @@ def _with_users(
     environ: Environment, work: Callable[["Users", "PersonalData"], Awaitable[None]]
 ) -> None:
     """Run `work` with the accounts of the database that the settings name."""
-    from service.app import users_alone  # slow, and needless for the other commands
+    from service.services import invalidate, open_services  # slow, and needless for the others
 
     settings = _settings_beside_dev(environ)
 
     async def run() -> None:
         await _check_database(settings.database_url)
         set_up_logging(settings.log_level, settings.log_format)
-        async with users_alone(settings) as (users, personal_data):
-            await work(users, personal_data)
+        async with open_services(settings) as services:
+            await work(services.users, services.personal_data)
+            await invalidate(services.cache_invalidation)
 
     asyncio.run(run())
 

@@ -217,17 +217,17 @@ async def new_application(
 
 def clients_of(api: Api) -> OAuthClients:
     """Return the clients as the command line manages them."""
-    return OAuthClients(api.app[app_keys.DATABASE], api.clock)
+    return OAuthClients(api.app[app_keys.SERVICES].database, api.clock)
 
 
 async def insert_client(api: Api, client: Client) -> None:
     """Store a client that the command line would not make."""
-    async with api.app[app_keys.DATABASE].transaction() as repositories:
+    async with api.app[app_keys.SERVICES].database.transaction() as repositories:
         await repositories.oauth_clients.add(client, api.clock())
 
 
 async def new_admin(api: Api) -> Person:
     """Register somebody, make an admin of them, sign in."""
     person = await api.new_person()
-    await api.app[app_keys.USERS].promote(person.email, unconfirmed=True)
+    await api.app[app_keys.SERVICES].users.promote(person.email, unconfirmed=True)
     return await api.signed_in(person.email)

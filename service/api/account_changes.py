@@ -4,7 +4,7 @@ from aiohttp import web
 from aiohttp_apispec import docs, request_schema
 
 from service.api.docs.openapi import refuses
-from service.api.http.app_keys import ACCOUNT_CHANGES
+from service.api.http.app_keys import SERVICES
 from service.api.http.requests import read_body
 from service.api.http.responses import no_content
 from service.api.mail_tokens import EXAMPLE_TOKEN, TOKEN_SCHEMA, Confirmation, TokenSchema
@@ -31,5 +31,5 @@ from service.domain.errors import TokenUnusable
 @refuses(TokenUnusable)
 async def undo_change(request: web.Request) -> web.Response:
     body = await read_body(request, TOKEN_SCHEMA, into=Confirmation)
-    await request.app[ACCOUNT_CHANGES].undo(body.token)
+    await request.app[SERVICES].account_changes.undo(body.token)
     return no_content()

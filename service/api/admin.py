@@ -8,7 +8,7 @@ from aiohttp_apispec import docs, querystring_schema, request_schema, response_s
 from marshmallow import Schema, fields
 
 from service.api.docs.openapi import refuses
-from service.api.http.app_keys import USERS
+from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_admin
 from service.api.http.requests import (
     Moment,
@@ -81,7 +81,7 @@ async def list_users(request: web.Request) -> web.Response:
     await current_admin(request)
     limit, behind = read_page(request)
     email = request.query.get("email")
-    users = request.app[USERS]
+    users = request.app[SERVICES].users
     page = await (
         users.page(limit, behind) if email is None else users.find_by_email(email.strip())
     )
@@ -93,7 +93,7 @@ async def list_users(request: web.Request) -> web.Response:
 @refuses(NotAllowed, UserNotFound)
 async def show_user(request: web.Request) -> web.Response:
     await current_admin(request)
-    return respond(ADMIN_USER_SCHEMA, await request.app[USERS].find(_user_id(request)))
+    return respond(ADMIN_USER_SCHEMA, await request.app[SERVICES].users.find(_user_id(request)))
 
 
 @docs(
@@ -107,7 +107,7 @@ async def show_user(request: web.Request) -> web.Response:
 async def change_user(request: web.Request) -> web.Response:
     caller = await current_admin(request)
     change = await read_body(request, USER_CHANGE_SCHEMA, into=UserChange)
-    user = await request.app[USERS].set_disabled(
+    user = await request.app[SERVICES].users.set_disabled(
         _user_id(request), change.disabled, _reason(caller)
     )
     return respond(ADMIN_USER_SCHEMA, user)
@@ -123,7 +123,7 @@ async def change_user(request: web.Request) -> web.Response:
 @refuses(NotAllowed, UserNotFound, LastAdmin)
 async def erase_user(request: web.Request) -> web.Response:
     caller = await current_admin(request)
-    await request.app[USERS].erase_anyone(_user_id(request), _reason(caller))
+    await request.app[SERVICES].users.erase_anyone(_user_id(request), _reason(caller))
     return no_content()
 
 

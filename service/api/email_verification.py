@@ -8,7 +8,7 @@ from marshmallow import fields
 
 from service.api.admin import EmailVerificationSchema
 from service.api.docs.openapi import refuses
-from service.api.http.app_keys import EMAIL_VERIFICATION
+from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_user
 from service.api.http.rate_limits import VERIFICATION, count_request
 from service.api.http.responses import respond
@@ -35,5 +35,5 @@ async def verify_email(request: web.Request) -> web.Response:
     caller = await current_user(request)
     await count_request(request, VERIFICATION, account=str(caller.user_id))
     email = request.match_info["email"].strip()
-    verification = await request.app[EMAIL_VERIFICATION].check(email)
+    verification = await request.app[SERVICES].email_verification.check(email)
     return respond(CHECKED_EMAIL_SCHEMA, {"email": email, **asdict(verification)})

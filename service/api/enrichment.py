@@ -5,7 +5,7 @@ from aiohttp_apispec import docs, response_schema
 from marshmallow import Schema, fields
 
 from service.api.docs.openapi import refuses
-from service.api.http.app_keys import ENRICHMENTS
+from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_admin, current_user
 from service.api.http.requests import Moment, read_id
 from service.api.http.responses import respond
@@ -44,7 +44,7 @@ ENRICHMENT_SCHEMA = EnrichmentSchema()
 @refuses(EnrichmentNotFound)
 async def show_my_enrichment(request: web.Request) -> web.Response:
     caller = await current_user(request)
-    return respond(ENRICHMENT_SCHEMA, await request.app[ENRICHMENTS].find(caller.user_id))
+    return respond(ENRICHMENT_SCHEMA, await request.app[SERVICES].enrichments.find(caller.user_id))
 
 
 @docs(tags=["Admin"], summary="Show what is known about a user")
@@ -55,4 +55,4 @@ async def show_enrichment(request: web.Request) -> web.Response:
     user_id = read_id(request, "user_id")
     if user_id is None:
         raise EnrichmentNotFound
-    return respond(ENRICHMENT_SCHEMA, await request.app[ENRICHMENTS].find(user_id))
+    return respond(ENRICHMENT_SCHEMA, await request.app[SERVICES].enrichments.find(user_id))

@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp_apispec import docs, form_schema, querystring_schema
 from marshmallow import EXCLUDE, Schema
 
-from service.api.http.app_keys import MAIL_TOKENS, SETTINGS
+from service.api.http.app_keys import SERVICES, SETTINGS
 from service.api.http.cookies import is_from_elsewhere
 from service.api.http.problems import status_of
 from service.api.http.rate_limits import MAIL, count_request
@@ -105,13 +105,13 @@ async def submit_form(request: web.Request) -> web.Response:
     resetting = form.get("step") == "reset"
     try:
         if resetting:
-            await request.app[MAIL_TOKENS].reset_password(
+            await request.app[SERVICES].mail_tokens.reset_password(
                 form.get("token", "").strip(), form.get("new_password", "")
             )
             return await _show(request, "done", form, nonce)
         email = form.get("email", "").strip()
         await count_request(request, MAIL)
-        await request.app[MAIL_TOKENS].forgot_password(email)
+        await request.app[SERVICES].mail_tokens.forgot_password(email)
     except (InvalidInput, TooMany, Unavailable) as error:
         return await _show(request, "reset" if resetting else "ask", form, nonce, error)
     return await _show(request, "reset", form, nonce)

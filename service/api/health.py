@@ -7,7 +7,7 @@ from aiohttp import web
 from aiohttp_apispec import docs
 
 from service.api.docs.openapi import refuses
-from service.api.http.app_keys import ACCESS_LOG, CONTEXT, DATABASE, HASHER, JOBS, REDIS, STOPPING
+from service.api.http.app_keys import ACCESS_LOG, CONTEXT, SERVICES, STOPPING
 from service.api.http.problems import problem, problem_type_of
 from service.api.http.responses import to_json
 from service.domain.clock import utc_now
@@ -51,9 +51,9 @@ async def live(request: web.Request) -> web.Response:
 async def ready(request: web.Request) -> web.Response:
     if request.app[STOPPING].is_set():
         raise Unavailable("The process is about to end.")
-    checks = {"postgresql": "ok", "redis": "ok" if request.app[REDIS].answers else "down"}
+    checks = {"postgresql": "ok", "redis": "ok" if request.app[SERVICES].redis.answers else "down"}
     try:
-        await request.app[DATABASE].check_schema()
+        await request.app[SERVICES].database.check_schema()
     except (DatabaseUnavailable, MigrationsPending) as error:
         if isinstance(error, DatabaseUnavailable):
             checks["postgresql"] = "down"
@@ -87,11 +87,11 @@ async def metrics(request: web.Request) -> web.Response:
 async def metrics_of(app: web.Application) -> web.Response:
     """Return the answer with the metrics of an application and of its sister processes."""
     app[ACCESS_LOG].flush()  # which measures the requests until now
-    for state, count in app[DATABASE].connections.items():
+    for state, count in app[SERVICES].database.connections.items():
         DATABASE_CONNECTIONS.labels(state).set(count)
-    HASHES_PENDING.set(app[HASHER].pending)
+    HASHES_PENDING.set(app[SERVICES].hasher.pending)
     with suppress(Unavailable):  # then the last known figures have to do
-        await _measure_jobs(app[JOBS])
+        await _measure_jobs(app[SERVICES].jobs)
     return web.Response(body=exposition(), headers={"Content-Type": CONTENT_TYPE})
 
 

@@ -5,7 +5,7 @@ from aiohttp_apispec import docs, response_schema
 from marshmallow import Schema, fields
 
 from service.api.docs.openapi import refuses
-from service.api.http.app_keys import IDENTITIES
+from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_first_party_user
 from service.api.http.requests import Moment, read_id
 from service.api.http.responses import PageSchema, no_content, respond
@@ -50,7 +50,7 @@ IDENTITIES_SCHEMA = IdentitiesSchema()
 @response_schema(IdentitiesSchema, 200, description="All of them, on one page.")
 async def list_identities(request: web.Request) -> web.Response:
     caller = await current_first_party_user(request)
-    found = await request.app[IDENTITIES].list_of(caller.user_id)
+    found = await request.app[SERVICES].identities.list_of(caller.user_id)
     return respond(IDENTITIES_SCHEMA, Page(found, None))
 
 
@@ -67,5 +67,5 @@ async def unlink_identity(request: web.Request) -> web.Response:
     identity_id = read_id(request, "identity_id")
     if identity_id is None:
         raise IdentityNotFound
-    await request.app[IDENTITIES].unlink(caller, identity_id)
+    await request.app[SERVICES].identities.unlink(caller, identity_id)
     return no_content()

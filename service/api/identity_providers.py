@@ -10,7 +10,7 @@ from aiohttp_apispec import docs, querystring_schema, response_schema
 from marshmallow import EXCLUDE, Schema, fields, validate
 
 from service.api.docs.openapi import refuses
-from service.api.http.app_keys import IDENTITIES, SETTINGS
+from service.api.http.app_keys import SERVICES, SETTINGS
 from service.api.http.cookies import read_cookie
 from service.api.http.middleware import API
 from service.api.http.rate_limits import LOGIN, count_request
@@ -41,7 +41,6 @@ from service.domain.errors import (
 from service.domain.identities import SIGN_IN_LIVES, AuthorizationAnswer
 from service.domain.oauth import OAuthError
 from service.domain.pages import Page
-from service.settings.settings import Settings
 from service.use_cases.oauth import RequestRefused
 
 _PATH: Final = f"{API}/auth/providers/{{provider}}"
@@ -104,11 +103,6 @@ START_QUERY = StartQuery()
 CALLBACK_QUERY = CallbackQuery()
 
 
-def callback_url(settings: Settings, provider: str) -> str:
-    """Return where the provider's issuer sends browsers back to: to be registered there."""
-    return f"{settings.public_url}{_PATH.format(provider=provider)}/callback"
-
-
 @docs(
     tags=["Sessions"],
     summary="List the issuers to sign in with",
@@ -119,7 +113,7 @@ async def list_providers(request: web.Request) -> web.Response:
     public_url = request.app[SETTINGS].public_url
     shown = [
         ShownProvider(name, provider.title, f"{public_url}{_PATH.format(provider=name)}/start")
-        for name, provider in request.app[IDENTITIES].providers.items()
+        for name, provider in request.app[SERVICES].identities.providers.items()
     ]
     return respond(PROVIDERS_SCHEMA, Page(shown, None))
 
@@ -139,7 +133,7 @@ async def start_sign_in(request: web.Request) -> web.Response:
     continued = query["continue_with"]
     if continued is not None:
         continued = await _check_continued(request, continued)
-    started = await request.app[IDENTITIES].start(
+    started = await request.app[SERVICES].identities.start(
         request.match_info["provider"],
         query["referral_code"],
         read_cookie(request, _cookie(request)) or "",
@@ -182,7 +176,7 @@ async def start_sign_in(request: web.Request) -> web.Response:
 )
 async def finish_sign_in(request: web.Request) -> web.Response:
     query = read_query(request, CALLBACK_QUERY)
-    identities = request.app[IDENTITIES]
+    identities = request.app[SERVICES].identities
     begun = (
         request.match_info["provider"],
         query["state"],

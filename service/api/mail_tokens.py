@@ -7,7 +7,7 @@ from aiohttp_apispec import docs, request_schema, response_schema
 from marshmallow import Schema, fields
 
 from service.api.docs.openapi import refuses
-from service.api.http.app_keys import MAIL_TOKENS, USERS
+from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_first_party_user
 from service.api.http.rate_limits import MAIL, count_request
 from service.api.http.requests import EmailText, RequestSchema, Text, TokenText, read_body
@@ -89,7 +89,7 @@ ACCEPTED_SCHEMA = AcceptedSchema()
 async def forgot_password(request: web.Request) -> web.Response:
     asked = await read_body(request, EMAIL_SCHEMA, ForEmail, email_rule("email"))
     await count_request(request, MAIL)
-    await request.app[MAIL_TOKENS].forgot_password(asked.email)
+    await request.app[SERVICES].mail_tokens.forgot_password(asked.email)
     return respond(ACCEPTED_SCHEMA, None, 202)
 
 
@@ -105,14 +105,16 @@ async def forgot_password(request: web.Request) -> web.Response:
 )
 @refuses(TokenUnusable, PasswordUnacceptable, HashingQueueFull)
 async def reset_password(request: web.Request) -> web.Response:
-    users = request.app[USERS]
+    users = request.app[SERVICES].users
     reset = await read_body(
         request,
         PASSWORD_RESET_SCHEMA,
         PasswordReset,
         ("new_password", lambda its: users.check_password(its["new_password"])),
     )
-    account = await request.app[MAIL_TOKENS].reset_password(reset.token, reset.new_password)
+    account = await request.app[SERVICES].mail_tokens.reset_password(
+        reset.token, reset.new_password
+    )
     await forget_failures(request, account)
     return no_content()
 
@@ -128,7 +130,7 @@ async def reset_password(request: web.Request) -> web.Response:
 @refuses(TokenUnusable)
 async def confirm_email(request: web.Request) -> web.Response:
     confirmation = await read_body(request, TOKEN_SCHEMA, into=Confirmation)
-    await request.app[MAIL_TOKENS].confirm(confirmation.token)
+    await request.app[SERVICES].mail_tokens.confirm(confirmation.token)
     return no_content()
 
 
@@ -144,7 +146,7 @@ async def confirm_email(request: web.Request) -> web.Response:
 async def resend_confirmation(request: web.Request) -> web.Response:
     asked = await read_body(request, EMAIL_SCHEMA, ForEmail, email_rule("email"))
     await count_request(request, MAIL)
-    await request.app[MAIL_TOKENS].resend_confirmation(asked.email)
+    await request.app[SERVICES].mail_tokens.resend_confirmation(asked.email)
     return respond(ACCEPTED_SCHEMA, None, 202)
 
 
@@ -165,5 +167,7 @@ async def change_email(request: web.Request) -> web.Response:
     change = await read_body(request, EMAIL_CHANGE_SCHEMA, EmailChange, email_rule("new_email"))
     async with password_attempt(request, str(caller.user_id)):
         await count_request(request, MAIL)
-        await request.app[MAIL_TOKENS].change_email(caller, change.new_email, change.password)
+        await request.app[SERVICES].mail_tokens.change_email(
+            caller, change.new_email, change.password
+        )
     return respond(ACCEPTED_SCHEMA, None, 202)

@@ -19,7 +19,7 @@ from typing import Final
 
 from aiohttp import web
 
-from service.api.http.app_keys import FAILURES, KNOWN_ADDRESSES, RATE_LIMITER
+from service.api.http.app_keys import SERVICES
 from service.api.http.rate_limits import LOGIN, count_request, refusal
 from service.api.http.requests import client_address
 from service.domain.errors import InvalidCredentials
@@ -44,8 +44,8 @@ async def password_attempt(
         return
     address, failures, known = (
         client_address(request),
-        request.app[FAILURES],
-        request.app[KNOWN_ADDRESSES],
+        request.app[SERVICES].failures,
+        request.app[SERVICES].known_addresses,
     )
     early = await failures.begin(account, address)
     if early:
@@ -53,7 +53,7 @@ async def password_attempt(
     windows = [window]
     if not (signs_in and await known.include(account, address)):
         subjects = [(f"{LOGIN}-account", account)]
-        windows += await request.app[RATE_LIMITER].count(window.limit, subjects)
+        windows += await request.app[SERVICES].rate_limiter.count(window.limit, subjects)
         await asyncio.sleep(delay_of(windows[-1]))
     try:
         yield
@@ -69,7 +69,7 @@ async def password_attempt(
 
 async def forget_failures(request: web.Request, account: str) -> None:
     """Forget the failures from this address, because the password was reset."""
-    await request.app[FAILURES].forget(account, client_address(request))
+    await request.app[SERVICES].failures.forget(account, client_address(request))
 
 
 def delay_of(window: Window) -> float:

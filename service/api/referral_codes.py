@@ -10,7 +10,7 @@ from aiohttp_apispec import docs, querystring_schema, request_schema, response_s
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
 from service.api.docs.openapi import IDEMPOTENCY_KEY, locates, refuses
-from service.api.http.app_keys import REFERRAL_CODES
+from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_user
 from service.api.http.idempotency import answer_once
 from service.api.http.middleware import API
@@ -154,7 +154,7 @@ CHECKED_REFERRAL_CODE_SCHEMA = CheckedReferralCodeSchema()
 
 
 def _expiry_rule(request: web.Request) -> Rule:
-    codes = request.app[REFERRAL_CODES]
+    codes = request.app[SERVICES].referral_codes
     return "expires_at", lambda its: codes.check_expiry(its["expires_at"])
 
 
@@ -182,7 +182,7 @@ async def create_referral_code(request: web.Request) -> web.Response:
     response = await answer_once(
         request,
         caller.user_id,
-        lambda once: request.app[REFERRAL_CODES].create(caller.user_id, wish, once),
+        lambda once: request.app[SERVICES].referral_codes.create(caller.user_id, wish, once),
         lambda code: answer(REFERRAL_CODE_SCHEMA, code, 201),
     )
     return _located(request, response)
@@ -201,7 +201,7 @@ async def create_referral_code(request: web.Request) -> web.Response:
 async def replace_referral_code(request: web.Request) -> web.Response:
     caller = await current_user(request)
     wish = await read_body(request, WISH_SCHEMA, NewReferralCode, _expiry_rule(request))
-    code, replaced = await request.app[REFERRAL_CODES].replace(caller.user_id, wish)
+    code, replaced = await request.app[SERVICES].referral_codes.replace(caller.user_id, wish)
     return _located(request, respond(REFERRAL_CODE_SCHEMA, code, 200 if replaced else 201))
 
 
@@ -217,7 +217,7 @@ async def replace_referral_code(request: web.Request) -> web.Response:
 async def change_referral_code(request: web.Request) -> web.Response:
     caller = await current_user(request)
     change = await read_body(request, CHANGE_SCHEMA, ReferralCodeChange, _expiry_rule(request))
-    code = await request.app[REFERRAL_CODES].change(caller.user_id, change)
+    code = await request.app[SERVICES].referral_codes.change(caller.user_id, change)
     return respond(REFERRAL_CODE_SCHEMA, code)
 
 
@@ -226,7 +226,9 @@ async def change_referral_code(request: web.Request) -> web.Response:
 @refuses(ReferralCodeNotFound)
 async def show_referral_code(request: web.Request) -> web.Response:
     caller = await current_user(request)
-    return respond(REFERRAL_CODE_SCHEMA, await request.app[REFERRAL_CODES].find(caller.user_id))
+    return respond(
+        REFERRAL_CODE_SCHEMA, await request.app[SERVICES].referral_codes.find(caller.user_id)
+    )
 
 
 @docs(
@@ -237,7 +239,7 @@ async def show_referral_code(request: web.Request) -> web.Response:
 @refuses(ReferralCodeNotFound)
 async def delete_referral_code(request: web.Request) -> web.Response:
     caller = await current_user(request)
-    await request.app[REFERRAL_CODES].delete(caller.user_id)
+    await request.app[SERVICES].referral_codes.delete(caller.user_id)
     return no_content()
 
 
@@ -251,7 +253,7 @@ async def delete_referral_code(request: web.Request) -> web.Response:
 @response_schema(OwnReferralCodesSchema, 200, description="A page of the caller's codes.")
 async def list_referral_codes(request: web.Request) -> web.Response:
     caller = await current_user(request)
-    page = await request.app[REFERRAL_CODES].page(caller.user_id, *read_page(request))
+    page = await request.app[SERVICES].referral_codes.page(caller.user_id, *read_page(request))
     return respond(OWN_REFERRAL_CODES_SCHEMA, page)
 
 
@@ -265,7 +267,7 @@ async def list_referral_codes(request: web.Request) -> web.Response:
 @refuses(ReferralCodeNotFound, TooMany)
 async def check_referral_code(request: web.Request) -> web.Response:
     await count_request(request, LOOKUP)
-    code = await request.app[REFERRAL_CODES].find_by_code(request.match_info["code"])
+    code = await request.app[SERVICES].referral_codes.find_by_code(request.match_info["code"])
     return respond(CHECKED_REFERRAL_CODE_SCHEMA, code)
 
 
@@ -280,7 +282,7 @@ async def check_referral_code(request: web.Request) -> web.Response:
 async def find_referral_code(request: web.Request) -> web.Response:
     admission = start_count(request, LOOKUP)
     try:
-        body = await request.app[REFERRAL_CODES].find_by_email(
+        body = await request.app[SERVICES].referral_codes.find_by_email(
             request.match_info["email"], write_public, admission.check
         )
     finally:

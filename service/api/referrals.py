@@ -7,7 +7,7 @@ from aiohttp_apispec import docs, querystring_schema, response_schema
 from marshmallow import Schema, fields
 
 from service.api.docs.openapi import refuses
-from service.api.http.app_keys import REFERRALS
+from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_token
 from service.api.http.requests import Moment, PageQuery, moment_text, read_id, read_page
 from service.api.http.responses import PageSchema, PrebuiltResponse
@@ -48,7 +48,9 @@ async def list_referrals(request: web.Request) -> web.Response:
     token = await current_token(request)
     me = request.match_info["referrer_id"] == "me"
     referrer_id = token.user_id if me else read_id(request, "referrer_id")
-    page = await request.app[REFERRALS].page(token.user_id, referrer_id, *read_page(request))
+    page = await request.app[SERVICES].referrals.page(
+        token.user_id, referrer_id, *read_page(request)
+    )
     return PrebuiltResponse(write_page(page))
 
 

@@ -4,7 +4,7 @@ from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, response_schema
 from marshmallow import Schema, fields
 
-from service.api.http.app_keys import SECURITY_EVENTS
+from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_user
 from service.api.http.requests import Moment, PageQuery, read_page
 from service.api.http.responses import PageSchema, respond
@@ -37,5 +37,5 @@ ACTIVITIES_SCHEMA = ActivitiesSchema()
 @response_schema(ActivitiesSchema, 200, description="A page of what happened.")
 async def list_activity(request: web.Request) -> web.Response:
     caller = await current_user(request)
-    page = await request.app[SECURITY_EVENTS].page(caller.user_id, *read_page(request))
+    page = await request.app[SERVICES].security_events.page(caller.user_id, *read_page(request))
     return respond(ACTIVITIES_SCHEMA, page)

@@ -7,7 +7,7 @@ from aiohttp_apispec import docs, querystring_schema, request_schema, response_s
 from marshmallow import Schema, fields
 
 from service.api.docs.openapi import refuses
-from service.api.http.app_keys import SESSIONS, USERS
+from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import (
     caller_of,
     check_first_party,
@@ -115,7 +115,7 @@ SESSIONS_SCHEMA = SessionsSchema()
 async def log_in(request: web.Request) -> web.Response:
     login = await read_body(request, LOGIN_SCHEMA, into=Login)
     async with password_attempt(request, account_of(login.email), signs_in=True):
-        tokens = await request.app[SESSIONS].log_in(
+        tokens = await request.app[SERVICES].sessions.log_in(
             login.email, login.password, header_text(request, "User-Agent")
         )
     return respond(TOKENS_SCHEMA, tokens)
@@ -131,7 +131,7 @@ async def log_in(request: web.Request) -> web.Response:
 @refuses(InvalidToken)
 async def refresh(request: web.Request) -> web.Response:
     body = await read_body(request, REFRESH_SCHEMA, into=Refresh)
-    return respond(TOKENS_SCHEMA, await request.app[SESSIONS].refresh(body.refresh_token))
+    return respond(TOKENS_SCHEMA, await request.app[SERVICES].sessions.refresh(body.refresh_token))
 
 
 @docs(
@@ -142,7 +142,7 @@ async def refresh(request: web.Request) -> web.Response:
 )
 async def log_out(request: web.Request) -> web.Response:
     caller = await current_user(request)
-    await request.app[SESSIONS].end(caller, caller.session_id)
+    await request.app[SERVICES].sessions.end(caller, caller.session_id)
     return no_content()
 
 
@@ -155,7 +155,7 @@ async def log_out(request: web.Request) -> web.Response:
 @response_schema(SessionsSchema, 200, description="The open sessions, newest first.")
 async def list_sessions(request: web.Request) -> web.Response:
     caller = await current_user(request)
-    page = await request.app[SESSIONS].page(caller.user_id, *read_page(request))
+    page = await request.app[SERVICES].sessions.page(caller.user_id, *read_page(request))
     shown = [
         {**asdict(session), "current": session.session_id == caller.session_id}
         for session in page.items
@@ -178,7 +178,7 @@ async def end_session(request: web.Request) -> web.Response:
     caller = caller_of(token)
     if session_id is None:
         raise SessionNotFound
-    await request.app[SESSIONS].end(caller, session_id)
+    await request.app[SERVICES].sessions.end(caller, session_id)
     return no_content()
 
 
@@ -190,7 +190,7 @@ async def end_session(request: web.Request) -> web.Response:
 )
 @refuses(NotAllowed)
 async def end_other_sessions(request: web.Request) -> web.Response:
-    await request.app[SESSIONS].end_others(await current_first_party_user(request))
+    await request.app[SERVICES].sessions.end_others(await current_first_party_user(request))
     return no_content()
 
 
@@ -207,7 +207,7 @@ async def end_other_sessions(request: web.Request) -> web.Response:
 @refuses(NotAllowed, InvalidCredentials, TooMany, HashingQueueFull)
 async def change_password(request: web.Request) -> web.Response:
     caller = await current_first_party_user(request)
-    users = request.app[USERS]
+    users = request.app[SERVICES].users
     change = await read_body(
         request,
         PASSWORD_CHANGE_SCHEMA,
@@ -215,7 +215,7 @@ async def change_password(request: web.Request) -> web.Response:
         ("new_password", lambda its: users.check_password(its["new_password"])),
     )
     async with password_attempt(request, str(caller.user_id)):
-        await request.app[SESSIONS].change_password(
+        await request.app[SERVICES].sessions.change_password(
             caller, change.current_password, change.new_password
         )
     return no_content()

@@ -7,7 +7,7 @@ from aiohttp_apispec import docs, request_schema, response_schema
 from marshmallow import Schema, fields
 
 from service.api.docs.openapi import IDEMPOTENCY_KEY, refuses
-from service.api.http.app_keys import CLAIMS, SETTINGS, USERS
+from service.api.http.app_keys import SERVICES, SETTINGS
 from service.api.http.authentication import current_first_party_user, current_user
 from service.api.http.idempotency import answer_once
 from service.api.http.rate_limits import MAIL, REGISTER, count_request
@@ -107,7 +107,7 @@ USER_SCHEMA = UserSchema()
 @refuses(EmailTaken, ReferralCodeUnusable, TooMany, HashingQueueFull)
 async def register(request: web.Request) -> web.Response:
     await count_request(request, REGISTER)
-    users = request.app[USERS]
+    users = request.app[SERVICES].users
     registration = await read_body(
         request,
         REGISTER_SCHEMA,
@@ -126,7 +126,7 @@ async def register(request: web.Request) -> web.Response:
     return await answer_once(
         request,
         None,
-        lambda once: request.app[CLAIMS].register(registration, once),
+        lambda once: request.app[SERVICES].claims.register(registration, once),
         lambda _: answer(CONFIRMATION_SENT, None, 202),
     )
 
@@ -148,7 +148,7 @@ def account_of(email: str) -> str:
 @response_schema(UserSchema, 200, description="The caller's account.")
 async def show_me(request: web.Request) -> web.Response:
     caller = await current_user(request)
-    return PrebuiltResponse(write_user(await request.app[USERS].find(caller.user_id)))
+    return PrebuiltResponse(write_user(await request.app[SERVICES].users.find(caller.user_id)))
 
 
 def write_user(user: User) -> bytes:
@@ -178,5 +178,5 @@ async def erase_me(request: web.Request) -> web.Response:
     caller = await current_first_party_user(request)
     erasure = await read_body(request, ERASURE_SCHEMA, into=Erasure)
     async with password_attempt(request, str(caller.user_id)):
-        await request.app[USERS].erase(caller, erasure.password)
+        await request.app[SERVICES].users.erase(caller, erasure.password)
     return no_content()

@@ -35,8 +35,8 @@ class ClearbitEnricher:
     async def enrich(self, email: Email) -> Enrichment | None:
         """Return what Clearbit knows, None for nothing.
 
-        Raises RetryLater while it is being looked up (202), ProviderUnavailable if another try may do
-        better.
+        Raises RetryLater while it is being looked up (202), and ProviderUnavailable if another try
+        may succeed.
         """
         reply = await self._http.call(
             SOURCE,

@@ -32,8 +32,8 @@ class HunterVerifier:
         """Return the verdict.
 
         It is UNKNOWN where Hunter will not say: the person does not want to be processed (451),
-        or the month's credits are gone (429). Raises RetryLater while Hunter is still asking the mail
-        server (202), ProviderUnavailable if another try may do better.
+        or the month's credits are gone (429). Raises RetryLater while Hunter is still asking the
+        mail server (202), and ProviderUnavailable if another try may succeed.
         """
         reply = await self._http.call(
             SOURCE,

@@ -56,8 +56,8 @@ class Mailer:
         """Deliver the mail.
 
         The same `message_id` for each try lets mail programs show a mail once that was sent twice.
-        Raises ProviderUnavailable, or PermanentFailure where the mail server will not take it at all, or
-        there is no way to write it.
+        Raises ProviderUnavailable, or PermanentFailure where the server rejects it for good, or
+        it cannot be written.
         """
         try:
             message = self._write(mail, to, message_id)

@@ -22,7 +22,8 @@ from aiohttp import web
 from prometheus_client.multiprocess import mark_process_dead
 
 from service.api.http.app_keys import STOPPING
-from service.app import FINISH_SECONDS, create_app, create_metrics_app, worker_alone
+from service.app import FINISH_SECONDS, create_app, create_metrics_app
+from service.services import make_worker, open_services
 from service.settings.settings import Settings
 
 GOODBYE_SECONDS: Final = 0.5
@@ -367,7 +368,8 @@ def work_off_jobs(settings: Settings) -> None:
 
 async def _work_off_jobs(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
-    async with worker_alone(settings) as worker:
+    async with open_services(settings, connections=settings.database_pool_size) as services:
+        worker = make_worker(services)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.stop)
         log.info("doing jobs")

@@ -33,7 +33,7 @@ POLL_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 15.0
 _NONE: Final = timedelta()
 Handler = Callable[[Job], Awaitable[None]]
-"""Does a job; raises RetryLater, PermanentFailure, or whatever it failed of. It may be called twice."""
+"""Does a job; raises RetryLater, PermanentFailure, or whatever made it fail. May run twice."""
 log = logging.getLogger(__name__)
 
 

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from service.api.http.app_keys import DATABASE
+from service.api.http.app_keys import SERVICES
 from service.domain.jobs import JobKind
 from service.providers.mail import Mailer
 from service.settings.settings import Settings
@@ -29,14 +29,14 @@ class Postman:
     def of(cls, api: Api, settings: Settings, smtp: SmtpServer) -> "Postman":
         assert settings.mail is not None
         mails = Mails(
-            api.app[DATABASE],
+            api.app[SERVICES].database,
             Mailer(settings.mail, settings.service_name),
             api.clock,
             service_name=settings.service_name,
             app_url=settings.mail.app_url,
             hash_key=settings.hash_key,
         )
-        worker = Worker(api.app[DATABASE], {JobKind.MAIL: mails.deliver}, api.clock)
+        worker = Worker(api.app[SERVICES].database, {JobKind.MAIL: mails.deliver}, api.clock)
         return cls(worker, smtp)
 
     async def deliver(self) -> list[Mail]:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from typing import Final
 
-from service.api.http.app_keys import REDIS
+from service.api.http.app_keys import SERVICES
 from service.domain.clock import utc_now
 from service.redis import cache as caching
 from service.redis.cache import Cache, Entry, RedisServer
@@ -45,7 +45,7 @@ def started(servers: Sequence[Valkey]) -> Iterator[None]:
 async def trusted(api: Api) -> None:
     """Wait until the cache is used."""
     async with asyncio.timeout(LONG):
-        while api.app[REDIS].away:
+        while api.app[SERVICES].redis.away:
             await asyncio.sleep(0.02)
 
 

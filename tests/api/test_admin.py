@@ -7,7 +7,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from service.api.http.app_keys import USERS
+from service.api.http.app_keys import SERVICES
 from service.domain.scopes import Scope
 from tests.api.assertions import assert_problem
 from tests.factories import PASSWORD, Answer, Api, Person
@@ -219,7 +219,7 @@ async def test_an_account_without_a_password_is_erased_too(
 async def test_who_changes_the_password_meanwhile_is_erased_all_the_same(
     api: Api, anna: Person, admin: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    users = api.app[USERS]
+    users = api.app[SERVICES].users
     passwords = {"current_password": PASSWORD, "new_password": "quite another long walk"}
     erase = users._erase
 

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from service.api.http.app_keys import DATABASE, REDIS
+from service.api.http.app_keys import SERVICES
 from service.domain.clock import utc_now
 from service.redis.cache import LEASE_FOR, NOTHING_FOR, Cache, Entry, RedisServer
 from service.redis.connection import TIMEOUT_SECONDS
@@ -465,7 +465,7 @@ async def test_a_flood_takes_no_more_connections_to_redis_and_does_not_open_the_
         most = max(most, len(await redis.client_list()))
     assert {look_up.result() for look_up in flood} == {code}
     assert most == others
-    assert not api.app[REDIS].away
+    assert not api.app[SERVICES].redis.away
 
 
 async def test_without_redis_rate_limits_count_in_the_process(
@@ -566,20 +566,22 @@ async def test_redis_is_not_trusted_while_a_job_is_under_way(
         await all_jobs_done(database)
         assert await seen(api, owner) == code
         invalidation = CacheInvalidation(
-            api.app[DATABASE], Cache(api.app[REDIS], utc_now), api.app[REDIS]
+            api.app[SERVICES].database,
+            Cache(api.app[SERVICES].redis, utc_now),
+            api.app[SERVICES].redis,
         )
         proxy.cut()
         assert (await api.delete("/referral-code", by=owner)).status == 204
-        assert api.app[REDIS].away
+        assert api.app[SERVICES].redis.away
         proxy.mend()
         proxy.hold_up()
         work = asyncio.create_task(invalidation.work_off())
         await asyncio.sleep(TIMEOUT_SECONDS / 3)
-        assert api.app[REDIS].away
+        assert api.app[SERVICES].redis.away
         assert await seen(api, owner) is None
         proxy.mend()
         await work
-        assert not api.app[REDIS].away
+        assert not api.app[SERVICES].redis.away
         assert await kept(redis, code_key(owner.email)) == {}
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import asyncpg
 import pytest
 
-from service.api.http.app_keys import DATABASE, USERS
+from service.api.http.app_keys import SERVICES
 from service.domain.claims import CLAIM_LIVES, MOST_RESENT
 from service.domain.mails import TOKEN_LIVES
 from service.settings.settings import Settings, read_settings
@@ -255,7 +255,7 @@ async def test_a_claim_and_its_tokens_end_with_their_time(
     await database.execute("UPDATE mail_tokens SET expires_at = expires_at + interval '2 days'")
     strict.clock.ahead = CLAIM_LIVES
     assert_unusable(await confirm(strict, expired))
-    await Housekeeping(strict.app[DATABASE], strict.clock).tidy_up()
+    await Housekeeping(strict.app[SERVICES].database, strict.clock).tidy_up()
     assert await rows(database) == {"users": 0, "claims": 0, "mail_tokens": 0}
 
 
@@ -646,7 +646,7 @@ async def test_a_mail_that_the_release_before_has_planned_lets_nobody_but_the_re
 
 
 async def test_an_admin_made_on_the_command_line_signs_in_at_once(strict: Api) -> None:
-    await strict.app[USERS].make_admin("root@example.com", PASSWORD)
+    await strict.app[SERVICES].users.make_admin("root@example.com", PASSWORD)
     root = await strict.signed_in("root@example.com")
     assert (await strict.get("/users/me", by=root)).json()["email_confirmed"]
 
@@ -686,7 +686,7 @@ async def test_a_claim_comes_too_late_where_the_address_was_confirmed_otherwise(
     for email in (ANNA, "root@example.com"):
         await register(strict, email, ATTACKERS)
     *_, of_anna, of_root = await postman.tokens()
-    await strict.app[USERS].make_admin("root@example.com", VICTIMS)
+    await strict.app[SERVICES].users.make_admin("root@example.com", VICTIMS)
     strict.clock.ahead += timedelta(minutes=1)
     await strict.post("/auth/password/forgot", {"email": ANNA})
     [token] = await postman.tokens()

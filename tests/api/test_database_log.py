@@ -68,7 +68,7 @@ async def change_to_one_that_is_taken(api: Api, smtp: SmtpServer, email: str, ot
 
 async def link_twice(api: Api, subject: str) -> None:
     """Have two requests at once store an identity whose issuer takes email addresses for names."""
-    database = api.app[app_keys.DATABASE]
+    database = api.app[app_keys.SERVICES].database
     identity = Identity(
         issuer="https://issuer.test",
         subject=subject,

@@ -7,7 +7,7 @@ from statistics import median
 
 import pytest
 
-from service.api.http.app_keys import HASHER
+from service.api.http.app_keys import SERVICES
 from service.settings.settings import Argon2, Settings
 from tests.api.assertions import assert_problem
 from tests.factories import PASSWORD, Api, running
@@ -24,7 +24,7 @@ def dear(settings: Settings) -> Settings:
 
 async def test_where_the_queue_is_full_a_hash_is_refused_at_once(dear: Settings) -> None:
     async with running(replace(dear, hashing_queue=2)) as api:
-        hasher = api.app[HASHER]
+        hasher = api.app[SERVICES].hasher
         hashes = [asyncio.create_task(hasher.hash(PASSWORD)) for _ in range(2)]
         await asyncio.sleep(0)
         for refused in (await api.log_in("nobody@example.com"), await api.register()):
@@ -42,7 +42,7 @@ async def test_requests_without_a_password_do_not_wait_for_those_with_one(dear: 
         await api.register("anna@example.com")
         sign_ins = [asyncio.create_task(api.log_in("anna@example.com")) for _ in range(20)]
         async with asyncio.timeout(5):
-            while api.app[HASHER].pending < 10:
+            while api.app[SERVICES].hasher.pending < 10:
                 await asyncio.sleep(0.001)
         before = sum(sign_in.done() for sign_in in sign_ins)
         for _ in range(25):

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from service.api.http.app_keys import REFUSALS
+from service.api.http.app_keys import SERVICES
 from service.domain.idempotency import KEPT_FOR, MOST_KEPT, IdempotencyKey
 from service.domain.idempotency import Answer as IdempotentAnswer
 from service.settings.settings import Settings
@@ -250,5 +250,5 @@ async def test_a_refusal_that_comes_after_the_erasure_is_not_kept(
 ) -> None:
     await api.delete("/users/me", {"password": PASSWORD}, by=anna)
     key = IdempotencyKey(anna.user_id, "key", b"fingerprint", UUID(anna.user_id))
-    await api.app[REFUSALS].keep(key, IdempotentAnswer(409, b"{}"))
+    await api.app[SERVICES].refusals.keep(key, IdempotentAnswer(409, b"{}"))
     assert await database.fetchval("SELECT count(*) FROM idempotency_keys") == 0

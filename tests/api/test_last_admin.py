@@ -7,7 +7,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from service.api.http.app_keys import USERS
+from service.api.http.app_keys import SERVICES
 from service.domain.errors import LastAdmin
 from service.domain.scopes import Scope
 from service.repositories import users
@@ -40,7 +40,7 @@ async def erased_by_own_hand(api: Api, _: Person, who: Person) -> str:
 
 async def demoted(api: Api, _: Person, who: Person) -> str:
     try:
-        await api.app[USERS].demote(who.email)
+        await api.app[SERVICES].users.demote(who.email)
     except LastAdmin as error:
         return error.code
     return ""
@@ -164,7 +164,7 @@ async def test_who_becomes_an_admin_while_being_disabled_counts(
         await database.execute(set_role, anna.user_id, "admin")
         await database.execute(set_role, admin.user_id, "user")
         disabling = await until_blocked(
-            database, api.app[USERS].set_disabled(UUID(anna.user_id), True, "operator")
+            database, api.app[SERVICES].users.set_disabled(UUID(anna.user_id), True, "operator")
         )
     with pytest.raises(LastAdmin):
         await disabling

@@ -9,7 +9,7 @@ import asyncpg
 import psycopg
 import pytest
 
-from service.api.http.app_keys import ACCESS_LOG, SECURITY_EVENTS
+from service.api.http.app_keys import ACCESS_LOG, SERVICES
 from service.settings.settings import Settings
 from service.telemetry.logs import JsonFormatter, TextFormatter
 from tests.api.wire import send
@@ -111,7 +111,9 @@ async def test_who_did_what_to_an_account_is_told(
     assert [record.getMessage() for record in told] == ["account.disabled", "account.enabled"]
     for record in told:
         about = vars(record)
-        assert about["account"] == api.app[SECURITY_EVENTS].account_hash(UUID(anna.user_id))
+        assert about["account"] == api.app[SERVICES].security_events.account_hash(
+            UUID(anna.user_id)
+        )
         assert about["reason"] == "admin"
 
 

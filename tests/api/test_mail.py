@@ -11,7 +11,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from service.api.http.app_keys import DATABASE, SETTINGS
+from service.api.http.app_keys import SERVICES, SETTINGS
 from service.domain.mails import MOST_MAILS_AN_HOUR, TOKEN_LIVES
 from service.postgresql import database as databases
 from service.providers import mail
@@ -823,7 +823,7 @@ async def test_a_sign_out_that_is_under_way_is_waited_for(
     [mail] = await mailed(smtp, "thief@example.org", "Confirm your new")
     await no_jobs(database)
     user_id, now = UUID(anna.user_id), api.clock()
-    async with api.app[DATABASE].transaction() as repositories:
+    async with api.app[SERVICES].database.transaction() as repositories:
         if how == "disabled":
             await repositories.users.set_disabled(user_id, now)
         else:

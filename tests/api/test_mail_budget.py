@@ -9,7 +9,7 @@ from typing import Any, Final
 import asyncpg
 import pytest
 
-from service.api.http.app_keys import DATABASE
+from service.api.http.app_keys import SERVICES
 from service.domain.mails import (
     MOST_MAILS_A_DAY,
     MOST_MAILS_AN_HOUR,
@@ -241,10 +241,10 @@ async def test_the_table_names_nobody_and_is_tidied_up(
     assert len(row["mailbox_hash"]) == 32
     assert "anna" not in row["row"]
     api.clock.ahead += timedelta(hours=23, minutes=59)
-    await Housekeeping(api.app[DATABASE], api.clock).tidy_up()
+    await Housekeeping(api.app[SERVICES].database, api.clock).tidy_up()
     assert await database.fetchval("SELECT count(*) FROM mailboxes") == 1
     api.clock.ahead += timedelta(minutes=1)
-    await Housekeeping(api.app[DATABASE], api.clock).tidy_up()
+    await Housekeeping(api.app[SERVICES].database, api.clock).tidy_up()
     assert await database.fetchval("SELECT count(*) FROM mailboxes") == 0
 
 

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from service.api.http.app_keys import DATABASE, REDIS
+from service.api.http.app_keys import SERVICES
 from service.domain.sessions import ENDED_KEPT_FOR
 from service.redis.cache import REMOVED_AT_ONCE, Cache, Entry
 from service.redis.connection import Command, RedisConnection
@@ -210,7 +210,7 @@ async def test_20_000_sessions_end_in_small_steps_and_look_ups_go_on_meanwhile(
         while not ending.done():
             assert (await api.get(f"/referral-code/{bert.email}")).status == 200
             assert (await api.get("/users/me", by=bert)).status == 200
-            assert not api.app[REDIS].away
+            assert not api.app[SERVICES].redis.away
             looked_up += 1
         assert ending.result().status == 204
         sizes = await changed(database)
@@ -244,7 +244,7 @@ async def test_what_strangers_have_caused_is_erased_in_small_steps(
 
 
 async def test_all_keys_are_forgotten_however_many_they_are(api: Api, redis: Redis) -> None:
-    cache = Cache(api.app[REDIS], api.clock)
+    cache = Cache(api.app[SERVICES].redis, api.clock)
     keys = [f"code:{number}" for number in range(2 * REMOVED_AT_ONCE + 1)]
 
     async def load() -> Entry:
@@ -278,7 +278,7 @@ async def test_sessions_that_have_ended_are_kept_for_a_day(
     api: Api, anna: Person, database: asyncpg.Connection
 ) -> None:
     await database.execute(MORE_SESSIONS, anna.user_id, 2500, api.clock())
-    housekeeping = Housekeeping(api.app[DATABASE], api.clock)
+    housekeeping = Housekeeping(api.app[SERVICES].database, api.clock)
     api.clock.ahead = ENDED_KEPT_FOR - timedelta(minutes=1)
     await housekeeping.tidy_up()
     assert await database.fetchval("SELECT count(*) FROM sessions") == 2501
@@ -304,6 +304,6 @@ async def test_housekeeping_waits_for_nobody_and_leaves_what_others_hold(
             )
             for state in ("NULL", "NOT NULL")
         }
-        await Housekeeping(api.app[DATABASE], api.clock).tidy_up()
+        await Housekeeping(api.app[SERVICES].database, api.clock).tidy_up()
         left = await database.fetch("SELECT session_id FROM sessions")
         assert {row["session_id"] for row in left} == held

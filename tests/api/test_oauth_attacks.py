@@ -157,7 +157,7 @@ async def test_a_code_granted_with_a_password_changed_since_is_refused(
 async def test_a_password_changed_while_it_is_being_checked_gives_no_tokens(
     api: Api, application: Application, anna: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sessions = api.app[app_keys.SESSIONS]
+    sessions = api.app[app_keys.SERVICES].sessions
     check = sessions.check_password
 
     async def check_slowly(email: str, password: str) -> Credentials:

@@ -298,7 +298,7 @@ async def test_a_client_that_changes_while_its_user_signs_in_gets_no_code(
     change: Change | None,
 ) -> None:
     """Without the share lock, and the look behind it, the code would outlive the change."""
-    sessions, clients = api.app[app_keys.SESSIONS], clients_of(api)
+    sessions, clients = api.app[app_keys.SERVICES].sessions, clients_of(api)
     check = sessions.check_password
 
     async def check_slowly(email: str, password: str) -> Credentials:

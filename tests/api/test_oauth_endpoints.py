@@ -203,7 +203,7 @@ async def test_a_deleted_client_gets_no_more_tokens(
     api: Api, application: Application, anna: Person
 ) -> None:
     tokens = await application.tokens_of(anna)
-    async with api.app[app_keys.DATABASE].transaction() as repositories:
+    async with api.app[app_keys.SERVICES].database.transaction() as repositories:
         assert await repositories.oauth_clients.delete(application.client_id, api.clock())
     assert refusal(await application.refresh(tokens["refresh_token"])) == INVALID_CLIENT
     assert (await Browser(api).open(application.wish())).status == 400
@@ -536,7 +536,7 @@ async def test_our_own_faults_are_told_in_the_same_words(
     async def fail(*_: object) -> None:
         raise fault
 
-    monkeypatch.setattr(api.app[app_keys.OAUTH], "find_client", fail)
+    monkeypatch.setattr(api.app[app_keys.SERVICES].oauth, "find_client", fail)
     answer = await application.send(path, **valid_form(application, path))
     assert answer.status == status
     assert assert_of_rfc_6749(answer) == error

@@ -186,7 +186,7 @@ async def test_an_admins_token_is_worth_what_the_admin_is_now(
     admin = await new_admin(api)
     token = await token_of(application, admin, Scope.ADMIN)
     assert (await api.get("/admin/users", by=token)).status == 200
-    async with api.app[app_keys.DATABASE].transaction() as repositories:
+    async with api.app[app_keys.SERVICES].database.transaction() as repositories:
         await repositories.users.set_role(UUID(admin.user_id), Role.USER, None)
     assert (await api.get("/admin/users", by=token)).status == 403
 

@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from service.api import password_attempts
-from service.api.http.app_keys import HASHER
+from service.api.http.app_keys import SERVICES
 from service.domain.clock import utc_now
 from service.redis.cache import RedisServer
 from service.redis.password_attempts import MOST_KNOWN
@@ -103,7 +103,7 @@ async def test_a_right_password_takes_nothing_back_of_the_next_window(
     """It was counted in the window before: what counts in the present one are others' failures."""
     async with running(replace(limited, rate_limit_login=RateLimit(3, 1))) as api:
         await api.register(ANNA)
-        hasher, go_on = api.app[HASHER], asyncio.Event()
+        hasher, go_on = api.app[SERVICES].hasher, asyncio.Event()
         verify = hasher.verify
 
         async def verify_later(password: str, password_hash: str | None) -> tuple[bool, bool]:

@@ -70,7 +70,7 @@ async def test_a_password_is_one_wherever_it_is_asked_for(mailing: Api, smtp: Sm
 
 
 async def test_the_password_of_an_admin_is_one_too(api: Api) -> None:
-    await api.app[app_keys.USERS].make_admin("root@example.com", ON_A_MAC)
+    await api.app[app_keys.SERVICES].users.make_admin("root@example.com", ON_A_MAC)
     assert (await api.log_in("root@example.com", TYPED)).status == 200
 
 
@@ -80,7 +80,7 @@ async def test_a_hash_of_a_password_as_it_was_sent_goes_on_working_and_is_made_a
     """As the releases before this one stored it."""
     email = new_email()
     await api.register(email)
-    old = api.app[app_keys.HASHER]._context.hash(ON_A_MAC)
+    old = api.app[app_keys.SERVICES].hasher._context.hash(ON_A_MAC)
     await database.execute("UPDATE users SET password_hash = $1", old)
     assert (await api.log_in(email, TYPED)).status == 401, "that is not what was hashed"
     assert await database.fetchval("SELECT password_hash FROM users") == old
@@ -96,7 +96,7 @@ async def test_until_then_the_old_hash_proves_who_changes_and_erases(
     api: Api, database: asyncpg.Connection
 ) -> None:
     person = await api.new_person()
-    old = api.app[app_keys.HASHER]._context.hash(ON_A_MAC)
+    old = api.app[app_keys.SERVICES].hasher._context.hash(ON_A_MAC)
     await database.execute("UPDATE users SET password_hash = $1", old)
     change = {"current_password": ON_A_MAC, "new_password": f"{ON_A_MAC} 2"}
     assert (await api.post("/auth/password/change", change, by=person)).status == 204
@@ -133,7 +133,7 @@ async def test_what_a_host_is_called_is_no_password_there(
             ]
             assert [answer.status for answer in answers] == [422, 422], password
             with pytest.raises(PasswordUnacceptable):
-                await api.app[app_keys.USERS].make_admin("root@example.com", password)
+                await api.app[app_keys.SERVICES].users.make_admin("root@example.com", password)
 
 
 @pytest.mark.parametrize("password", ["nul\0within it", "bell\arings here", "right\u202eto left"])

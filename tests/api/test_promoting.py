@@ -6,7 +6,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from service.api.http.app_keys import USERS
+from service.api.http.app_keys import SERVICES
 from service.domain.errors import EmailNotConfirmed, EmailTaken, LastAdmin, UserNotFound
 from service.settings.settings import read_settings
 from service.use_cases.users import Users
@@ -22,7 +22,7 @@ CONFIRM = "UPDATE users SET email_confirmed_at = now() WHERE user_id = $1"
 
 @pytest.fixture
 def users(api: Api) -> Users:
-    return api.app[USERS]
+    return api.app[SERVICES].users
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ async def test_a_change_of_address_that_was_asked_for_before_is_of_no_use(
         assert (await api.post("/auth/email/change", change, by=root)).status == 202
         await no_jobs(database)
         [mail] = [mail for mail in smtp.mails if mail.rcpt_tos == ("thief@example.com",)]
-        await api.app[USERS].promote(root.email)
+        await api.app[SERVICES].users.promote(root.email)
         await no_jobs(database)
         token = urlsplit(mail.links[0]).fragment.removeprefix("token=")
         answer = await api.post("/auth/email/confirm", {"token": token})

@@ -150,7 +150,7 @@ async def test_attempts_are_counted_before_a_password_is_hashed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 60 wrong passwords at one instant 5 cost a hash."""
-    monkeypatch.setattr("service.app.PasswordHasher", CountingHasher)
+    monkeypatch.setattr("service.services.PasswordHasher", CountingHasher)
     async with running(replace(settings, rate_limit_login=RateLimit(5, 60))) as api:
         await api.register("anna@example.com")
         CountingHasher.verified = 0

@@ -14,7 +14,7 @@ import pytest
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
-from service.api.http.app_keys import REDIS
+from service.api.http.app_keys import SERVICES
 from service.domain.clock import utc_now
 from service.redis import cache as caching
 from service.redis.cache import BELIEF_SECONDS, SETTLING_SECONDS, Cache, RedisServer
@@ -151,7 +151,7 @@ async def test_when_a_primary_dies_postgresql_answers_until_its_replica_is_one(
         assert old.tell("WAIT", 1, 1000) == 1
         old.kill()
         async with asyncio.timeout(LONG):
-            while holder(nodes, key) is old or api.app[REDIS].away:
+            while holder(nodes, key) is old or api.app[SERVICES].redis.away:
                 assert await seen(api, owner) is None
                 assert await seen(api, other) == codes[1]
         new = holder(nodes, key)

@@ -10,7 +10,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from service.api.http.app_keys import REDIS
+from service.api.http.app_keys import SERVICES
 from service.redis import cache as caching
 from service.redis.cache import RedisServer
 from service.redis.connection import RedisAway
@@ -193,4 +193,4 @@ async def test_when_the_primary_dies_postgresql_answers_until_the_sentinels_have
                 assert await seen(api, other) == codes[1]
                 await asyncio.sleep(0.02)
         assert name in names(new, key)
-        assert not api.app[REDIS].away
+        assert not api.app[SERVICES].redis.away

@@ -7,7 +7,7 @@ from typing import Any, Final
 import asyncpg
 import pytest
 
-from service.api.http.app_keys import DATABASE
+from service.api.http.app_keys import SERVICES
 from service.domain.referral_codes import UNUSED_KEPT_FOR
 from service.settings.settings import RateLimit, Settings
 from service.use_cases.housekeeping import Housekeeping
@@ -132,7 +132,7 @@ async def test_a_code_that_nobody_used_goes_long_after_it_has_ended(
     api = long_sessions
     anna = await api.new_person()
     codes = await five_codes(api, anna)
-    housekeeping = Housekeeping(api.app[DATABASE], api.clock)
+    housekeeping = Housekeeping(api.app[SERVICES].database, api.clock)
     api.clock.ahead += UNUSED_KEPT_FOR - timedelta(seconds=5)
     await housekeeping.tidy_up()
     stored = "SELECT code FROM referral_codes ORDER BY created_at"
@@ -162,7 +162,7 @@ async def test_housekeeping_takes_a_thousand_at_a_time(
         "   FROM users, generate_series(1, 1500) AS n"
     )
     for looked_at, left in ((1000, 500), (500, 0)):
-        async with api.app[DATABASE].autocommit() as repositories:
+        async with api.app[SERVICES].database.autocommit() as repositories:
             found = await repositories.referral_codes.delete_unused(api.clock() - UNUSED_KEPT_FOR)
         assert found == looked_at
         assert await database.fetchval("SELECT count(*) FROM referral_codes") == left

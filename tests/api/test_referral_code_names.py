@@ -9,7 +9,7 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
-from service.api.http.app_keys import DATABASE
+from service.api.http.app_keys import SERVICES
 from service.domain import referral_codes
 from service.domain.referral_codes import UNUSED_KEPT_FOR
 from service.use_cases.housekeeping import Housekeeping
@@ -55,7 +55,7 @@ async def erase(api: Api, owner: Person) -> None:
 async def delete_and_tidy_up(api: Api, owner: Person) -> None:
     await delete(api, owner)
     api.clock.ahead += UNUSED_KEPT_FOR + timedelta(seconds=1)
-    await Housekeeping(api.app[DATABASE], api.clock).tidy_up()
+    await Housekeeping(api.app[SERVICES].database, api.clock).tidy_up()
 
 
 ENDS: Final = [

@@ -9,7 +9,7 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
-from service.api.http.app_keys import DATABASE, SECURITY_EVENTS
+from service.api.http.app_keys import SERVICES
 from service.settings.settings import read_settings
 from service.telemetry.logs import JsonFormatter, TextFormatter
 from service.use_cases.housekeeping import Housekeeping
@@ -56,7 +56,7 @@ async def test_it_is_kept_for_90_days(api: Api, anna: Person, database: asyncpg.
     anna = await api.signed_in(anna.email)
     assert await events(api, anna) == ["sign_in.succeeded"]
     await database.execute("UPDATE security_events SET occurred_at = occurred_at - interval '91 d'")
-    await Housekeeping(api.app[DATABASE], api.clock).tidy_up()
+    await Housekeeping(api.app[SERVICES].database, api.clock).tidy_up()
     assert await database.fetchval("SELECT count(*) FROM security_events") == 0
 
 
@@ -255,7 +255,7 @@ async def test_every_event_has_one_line_and_the_owners_one_row(
     rows = await database.fetch(
         "SELECT event FROM security_events WHERE user_id = $1", anna.user_id
     )
-    hashed = api.app[SECURITY_EVENTS].account_hash(anna.user_id)
+    hashed = api.app[SERVICES].security_events.account_hash(anna.user_id)
     assert Counter(row["event"] for row in rows) == Counter(
         line.getMessage() for line in lines if vars(line)["account"] == hashed
     )

@@ -7,7 +7,7 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
-from service.api.http.app_keys import DATABASE, JOBS
+from service.api.http.app_keys import SERVICES
 from service.domain.account_changes import UNDO_LIVES
 from service.settings.settings import read_settings
 from service.use_cases.housekeeping import Housekeeping
@@ -156,9 +156,9 @@ async def test_a_mail_that_was_given_up_is_worth_its_72_hours_when_it_is_sent_af
     assert (await confirm(api, to_confirm)).status == 204
     await no_jobs(database)  # but the one that is parked
     api.clock.ahead += timedelta(days=4)
-    await Housekeeping(api.app[DATABASE], api.clock).tidy_up()
+    await Housekeeping(api.app[SERVICES].database, api.clock).tidy_up()
     smtp.play(accept)
-    assert await api.app[JOBS].retry(None) == 1
+    assert await api.app[SERVICES].jobs.retry(None) == 1
     token = await undo_token(smtp, ANNA)
     api.clock.ahead += UNDO_LIVES - timedelta(minutes=1)
     assert (await undo(api, token)).status == 204
@@ -173,7 +173,7 @@ async def test_the_database_never_holds_a_token_and_forgets_its_hash(
     assert len(rows) == 1
     assert token not in rows[0]["row"]
     api.clock.ahead += UNDO_LIVES
-    await Housekeeping(api.app[DATABASE], api.clock).tidy_up()
+    await Housekeeping(api.app[SERVICES].database, api.clock).tidy_up()
     assert await database.fetchval("SELECT count(*) FROM account_changes") == 0
 
 

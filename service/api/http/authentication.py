@@ -5,7 +5,7 @@ from typing import Final
 
 from aiohttp import web
 
-from service.api.http.app_keys import CONTEXT, SESSIONS, USERS
+from service.api.http.app_keys import CONTEXT, SERVICES
 from service.api.http.rate_limits import count_write
 from service.api.http.scopes import SCOPE_OF, is_counted_write
 from service.domain.errors import (
@@ -34,7 +34,7 @@ async def current_token(request: web.Request) -> AccessToken:
     credentials = _BEARER.fullmatch(", ".join(headers))
     if credentials is None:
         raise TokenMissing("The Authorization header is not `Bearer TOKEN`.")
-    token = await request.app[SESSIONS].authenticate(credentials[1])
+    token = await request.app[SERVICES].sessions.authenticate(credentials[1])
     request[CONTEXT].user_id = token.subject
     resource = request.match_info.route.resource
     assert resource is not None
@@ -88,7 +88,7 @@ async def current_admin(request: web.Request) -> AccessToken:
     token = await current_token(request)
     if token.user_id is not None:
         try:
-            user = await request.app[USERS].find(token.user_id)
+            user = await request.app[SERVICES].users.find(token.user_id)
         except UserNotFound as error:  # erased since the session was checked
             raise InvalidToken from error
         if user.role is not Role.ADMIN:

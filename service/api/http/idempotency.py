@@ -9,7 +9,7 @@ from uuid import UUID
 
 from aiohttp import web
 
-from service.api.http.app_keys import CONTEXT, REFUSALS, SETTINGS
+from service.api.http.app_keys import CONTEXT, SERVICES, SETTINGS
 from service.api.http.problems import problem_of
 from service.api.http.requests import client_address
 from service.domain.errors import Conflict, IdempotencyKeyReused, InvalidInput
@@ -47,7 +47,7 @@ async def answer_once(
         if key is not None:
             response = problem_of(error, request)
             assert isinstance(response.body, bytes)
-            await request.app[REFUSALS].keep(key, Answer(response.status, response.body))
+            await request.app[SERVICES].refusals.keep(key, Answer(response.status, response.body))
         raise
 
 

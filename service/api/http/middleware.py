@@ -21,7 +21,7 @@ from marshmallow import ValidationError
 from multidict import istr
 
 from service.api.http.accept import answers_with_json, check_accepts_json
-from service.api.http.app_keys import CONTEXT, DATABASE, Context
+from service.api.http.app_keys import CONTEXT, SERVICES, Context
 from service.api.http.cors import Cors
 from service.api.http.headers import add_headers_of_every_answer, lines_of_every_answer
 from service.api.http.load_shedding import LoadShedder
@@ -122,7 +122,7 @@ def _check_has_time(request: web.Request, load_shedder: LoadShedder) -> None:
     """Raise Overloaded before the token and the body are read, which take time too."""
     load_shedder.check()
     if request.method not in _READS:  # it will need PostgreSQL
-        request.app[DATABASE].check_queue()
+        request.app[SERVICES].database.check_queue()
 
 
 def _add_headers(

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from aiohttp import web
 
-from service.api.http.app_keys import CONTEXT, RATE_LIMITER, RATE_LIMITS
+from service.api.http.app_keys import CONTEXT, RATE_LIMITS, SERVICES
 from service.api.http.requests import client_address
 from service.domain.errors import TooMany
 from service.redis.rate_limits import Window
@@ -67,7 +67,7 @@ async def _count(request: web.Request, name: str, subjects: list[tuple[str, str]
     limit = request.app[RATE_LIMITS][name]
     if limit is None:
         return None
-    windows = await request.app[RATE_LIMITER].count(limit, subjects)
+    windows = await request.app[SERVICES].rate_limiter.count(limit, subjects)
     context = request[CONTEXT]
     context.windows = [*context.windows, windows[0]]
     if resets := [window.reset for window in windows if window.exceeded]:
@@ -84,7 +84,9 @@ def start_count(request: web.Request, name: str) -> Admission:
     limit = app[RATE_LIMITS][name]
     if limit is None:
         return Admission(request, None)
-    return Admission(request, Window(app[RATE_LIMITER], name, limit, client_address(request)))
+    return Admission(
+        request, Window(app[SERVICES].rate_limiter, name, limit, client_address(request))
+    )
 
 
 def refusal(name: str, wait: int) -> TooMany:

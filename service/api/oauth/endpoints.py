@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp_apispec import docs, form_schema, querystring_schema, response_schema
 from marshmallow import EXCLUDE, Schema, fields
 
-from service.api.http.app_keys import IDENTITIES, OAUTH, SESSIONS, SETTINGS, USERS
+from service.api.http.app_keys import SERVICES, SETTINGS
 from service.api.http.cookies import is_from_elsewhere, read_cookie
 from service.api.http.middleware import API
 from service.api.http.problems import status_of
@@ -165,7 +165,7 @@ async def show_authorization(request: web.Request) -> web.Response:
     nonce = secrets.token_urlsafe(16)
     try:
         parameters = _unique(parse_qsl(request.rel_url.raw_query_string, keep_blank_values=True))
-        authorization = await request.app[OAUTH].read_request(parameters)
+        authorization = await request.app[SERVICES].oauth.read_request(parameters)
     except OAuthError as error:
         return show_refusal(error.description, nonce)
     except RequestRefused as refused:
@@ -210,14 +210,14 @@ async def decide_authorization(request: web.Request) -> web.Response:
         form = await read_form_of_page(request)
         if form is None:
             return show_refusal("The form was not filled in on this service's page.", nonce, 403)
-        authorization = await request.app[OAUTH].read_request(form)
+        authorization = await request.app[SERVICES].oauth.read_request(form)
     except OAuthError as error:
         return show_refusal(error.description, nonce)
     except RequestRefused as refused:
         return _send_back_error(request, refused.redirect_uri, refused.state, refused.error)
     if form.get("decision") != "allow":
         if known := await _find_known(request):
-            await request.app[SESSIONS].revoke(known.token.session_id, reason="denied")
+            await request.app[SERVICES].sessions.revoke(known.token.session_id, reason="denied")
         denied = OAuthError("access_denied", "The user denied the request.")
         response = _send_back_error(
             request, authorization.redirect_uri, authorization.state, denied
@@ -239,7 +239,7 @@ async def _grant(
     request: web.Request, authorization: AuthorizationRequest, form: Mapping[str, str]
 ) -> str:
     """Return an authorization code of whom the form, or the page's cookie, proves to be there."""
-    oauth = request.app[OAUTH]
+    oauth = request.app[SERVICES].oauth
     if "account" in form:
         known = await _find_known(request)
         if known is None or str(known.token.user_id) != form["account"]:
@@ -271,7 +271,7 @@ async def _grant(
 @response_schema(OAuthTokensSchema, 200, description="The tokens.")
 async def issue_token(request: web.Request) -> web.Response:
     form = await _read_form(request)
-    oauth = request.app[OAUTH]
+    oauth = request.app[SERVICES].oauth
     client = await _authenticate(request, form)
     match form.get("grant_type"):
         case "authorization_code":
@@ -303,7 +303,7 @@ async def issue_token(request: web.Request) -> web.Response:
 async def revoke_token(request: web.Request) -> web.Response:
     form = await _read_form(request)
     client = await _authenticate(request, form)
-    await request.app[OAUTH].revoke(client, _token_in(form))
+    await request.app[SERVICES].oauth.revoke(client, _token_in(form))
     return web.Response(headers=_NO_STORE)
 
 
@@ -321,7 +321,7 @@ async def introspect_token(request: web.Request) -> web.Response:
     client = await _authenticate(request, form)
     if not client.is_confidential:
         raise OAuthError("invalid_client", "Only a client with a secret may ask.")
-    found = await request.app[OAUTH].introspect(client, _token_in(form))
+    found = await request.app[SERVICES].oauth.introspect(client, _token_in(form))
     document: dict[str, Any] = {"active": False}
     issuer = request.app[SETTINGS].public_url
     if isinstance(found, Session):
@@ -474,7 +474,7 @@ def _providers(request: web.Request, query: str) -> list[tuple[str, str]]:
     path = public_path(request, f"{API}/auth/providers")
     links = [
         (provider.title, f"{path}/{name}/start?{urlencode({'continue': query})}")
-        for name, provider in request.app[IDENTITIES].providers.items()
+        for name, provider in request.app[SERVICES].identities.providers.items()
     ]
     return [link for link in links if len(link[1]) <= LONGEST_LINK]
 
@@ -499,7 +499,7 @@ async def read_continued(
     Raises what `read_request` does: it may be anyone's.
     """
     parameters = _unique(parse_qsl(query, keep_blank_values=True))
-    return await request.app[OAUTH].read_request(parameters), {
+    return await request.app[SERVICES].oauth.read_request(parameters), {
         name: parameters[name] for name in _REQUEST_PARAMETERS if name in parameters
     }
 
@@ -518,7 +518,7 @@ async def show_again(request: web.Request, query: str, fault: ServiceError) -> w
 
 async def go_on_signed_in(request: web.Request, query: str, tokens: Tokens) -> web.Response:
     """Send the browser back to the page, which then knows who has signed in with another issuer."""
-    token, life = await request.app[SESSIONS].lend_to_page(tokens)
+    token, life = await request.app[SERVICES].sessions.lend_to_page(tokens)
     location = f"{public_path(request, _PATH)}?{query}"
     response = web.Response(status=303, headers={"Location": location, **_NO_STORE})
     response.set_cookie(
@@ -535,11 +535,11 @@ async def go_on_signed_in(request: web.Request, query: str, tokens: Tokens) -> w
 
 async def _find_known(request: web.Request) -> _Known | None:
     cookie = read_cookie(request, _known_cookie(request))
-    token = cookie and await request.app[OAUTH].find_signed_in(cookie)
+    token = cookie and await request.app[SERVICES].oauth.find_signed_in(cookie)
     if not token or token.user_id is None:
         return None
     try:
-        user = await request.app[USERS].find(token.user_id)
+        user = await request.app[SERVICES].users.find(token.user_id)
     except UserNotFound:
         return None
     return None if user.email is None else _Known(token, user.email)
@@ -616,7 +616,7 @@ async def _authenticate(request: web.Request, form: Mapping[str, str]) -> Client
         if client_id not in {"", unquote_plus(basic_id)}:
             raise OAuthError("invalid_request", "The client names itself in two ways.")
         client_id, secret = unquote_plus(basic_id), unquote_plus(basic_secret)
-    return await request.app[OAUTH].authenticate(client_id, secret)
+    return await request.app[SERVICES].oauth.authenticate(client_id, secret)
 
 
 def _written(tokens: Tokens) -> dict[str, Any]:
