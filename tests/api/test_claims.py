@@ -204,7 +204,7 @@ async def test_of_two_claims_confirmed_at_once_one_becomes_the_account(
     strict: Api, postman: Postman, database: asyncpg.Connection
 ) -> None:
     """Without ON CONFLICT in the INSERT of users, and its unique constraint, it would fail or be
-    two. The lock that lets them queue is shown in tests/sql/test_races.py."""
+    two. The lock that lets them queue is shown in tests/sql/test_races_of_accounts.py."""
     for _ in range(5):
         email = new_email()
         await register(strict, email, ATTACKERS)

@@ -31,7 +31,7 @@ from tests.api.mailing import (
 )
 from tests.factories import PASSWORD, Answer, Api, Person, new_email, running
 from tests.oauth import new_admin, new_application, refusal
-from tests.sql.test_races import until_blocked
+from tests.sql.racing import until_blocked
 from tests.stand_ins.smtp import (
     SmtpServer,
     Stage,
