@@ -231,3 +231,6 @@ async def new_admin(api: Api) -> Person:
     person = await api.new_person()
     await api.app[app_keys.SERVICES].users.promote(person.email, unconfirmed=True)
     return await api.signed_in(person.email)
+
+
+INVALID_GRANT = (400, "invalid_grant")
