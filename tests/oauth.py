@@ -22,6 +22,7 @@ REVOKE = "//oauth/revoke"
 INTROSPECT = "//oauth/introspect"
 CALLBACK = "https://app.example/callback"
 VERIFIER = "a-verifier-of-43-characters-or-a-few-more-0123"
+INVALID_GRANT = (400, "invalid_grant")
 
 
 def challenge_of(verifier: str) -> str:
@@ -231,6 +232,3 @@ async def new_admin(api: Api) -> Person:
     person = await api.new_person()
     await api.app[app_keys.SERVICES].users.promote(person.email, unconfirmed=True)
     return await api.signed_in(person.email)
-
-
-INVALID_GRANT = (400, "invalid_grant")
