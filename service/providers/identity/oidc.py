@@ -12,7 +12,7 @@ from service.domain.errors import ProviderUnavailable, SignInRefused
 from service.domain.identities import AuthorizationAnswer, Identity, SignIn, is_safe_url
 from service.providers.http import HttpClient, Reply, is_text
 from service.providers.identity.authorization import AuthorizationCodeFlow, email_of
-from service.security.tokens import EPOCH, LEEWAY
+from service.security.signing_keys import EPOCH, LEEWAY
 from service.settings.settings import OidcSettings
 
 KEPT_FOR: Final = timedelta(hours=1)
