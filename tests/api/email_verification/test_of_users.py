@@ -53,6 +53,7 @@ async def test_hunters_status_is_the_verdict(
 SAID_AT_ONCE: Mapping[str, tuple[Step, str]] = {
     "429: the month's credits are gone": (status(429), "unknown"),
     "451: the person does not want to be processed": (status(451), "unknown"),
+    "204, empty": (scripted.content(b"", code=204), "unknown"),
     "400": (status(400), "unknown"),
     "404": (status(404), "unknown"),
     "422": (status(422), "unknown"),
