@@ -1,6 +1,5 @@
 """Verdicts on the email addresses of users: each answer of Hunter's gives the documented one."""
 
-import asyncio
 from collections.abc import Mapping
 from datetime import timedelta
 
@@ -17,6 +16,7 @@ from tests.stand_ins import scripted
 from tests.stand_ins.hunter import TEST_KEY, VERDICTS, Hunter, verdict
 from tests.stand_ins.scripted import Step, as_usual, document, status
 from tests.stand_ins.smtp import SmtpServer
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("impatient")
 
@@ -155,11 +155,9 @@ async def test_each_poll_comes_three_times_later_than_the_one_before(
     hunter.verifier.play(status(202))
     await api.register(EMAIL)
     for polls, seconds in enumerate((5, 15, 45), start=1):
-        async with asyncio.timeout(5):
-            while len(hunter.requests) < polls or await database.fetchval(
-                "SELECT payload -> 'polls' IS DISTINCT FROM to_jsonb($1::int) FROM jobs", polls
-            ):
-                await asyncio.sleep(0.02)
+        polled = "SELECT payload -> 'polls' = to_jsonb($1::int) FROM jobs"
+        await until(lambda: database.fetchval(polled, polls))  # noqa: B023
+        assert len(hunter.requests) == polls
         due_at = await database.fetchval("SELECT due_at FROM jobs")
         assert abs((due_at - api.clock()).total_seconds() - seconds) < 2
         api.clock.ahead += timedelta(seconds=seconds)
@@ -182,14 +180,10 @@ async def test_a_wrong_key_is_mended_by_operators_and_loses_nothing(
     settings = read_settings({**hunter_environment, "HUNTER_API_KEY": "wrong"})
     async with running(settings) as api:
         await api.register(EMAIL)
-        async with asyncio.timeout(10):
-            while not hunter.requests:
-                await asyncio.sleep(0.02)
+        await until(lambda: hunter.requests)
     async with running(read_settings(hunter_environment)) as api:
         api.clock.ahead += timedelta(minutes=1)
-        async with asyncio.timeout(10):
-            while await database.fetchval("SELECT count(*) FROM jobs"):
-                await asyncio.sleep(0.02)
+        await no_jobs(database)
     assert await database.fetchval("SELECT email_verdict FROM users") == "valid"
 
 
@@ -215,9 +209,7 @@ async def test_a_good_verdict_does_not_undo_that_an_email_has_to_be_confirmed(
         assert (await api.register(EMAIL)).status == 201
     strict = {**mail_environment, **hunter_environment, "EMAIL_CONFIRMATION": "required"}
     async with running(read_settings(strict)) as api:
-        async with asyncio.timeout(10):
-            while await database.fetchval("SELECT email_verdict FROM users") != "valid":
-                await asyncio.sleep(0.02)
+        await until(lambda: database.fetchval("SELECT email_verdict = 'valid' FROM users"))
         assert (await api.log_in(EMAIL)).status == 401
 
 
@@ -254,14 +246,10 @@ async def test_a_changed_email_is_asked_about(
         carl = await api.new_person(EMAIL)
         body = {"new_email": "carl@example.com", "password": PASSWORD}
         await api.post("/auth/email/change", body, by=carl)
-        async with asyncio.timeout(10):
-            while not (mails := smtp.mails_to("carl@example.com")):
-                await asyncio.sleep(0.02)
+        mails = await until(lambda: smtp.mails_to("carl@example.com"))
         token = mails[0].links[0].partition("#token=")[2]
         assert (await api.post("/auth/email/confirm", {"token": token})).status == 204
-        async with asyncio.timeout(10):
-            while await database.fetchval("SELECT email_verdict FROM users") is None:
-                await asyncio.sleep(0.02)
+        await until(lambda: database.fetchval("SELECT email_verdict FROM users"))
     asked = [request.query["email"] for request in hunter.requests]
     assert asked == [EMAIL, "carl@example.com"]
 
@@ -304,9 +292,7 @@ async def test_a_verdict_ends_no_session_and_no_confirmed_account(
         carl = await api.new_person(EMAIL)
         await database.execute("UPDATE users SET email_confirmed_at = now()")
         hunter.hanging = False
-        async with asyncio.timeout(10):
-            while await database.fetchval("SELECT email_verdict FROM users") is None:
-                await asyncio.sleep(0.02)
+        await until(lambda: database.fetchval("SELECT email_verdict FROM users"))
         assert (await api.get("/users/me", by=carl)).status == 200
         assert (await api.log_in(EMAIL)).status == 200
 
@@ -318,14 +304,10 @@ async def test_a_verdict_is_of_the_email_that_was_asked_about(
     hunter.verifier.play(verdict("invalid"))
     hunter.hanging = True
     await api.register(EMAIL)
-    async with asyncio.timeout(10):
-        while not hunter.in_flight:
-            await asyncio.sleep(0.02)
+    await until(lambda: hunter.in_flight)
     await database.execute("UPDATE users SET email = 'new@x.org', email_key = 'new@x.org'")
     hunter.hanging = False
-    async with asyncio.timeout(10):
-        while await database.fetchval("SELECT count(*) FROM jobs"):
-            await asyncio.sleep(0.02)
+    await no_jobs(database)
     assert await database.fetchval("SELECT email_verdict FROM users") is None
 
 
@@ -339,7 +321,5 @@ async def test_an_erased_account_is_not_asked_about(
         carl = await api.new_person(EMAIL)
         await api.delete("/users/me", {"password": PASSWORD}, by=carl)
     async with running(read_settings(hunter_environment)):
-        async with asyncio.timeout(10):
-            while await database.fetchval("SELECT count(*) FROM jobs"):
-                await asyncio.sleep(0.02)
+        await no_jobs(database)
     assert hunter.requests == []

@@ -29,6 +29,7 @@ from tests.api.issuer import (
     signed_in,
 )
 from tests.factories import Api, running
+from tests.waiting import until
 
 
 @pytest.mark.parametrize("name", TROUBLE)
@@ -63,7 +64,7 @@ async def test_a_hanging_issuer_holds_up_nobody_else(api: Api, issuer: Issuer) -
     issuer.instead["/.well-known/openid-configuration"] = hang
     async with asyncio.TaskGroup() as group:
         waiting = [group.create_task(api.get("/auth/providers/corp/start")) for _ in range(50)]
-        await asyncio.sleep(0.1)
+        await until(lambda: len(issuer.calls) == 50)
         async with asyncio.timeout(0.3):
             assert (await api.get("//health/live")).status == 200
             assert (await api.get("/auth/providers")).status == 200

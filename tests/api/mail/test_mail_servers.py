@@ -1,6 +1,5 @@
 """Mail servers that do not do as they should, and disposable email addresses."""
 
-import asyncio
 from typing import Any
 
 import asyncpg
@@ -21,6 +20,7 @@ from tests.stand_ins.smtp import (
     stored_then_dropped,
     stored_then_hung,
 )
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("impatient")
 
@@ -119,9 +119,7 @@ async def test_that_we_have_not_signed_in_is_not_the_mails_fault(
     """The server says so when it hears the sender: 530 5.7.0 Authentication required."""
     smtp.credentials = ("referrals", "right")
     await api.register(ANNA)
-    async with asyncio.timeout(10):
-        while not await database.fetchval("SELECT last_error FROM jobs"):
-            await asyncio.sleep(0.02)
+    await until(lambda: database.fetchval("SELECT last_error FROM jobs"))
     [job] = await database.fetch("SELECT * FROM jobs")
     assert job["parked_at"] is None
     assert "SMTPSenderRefused 530" in job["last_error"]
@@ -138,7 +136,7 @@ async def test_a_wrong_password_of_ours_is_not_the_mails_fault(
             async with running(read_settings({**mail_environment, "SMTP_URL": url})) as api:
                 if login is None:
                     await api.register(ANNA)
-                    await asyncio.sleep(0.5)
+                    await until(lambda: database.fetchval("SELECT last_error FROM jobs"))
                     [job] = await database.fetch("SELECT * FROM jobs")
                     assert job["parked_at"] is None
                     assert "SMTPAuthenticationError 535" in job["last_error"]
@@ -156,8 +154,6 @@ async def test_a_password_of_ours_goes_to_no_other_machine_in_the_clear(
         url = smtp.url.replace("//", "//referrals:right@")
         async with running(read_settings({**mail_environment, "SMTP_URL": url})) as api:
             await api.register(ANNA)
-            async with asyncio.timeout(10):
-                while not await database.fetchval("SELECT last_error FROM jobs"):
-                    await asyncio.sleep(0.02)
+            await until(lambda: database.fetchval("SELECT last_error FROM jobs"))
         assert smtp.connections > 0
         assert smtp.mails == []
