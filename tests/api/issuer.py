@@ -1,4 +1,4 @@
-"""Issuers on loopback that do as a test tells them: OpenID Connect with real keys, and GitHub."""
+"""Issuers on loopback, scripted by tests: OpenID Connect with real keys, and GitHub."""
 
 import asyncio
 import base64
@@ -237,7 +237,7 @@ async def sign_in(api: Api, issuer: Issuer, **query: str) -> Answer:
 
 
 async def signed_in(api: Api, issuer: Issuer, **query: str) -> Person:
-    """Go there and back; return who that is here."""
+    """Go there and back; return the user that this is here."""
     answer = await sign_in(api, issuer, **query)
     assert answer.status == 200, answer.body
     tokens = answer.json()
@@ -258,9 +258,6 @@ async def rows(database: asyncpg.Connection) -> tuple[int, int]:
 
 
 SOMEBODY = Key.es256("first")  # an attacker's, of the same name
-
-
-# Issuers in trouble, and troublesome ones
 
 
 def answering(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Handler:

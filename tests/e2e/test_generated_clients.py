@@ -1,4 +1,4 @@
-"""Clients that others' programs generate out of our OpenAPI document tell the whole story.
+"""Clients that others' programs generate from our OpenAPI document tell the whole story.
 
 Each is generated from the document that the running service shows, type-checked where its language
 is, and then used as its developer would: register, sign in, create a code, look it up, register a

@@ -98,9 +98,6 @@ async def until_blocked(database: asyncpg.Connection, work: Awaitable[T]) -> "as
     return task
 
 
-# Uses that are counted later: the code was live when its id was found.
-
-
 async def take_by_id(
     transactions: Database, code: ReferralCode, at: datetime = NOW
 ) -> TakenReferralCode | None:

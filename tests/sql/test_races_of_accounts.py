@@ -67,7 +67,7 @@ async def erase(repositories: Repositories, user_id: UUID) -> None:
 async def test_no_token_is_stored_of_an_account_that_is_being_erased(
     transactions: Database, database: asyncpg.Connection
 ) -> None:
-    """Without FOR SHARE in INSERT it is, and the e-mail in it stays."""
+    """Without FOR SHARE in INSERT it is, and the email address in it stays."""
     async with transactions.transaction() as repositories:
         user_id = await new_user(repositories)
     token = MailToken(

@@ -68,7 +68,7 @@ async def test_what_a_write_makes_old_is_under_the_email_address_of_its_commit(
 
 # Names.
 
-# As the release before names had owners has it.
+# As in the last release whose names had no owners.
 OLD_ADD = """
     WITH ended AS (
         UPDATE referral_codes
@@ -118,7 +118,7 @@ async def test_the_release_before_is_bound_by_names_too(
     for name in ("LOOT-1", "L00T-I", "1OOT-L"):
         with pytest.raises(asyncpg.UniqueViolationError) as caught:
             await add_as_of_old(database, bert, name)
-        # By which it tells its callers that the code is taken.
+        # By which its callers know that the code is taken.
         assert caught.value.constraint_name == "referral_codes_live_code_unique"
     assert await database.fetchval("SELECT count(*) FROM referral_codes") == 2
     await add_as_of_old(database, bert, "BERTS-1")
@@ -182,7 +182,7 @@ async def test_a_name_of_the_own_is_no_conflict_at_the_same_instant(
 async def test_a_code_that_waits_for_the_erasure_of_its_owner_is_not_made(
     transactions: Database, database: asyncpg.Connection
 ) -> None:
-    """Without FOR KEY SHARE in ADD it would be, and its name somebody's who is no more."""
+    """Without FOR KEY SHARE in ADD it would be, and its name would belong to nobody."""
     async with transactions.transaction() as repositories:
         owner = await new_user(repositories)
 

@@ -42,7 +42,7 @@ async def test_of_20_rotations_at_once_one_succeeds(transactions: Database) -> N
 async def test_a_sign_in_with_an_old_password_leaves_no_session_behind_the_change(
     transactions: Database, database: asyncpg.Connection
 ) -> None:
-    """Without FOR NO KEY UPDATE in INSERT the sign-in would not see the change it comes behind."""
+    """Without FOR NO KEY UPDATE in INSERT the sign-in would miss the change it waited for."""
     async with transactions.transaction() as repositories:
         user_id = await new_user(repositories)
 

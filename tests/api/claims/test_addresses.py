@@ -225,7 +225,7 @@ async def test_an_address_in_a_path_or_a_query_is_trimmed_too(
 
 
 def told(answer: Answer) -> Any:
-    """Return all of an answer but what differs between any two."""
+    """Return what of an answer must not differ between two."""
     headers = {name.lower(): value for name, value in answer.headers.items()}
     del headers["date"], headers["x-request-id"]
     return answer.status, headers, answer.body

@@ -21,7 +21,7 @@ from tests.factories import Api, new_email
 async def test_confirming_makes_exactly_the_registration_whose_token_comes_back(
     strict: Api, postman: Postman, database: asyncpg.Connection, first: str, confirmed: int
 ) -> None:
-    """Whoever registered first, and whichever is confirmed: its password, and no other, is good."""
+    """No matter who registered first: the password of the confirmed claim works, and no other."""
     both = [first, VICTIMS if first == ATTACKERS else ATTACKERS]
     for password in both:
         await register(strict, password=password)
@@ -38,7 +38,7 @@ async def test_confirming_makes_exactly_the_registration_whose_token_comes_back(
 async def test_a_queue_of_mails_that_is_late_changes_nothing(
     strict: Api, postman: Postman, believed: str
 ) -> None:
-    """The attacker's mail is out, junk holds up all others, and the victim registers meanwhile."""
+    """The attacker's mail is sent, junk delays all others, and then the victim registers."""
     await register(strict, password=ATTACKERS)
     [attackers] = await postman.tokens()
     for _ in range(36):

@@ -171,7 +171,7 @@ async def test_who_was_referred_before_comes_back_without_a_referrer_and_nobody_
     gone: Callable[[Api, Postman, asyncpg.Connection, str], Awaitable[None]],
     max_uses: int | None,
 ) -> None:
-    """A 422 would tell the owner of the code that the address was referred once."""
+    """A 422 would reveal to the code's owner that the address was referred before."""
     bert = await new_person(strict, postman, "bert@example.com")
     code = await strict.new_code(bert, max_uses=max_uses)
     await gone(strict, postman, database, code)

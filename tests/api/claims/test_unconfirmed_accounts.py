@@ -99,7 +99,7 @@ async def test_an_account_and_a_claim_confirmed_at_once_are_one_account_of_one_p
 async def test_a_resend_reaches_the_unconfirmed_account_and_the_claims_beside_it(
     lax: Api, strict: Api, postman: Postman, database: asyncpg.Connection
 ) -> None:
-    """Who has the account must not have to confirm a stranger's claim, nor the other way round."""
+    """The account's holder need not confirm a stranger's claim, nor the other way round."""
     await lax.register(ANNA, password=VICTIMS)
     await register(strict, password=ATTACKERS)
     await database.execute("DELETE FROM jobs")
@@ -112,7 +112,7 @@ async def test_a_resend_reaches_the_unconfirmed_account_and_the_claims_beside_it
 async def test_the_own_code_of_an_unconfirmed_account_is_no_referral_to_oneself(
     lax: Api, strict: Api
 ) -> None:
-    """Else a claim could name the code of the account that it gets."""
+    """Otherwise a claim could name the code of the account that it becomes."""
     anna = await lax.new_person(ANNA)
     code = await lax.new_code(anna)
     refused = await strict.register(ANNA, referral_code=code)

@@ -300,7 +300,7 @@ async def test_a_verdict_ends_no_session_and_no_confirmed_account(
 async def test_a_verdict_is_of_the_email_that_was_asked_about(
     api: Api, hunter: Hunter, database: asyncpg.Connection
 ) -> None:
-    """Without the condition in SET_VERIFICATION the new e-mail would get the old one's."""
+    """Without the condition in SET_VERIFICATION the new address would get the old one's."""
     hunter.verifier.play(verdict("invalid"))
     hunter.hanging = True
     await api.register(EMAIL)

@@ -23,9 +23,6 @@ from tests.waiting import until
 pytestmark = pytest.mark.usefixtures("impatient")
 
 
-# --- Asking about any e-mail.
-
-
 async def ask(api: Api, email: str, by: Person) -> Any:
     answer = await api.get(f"/email-verification/{email}", by=by)
     assert answer.status == 200, answer.body

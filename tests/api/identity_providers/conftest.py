@@ -31,9 +31,6 @@ async def api(
         yield api
 
 
-# Where email addresses are confirmed first
-
-
 @pytest.fixture
 def strict_settings(settings: Settings, smtp: SmtpServer) -> Settings:
     mail = MailSettings(

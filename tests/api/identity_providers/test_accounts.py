@@ -82,7 +82,7 @@ async def test_an_issuer_that_gives_no_information_gives_no_email(api: Api, issu
     assert_problem(await sign_in(api, issuer), 403, "email-withheld")
 
 
-# An account with the same e-mail
+# An account with the same email address
 
 
 @pytest.mark.parametrize("verified_there", [True, False])

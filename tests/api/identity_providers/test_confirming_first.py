@@ -14,7 +14,7 @@ from tests.factories import Api
 async def test_an_email_that_the_issuer_is_not_sure_of_is_a_claim_until_it_is_confirmed(
     strict: Api, postman: Postman, issuer: Issuer, database: asyncpg.Connection
 ) -> None:
-    """Neither who is new nor who comes back gets in, and there is no account yet."""
+    """Neither a newcomer nor a returning user gets in, and there is no account yet."""
     issuer.claims["email_verified"] = False
     for _ in range(2):
         assert_problem(await sign_in(strict, issuer), 403, "email-not-confirmed")
@@ -120,7 +120,7 @@ async def test_an_identity_becomes_no_second_account_by_a_claim_with_another_ema
 async def test_an_identity_of_an_account_that_never_confirmed_begins_no_session(
     api: Api, strict: Api, postman: Postman, issuer: Issuer, database: asyncpg.Connection
 ) -> None:
-    """It was made before the mode was switched."""
+    """The account was made before the mode was switched on."""
     issuer.claims["email_verified"] = False
     await signed_in(api, issuer)
     assert_problem(await sign_in(strict, issuer), 403, "email-not-confirmed")

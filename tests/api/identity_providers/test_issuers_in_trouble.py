@@ -1,4 +1,4 @@
-"""Issuers that are slow, broken or out to lead astray, and what operators see of them."""
+"""Issuers that are slow, broken or malicious, and what operators see of them."""
 
 import asyncio
 import gzip
@@ -53,7 +53,7 @@ async def test_an_issuer_in_trouble_is_503_and_soon(
 
 
 async def test_what_was_compressed_unasked_is_not_unpacked(api: Api, issuer: Issuer) -> None:
-    """64 KiB of it can be 64 MiB."""
+    """64 KiB may unpack to 64 MiB."""
     keys = json.dumps({"keys": [issuer.keys[0].to_public_jwk()]}).encode()
     packed = answering(gzip.compress(keys), headers={"Content-Encoding": "gzip"})
     issuer.instead["/jwks"] = packed
@@ -74,7 +74,7 @@ async def test_a_hanging_issuer_holds_up_nobody_else(api: Api, issuer: Issuer) -
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("path", ["/.well-known/openid-configuration", "/token", "/jwks"])
 async def test_a_redirect_is_not_followed(api: Api, issuer: Issuer, path: str, status: int) -> None:
-    """Else an issuer could let the service ask its own network: 169.254.169.254, say."""
+    """Otherwise an issuer could make the service call its own network, as 169.254.169.254."""
     with socket.create_server(("127.0.0.1", 0)) as inside:
         inside.setblocking(False)
         location = f"http://127.0.0.1:{inside.getsockname()[1]}/latest/meta-data"

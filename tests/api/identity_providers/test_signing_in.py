@@ -122,10 +122,10 @@ async def test_a_new_person_gets_an_account_without_a_password(
     "claims",
     [
         pytest.param({}, id="as before"),
-        pytest.param({"email": "other@example.com"}, id="another e-mail"),
-        pytest.param({"email_verified": False}, id="an e-mail in doubt"),
-        pytest.param({"email": None}, id="no e-mail"),
-        pytest.param({"email": "x" * 300}, id="no e-mail at all"),
+        pytest.param({"email": "other@example.com"}, id="another address"),
+        pytest.param({"email_verified": False}, id="an unverified address"),
+        pytest.param({"email": None}, id="no address"),
+        pytest.param({"email": "x" * 300}, id="a malformed address"),
     ],
 )
 async def test_who_is_known_is_known_by_issuer_and_subject_alone(
@@ -238,7 +238,7 @@ async def test_a_code_is_good_once(api: Api, issuer: Issuer) -> None:
 
 
 async def test_the_code_of_another_sign_in_is_refused(api: Api, issuer: Issuer) -> None:
-    """Its challenge is another's: a code that was injected is worth nothing (RFC 7636)."""
+    """Its challenge differs: an injected code is worth nothing (RFC 7636)."""
     mine, stolen = await begin(api), await begin(api)
     answer = await come_back(api, mine, code=issuer.grant(stolen.request), iss=issuer.url)
     assert_problem(answer, 403, "sign-in-refused")

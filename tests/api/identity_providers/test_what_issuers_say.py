@@ -1,4 +1,4 @@
-"""What issuers answer, who do what they like: nothing of it is believed unchecked."""
+"""What issuers answer: nothing is believed unchecked."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -223,7 +223,7 @@ async def test_a_key_that_the_issuer_has_dropped_is_believed_for_an_hour_at_most
     assert_problem(await sign_in(api, issuer), 403, "sign-in-refused")
 
 
-# Who the service is to the issuer
+# How the service authenticates to the issuer
 
 
 @pytest.mark.parametrize(

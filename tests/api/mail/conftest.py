@@ -22,7 +22,7 @@ async def api(
 async def strict(
     mail_environment: dict[str, str], database: asyncpg.Connection, redis: object
 ) -> AsyncIterator[Api]:
-    """A service where e-mails have to be confirmed."""
+    """A service where email addresses have to be confirmed."""
     settings = read_settings({**mail_environment, "EMAIL_CONFIRMATION": "required"})
     async with running(settings) as api:
         yield api
@@ -30,5 +30,5 @@ async def strict(
 
 @pytest.fixture
 def short_dialogues(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give up soon on a mail server that hangs."""
+    """Give up early on a mail server that hangs."""
     monkeypatch.setattr(mail, "TOTAL_SECONDS", 0.5)

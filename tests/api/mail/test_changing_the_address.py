@@ -30,9 +30,6 @@ from tests.stand_ins.smtp import SmtpServer
 pytestmark = pytest.mark.usefixtures("impatient")
 
 
-# --- Changing an e-mail.
-
-
 async def test_a_changed_email_is_confirmed_at_the_new_address_and_told_at_the_old(
     api: Api, smtp: SmtpServer
 ) -> None:

@@ -18,9 +18,6 @@ from tests.stand_ins.smtp import SmtpServer
 pytestmark = pytest.mark.usefixtures("impatient")
 
 
-# --- Confirming an e-mail.
-
-
 async def test_who_registers_confirms_the_email(api: Api, smtp: SmtpServer) -> None:
     anna = await api.new_person(ANNA)
     assert not (await api.get("/users/me", by=anna)).json()["email_confirmed"]
@@ -113,7 +110,7 @@ async def test_what_was_never_mailed_is_unusable(api: Api, token: str) -> None:
 async def test_a_token_proves_the_email_that_it_was_mailed_to_and_no_other(
     api: Api, smtp: SmtpServer, database: asyncpg.Connection
 ) -> None:
-    """Without the condition in CONFIRM_EMAIL it would confirm whatever e-mail the account has."""
+    """Without the condition in CONFIRM_EMAIL it would confirm any address the account has."""
     await api.register(ANNA)
     [mail] = await mailed(smtp, ANNA, "Confirm")
     to_reset = await forgotten(api, smtp)
@@ -189,7 +186,7 @@ async def test_asking_for_mails_is_limited_for_an_address_and_never_for_an_email
     member: str,
     others: dict[str, str],
 ) -> None:
-    """Otherwise anybody would lock its owner out, and see in the headers whether there is one."""
+    """Otherwise anyone could lock its owner out, and see in the headers whether there is one."""
     limits = {"RATE_LIMIT_MAIL": "3/minute", "TRUSTED_PROXIES": "127.0.0.1"}
     async with running(read_settings(mail_environment)) as api:
         await api.register(ANNA)

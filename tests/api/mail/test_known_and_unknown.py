@@ -15,11 +15,8 @@ from tests.stand_ins.smtp import SmtpServer
 pytestmark = pytest.mark.usefixtures("impatient")
 
 
-# --- Known and unknown e-mails are answered alike.
-
-
 def without_chance(answer: Answer) -> Any:
-    """Return all of an answer but what differs between any two."""
+    """Return what of an answer must not differ between two."""
     headers = {name.lower(): value for name, value in answer.headers.items()}
     del headers["date"], headers["x-request-id"]
     return answer.status, headers, answer.body
@@ -34,7 +31,7 @@ async def test_asking_for_a_mail_is_answered_alike(
     path: str,
 ) -> None:
     """The same bytes and the same work: one row, whose payload is what the client sent."""
-    # Nobody does the jobs, so that they can be looked at.
+    # No worker runs, so the jobs can be inspected.
     async with running(read_settings({**mail_environment, "SERVE_JOBS": "off"})) as api:
         await api.register("known@example.com")
         await api.register("confirmed@example.com")
@@ -91,7 +88,7 @@ async def test_an_unusable_code_is_refused_alike(strict: Api, code: str) -> None
 
 
 async def test_signing_in_tells_nobody_that_an_email_was_new(strict: Api) -> None:
-    """Else registering somebody else's e-mail, and signing in, would tell whether it was known."""
+    """Otherwise registering another's address, and signing in, would show whether it was known."""
     await strict.register(ANNA)
     await strict.register(ANNA, password="the password of a stranger")
     right = await strict.log_in(ANNA)

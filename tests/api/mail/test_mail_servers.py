@@ -1,4 +1,4 @@
-"""Mail servers that do not do as they should, and disposable email addresses."""
+"""Mail servers that misbehave, and disposable email addresses."""
 
 from typing import Any
 
@@ -25,9 +25,6 @@ from tests.waiting import until
 pytestmark = pytest.mark.usefixtures("impatient")
 
 
-# --- Disposable e-mails.
-
-
 async def test_a_disposable_email_has_to_be_confirmed(
     api: Api, smtp: SmtpServer, admin: Person
 ) -> None:
@@ -44,7 +41,7 @@ async def test_a_disposable_email_has_to_be_confirmed(
     assert (await api.log_in(email)).status == 200
 
 
-# --- Mail servers that do not do as they should.
+# --- Mail servers that misbehave.
 
 
 @pytest.mark.usefixtures("short_dialogues")
@@ -100,7 +97,7 @@ async def test_a_mail_that_is_refused_for_good_is_parked(
 async def test_what_was_given_up_is_erased_with_the_account(
     api: Api, smtp: SmtpServer, database: asyncpg.Connection
 ) -> None:
-    """A parked job would keep the e-mail for a month."""
+    """A parked job would keep the email address for a month."""
     smtp.play(refuse("550 5.1.1 No such user"))
     anna = await api.new_person(ANNA)
     await api.post("/auth/password/forgot", {"email": "ANNA@EXAMPLE.com"})
@@ -148,7 +145,7 @@ async def test_a_wrong_password_of_ours_is_not_the_mails_fault(
 async def test_a_password_of_ours_goes_to_no_other_machine_in_the_clear(
     mail_environment: dict[str, str], database: asyncpg.Connection, redis: object
 ) -> None:
-    """127.0.0.2 is, by its name, not this one."""
+    """By its name, 127.0.0.2 is another machine."""
     server = SmtpServer(credentials=("referrals", "right"))
     async with server.serving("127.0.0.2") as smtp:
         url = smtp.url.replace("//", "//referrals:right@")

@@ -28,9 +28,6 @@ from tests.stand_ins.smtp import SmtpServer
 pytestmark = pytest.mark.usefixtures("impatient")
 
 
-# --- Resetting a password.
-
-
 async def test_a_forgotten_password_is_reset(api: Api, smtp: SmtpServer) -> None:
     anna = await api.new_person(ANNA)
     assert (await api.get("/users/me", by=anna)).status == 200  # and that is cached
@@ -41,7 +38,7 @@ async def test_a_forgotten_password_is_reset(api: Api, smtp: SmtpServer) -> None
     assert (await api.log_in(ANNA)).status == 401
     again = await api.log_in(ANNA, NEW_PASSWORD)
     assert again.status == 200
-    # Whoever reads the mail is the owner of the e-mail.
+    # Anyone who reads the mail owns the address.
     me = await api.get("/users/me", by=again.json()["access_token"])
     assert me.json()["email_confirmed"]
     [told] = await mailed(smtp, ANNA, "was changed")
@@ -60,7 +57,7 @@ async def test_a_password_that_may_not_be_leaves_the_token_good(api: Api, smtp: 
 async def test_a_mail_goes_to_the_stored_address_however_it_was_asked_for(
     api: Api, smtp: SmtpServer, database: asyncpg.Connection
 ) -> None:
-    """CVE-2019-19844: what only compares alike may be somebody else's."""
+    """CVE-2019-19844: an address that merely compares equal may be somebody else's."""
     await api.register(ANNA)
     await api.post("/auth/password/forgot", {"email": "ANNA@EXAMPLE.COM"})
     await api.post("/auth/email/resend", {"email": "Anna@Example.com"})
@@ -92,7 +89,7 @@ async def test_a_token_that_is_no_good_costs_no_hash(
     hashes.clear()
     for token in ("a" * 43, token_in(mail), expired):
         assert_unusable(await reset(api, token))
-        assert_unusable(await reset(api, token, "short"))  # nor does it tell what is acceptable
+        assert_unusable(await reset(api, token, "short"))  # nor does it say what is acceptable
     fresh = await forgotten(api, smtp, count=2)
     await api.post("/auth/email/resend", {"email": ANNA})
     [_, second] = await mailed(smtp, ANNA, "Confirm", 2)
@@ -104,7 +101,7 @@ async def test_a_token_that_is_no_good_costs_no_hash(
 async def test_what_a_reset_or_a_change_makes_old_is_forgotten_by_a_job_too(
     api: Api, smtp: SmtpServer, database: asyncpg.Connection
 ) -> None:
-    """The request may be killed between its commit and the cache."""
+    """The process may die between the commit and the cache."""
     await database.execute("CREATE TABLE planned AS SELECT payload FROM jobs WITH NO DATA")
     await database.execute(
         "CREATE RULE planned AS ON INSERT TO jobs WHERE new.kind = 'forget'"
@@ -153,7 +150,7 @@ async def test_a_reset_ends_all_other_tokens(api: Api, smtp: SmtpServer) -> None
 async def test_a_reset_ends_what_an_issuer_put_on_an_email_nobody_had_confirmed(
     api: Api, smtp: SmtpServer, database: asyncpg.Connection
 ) -> None:
-    """Else whoever has an identity with somebody else's e-mail keeps the owner's account."""
+    """Otherwise an identity with somebody else's address would keep the owner's account."""
     await api.register(ANNA)
     await database.execute(
         "INSERT INTO identities SELECT 'https://issuer.example', 'mallory', user_id, created_at"
@@ -201,7 +198,7 @@ async def test_a_change_of_password_is_told(api: Api, smtp: SmtpServer) -> None:
 async def test_a_change_of_password_ends_the_tokens_of_whoever_knew_the_old_one(
     api: Api, smtp: SmtpServer
 ) -> None:
-    """Else a thief has ten minutes in which to take the account away by its e-mail."""
+    """Otherwise a thief would have ten minutes to take the account over by its address."""
     anna = await api.new_person(ANNA)
     thief = await api.signed_in(ANNA)
     change = {"new_email": "thief@example.org", "password": PASSWORD}
@@ -220,7 +217,7 @@ async def test_a_mail_asked_for_before_the_password_was_changed_is_not_sent_afte
     redis: object,
     way: str,
 ) -> None:
-    """Else a thief who can hold up his mail server waits there for a token."""
+    """Otherwise a thief who delays their own mail server could wait there for a token."""
     async with running(read_settings({**mail_environment, "SERVE_JOBS": "off"})) as api:
         anna = await api.new_person(ANNA)
         thief = await api.signed_in(ANNA)

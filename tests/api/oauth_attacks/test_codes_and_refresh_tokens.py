@@ -27,9 +27,6 @@ from tests.oauth import (
 AFTER_THE_GRACE = GRACE + timedelta(seconds=1)
 
 
-# Codes
-
-
 async def test_of_twenty_parallel_redemptions_of_a_code_one_succeeds(
     application: Application, anna: Person, database: asyncpg.Connection
 ) -> None:
