@@ -22,7 +22,7 @@ from service.cli import clients, users
 from service.cli.console import CommandError, Environment
 from service.domain.clock import utc_now
 from service.domain.errors import ServiceError
-from service.security.tokens import JWKS_MAX_AGE, SigningKey, SigningKeys
+from service.security.signing_keys import JWKS_MAX_AGE, SigningKey, SigningKeys
 from service.settings.settings import (
     Settings,
     SettingsError,

@@ -15,7 +15,7 @@ from multidict import MultiMapping
 
 from service.app import create_app
 from service.domain.clock import utc_now
-from service.security.tokens import SigningKey
+from service.security.signing_keys import SigningKey
 from service.settings.settings import Settings
 
 PASSWORD = "a long walk by the river"

@@ -22,6 +22,7 @@ REVOKE = "//oauth/revoke"
 INTROSPECT = "//oauth/introspect"
 CALLBACK = "https://app.example/callback"
 VERIFIER = "a-verifier-of-43-characters-or-a-few-more-0123"
+INVALID_GRANT = (400, "invalid_grant")
 
 
 def challenge_of(verifier: str) -> str:

@@ -24,7 +24,7 @@ from service.api.users import UserSchema
 from service.domain.email_verification import Verdict
 from service.domain.errors import LastAdmin, NotAllowed, UserNotFound
 from service.domain.referrals import ReferralFlag
-from service.security.tokens import AccessToken
+from service.security.access_tokens import AccessToken
 
 
 class EmailVerificationSchema(Schema):

@@ -1,4 +1,4 @@
-"""Leaving a service outside alone while it fails."""
+"""Leaving an outside service alone while it fails."""
 
 import time
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ from service.domain.errors import ProviderUnavailable
 from service.telemetry.metrics import PROVIDER_BREAKER_OPEN
 
 FAILURES: Final = 5
-"""So many in a row open the breaker."""
+"""This many in a row open the breaker."""
 OPEN_SECONDS: Final = 10.0
 
 
 class CircuitBreaker:
-    """Refuses calls for a while after failures in a row; then lets one through, to find out."""
+    """Refuses calls for a while after failures in a row, then lets one through as a probe."""
 
     def __init__(self, provider: str) -> None:
         self._gauge = PROVIDER_BREAKER_OPEN.labels(provider)
@@ -24,12 +24,12 @@ class CircuitBreaker:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Raise ProviderUnavailable while the breaker is open; notice how the block ends."""
+        """Count a block that raises ProviderUnavailable; raise it at once while open."""
         now = time.monotonic()
         if self._failures >= FAILURES:
             if now < self._retry_at:
                 raise ProviderUnavailable
-            self._retry_at = now + OPEN_SECONDS  # for all but this one call
+            self._retry_at = now + OPEN_SECONDS  # for all but this call
         try:
             yield
         except ProviderUnavailable:

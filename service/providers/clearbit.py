@@ -1,4 +1,4 @@
-"""Clearbit's combined enrichment, for those who still have a key: there are no new ones."""
+"""Clearbit's combined enrichment, for customers who still have a key: there are no new ones."""
 
 from datetime import timedelta
 from http import HTTPStatus
@@ -6,16 +6,14 @@ from typing import Final
 
 from service.domain.clock import Clock
 from service.domain.enrichment import Enrichment
-from service.domain.errors import ProviderUnavailable
-from service.domain.jobs import RetryLater
 from service.domain.users import Email
 from service.providers.http import HttpClient
-from service.providers.hunter import enrichment_of
+from service.providers.hunter import enrichment_of, raise_if_later
 from service.settings.settings import EnrichmentSettings
 
 SOURCE: Final = "clearbit"
 ASK_AGAIN_AFTER: Final = timedelta(minutes=2)
-"""A person who was not known before takes it minutes."""
+"""A lookup of a person not known before takes minutes."""
 _LATER: Final = {
     HTTPStatus.UNAUTHORIZED,
     HTTPStatus.PAYMENT_REQUIRED,
@@ -25,7 +23,7 @@ _LATER: Final = {
 
 
 class ClearbitEnricher:
-    """Person and company behind an e-mail."""
+    """The person and the company of an email address."""
 
     def __init__(self, settings: EnrichmentSettings, http: HttpClient, clock: Clock) -> None:
         self._settings = settings
@@ -33,11 +31,7 @@ class ClearbitEnricher:
         self._clock = clock
 
     async def enrich(self, email: Email) -> Enrichment | None:
-        """Return what Clearbit knows, None for nothing.
-
-        Raises RetryLater while it is being looked up (202), and ProviderUnavailable if another try
-        may succeed.
-        """
+        """Return what Clearbit knows, None for nothing; raise RetryLater or ProviderUnavailable."""
         reply = await self._http.call(
             SOURCE,
             "GET",
@@ -45,10 +39,7 @@ class ClearbitEnricher:
             params={"email": email.mailbox},
             headers={"Authorization": f"Bearer {self._settings.api_key}"},
         )
-        if reply.status == HTTPStatus.ACCEPTED:
-            raise RetryLater(ASK_AGAIN_AFTER)
-        if reply.status in _LATER:
-            raise ProviderUnavailable(f"Clearbit answers {reply.status}.")
+        raise_if_later(reply, "Clearbit", _LATER, ASK_AGAIN_AFTER)
         if reply.status != HTTPStatus.OK:
             return None
         return enrichment_of(reply.document, SOURCE, self._clock)

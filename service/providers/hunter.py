@@ -1,5 +1,6 @@
-"""Hunter (hunter.io, API v2): verifies e-mails, and tells about the people behind them."""
+"""Hunter (hunter.io, API v2): verifies email addresses, and knows about the people who use them."""
 
+from collections.abc import Collection
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Final
@@ -16,24 +17,22 @@ from service.settings.settings import EnrichmentSettings, HunterSettings
 SOURCE: Final = "hunter"
 POLL_AFTER: Final = timedelta(seconds=5)
 _VERDICTS: Final = {verdict.value: verdict for verdict in Verdict}
-
-# What would go well another time: a wrong key, which operators mend, and too many calls a second.
+# A wrong key, which operators fix, and too many calls a second.
 _LATER: Final = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 
 
 class HunterVerifier:
-    """The Email Verifier. Its answer is its `status`: `result` and `score` are the older words."""
+    """The Email Verifier. Its answer is its `status`: `result` and `score` are deprecated."""
 
     def __init__(self, settings: HunterSettings, http: HttpClient) -> None:
         self._settings = settings
         self._http = http
 
     async def verify(self, email: Email) -> Verdict:
-        """Return the verdict.
+        """Return the verdict; raise RetryLater or ProviderUnavailable.
 
         It is UNKNOWN where Hunter will not say: the person does not want to be processed (451),
-        or the month's credits are gone (429). Raises RetryLater while Hunter is still asking the
-        mail server (202), and ProviderUnavailable if another try may succeed.
+        or the month's credits are used up (429).
         """
         reply = await self._http.call(
             SOURCE,
@@ -42,10 +41,10 @@ class HunterVerifier:
             params={"email": email.mailbox},
             headers={"X-API-KEY": self._settings.api_key},
         )
-        if reply.status == HTTPStatus.ACCEPTED:
-            raise RetryLater(POLL_AFTER)
-        _raise_if_later(reply)
-        return _VERDICTS.get(_status_of(reply), Verdict.UNKNOWN)
+        raise_if_later(reply, "Hunter", _LATER, POLL_AFTER)
+        data = reply.member("data") if reply.status == HTTPStatus.OK else None
+        status = data.get("status") if isinstance(data, dict) else None
+        return _VERDICTS.get(status if isinstance(status, str) else "", Verdict.UNKNOWN)
 
 
 class HunterEnricher:
@@ -65,11 +64,10 @@ class HunterEnricher:
             params={"email": email.mailbox, "clearbit_format": "true"},
             headers={"X-API-KEY": self._settings.api_key},
         )
-        if reply.status == HTTPStatus.ACCEPTED:
-            raise RetryLater(POLL_AFTER)
-        _raise_if_later(reply)
-        data = reply.document.get("data") if isinstance(reply.document, dict) else None
-        return enrichment_of(data, SOURCE, self._clock) if reply.status == HTTPStatus.OK else None
+        raise_if_later(reply, "Hunter", _LATER, POLL_AFTER)
+        if reply.status != HTTPStatus.OK:
+            return None
+        return enrichment_of(reply.member("data"), SOURCE, self._clock)
 
 
 def enrichment_of(document: object, source: str, clock: Clock) -> Enrichment | None:
@@ -81,13 +79,9 @@ def enrichment_of(document: object, source: str, clock: Clock) -> Enrichment | N
     return Enrichment(person=person, company=company, source=source, fetched_at=clock())
 
 
-def _raise_if_later(reply: Reply) -> None:
-    if reply.status in _LATER:
-        raise ProviderUnavailable(f"Hunter answers {reply.status}.")
-
-
-def _status_of(reply: Reply) -> str:
-    """Return the text that Hunter has put where the status belongs, whatever else it sent."""
-    data = reply.document.get("data") if isinstance(reply.document, dict) else None
-    status = data.get("status") if isinstance(data, dict) else None
-    return status if reply.status == HTTPStatus.OK and isinstance(status, str) else ""
+def raise_if_later(reply: Reply, name: str, later: Collection[int], poll_after: timedelta) -> None:
+    """Raise RetryLater while the answer is being looked up, ProviderUnavailable for `later`."""
+    if reply.status == HTTPStatus.ACCEPTED:
+        raise RetryLater(poll_after)
+    if reply.status in later:
+        raise ProviderUnavailable(f"{name} answers {reply.status}.")

@@ -24,6 +24,7 @@ from service.telemetry.metrics import PROVIDER_CALLS
 TOTAL_SECONDS: Final = 10.0
 """For a whole conversation with the mail server, whose greeting alone may take a while."""
 _PROVIDER: Final = "smtp"
+# What is wrong with us rather than with the mail, which operators fix.
 _OURS: Final = (
     aiosmtplib.SMTPAuthenticationError,
     aiosmtplib.SMTPConnectError,
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Mailer:
-    """Writes mails and delivers them."""
+    """Renders mails and delivers them."""
 
     def __init__(self, settings: MailSettings, service_name: str) -> None:
         self._sender = settings.sender
@@ -53,15 +54,13 @@ class Mailer:
         )
 
     async def send(self, mail: Mail, to: Email, message_id: str) -> None:
-        """Deliver the mail.
+        """Deliver the mail; raise ProviderUnavailable or PermanentFailure.
 
-        The same `message_id` for each try lets mail programs show a mail once that was sent twice.
-        Raises ProviderUnavailable, or PermanentFailure where the server rejects it for good, or
-        it cannot be written.
+        With the same `message_id` for each try, mail programs show a mail once that was sent twice.
         """
         try:
             message = self._write(mail, to, message_id)
-        except Exception as error:  # whatever keeps it from being written does so each time
+        except Exception as error:  # each try would fail like this one
             raise PermanentFailure(f"the mail cannot be written: {type(error).__name__}") from error
         await self._deliver(message)
 
@@ -72,7 +71,7 @@ class Mailer:
         message["Subject"] = mail.subject
         message["Date"] = localtime()
         message["Message-ID"] = f"<{message_id}@{self._sender.partition('@')[2]}>"
-        message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no answers from machines
+        message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no auto-replies
         message.set_content(self._render("mail.txt", mail))
         message.add_alternative(self._render("mail.html", mail), subtype="html")
         return message
@@ -84,40 +83,50 @@ class Mailer:
 
 
 class _Smtp:
-    """A conversation for each mail (RFC 5321)."""
+    """One conversation a mail (RFC 5321)."""
 
     def __init__(self, settings: SmtpSettings) -> None:
         self._settings = settings
         self._breaker = CircuitBreaker(_PROVIDER)
         # A password never travels in the clear, except to this machine.
         secret = settings.user is not None and settings.host not in _LOOPBACK
-        self._start_tls = True if secret and not settings.implicit_tls else None
+        self._start_tls = False if settings.implicit_tls else secret or None
 
     async def deliver(self, message: EmailMessage) -> None:
         with self._breaker.watching():
-            try:
-                async with asyncio.timeout(TOTAL_SECONDS):
-                    await aiosmtplib.send(
-                        message,
-                        hostname=self._settings.host,
-                        port=self._settings.port,
-                        username=self._settings.user,
-                        password=self._settings.password,
-                        use_tls=self._settings.implicit_tls,
-                        start_tls=False if self._settings.implicit_tls else self._start_tls,
-                        timeout=TOTAL_SECONDS,
-                    )
-            except (OSError, ValueError, aiosmtplib.SMTPException) as error:
-                reason = _reason(error)
-                PROVIDER_CALLS.labels(_PROVIDER, "refused" if _is_final(error) else "failed").inc()
-                log.warning("a mail was not taken: %s", reason)
-                if not _is_final(error):
-                    raise ProviderUnavailable(reason) from error
-                permanent = PermanentFailure(reason)
-            else:
-                PROVIDER_CALLS.labels(_PROVIDER, "ok").inc()
-                return
-        raise permanent
+            refusal = await self._send(message)
+        if refusal:
+            raise PermanentFailure(refusal)
+
+    async def _send(self, message: EmailMessage) -> str | None:
+        """Return why the mail is refused for good, None if it is not.
+
+        Raises ProviderUnavailable. Reasons never hold the server's words, which quote addresses.
+        """
+        try:
+            async with asyncio.timeout(TOTAL_SECONDS):
+                await aiosmtplib.send(
+                    message,
+                    hostname=self._settings.host,
+                    port=self._settings.port,
+                    username=self._settings.user,
+                    password=self._settings.password,
+                    use_tls=self._settings.implicit_tls,
+                    start_tls=self._start_tls,
+                    timeout=TOTAL_SECONDS,
+                )
+        except (OSError, ValueError, aiosmtplib.SMTPException) as error:
+            codes = _codes(error)
+            reason = " ".join([type(error).__name__, *map(str, codes)])
+            log.warning("a mail was not taken: %s", reason)
+            # A server that wants a password or TLS first says so (530) when it hears the sender.
+            final = codes and not isinstance(error, _OURS) and all(500 <= c < 600 for c in codes)
+            PROVIDER_CALLS.labels(_PROVIDER, "refused" if final else "failed").inc()
+            if final:
+                return reason
+            raise ProviderUnavailable(reason) from error
+        PROVIDER_CALLS.labels(_PROVIDER, "ok").inc()
+        return None
 
 
 def _codes(error: Exception) -> list[int]:
@@ -127,30 +136,15 @@ def _codes(error: Exception) -> list[int]:
     return [error.code] if isinstance(error, aiosmtplib.SMTPResponseException) else []
 
 
-def _is_final(error: Exception) -> bool:
-    """Whether the server has refused this mail for good: not us, which operators mend.
-
-    A server that wants a password or TLS first says so (530) when it hears the sender.
-    """
-    codes = _codes(error)
-    ours = isinstance(error, _OURS)
-    return bool(codes) and not ours and all(500 <= code < 600 for code in codes)
-
-
-def _reason(error: Exception) -> str:
-    """Return what to log: never the server's words, which quote addresses."""
-    return " ".join([type(error).__name__, *map(str, _codes(error))])
-
-
 class _Mailbox:
-    """A folder with a file for each mail, which only the user of the process may read."""
+    """A folder with a file a mail, which only the user of the process may read."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._make_folder()
         for written in filter(Path.is_file, folder.iterdir()):
-            with suppress(FileNotFoundError):  # another process has just given it its name
-                written.chmod(0o600)  # a version before this one left them to everyone
+            with suppress(FileNotFoundError):  # another process has just renamed it
+                written.chmod(0o600)  # earlier versions left them readable to everyone
 
     async def deliver(self, message: EmailMessage) -> None:
         await asyncio.to_thread(self._write, message)
@@ -160,10 +154,10 @@ class _Mailbox:
         name = message["Message-ID"].strip("<>").partition("@")[0]
         written = self._folder / f"{name}.eml"
         unfinished = written.with_suffix(".tmp")
-        unfinished.unlink(missing_ok=True)  # its mode would stay
+        unfinished.unlink(missing_ok=True)  # or its mode would stay
         unfinished.touch(mode=0o600)
         unfinished.write_bytes(message.as_bytes())
-        unfinished.replace(written)  # whole or not at all
+        unfinished.replace(written)  # atomic
 
     def _make_folder(self) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)

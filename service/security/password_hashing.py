@@ -1,12 +1,11 @@
-"""Hashing passwords: argon2id on threads of their own, and not more at once than can be done.
+"""Password hashing: argon2id on threads of its own, with a bounded queue.
 
-One hash takes about 20 ms of a core and 19 MiB. On the event loop, or on more threads than
-cores, every other request would wait for it.
+A hash takes about 20 ms of a core and 19 MiB: on the event loop, or on more threads than cores,
+it would hold up every other request.
 
-Verifying takes the same time for every account and for none, although hashes that were made before
-an operator changed the cost take another time: it lasts as long as for the dearest hash that the
-process has met. How long each cost takes is measured, not calculated: it depends on caches and on
-the memory allocator, and twice the memory can take four times as long.
+Verifying takes equally long for every account and for none, even if an operator has changed the
+cost since some hashes were made: as long as the most expensive hash seen by the process. The time
+of each cost is measured, not calculated, because it depends on caches and the memory allocator.
 """
 
 import asyncio
@@ -34,13 +33,13 @@ T = TypeVar("T")
 _FILLER_KIB: Final = 256
 _LOWEST_PRIORITY: Final = 19
 BURST_SECONDS: Final = 0.1
-"""What comes at once may wait, but when hashes have waited so long, it is more than can be done."""
+"""Bursts may wait; once hashes have waited this long, there are more than can be done."""
 LONGEST_WAIT_SECONDS: Final = 0.4
-"""Then nobody has to wait for longer: it would be hashed for clients that have left."""
+"""How long a hash may wait then: longer, and its client has left."""
 
 
 class PasswordHasher:
-    """Hashes and verifies; raises HashingQueueFull where `queue` hashes wait or run already."""
+    """Hashes and verifies; raises HashingQueueFull if `queue` hashes already wait or run."""
 
     def __init__(self, cost: Argon2, threads: int, queue: int) -> None:
         self._context = CryptContext(
@@ -51,30 +50,27 @@ class PasswordHasher:
             argon2__parallelism=cost.lanes,
         )
         self._seconds = defaultdict[str, deque[float]](lambda: deque(maxlen=15))
-        """What the last verifications took, by cost."""
+        """How long the latest verifications took, by cost."""
         self._seconds_of_filler = 0.0001
         self._threads = threads
         self._executor = ThreadPoolExecutor(threads, "hashing", initializer=_yield_to_others)
         self._queue = queue
         self.pending = 0
-        """How many hashes wait or run."""
+        """The number of hashes that wait or run."""
         self._waited = self._took = 0.0
-        """Seconds, of the hash that began, and of the core, of the one that ended last."""
+        """Seconds: how long the latest to start waited, and the CPU time of the latest to end."""
 
     def warm_up(self) -> None:
-        """Begin to make nobody's hash, so that the first unknown email address takes no longer.
-
-        Whose hash is wanted meanwhile waits for it.
-        """
+        """Start making nobody's hash, or the first unknown email address would take longer."""
         self._executor.submit(self._verify, "", None)
 
     async def hash(self, password: str) -> str:
         return await self._run(lambda: self._context.hash(normalise_password(password)))
 
     async def verify(self, password: str, password_hash: str | None) -> tuple[bool, bool]:
-        """Return whether the password is right, and whether its hash should be made anew.
+        """Return whether the password is right, and whether its hash should be replaced.
 
-        Without a hash, one is computed for nothing: an unknown email address takes the same time.
+        Without a hash it takes the same time, for unknown email addresses.
         """
         return await self._run(lambda: self._verify(password, password_hash))
 
@@ -84,25 +80,25 @@ class PasswordHasher:
     def _verify(self, password: str, password_hash: str | None) -> tuple[bool, bool]:
         normalised = normalise_password(password)
         verified = self._is_right(normalised, password_hash)
-        # The hashes of the first releases are of passwords as they were sent. Tried also where it
-        # is needless: otherwise the time would tell whether the first try was right.
+        # The first releases hashed passwords as they were sent. Tried even if the first try was
+        # right, which the time taken would otherwise reveal.
         sent = normalised != password and self._is_right(password, password_hash)
         outdated = sent or (verified and self._context.needs_update(password_hash))
         return verified or sent, outdated
 
     def _is_right(self, password: str, password_hash: str | None) -> bool:
-        """Return whether this is the password, after the time that the dearest hash takes."""
+        """Return whether this is the password, after the time of the most expensive hash."""
         # No account has a longer password, and passlib raises on one of 4097 bytes.
         if password_hash is None or len(password) > LONGEST_PASSWORD:
             password, password_hash = "", self._nobodys_hash
         cost = password_hash.split("$")[3]
         clock = _clock_of(cost)
-        began_at = clock()
+        started_at = clock()
         right: bool = self._context.verify(password, password_hash)
-        self._seconds[cost].append(clock() - began_at)
+        self._seconds[cost].append(clock() - started_at)
         usual = {known: median(seconds) for known, seconds in self._seconds.copy().items()}
-        dearest = max(usual, key=lambda known: usual[known])
-        self._spend(usual[dearest] - usual[cost], _clock_of(dearest))
+        slowest = max(usual, key=lambda known: usual[known])
+        self._spend(usual[slowest] - usual[cost], _clock_of(slowest))
         return right
 
     @cached_property
@@ -111,45 +107,45 @@ class PasswordHasher:
         return password_hash
 
     def _spend(self, seconds: float, clock: Callable[[], float]) -> None:
-        """Compute for so long what nobody needs."""
+        """Burn so many seconds with hashes that nobody needs."""
         end = clock() + seconds
-        while (left := end - (began_at := clock())) > 0:
+        while (left := end - (started_at := clock())) > 0:
             passes = max(1, int(left / self._seconds_of_filler))
             hash_secret_raw(b"", bytes(16), passes, _FILLER_KIB, 1, 16, Type.ID)
-            self._seconds_of_filler = max(1e-5, (clock() - began_at) / passes)
+            self._seconds_of_filler = max(1e-5, (clock() - started_at) / passes)
 
     async def _run(self, work: Callable[[], T]) -> T:
         if not self.pending:
-            self._waited = 0.0  # that was another burst
+            self._waited = 0.0  # a new burst
         wait = self.pending / self._threads * self._took
         too_many = self._waited > BURST_SECONDS and wait > LONGEST_WAIT_SECONDS
         if too_many or self.pending >= self._queue:
             raise HashingQueueFull
         self.pending += 1
-        came_at = monotonic()
+        arrived_at = monotonic()
 
-        def begin() -> T:
-            self._waited = monotonic() - came_at
-            # Not how long it took: at the lowest priority a hash takes long beside many refusals,
-            # and would be the reason for more of them, for ever.
+        def start() -> T:
+            self._waited = monotonic() - arrived_at
+            # CPU time: at the lowest priority, many refusals slow a hash down, and its duration
+            # would cause more of them, for ever.
             before = thread_time()
             result = work()
             self._took = thread_time() - before
             return result
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, begin)
+            return await asyncio.get_running_loop().run_in_executor(self._executor, start)
         finally:
             self.pending -= 1
 
 
 def _clock_of(cost: str) -> Callable[[], float]:
-    """Return what measures a hash: where it has several lanes, other threads compute them."""
+    """Return the clock that measures a hash: several lanes are computed by several threads."""
     return thread_time if cost.endswith(",p=1") else monotonic
 
 
 def _yield_to_others() -> None:
-    """Let hashing run when nothing else wants the core: requests stay quick beside it."""
-    if sys.platform == "linux":  # elsewhere a thread has no priority of its own
-        with suppress(OSError):  # not allowed: then at equal priority
+    """Let hashing run only when nothing else wants the core."""
+    if sys.platform == "linux":  # elsewhere threads have no priorities of their own
+        with suppress(OSError):  # not permitted: run at equal priority
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)

@@ -30,7 +30,7 @@ from service.postgresql.urls import (
     parse_database_url,
 )
 from service.redis.urls import faults_of_parameters, read_redis_url
-from service.security.tokens import SigningKey, SigningKeys
+from service.security.signing_keys import SigningKey, SigningKeys
 
 LogFormat = Literal["json", "text", "auto"]
 LogLevel = Literal["debug", "info", "warning", "error"]

@@ -24,7 +24,7 @@ from service.domain.security_events import SecurityEvent
 from service.domain.sessions import SIGN_IN_PAGE, Session, Tokens
 from service.domain.users import parse_email
 from service.postgresql.database import Database, Repositories, retried
-from service.security.tokens import AccessToken
+from service.security.access_tokens import AccessToken
 from service.use_cases.cache_invalidation import CacheInvalidation, session_key
 from service.use_cases.security_events import SecurityEvents
 from service.use_cases.sessions import ScopeExceeded, Sessions

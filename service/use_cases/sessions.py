@@ -36,8 +36,10 @@ from service.domain.users import Role, parse_email
 from service.postgresql.batch_loader import BatchLoader
 from service.postgresql.database import Database, Repositories, TransactionConflict, retried
 from service.redis.cache import Cache, Entry
+from service.security.access_tokens import AccessToken, AccessTokens
 from service.security.password_hashing import PasswordHasher
-from service.security.tokens import LEEWAY, AccessToken, AccessTokens, RefreshTokens
+from service.security.refresh_tokens import RefreshTokens
+from service.security.signing_keys import LEEWAY
 from service.use_cases.cache_invalidation import CacheInvalidation, session_key
 from service.use_cases.jobs import Jobs
 from service.use_cases.mails import mail_to_user

@@ -1,4 +1,4 @@
-"""Issuers on loopback that do as a test tells them: OpenID Connect with real keys, and GitHub."""
+"""Issuers on loopback, scripted by tests: OpenID Connect with real keys, and GitHub."""
 
 import asyncio
 import base64
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus, urlsplit
 
+import asyncpg
 import jwt
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -236,7 +237,7 @@ async def sign_in(api: Api, issuer: Issuer, **query: str) -> Answer:
 
 
 async def signed_in(api: Api, issuer: Issuer, **query: str) -> Person:
-    """Go there and back; return who that is here."""
+    """Go there and back; return the user that this is here."""
     answer = await sign_in(api, issuer, **query)
     assert answer.status == 200, answer.body
     tokens = answer.json()
@@ -246,3 +247,56 @@ async def signed_in(api: Api, issuer: Issuer, **query: str) -> Person:
 async def hang(request: web.Request) -> web.StreamResponse:
     await asyncio.sleep(60)
     raise AssertionError("nobody waits so long")
+
+
+async def rows(database: asyncpg.Connection) -> tuple[int, int]:
+    """Return how many accounts and identities there are."""
+    return (
+        await database.fetchval("SELECT count(*) FROM users"),
+        await database.fetchval("SELECT count(*) FROM identities"),
+    )
+
+
+SOMEBODY = Key.es256("first")  # an attacker's, of the same name
+
+
+def answering(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Handler:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=status, body=body, headers=headers)
+
+    return answer
+
+
+async def hang_up(request: web.Request) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.close()
+    return web.Response()
+
+
+async def trickle(request: web.Request) -> web.StreamResponse:
+    """Send a body that never ends, a byte at a time."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    try:
+        while True:
+            await response.write(b" ")
+            await asyncio.sleep(0.05)
+    except ConnectionError:
+        return response
+
+
+TROUBLE: dict[str, Handler] = {
+    "slow": hang,
+    "a byte at a time": trickle,
+    "hanging up": hang_up,
+    "500": answering(b"{}", 500),
+    "503 in HTML": answering(b"<html>", 503),
+    "10 MB": answering(b"[" + b" " * 10_000_000 + b"]"),
+    "truncated JSON": answering(b'{"keys": ['),
+    "not UTF-8": answering(b'{"keys": "\xff"}'),
+    "brackets without end": answering(b"[" * 60_000),
+    "a number of 60000 digits": answering(b"1" * 60_000),
+    "nothing": answering(b""),
+    "a list": answering(b"[]"),
+    "null": answering(b"null"),
+}

@@ -1,6 +1,5 @@
 """What tests do with mails: wait for them, and send their tokens back."""
 
-import asyncio
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -13,6 +12,7 @@ from service.use_cases.mails import Mails
 from tests.api.assertions import assert_problem
 from tests.factories import Answer, Api
 from tests.stand_ins.smtp import Mail, SmtpServer
+from tests.waiting import until
 
 NEW_PASSWORD = "two ships in the harbour"
 ANNA = "anna@example.com"
@@ -59,16 +59,12 @@ def token_in(mail: Mail) -> str:
 
 async def mailed(smtp: SmtpServer, to: str, subject: str, count: int = 1) -> list[Mail]:
     """Wait for so many mails to somebody with these words in the subject."""
-    async with asyncio.timeout(10):
-        while True:
-            found = [
-                mail
-                for mail in smtp.mails
-                if mail.rcpt_tos == (to,) and subject in mail.message["Subject"]
-            ]
-            if len(found) >= count:
-                return found
-            await asyncio.sleep(0.02)
+
+    def found() -> list[Mail]:
+        return [mail for mail in smtp.mails_to(to) if subject in mail.message["Subject"]]
+
+    await until(lambda: len(found()) >= count)
+    return found()
 
 
 async def forgotten(api: Api, smtp: SmtpServer, email: str = ANNA, count: int = 1) -> str:

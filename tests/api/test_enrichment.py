@@ -1,6 +1,5 @@
 """What a data provider knows about a user: fetched behind the answer, shown to few, erased."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
@@ -17,6 +16,7 @@ from tests.stand_ins import scripted
 from tests.stand_ins.clearbit import Clearbit
 from tests.stand_ins.hunter import TEST_KEY, Hunter
 from tests.stand_ins.scripted import Step, as_usual, changed, document, status
+from tests.waiting import until
 
 ANNA = "anna@example.com"
 Provider = Hunter | Clearbit
@@ -215,14 +215,10 @@ async def test_it_is_not_stored_of_an_account_that_is_erased_meanwhile(
     """Without the condition in UPSERT it is."""
     provider.hanging = True
     anna = await api.new_person(ANNA)
-    async with asyncio.timeout(10):
-        while not provider.in_flight:
-            await asyncio.sleep(0.02)
+    await until(lambda: provider.in_flight)
     await api.delete("/users/me", {"password": PASSWORD}, by=anna)
     provider.hanging = False
-    async with asyncio.timeout(10):
-        while await database.fetchval("SELECT count(*) FROM jobs"):
-            await asyncio.sleep(0.02)
+    await no_jobs(database)
     assert await database.fetchval("SELECT count(*) FROM enrichments") == 0
 
 
@@ -232,14 +228,10 @@ async def test_it_is_not_stored_of_an_email_that_is_another_by_now(
     """Without the condition in UPSERT it is."""
     provider.hanging = True
     await api.register(ANNA)
-    async with asyncio.timeout(10):
-        while not provider.in_flight:
-            await asyncio.sleep(0.02)
+    await until(lambda: provider.in_flight)
     await database.execute("UPDATE users SET email = 'new@x.org', email_key = 'new@x.org'")
     provider.hanging = False
-    async with asyncio.timeout(10):
-        while await database.fetchval("SELECT count(*) FROM jobs"):
-            await asyncio.sleep(0.02)
+    await no_jobs(database)
     assert await database.fetchval("SELECT count(*) FROM enrichments") == 0
 
 
@@ -280,18 +272,16 @@ async def test_that_one_provider_fails_holds_up_no_other(
     async with running(read_settings({**environment, **both})) as api:
         hunter.hanging = True
         await api.register(ANNA)
-        async with asyncio.timeout(10):
-            while not await database.fetchval("SELECT count(*) FROM enrichments"):
-                await asyncio.sleep(0.02)
+        await until(lambda: database.fetchval("SELECT count(*) FROM enrichments"))
         hunter.hanging = False
-        async with asyncio.timeout(10):
-            while len(hunter.requests) < circuit_breaker.FAILURES:
-                await asyncio.sleep(0.02)
-            await asyncio.sleep(0.1)
+
+        async def given_up() -> bool:
+            metrics = (await api.get("//metrics")).body.decode()
+            return 'provider_circuit_breaker_open{provider="hunter"} 1.0' in metrics
+
+        await until(given_up)
         await api.register("bert@example.com")
-        async with asyncio.timeout(10):
-            while await database.fetchval("SELECT count(*) FROM enrichments") < 2:
-                await asyncio.sleep(0.02)
+        await until(lambda: database.fetchval("SELECT count(*) = 2 FROM enrichments"))
 
 
 async def test_the_key_of_verification_enriches_nobody(
@@ -303,7 +293,5 @@ async def test_the_key_of_verification_enriches_nobody(
     settings = read_settings({**environment, "HUNTER_API_KEY": TEST_KEY, "HUNTER_URL": hunter.url})
     async with running(settings) as api:
         await api.register(ANNA)
-        async with asyncio.timeout(10):
-            while await database.fetchval("SELECT count(*) FROM jobs"):
-                await asyncio.sleep(0.02)
+        await no_jobs(database)
     assert [asked.path for asked in hunter.requests] == ["/v2/email-verifier"]

@@ -16,7 +16,7 @@ from joserfc.jwk import KeySet
 from redis.asyncio import Redis
 
 from service.domain.scopes import Scope
-from service.security.tokens import JWKS_MAX_AGE, SigningKeys
+from service.security.signing_keys import JWKS_MAX_AGE, SigningKeys
 from service.settings.settings import Settings
 from tests.factories import Api, running
 from tests.oauth import TOKEN, Application, new_application

@@ -15,7 +15,7 @@ from service.repositories.users import UserRepository
 from tests.api.assertions import assert_problem
 from tests.factories import PASSWORD, Answer, Api, Person
 from tests.oauth import TOKEN, new_admin, new_application
-from tests.sql.test_races import until_blocked
+from tests.sql.racing import until_blocked
 
 Goes = Callable[[Api, Person, Person], Awaitable[str]]
 """Has the second person taken away by the first; returns the code of the problem, or nothing."""

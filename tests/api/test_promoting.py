@@ -14,7 +14,7 @@ from tests.api.assertions import assert_problem
 from tests.api.conftest import no_jobs
 from tests.factories import PASSWORD, Api, Person, running
 from tests.oauth import new_application, refusal
-from tests.sql.test_races import until_blocked
+from tests.sql.racing import until_blocked
 from tests.stand_ins.smtp import SmtpServer
 
 CONFIRM = "UPDATE users SET email_confirmed_at = now() WHERE user_id = $1"

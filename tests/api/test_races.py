@@ -17,6 +17,7 @@ from service.settings.settings import Argon2, Settings
 from tests.api.assertions import assert_problem
 from tests.api.conftest import replacing_the_only_code
 from tests.factories import PASSWORD, Answer, Api, Person, new_email, running
+from tests.sql.racing import until_blocked
 
 DAYS: Final = {"expires_in_days": 7}
 CLAIM: Final = "referral_codes_claim_their_names"
@@ -239,15 +240,13 @@ async def test_a_deletion_beside_replacements_finds_a_live_code(
 
 
 async def test_a_deletion_that_waits_for_a_replacement_deletes_the_new_code(
-    api: Api, settings: Settings, anna: Person
+    api: Api, settings: Settings, anna: Person, database: asyncpg.Connection
 ) -> None:
     """Its statement finds the old code ended, and does not see the new one: without another look it
     would say that there is none."""
     await api.put("/referral-code", DAYS, by=anna)
     async with replacing_the_only_code(settings):
-        deletion = asyncio.create_task(api.delete("/referral-code", by=anna))
-        await asyncio.sleep(0.2)
-        assert not deletion.done()
+        deletion = await until_blocked(database, api.delete("/referral-code", by=anna))
     assert (await deletion).status == 204
     assert (await api.get("/referral-code", by=anna)).status == 404
 

@@ -7,7 +7,7 @@ from tests.factories import Api, Person
 
 STATEFUL = ("/start", "/callback")
 """Signing in with another issuer is done by GET because browsers are sent there, and has its own
-protection; see test_providers.py."""
+protection; see identity_providers/test_signing_in.py."""
 
 
 async def contents(database: asyncpg.Connection) -> dict[str, str]:

@@ -71,7 +71,7 @@ async def client(shop: tuple[str, Service]) -> AsyncIterator[Client]:
 
 
 async def signed_in(client: Client, **members: str) -> dict[str, Any]:
-    """Register and sign in; return the tokens, and the e-mail."""
+    """Register and sign in; return the tokens, and the email address."""
     person = {"email": f"{uuid4().hex}@example.com", "password": PASSWORD}
     made = await client.call("POST", "/api/v1/auth/register", json={**person, **members})
     assert made.status == 201, made.body

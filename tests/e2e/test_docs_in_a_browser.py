@@ -42,7 +42,7 @@ def page(browser: Browser, live_service: str) -> Iterator[Page]:
     faults: list[str] = []
 
     def hear(message: ConsoleMessage) -> None:
-        # A violation of the content security policy is told here too.
+        # Violations of the content security policy are reported here too.
         if message.type == "error":
             faults.append(message.text)
 

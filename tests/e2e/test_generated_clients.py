@@ -1,4 +1,4 @@
-"""Clients that others' programs generate out of our OpenAPI document tell the whole story.
+"""Clients that others' programs generate from our OpenAPI document tell the whole story.
 
 Each is generated from the document that the running service shows, type-checked where its language
 is, and then used as its developer would: register, sign in, create a code, look it up, register a
@@ -85,6 +85,12 @@ def tell(*command: str | Path, folder: Path, url: str) -> None:
     assert (seen["lockedOut"]["status"], seen["lockedOut"]["code"]) == (401, "invalid-token")
 
 
+def tell_in_python(story: str, python: Path, folder: Path, url: str) -> None:
+    shutil.copy(HERE / "seen.py", folder)
+    shutil.copy(HERE / story, folder / "story.py")  # not the name of what it imports
+    tell(python, "story.py", folder=folder, url=url)
+
+
 def tell_in_typescript(story: str, packages: Path, folder: Path, url: str) -> None:
     """Check the types of the story and of the generated client, compile both, and run them."""
     for name in (story, "told.ts", "tsconfig.json"):
@@ -101,16 +107,14 @@ def test_openapi_python_client(python: Path, live_service: str, tmp_path: Path) 
         *("--url", document, "--meta", "none", "--output-path", "client"),
         folder=tmp_path,
     )
-    shutil.copy(HERE / "openapi_python_client.py", tmp_path / "story.py")
-    tell(python, "story.py", folder=tmp_path, url=live_service)
+    tell_in_python("openapi_python_client.py", python, tmp_path, live_service)
 
 
 def test_openapi_generator_for_python(python: Path, live_service: str, tmp_path: Path) -> None:
     document = f"{live_service}/openapi.json"
     options = ("generate", "-g", "python", "-i", document, "-o", ".")
     run(python, "-c", OPENAPI_GENERATOR, *options, folder=tmp_path)
-    shutil.copy(HERE / "openapi_generator.py", tmp_path / "story.py")
-    tell(python, "story.py", folder=tmp_path, url=live_service)
+    tell_in_python("openapi_generator.py", python, tmp_path, live_service)
 
 
 def test_openapi_generator_for_axios(

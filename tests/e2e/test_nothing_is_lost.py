@@ -1,4 +1,4 @@
-"""What registering causes is done, whatever dies or hangs meanwhile; and no log tells secrets."""
+"""What registering causes is done, whatever dies or hangs meanwhile; no log holds secrets."""
 
 import asyncio
 import re
@@ -92,7 +92,7 @@ async def all_done(service: Service, seconds: float) -> None:
 
 
 async def let_claims_end(service: Service) -> None:
-    """Let the time pass for which a killed worker's jobs are nobody else's."""
+    """Let the claims of a killed worker on its jobs expire."""
     connection = await asyncpg.connect(service.environment["DATABASE_URL"])
     try:
         await connection.execute("UPDATE jobs SET due_at = due_at - $1::interval", CLAIMED_FOR)

@@ -1,4 +1,4 @@
-"""A schema that is older than the code is told by name: at start, and while the service runs."""
+"""A schema older than the code is reported by name, at start and while the service runs."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Ending a process behind a load balancer: it tells first, and goes on serving meanwhile."""
+"""Ending a process behind a load balancer: it announces its end, and serves on meanwhile."""
 
 import http.client
 import signal

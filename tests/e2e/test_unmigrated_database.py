@@ -1,4 +1,4 @@
-"""A database without its tables: what an operator forgets first is told in one line."""
+"""A database without its tables, which operators forget first, is reported in one line."""
 
 import subprocess
 from collections.abc import Iterator

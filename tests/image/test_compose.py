@@ -85,8 +85,13 @@ class Project:
     def kill(self, service: str) -> None:
         """Kill the container's process as a crash would: `docker kill` counts as a stop."""
         container = self.compose("ps", "--quiet", service).strip()
-        pid = run("docker", "inspect", "--format", "{{.State.Pid}}", container).strip()
-        run("kill", "-KILL", pid)
+        inspect = ("docker", "inspect", "--format", "{{.State.Pid}}", container)
+        pid = run(*inspect)
+        run("kill", "-KILL", pid.strip())
+        ends = time.monotonic() + 10
+        while run(*inspect) == pid:  # the engine has not seen it yet
+            assert time.monotonic() < ends
+            time.sleep(0.05)
 
     def call(
         self,
@@ -213,7 +218,6 @@ def test_after_a_restart_everything_is_there(project: Project) -> None:
 def test_a_container_that_is_killed_comes_back(project: Project, service: str) -> None:
     before = project.sign_in("anna@example.com")
     project.kill(service)
-    time.sleep(0.5)  # until the engine has seen it
     project.wait_until_ready()
     assert project.referrals(before) == ["friend-of-anna@example.com"]
     project.tell_the_story(f"after-{service}@example.com")

@@ -22,7 +22,8 @@ from service.domain.scopes import scopes_of
 from service.domain.sessions import FIRST_PARTY
 from service.domain.users import Role
 from service.postgresql.migrations import apply_migrations
-from service.security.tokens import AccessTokens, SigningKey, SigningKeys
+from service.security.access_tokens import AccessTokens
+from service.security.signing_keys import SigningKey, SigningKeys
 from tests.e2e.processes import LOOPBACK, ROOT, free_port, status_of
 from tests.load.machine import SERVER_CORE, pinned_to, tree
 

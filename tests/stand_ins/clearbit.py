@@ -84,7 +84,7 @@ def failure(status: int, error: str | None = None, message: str | None = None) -
 
 
 def person_of(email: str) -> dict[str, Any]:
-    """The documented sample, with that e-mail."""
+    """The documented sample, with that email address."""
     return {
         "id": "d54c54ad-40be-4305-8a34-0ab44710b90d",
         "name": {"fullName": "Alex MacCaw", "givenName": "Alex", "familyName": "MacCaw"},
@@ -122,7 +122,7 @@ def person_of(email: str) -> dict[str, Any]:
 
 
 def company_of(email: str) -> dict[str, Any]:
-    """The documented sample, at the e-mail's domain."""
+    """The documented sample, at the email address's domain."""
     domain = email.rpartition("@")[2]
     return {
         "id": "c5a6a9c5-303a-455a-935c-9dffcd2ed756",

@@ -1,10 +1,10 @@
-"""Servers that keep those waiting who ask."""
+"""Servers that keep their clients waiting."""
 
 import asyncio
 
 
 class Hanging:
-    """A server that may be told to hang, and to go on, while it runs."""
+    """A server that can be made to hang, and to go on, while it runs."""
 
     def __init__(self) -> None:
         self._open = asyncio.Event()
@@ -13,7 +13,7 @@ class Hanging:
 
     @property
     def hanging(self) -> bool:
-        """Whether nobody is answered; those who wait are answered when it no longer is so."""
+        """Whether nobody is answered; waiting clients are, once it is False again."""
         return not self._open.is_set()
 
     @hanging.setter

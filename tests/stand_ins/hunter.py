@@ -1,4 +1,4 @@
-"""Hunter's API v2, as documented: the e-mail verifier, and the combined enrichment.
+"""Hunter's API v2, as documented: the email verifier, and the combined enrichment.
 
 The verdict is the one that the local part begins with: `invalid…`, `accept_all…`, `webmail…`,
 `disposable…`, `unknown…`; `blocked…` is valid and blocked, everybody else is valid. Of

@@ -55,14 +55,14 @@ class Endpoint(ABC):
         self._of: dict[str, list[Step]] = {}
 
     def play(self, *steps: "Step", to: str | None = None) -> None:
-        """Answer so from now on: everybody, or only questions about the e-mail `to`."""
+        """Answer so from now on: everybody, or only questions about the email address `to`."""
         if to is None:
             self._of_all, self._of_each, self._of = list(steps), [], {}
         else:
             self._of[to] = list(steps)
 
     def play_for_each(self, *steps: "Step") -> None:
-        """Answer so from now on, the questions about each e-mail from the first step."""
+        """Answer so from now on, for each email address from the first step."""
         self._of_all, self._of_each, self._of = [], list(steps), {}
 
     def next_step(self, email: str) -> "Step":
@@ -136,7 +136,7 @@ class StandIn(Hanging, ABC):
 
     @abstractmethod
     def refuse(self, request: web.Request) -> web.Response | None:
-        """The documented refusal, if the key or the e-mail is missing or wrong."""
+        """The documented refusal, if the key or the email address is missing or wrong."""
 
     @abstractmethod
     def unknown_route(self) -> web.Response:
@@ -273,7 +273,7 @@ async def huge(call: Call) -> web.StreamResponse:
 
 
 def slow(seconds: float = 0.1) -> Step:
-    """The documented body, a byte at a time with a pause behind each."""
+    """The documented body, a byte at a time with a pause after each."""
 
     async def step(call: Call) -> web.StreamResponse:
         body = call.body()
@@ -287,7 +287,7 @@ def slow(seconds: float = 0.1) -> Step:
 
 
 async def hang(call: Call) -> web.StreamResponse:
-    """Nothing, until the stand-in is told to release; then the usual answer."""
+    """Nothing until the stand-in releases; then the usual answer."""
     await call.stand_in.wait_for_release()
     return await as_usual(call)
 

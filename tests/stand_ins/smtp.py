@@ -65,7 +65,7 @@ def refuse(reply: str, at: Stage = Stage.RECIPIENT) -> Step:
 
 
 def hang(at: Stage = Stage.GREETING) -> Step:
-    """Not a word from there on, until the server is told to release."""
+    """Not a word from there on, until the server releases."""
     return Step(at, hangs=True)
 
 

@@ -25,6 +25,7 @@ from tests.stand_ins.scripted import (
     status,
     without,
 )
+from tests.waiting import until
 
 PATRICK = json.loads(
     """
@@ -257,8 +258,7 @@ async def test_it_hangs_while_it_is_told_to(hunter: Hunter) -> None:
     with pytest.raises(TimeoutError):
         await verify(hunter, seconds=0.1)
     waiting = [asyncio.create_task(verify(hunter)) for _ in range(3)]
-    while hunter.in_flight < 3:
-        await asyncio.sleep(0.01)
+    await until(lambda: hunter.in_flight >= 3)
     hunter.hanging = False
     assert [seen.status for seen in await asyncio.gather(*waiting)] == [200, 200, 200]
     assert (hunter.in_flight, hunter.most_in_flight) == (0, 3)
@@ -267,22 +267,19 @@ async def test_it_hangs_while_it_is_told_to(hunter: Hunter) -> None:
 async def test_who_is_kept_waiting_is_released(hunter: Hunter) -> None:
     hunter.verifier.play(scripted.hang)
     waiting = asyncio.create_task(verify(hunter))
-    while not hunter.in_flight:
-        await asyncio.sleep(0.01)
+    await until(lambda: hunter.in_flight)
     hunter.release()
     assert (await waiting).status == 200
     with pytest.raises(TimeoutError):
         await verify(hunter, seconds=0.1)
-    while hunter.in_flight:
-        await asyncio.sleep(0.01)
+    await until(lambda: not hunter.in_flight)
 
 
 async def test_it_stops_while_it_hangs() -> None:
     async with Hunter().serving() as hunter:
         hunter.hanging = True
         waiting = asyncio.create_task(verify(hunter))
-        while not hunter.in_flight:
-            await asyncio.sleep(0.01)
+        await until(lambda: hunter.in_flight)
     with pytest.raises(aiohttp.ClientError):
         await waiting
 

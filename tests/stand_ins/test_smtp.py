@@ -26,6 +26,7 @@ from tests.stand_ins.smtp import (
     stored_then_dropped,
     stored_then_hung,
 )
+from tests.waiting import until
 
 LINK = "https://example.com/confirm?token=a-b_c"
 
@@ -146,8 +147,7 @@ async def test_it_hangs_while_it_is_told_to(smtp: SmtpServer) -> None:
     with pytest.raises(aiosmtplib.SMTPTimeoutError):
         await send(smtp, seconds=0.1)
     waiting = [asyncio.create_task(send(smtp)) for _ in range(3)]
-    while smtp.in_flight < 3:
-        await asyncio.sleep(0.01)
+    await until(lambda: smtp.in_flight >= 3)
     smtp.hanging = False
     await asyncio.gather(*waiting)
     assert len(smtp.mails) == 3
@@ -157,8 +157,7 @@ async def test_it_hangs_while_it_is_told_to(smtp: SmtpServer) -> None:
 async def test_who_is_kept_waiting_is_released(smtp: SmtpServer) -> None:
     smtp.play(hang(Stage.END))
     waiting = asyncio.create_task(send(smtp))
-    while not smtp.in_flight:
-        await asyncio.sleep(0.01)
+    await until(lambda: smtp.in_flight)
     while not smtp.mails:
         smtp.release()
         await asyncio.sleep(0.01)
@@ -169,8 +168,7 @@ async def test_it_stops_while_it_hangs() -> None:
     async with SmtpServer().serving() as smtp:
         smtp.hanging = True
         waiting = asyncio.create_task(send(smtp))
-        while not smtp.in_flight:
-            await asyncio.sleep(0.01)
+        await until(lambda: smtp.in_flight)
     with pytest.raises(aiosmtplib.SMTPException):
         await waiting
     with pytest.raises(OSError, match="refused"):

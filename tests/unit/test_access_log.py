@@ -1,6 +1,5 @@
 """The access log: every request is written once, soon, and in one go with others."""
 
-import asyncio
 import json
 import logging
 from datetime import datetime
@@ -8,8 +7,9 @@ from datetime import datetime
 import pytest
 
 from service.telemetry import access_log
-from service.telemetry.access_log import FLUSH_SECONDS, MOST_REQUESTS, AccessLog, LoggedRequest
+from service.telemetry.access_log import MOST_REQUESTS, AccessLog, LoggedRequest
 from service.telemetry.logs import JsonFormatter, TextFormatter
+from tests.waiting import until
 
 AT = 1795253400.0625
 
@@ -34,14 +34,13 @@ async def test_requests_are_written_together_and_soon(log: pytest.LogCaptureFixt
     for number in range(3):
         add(collected, f"id {number}")
     assert log.records == []
-    await asyncio.sleep(FLUSH_SECONDS * 3)
+    await until(lambda: log.records)
     assert len(log.records) == 1
     written = [json.loads(line) for line in lines(log, JsonFormatter())]
     assert [line["request_id"] for line in written] == ["id 0", "id 1", "id 2"]
     assert [request_id for _, request_id, *_ in measured] == ["id 0", "id 1", "id 2"]
     add(collected, "id 3")
-    await asyncio.sleep(FLUSH_SECONDS * 3)
-    assert len(lines(log, JsonFormatter())) == 4
+    await until(lambda: len(lines(log, JsonFormatter())) == 4)
 
 
 async def test_no_more_are_kept_than_memory_allows(log: pytest.LogCaptureFixture) -> None:

@@ -19,14 +19,9 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from service.domain.errors import InvalidToken
 from service.domain.scopes import Scope, scopes_of, to_text
 from service.domain.users import Role
-from service.security.tokens import (
-    LEEWAY,
-    AccessToken,
-    AccessTokens,
-    RefreshTokens,
-    SigningKey,
-    SigningKeys,
-)
+from service.security.access_tokens import AccessToken, AccessTokens
+from service.security.refresh_tokens import RefreshTokens
+from service.security.signing_keys import LEEWAY, SigningKey, SigningKeys
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 LIFETIME = timedelta(minutes=10)
@@ -265,9 +260,9 @@ def test_a_token_says_whose_it_is(role: Role) -> None:
         scopes=scopes_of(role),
         issued_at=NOW,
         expires_at=NOW + LIFETIME,
+        user_id=USER,
     )
     assert read == expected
-    assert read.user_id == USER
 
 
 def test_a_client_s_own_token_is_no_user_s() -> None:
@@ -376,7 +371,7 @@ def test_a_signature_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("it was to be known again")
 
-    monkeypatch.setattr("service.security.tokens.jwt.decode", refuse)
+    monkeypatch.setattr("service.security.access_tokens.jwt.decode", refuse)
     assert tokens.verify(ISSUED, NOW) == read
     with pytest.raises(InvalidToken, match="expired"):
         tokens.verify(ISSUED, NOW + LIFETIME + LEEWAY)
@@ -395,7 +390,7 @@ def test_what_resembles_a_token_that_was_verified_is_refused(place: int) -> None
 
 
 def test_no_more_tokens_are_known_than_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.security.tokens.MOST_VERIFIED", 3)
+    monkeypatch.setattr("service.security.access_tokens.MOST_VERIFIED", 3)
     tokens = make_tokens()
     for _ in range(10):
         tokens.verify(issue(), NOW)

@@ -13,7 +13,8 @@ from uuid import UUID
 
 import pytest
 
-from service.security.tokens import AccessTokens, SigningKey, SigningKeys
+from service.security.access_tokens import AccessTokens
+from service.security.signing_keys import SigningKey, SigningKeys
 from service.telemetry.logs import JsonFormatter, TextFormatter
 
 ROOT = Path(__file__).parents[2]

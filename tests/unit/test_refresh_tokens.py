@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.errors import InvalidToken
-from service.security.tokens import RefreshToken, RefreshTokens
+from service.security.refresh_tokens import RefreshToken, RefreshTokens
 from tests.unit.strategies import ANY_TEXT
 from tests.unit.test_access_tokens import ISSUED
 

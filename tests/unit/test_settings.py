@@ -13,7 +13,7 @@ import pytest
 from dotenv import dotenv_values
 
 from service.domain.clock import utc_now
-from service.security.tokens import SigningKey
+from service.security.signing_keys import SigningKey
 from service.settings.settings import (
     Argon2,
     GitHubSettings,

@@ -17,7 +17,7 @@ from service.domain.errors import (
 )
 from service.domain.sessions import OURS, Caller
 from service.domain.users import Role
-from service.security.tokens import AccessToken
+from service.security.access_tokens import AccessToken
 
 _BEARER: Final = re.compile(r"Bearer +(\S+)", re.IGNORECASE)
 

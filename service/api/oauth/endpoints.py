@@ -42,7 +42,8 @@ from service.domain.errors import (
 from service.domain.oauth import Client, OAuthError
 from service.domain.scopes import Scope, to_text
 from service.domain.sessions import Session, Tokens
-from service.security.tokens import JWKS_MAX_AGE, AccessToken
+from service.security.access_tokens import AccessToken
+from service.security.signing_keys import JWKS_MAX_AGE
 from service.use_cases.oauth import AuthorizationRequest, RequestRefused
 
 _PATH: Final = "/oauth/authorize"

@@ -1,8 +1,9 @@
-"""The authorization code flow of a client, the same with every issuer (RFC 6749, 4.1; RFC 7636)."""
+"""A client's authorization code flow, the same with every issuer (RFC 6749, 4.1; RFC 7636)."""
 
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final
 from urllib.parse import quote_plus, urlencode
 
@@ -17,7 +18,7 @@ from service.settings.settings import GitHubSettings, OidcSettings
 
 LONGEST_EMAIL: Final = 254
 _ERROR_CODE: Final = re.compile(r"[a-z_]{1,50}")
-_CODE_REFUSED: Final = {"invalid_grant", "bad_verification_code"}  # GitHub has a word of its own
+_CODE_REFUSED: Final = {"invalid_grant", "bad_verification_code"}  # GitHub's own word
 _NOT_NOW: Final = {"server_error", "temporarily_unavailable"}
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class AuthorizationCodeFlow:
         self._http = http
 
     def url(self, endpoint: str, state: str, code_verifier: str, **more: str) -> str:
-        """Return where to send the browser; `more` are parameters of the issuer's kind."""
+        """Return where to send the browser; `more` are parameters of this kind of issuer."""
         parameters = {
             "response_type": "code",
             "client_id": self._settings.client_id,
@@ -51,7 +52,7 @@ class AuthorizationCodeFlow:
     ) -> Reply:
         """Return what the issuer gives for the code; raise SignInRefused or ProviderUnavailable.
 
-        A secret goes into the header if `basic`, else into the form (RFC 6749, 2.3.1).
+        With `basic`, a secret goes into the header, otherwise into the form (RFC 6749, 2.3.1).
         """
         form = {
             "grant_type": "authorization_code",
@@ -68,13 +69,13 @@ class AuthorizationCodeFlow:
         if error in _CODE_REFUSED:
             raise SignInRefused("The issuer does not accept the code.")
         if error is not None or reply.status != 200:
-            told = error if error and _ERROR_CODE.fullmatch(error) else "no error that is known"
-            log.error("%s gives no tokens: %s", self._settings.name, told)
+            known = error if error and _ERROR_CODE.fullmatch(error) else "no known error"
+            log.error("%s gives no tokens: %s", self._settings.name, known)
             raise ProviderUnavailable
         return reply
 
     def _authenticate(self, basic: bool) -> tuple[Mapping[str, str], Mapping[str, str]]:
-        """Return the headers and the members of the form that say which client this is."""
+        """Return the headers and the form's members that authenticate this client."""
         client_id, secret = self._settings.client_id, self._settings.client_secret
         if secret is None:
             return {}, {"client_id": client_id}
@@ -88,17 +89,14 @@ def _code_of(answer: AuthorizationAnswer) -> str:
     if answer.error in _NOT_NOW:
         raise ProviderUnavailable
     if answer.error == "access_denied":
-        raise SignInRefused("The user, or the issuer, has denied it.")
+        raise SignInRefused("The user or the issuer has denied it.")
     if answer.error is not None or not answer.code:
         raise SignInRefused("The issuer sends no code.")
     return answer.code
 
 
 def email_of(value: object) -> Email | None:
-    """Return an issuer's e-mail if an account can have it."""
-    if not is_text(value, LONGEST_EMAIL):
-        return None
-    try:
-        return parse_email(str(value))
-    except EmailMalformed:
-        return None
+    """Return an issuer's email address if an account can have it."""
+    with suppress(EmailMalformed):
+        return parse_email(str(value)) if is_text(value, LONGEST_EMAIL) else None
+    return None

@@ -1,4 +1,4 @@
-"""Signing in with GitHub: OAuth 2.0 alone, so its API says who has signed in."""
+"""Signing in with GitHub: plain OAuth 2.0, so its API says who has signed in."""
 
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,7 +12,7 @@ from service.settings.settings import GitHubSettings
 
 
 class GitHubProvider:
-    """GitHub as an issuer: its site's address, and the number that an account has there."""
+    """GitHub as an issuer: named by its site's address, its users by their account numbers."""
 
     def __init__(self, settings: GitHubSettings, redirect_uri: str, http: HttpClient) -> None:
         self.name = settings.name
@@ -35,7 +35,7 @@ class GitHubProvider:
             raise SignInRefused("GitHub gives no access token.")
         user = await self._get("/user", access_token)
         number = user.get("id") if isinstance(user, dict) else None
-        if type(number) is not int:
+        if type(number) is not int:  # True is an int, too
             raise SignInRefused("GitHub does not say who has signed in.")
         email = _primary(await self._get("/user/emails", access_token))
         return Identity(
@@ -47,22 +47,15 @@ class GitHubProvider:
 
     async def _get(self, path: str, access_token: str) -> Any:
         """Return what the API answers, or None if it refuses."""
-        reply = await self._http.call(
-            self.name,
-            "GET",
-            self._settings.api_url.rstrip("/") + path,
-            headers={"Authorization": f"Bearer {access_token}"},
-        )
+        url = self._settings.api_url.rstrip("/") + path
+        headers = {"Authorization": f"Bearer {access_token}"}
+        reply = await self._http.call(self.name, "GET", url, headers=headers)
         return reply.document if reply.status == 200 else None
 
 
 def _primary(emails: Any) -> Email | None:
-    """Return the primary e-mail, if GitHub has verified it."""
+    """Return the primary email address, if GitHub has verified it."""
     for entry in emails if isinstance(emails, list) else ():
-        if (
-            isinstance(entry, dict)
-            and entry.get("primary") is True
-            and entry.get("verified") is True
-        ):
+        if isinstance(entry, dict) and entry.get("primary") is entry.get("verified") is True:
             return email_of(entry.get("email"))
     return None

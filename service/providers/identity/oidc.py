@@ -12,28 +12,20 @@ from service.domain.errors import ProviderUnavailable, SignInRefused
 from service.domain.identities import AuthorizationAnswer, Identity, SignIn, is_safe_url
 from service.providers.http import HttpClient, Reply, is_text
 from service.providers.identity.authorization import AuthorizationCodeFlow, email_of
-from service.security.tokens import EPOCH, LEEWAY
+from service.security.signing_keys import EPOCH, LEEWAY
 from service.settings.settings import OidcSettings
 
 KEPT_FOR: Final = timedelta(hours=1)
-"""How long the issuer's description and its keys are believed without asking again."""
+"""How long the issuer's description and its keys are cached."""
 REFETCH_FLOOR: Final = timedelta(seconds=30)
-"""How soon an unknown key makes the keys be fetched again."""
+"""How soon an unknown key causes another fetch."""
 LONGEST_SUBJECT: Final = 255
 LONGEST_URL: Final = 2048
-# None that a public key could be taken for the secret of, and not "none".
-ALGORITHMS: Final = [
-    "RS256",
-    "RS384",
-    "RS512",
-    "PS256",
-    "PS384",
-    "PS512",
-    "ES256",
-    "ES384",
-    "ES512",
-    "EdDSA",
-]
+_BITS: Final = (256, 384, 512)
+# No HMACs, which would take a public key for a secret, and no "none".
+ALGORITHMS: Final = [*(f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in _BITS), "EdDSA"]
+# Besides PyJWTError: tokens, claims and keys of odd types, a token of hostile bytes.
+_MALFORMED: Final = (jwt.PyJWTError, LookupError, ValueError, TypeError, AttributeError)
 log = logging.getLogger(__name__)
 
 
@@ -52,8 +44,8 @@ class _Metadata:
 class OidcProvider:
     """An issuer, known by its exact URL.
 
-    Its description and its keys are fetched without a lock: requests of the same moment may
-    fetch them twice, and none waits behind another that a slow issuer holds up.
+    Its description and keys are fetched without a lock: concurrent requests may fetch them
+    twice, but none waits for another's slow call.
     """
 
     def __init__(
@@ -79,7 +71,7 @@ class OidcProvider:
     async def identify(self, answer: AuthorizationAnswer, sign_in: SignIn) -> Identity:
         """Return who has signed in; raise SignInRefused or ProviderUnavailable."""
         metadata = await self._discover()
-        # Compared also where it is not announced: an answer never says that another has sent it.
+        # Compared even where the issuer does not announce the parameter: it never names another.
         if answer.issuer != self.issuer and (answer.issuer or metadata.sends_issuer):
             raise SignInRefused("The answer is not from this issuer.")
         tokens = await self._flow.redeem(
@@ -123,15 +115,7 @@ class OidcProvider:
                 and claims.get("azp", self._client_id) == self._client_id
                 and (claims["aud"] in (self._client_id, [self._client_id]) or "azp" in claims)
             )
-        # The others than PyJWTError: tokens and claims of odd types, a token of hostile bytes.
-        except (
-            jwt.PyJWTError,
-            LookupError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ) as error:
+        except (*_MALFORMED, RecursionError) as error:
             log.warning("%s: an ID token is refused: %s", self.name, type(error).__name__)
             raise SignInRefused("The issuer's ID token is not valid.") from error
         if not good:
@@ -142,16 +126,12 @@ class OidcProvider:
     async def _ask_for_more(
         self, tokens: Reply, claims: dict[str, Any], metadata: _Metadata
     ) -> dict[str, Any]:
-        """Return the claims with those of the UserInfo endpoint, if it gives any (Core, 5.3)."""
+        """Return the claims, and those of the UserInfo endpoint if there is one (Core, 5.3)."""
         access_token = tokens.text("access_token", 16_384)
         if metadata.userinfo_endpoint is None or access_token is None:
             return claims
-        reply = await self._http.call(
-            self.name,
-            "GET",
-            metadata.userinfo_endpoint,
-            headers={"Authorization": f"Bearer {access_token}"},
-        )
+        headers = {"Authorization": f"Bearer {access_token}"}
+        reply = await self._http.call(self.name, "GET", metadata.userinfo_endpoint, headers=headers)
         if reply.status != 200:
             return claims
         if reply.text("sub", LONGEST_SUBJECT) != claims["sub"]:
@@ -168,7 +148,7 @@ class OidcProvider:
         return self._metadata
 
     def _read_metadata(self, reply: Reply) -> _Metadata:
-        """Return what the description says; raise ProviderUnavailable if it is not the issuer's."""
+        """Return what the description says; raise ProviderUnavailable if it is of no use."""
         endpoints = {
             name: url
             for name in ("authorization_endpoint", "token_endpoint", "jwks_uri")
@@ -179,25 +159,19 @@ class OidcProvider:
         if len(endpoints) < 3:
             raise self._unusable("lacks an endpoint, or has one without TLS")
         userinfo = reply.text("userinfo_endpoint", LONGEST_URL)
-        methods = reply.document.get("token_endpoint_auth_methods_supported")
+        methods = reply.member("token_endpoint_auth_methods_supported")
         return _Metadata(
             **endpoints,
             userinfo_endpoint=userinfo if self._is_endpoint(userinfo) else None,
             takes_basic=not isinstance(methods, list) or "client_secret_basic" in methods,
-            sends_issuer=(
-                reply.document.get("authorization_response_iss_parameter_supported") is True
-            ),
+            sends_issuer=reply.member("authorization_response_iss_parameter_supported") is True,
         )
 
     def _is_endpoint(self, url: str | None) -> bool:
-        """Whether it is as safe to call as the issuer itself."""
-        with_tls = self.issuer.startswith("https:")
-        return (
-            url is not None
-            and is_safe_url(url)
-            and "#" not in url
-            and (url.startswith("https:") or not with_tls)
-        )
+        """Whether the URL is as safe to call as the issuer itself."""
+        if url is None or "#" in url or not is_safe_url(url):
+            return False
+        return url.startswith("https:") or not self.issuer.startswith("https:")
 
     async def _find_key(self, key_id: object, metadata: _Metadata) -> Any:
         """Return the issuer's key of that id, or None; raise ProviderUnavailable."""
@@ -210,7 +184,7 @@ class OidcProvider:
         return self._keys.get(key_id) if isinstance(key_id, str | None) else None
 
     def _read_keys(self, reply: Reply) -> dict[str | None, Any]:
-        """Return the public keys of a JWK set (RFC 7517) by id, without those of no use here."""
+        """Return the public keys of a JWK set (RFC 7517) that are of use here, by id."""
         try:
             jwks = [dict(jwk) for jwk in reply.document["keys"]]
         except (LookupError, ValueError, TypeError) as error:
@@ -222,7 +196,7 @@ class OidcProvider:
             if signs and isinstance(key_id, str | None):
                 try:
                     keys[key_id] = jwt.PyJWK(jwk).key
-                except (jwt.PyJWTError, ValueError, TypeError, AttributeError, LookupError):
+                except _MALFORMED:
                     continue  # of a kind that this service does not know
         return keys
 

@@ -44,7 +44,7 @@ def new_client(
 
 
 def new_person(service: Service) -> dict[str, str]:
-    """Register somebody; return the e-mail and the password."""
+    """Register somebody; return the email address and the password."""
     person = {"email": f"{uuid4().hex}@example.com", "password": PASSWORD}
     request = urllib.request.Request(
         f"{service.url}/api/v1/auth/register",

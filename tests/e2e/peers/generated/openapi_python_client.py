@@ -18,15 +18,16 @@ from client.models import (
     Accepted,
     Email,
     Login,
-    NewReferralCode,
     Problem,
     PublicReferralCode,
     ReferralCode,
+    ReferralCodeWish,
     Referrals,
     Register,
     Tokens,
     User,
 )
+from seen import tell
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ me = parsed(show_me.sync_detailed(client=by_anna), User)
 mailed = parsed(
     forgot_password.sync_detailed(client=anyone, body=Email(told["anna"]["email"])), Accepted
 )
-wish = NewReferralCode(expires_in_days=30)
+wish = ReferralCodeWish(expires_in_days=30)
 code = parsed(create_referral_code.sync_detailed(client=by_anna, body=wish), ReferralCode)
 again = parsed(create_referral_code.sync_detailed(client=by_anna, body=wish), Problem)
 found = parsed(find_referral_code.sync_detailed(anna.email, client=anyone), PublicReferralCode)
@@ -64,22 +65,4 @@ deleted = delete_referral_code.sync_detailed(client=by_anna)
 missing = parsed(find_referral_code.sync_detailed(anna.email, client=anyone), Problem)
 signed_out = log_out.sync_detailed(client=by_anna)
 locked_out = parsed(show_me.sync_detailed(client=by_anna), Problem)
-
-seen = {
-    "anna": anna,
-    "ben": ben,
-    "me": me,
-    "tokens": tokens,
-    "mailed": mailed,
-    "code": code,
-    "days": (code.expires_at - code.created_at).days,
-    "again": again,
-    "found": found,
-    "refused": refused,
-    "page": page,
-    "deleted": deleted.status_code,
-    "missing": missing,
-    "signedOut": signed_out.status_code,
-    "lockedOut": locked_out,
-}
-json.dump(seen, sys.stdout, default=lambda it: it.to_dict() if hasattr(it, "to_dict") else str(it))
+tell(globals())
