@@ -20,9 +20,9 @@ from service import embedded
 from service.postgresql.migrations import apply_migrations
 from service.settings.settings import Settings, read_settings
 from tests.e2e.processes import LOOPBACK, free_port
+from tests.engines.machines import Machine
+from tests.engines.standbys import PostgreSQL, folder_for_servers
 from tests.factories import PASSWORD, Api, Person, new_secrets, running
-from tests.faults.machines import Machine
-from tests.faults.postgres import PostgreSQL, folder_for_servers
 from tests.stand_ins.smtp import SmtpServer
 
 NEW_PASSWORD: Final = "two ships in the harbour"

@@ -14,7 +14,7 @@ from typing import Final
 import asyncpg
 from redis.asyncio import Redis
 
-from tests.faults.engines import Engine, Way, children_of
+from tests.engines.killable import Engine, Way, children_of
 from tests.faults.history import History, Window
 
 STALE_SECONDS: Final = 2.0

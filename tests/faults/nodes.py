@@ -30,15 +30,15 @@ import asyncpg
 import psycopg
 
 from tests.e2e.processes import COMMAND, ROOT, status_of
+from tests.engines.machines import Machine, Missing, Server, network, program
+from tests.engines.pgbouncer import pgbouncer
+from tests.engines.standbys import PORT, PostgreSQL, folder_for_servers, furthest
+from tests.engines.valkeys import Valkey, cluster_settings, is_whole, join, until
 from tests.factories import new_secrets
 from tests.faults.faults import JUST_BEFORE, STALE_SECONDS
 from tests.faults.history import History, Kind, Window
 from tests.faults.judge import judge
 from tests.faults.load import Load
-from tests.faults.machines import Machine, Missing, Server, network, program
-from tests.faults.pgbouncer import pgbouncer
-from tests.faults.postgres import PORT, PostgreSQL, folder_for_servers, furthest
-from tests.faults.valkey import Valkey, cluster_settings, is_whole, join, until
 
 DATABASES: Final = ("db1", "db2", "db3")
 NODES: Final = ("node1", "node2", "node3")

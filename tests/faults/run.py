@@ -15,9 +15,9 @@ from typing import Final
 import asyncpg
 
 from tests.e2e.processes import COMMAND, LOOPBACK, ROOT, free_port, started, status_of
+from tests.engines import killable
+from tests.engines.killable import Engine
 from tests.factories import new_secrets
-from tests.faults import engines
-from tests.faults.engines import Engine
 from tests.faults.faults import STALE_SECONDS, Fault, World
 from tests.faults.history import History
 from tests.faults.judge import judge, wrong_now
@@ -75,13 +75,13 @@ async def run(scenario: Scenario, seed: int, seconds: float, project: Path = ROO
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(_folder(small=scenario.small_disk))
         postgresql = await stack.enter_async_context(
-            _running(engines.postgresql(folder, durable=scenario.durable))
+            _running(killable.postgresql(folder, durable=scenario.durable))
         )
-        valkey = await stack.enter_async_context(_running(engines.valkey(folder)))
+        valkey = await stack.enter_async_context(_running(killable.valkey(folder)))
         to_postgresql = await stack.enter_async_context(
-            engines.way_to(engines.socket_of(postgresql.url), rng)
+            killable.way_to(killable.socket_of(postgresql.url), rng)
         )
-        to_valkey = await stack.enter_async_context(engines.way_to(valkey.url, rng))
+        to_valkey = await stack.enter_async_context(killable.way_to(valkey.url, rng))
         environment = {
             **new_secrets(),
             "DATABASE_URL": postgresql.url,

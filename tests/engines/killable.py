@@ -12,7 +12,7 @@ from typing import TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from service import embedded
-from tests.api.redis_trouble import Proxy, listening
+from tests.engines.redis_trouble import Proxy, listening
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from service.embedded.folders import package_folder
-from tests.faults.machines import START_SECONDS, Machine, Server
+from tests.engines.machines import START_SECONDS, Machine, Server
 
 SLOTS: Final = 16_384
 

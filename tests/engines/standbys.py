@@ -12,7 +12,7 @@ import psycopg
 
 from service.embedded import EmbeddedServerError
 from service.embedded.folders import let_through, package_folder
-from tests.faults.machines import Machine, Missing, Server, on
+from tests.engines.machines import Machine, Missing, Server, on
 
 PORT: Final = 5432
 SETTINGS: Final = {

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.faults.engines import children_of
+from tests.engines.killable import children_of
 
 NEW_NETWORK: Final = 0x40000000
 """CLONE_NEWNET of setns(2)."""

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.faults.machines import Machine, Server, program
-from tests.faults.postgres import account
+from tests.engines.machines import Machine, Server, program
+from tests.engines.standbys import account
 
 
 def pgbouncer(
