@@ -12,9 +12,9 @@ from openapi_client import (
     Email,
     EmailApi,
     Login,
-    NewReferralCode,
     Problem,
     ReferralCodesApi,
+    ReferralCodeWish,
     ReferralsApi,
     Register,
     SessionsApi,
@@ -42,8 +42,8 @@ by_anna = ApiClient(Configuration(told["url"], access_token=tokens.access_token)
 codes = ReferralCodesApi(by_anna)
 me = AccountsApi(by_anna).show_me()
 mailed = EmailApi(anyone).forgot_password(Email(email=told["anna"]["email"]))
-code = codes.create_referral_code(NewReferralCode(expires_in_days=30))
-again = problem_of(codes.create_referral_code, NewReferralCode(expires_in_days=30))
+code = codes.create_referral_code(ReferralCodeWish(expires_in_days=30))
+again = problem_of(codes.create_referral_code, ReferralCodeWish(expires_in_days=30))
 found = ReferralCodesApi(anyone).find_referral_code(anna.email)
 ben = AccountsApi(anyone).register(Register(**told["ben"], referral_code=found.code))
 nobody = Register(email="nobody", password="a long walk by the river")

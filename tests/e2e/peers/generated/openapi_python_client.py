@@ -18,10 +18,10 @@ from client.models import (
     Accepted,
     Email,
     Login,
-    NewReferralCode,
     Problem,
     PublicReferralCode,
     ReferralCode,
+    ReferralCodeWish,
     Referrals,
     Register,
     Tokens,
@@ -52,7 +52,7 @@ me = parsed(show_me.sync_detailed(client=by_anna), User)
 mailed = parsed(
     forgot_password.sync_detailed(client=anyone, body=Email(told["anna"]["email"])), Accepted
 )
-wish = NewReferralCode(expires_in_days=30)
+wish = ReferralCodeWish(expires_in_days=30)
 code = parsed(create_referral_code.sync_detailed(client=by_anna, body=wish), ReferralCode)
 again = parsed(create_referral_code.sync_detailed(client=by_anna, body=wish), Problem)
 found = parsed(find_referral_code.sync_detailed(anna.email, client=anyone), PublicReferralCode)
