@@ -273,6 +273,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path(".data/bench"))
     parser.add_argument("--results", type=Path, default=Path(".data/bench/results"))
     parsed = parser.parse_args()
+    if parsed.against is not None and not (parsed.against / "service").is_dir():
+        parser.error(f"{parsed.against} is no checkout of this project")
     wrk.check_installed()
     os.sched_setaffinity(0, OTHER_CORES)
     with ExitStack() as stack:
