@@ -18,7 +18,7 @@ def pgbouncer(
 ) -> Server:
     """Return one in transaction mode, not started; raise Missing.
 
-    `target` says where PostgreSQL is: host, port and user.
+    `target` has PostgreSQL's host, port and user.
     """
     file = folder / f"{name}.ini"
     file.write_text(f"""\

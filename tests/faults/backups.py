@@ -2,7 +2,7 @@
 
 pg_basebackup and an archive of the log, as operators do it. Then the service runs on what was
 restored, and what it makes of tokens, codes, passwords and jobs is compared with what README.md
-tells operators about it.
+promises operators.
 """
 
 import asyncio

@@ -126,7 +126,8 @@ def use_one_too_many() -> Replacements:
 
 
 def delete_without_a_second_look() -> Replacements:
-    return [reworded(referral_codes, "END_OF_OWNER", ", was_there", ", false AS was_there")]
+    found = "EXISTS (SELECT FROM referral_codes WHERE owner_id = $1 AND ended_at IS NULL)"
+    return [reworded(referral_codes, "END_OF_OWNER", found, "false")]
 
 
 def commit_between_user_and_referral() -> Replacements:

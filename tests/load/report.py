@@ -29,7 +29,7 @@ class Row:
     goal: str
     is_met: Callable[["Row"], bool]
     told: str = ""
-    """What was measured, where it is no ratio to the control."""
+    """What was measured, if it is not a ratio to the control."""
     pairs: list[Mapping[str, Measures]] = field(default_factory=list)
     """What each server came to, by its name, in clean pairs."""
     dropped: list[Mapping[str, Measures]] = field(default_factory=list)

@@ -98,7 +98,7 @@ def _make_data(database_url: str, statements: str) -> None:
 
 
 class Secrets:
-    """The secrets of the service, so that the benchmark can make access tokens itself."""
+    """The service's secrets, with which the benchmark makes access tokens itself."""
 
     def __init__(self) -> None:
         self._key = SigningKey.generate()
@@ -109,7 +109,7 @@ class Secrets:
         }
 
     def access_token(self, public_url: str, number: int) -> str:
-        """Return an access token of user `number` of the data set, of which 4 000 have one."""
+        """Return an access token of user `number` of the data set; 4 000 have sessions."""
         return AccessTokens(SigningKeys([self._key]), public_url, TOKEN_LIFE).issue(
             subject=str(row_id(1, number)),
             client_id=FIRST_PARTY,
