@@ -190,7 +190,7 @@ def test_marshmallow_fields_are_written_as_json_schema(document: Document) -> No
         "type": "string",
         "const": "Bearer",
     }
-    wish = schemas["NewReferralCode"]["properties"]
+    wish = schemas["ReferralCodeWish"]["properties"]
     assert wish["expires_in_days"] == {"type": ["integer", "null"], "minimum": 1, "maximum": 366}
     assert wish["expires_at"]["format"] == "date-time"
     query = document["paths"]["/api/v1/referrals/{referrer_id}"]["get"]["parameters"]
