@@ -86,7 +86,7 @@ def environment(servers: Servers) -> dict[str, str]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def settings(environment: dict[str, str]) -> Settings:
     return read_settings(environment)
 
