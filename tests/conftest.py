@@ -1,7 +1,7 @@
 """The servers and the service that the tests share.
 
-PostgreSQL and Valkey are real: those of DATABASE_URL and REDIS_URL, else embedded ones. They
-are started and migrated once a process; after each test its rows and keys are removed.
+PostgreSQL and Valkey are real: those of DATABASE_URL and REDIS_URL, or embedded ones. They are
+started and migrated once for each process; after each test all rows and keys are removed.
 """
 
 import os
@@ -25,7 +25,7 @@ from tests.factories import Api, new_secrets, running
 def pytest_xdist_auto_num_workers() -> int:
     """Return how many processes share the tests: each has servers of its own.
 
-    Given servers are of one process alone: others would empty its tables.
+    Given servers are for one process: others would empty its tables.
     """
     given = os.environ.get("DATABASE_URL") or os.environ.get("REDIS_URL")
     return 0 if given else os.cpu_count() or 1
@@ -59,10 +59,10 @@ def servers() -> Iterator[Servers]:
 
 
 def _empty(tables: Sequence[str]) -> str:
-    """Return what removes all rows: TRUNCATE makes new files, which takes ten times as long.
+    """Return SQL that removes all rows: TRUNCATE makes new files, which takes ten times as long.
 
-    Locked first, because a request that was broken off may still be writing. One statement,
-    because foreign keys are looked at when it ends.
+    It locks first, because an abandoned request may still be writing. It deletes in one statement,
+    because foreign keys are checked when that ends.
     """
     deletes = ", ".join(f"of_{name} AS (DELETE FROM {name})" for name in tables)
     return f"LOCK TABLE {', '.join(tables)}; WITH {deletes} SELECT"
@@ -86,14 +86,14 @@ def environment(servers: Servers) -> dict[str, str]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def settings(environment: dict[str, str]) -> Settings:
     return read_settings(environment)
 
 
 @pytest.fixture
 async def database(servers: Servers) -> AsyncIterator[asyncpg.Connection]:
-    """A connection for looking and for preparing; afterwards the tables are emptied."""
+    """A connection to prepare and inspect data with; afterwards the tables are emptied."""
     connection = await asyncpg.connect(servers.database_url)
     try:
         yield connection
@@ -104,7 +104,7 @@ async def database(servers: Servers) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest.fixture
 async def redis(servers: Servers) -> AsyncIterator[Redis]:
-    """A client for looking and for meddling; afterwards the keys are removed."""
+    """A client to inspect and change keys with; afterwards all keys are removed."""
     client = Redis.from_url(servers.redis_url, decode_responses=True)
     try:
         yield client

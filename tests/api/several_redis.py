@@ -12,9 +12,9 @@ from service.domain.clock import utc_now
 from service.redis import cache as caching
 from service.redis.cache import Cache, Entry, RedisServer
 from service.settings.settings import Settings
+from tests.engines.machines import Machine
+from tests.engines.valkeys import Valkey
 from tests.factories import Api, running
-from tests.faults.machines import Machine
-from tests.faults.valkey import Valkey
 
 LONG: Final = 10.0
 """Seconds; what takes longer is hanging."""

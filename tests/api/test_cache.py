@@ -20,7 +20,7 @@ from service.redis.cache import LEASE_FOR, NOTHING_FOR, Cache, Entry, RedisServe
 from service.redis.connection import TIMEOUT_SECONDS
 from service.settings.settings import RateLimit, Settings
 from service.use_cases.cache_invalidation import POLL_SECONDS, CacheInvalidation, code_key
-from tests.api import redis_trouble
+from tests.engines import redis_trouble
 from tests.factories import PASSWORD, Api, Person, running
 
 STALE_SECONDS: Final = 2.0

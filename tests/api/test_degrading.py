@@ -15,8 +15,8 @@ from redis.asyncio import Redis
 from service.postgresql.migrations import apply_migrations
 from service.settings.settings import Settings
 from tests.conftest import Servers
+from tests.engines.killable import Way, postgresql, socket_of, way_to
 from tests.factories import Answer, Api, running
-from tests.faults.engines import Way, postgresql, socket_of, way_to
 
 AT_ONCE = 0.5
 REFUSED_WITHIN = 1.0

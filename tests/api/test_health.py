@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from service.postgresql.migration_files import names_of_migrations
 from service.settings.settings import Settings
-from tests.api import redis_trouble
+from tests.engines import redis_trouble
 from tests.factories import Api, running
 
 NO_POSTGRESQL = "postgresql://nobody@127.0.0.1:1/nothing"

@@ -8,9 +8,9 @@ import asyncpg
 import pytest
 
 from service.settings.settings import RateLimit, Settings
-from tests.api import redis_trouble
 from tests.api.conftest import no_jobs
 from tests.api.wire import request, send
+from tests.engines import redis_trouble
 from tests.factories import Api, Person, running
 
 Labels = tuple[tuple[str, str], ...]

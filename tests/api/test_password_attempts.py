@@ -18,7 +18,7 @@ from service.redis.password_attempts import MOST_KNOWN
 from service.redis.rate_limits import RateLimiter, Window
 from service.settings.settings import HunterSettings, RateLimit, Settings, read_settings
 from tests.api.assertions import assert_problem
-from tests.api.redis_trouble import proxied
+from tests.engines.redis_trouble import proxied
 from tests.factories import PASSWORD, Answer, Api, Person, running
 from tests.stand_ins.hunter import Hunter
 

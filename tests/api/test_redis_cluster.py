@@ -36,8 +36,8 @@ from tests.api.several_redis import (
     trusted,
 )
 from tests.api.test_cache import STALE_SECONDS, all_jobs_done, seen
+from tests.engines.valkeys import Valkey, cluster_settings, is_whole, join, until
 from tests.factories import running
-from tests.faults.valkey import Valkey, cluster_settings, is_whole, join, until
 
 NODE_TIMEOUT: Final = 1000
 """In milliseconds: how long a node is not heard of until another takes its place."""

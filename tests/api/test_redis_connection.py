@@ -28,8 +28,8 @@ from service.redis.connection import (
     open_connection,
 )
 from service.settings.settings import Settings
-from tests.api import redis_trouble
-from tests.api.redis_trouble import Proxy
+from tests.engines import redis_trouble
+from tests.engines.redis_trouble import Proxy
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from tests.api.several_redis import (
     started,
 )
 from tests.api.test_cache import all_jobs_done, seen
-from tests.faults.valkey import Valkey, until
+from tests.engines.valkeys import Valkey, until
 
 PASSWORD = "a word"
 

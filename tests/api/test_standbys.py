@@ -19,9 +19,9 @@ from service.postgresql.migrations import apply_migrations
 from service.settings.settings import Settings
 from service.telemetry.metrics import REPLICA_READS
 from tests.e2e.processes import LOOPBACK, free_port
+from tests.engines.machines import Machine, Missing
+from tests.engines.standbys import PostgreSQL, folder_for_servers
 from tests.factories import Api, Person, running
-from tests.faults.machines import Machine, Missing
-from tests.faults.postgres import PostgreSQL, folder_for_servers
 
 
 @contextlib.contextmanager

@@ -24,7 +24,6 @@ from service import embedded
 from service.postgresql.database import open_connection
 from service.postgresql.migration_files import names_of_migrations
 from service.postgresql.urls import parse_database_url
-from tests.api import redis_trouble
 from tests.e2e.processes import (
     COMMAND,
     LOOPBACK,
@@ -35,8 +34,9 @@ from tests.e2e.processes import (
     wait_for,
     wait_until,
 )
+from tests.engines import redis_trouble
+from tests.engines.killable import way_to
 from tests.factories import new_email
-from tests.faults.engines import way_to
 from tests.stand_ins.certificate import write_certificate
 from tests.stand_ins.tls import before_postgresql
 

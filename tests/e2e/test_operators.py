@@ -39,7 +39,7 @@ class Operator:
     service: Service
 
     def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        return run(*arguments, environment=self.service.environment, stdin=subprocess.DEVNULL)
+        return run(*arguments, environment=self.service.environment)
 
     def does(self, *arguments: str) -> str:
         """Run a command that succeeds; return what it prints."""

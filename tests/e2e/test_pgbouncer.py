@@ -20,10 +20,10 @@ from tests.e2e.processes import (
     status_of,
     wait_for,
 )
+from tests.engines.machines import Machine, Missing
+from tests.engines.pgbouncer import pgbouncer
+from tests.engines.standbys import folder_for_servers
 from tests.factories import Api, running
-from tests.faults.machines import Machine, Missing
-from tests.faults.pgbouncer import pgbouncer
-from tests.faults.postgres import folder_for_servers
 
 FEW = 2
 """Connections of PgBouncer to PostgreSQL: so few that every client gets those of others."""

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from tests.faults import faults
 from tests.faults.run import Scenario, Skipped, Verdict, run
-from tests.faults.sabotage import SABOTAGES, is_seen
+from tests.faults.sabotage import SABOTAGES, is_noticed
 
 SCENARIOS: Final = [
     Scenario(faults.nothing),
@@ -31,6 +31,7 @@ SCENARIOS: Final = [
     Scenario(faults.clocks_stepped, movable_clocks=True),
     Scenario(faults.one_after_the_other),
 ]
+FAULTS: Final = [scenario.fault.__name__ for scenario in SCENARIOS]
 HEAD: Final = (
     "fault",
     "requests",
@@ -50,11 +51,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
     parser.add_argument("--seconds", type=float, default=8.0, help="how long each fault strikes")
-    parser.add_argument("--only", nargs="*", default=[], metavar="FAULT", help="names, with _")
     parser.add_argument(
-        "--sabotage", action="store_true", help="break the service, and see it seen"
+        "--only",
+        nargs="*",
+        default=[],
+        metavar="NAME",
+        help="faults, with _ between their words, or sabotages",
+    )
+    parser.add_argument(
+        "--sabotage",
+        action="store_true",
+        help="break the service on purpose; every break has to be noticed",
     )
     parsed = parser.parse_args()
+    known = [each.name for each in SABOTAGES] if parsed.sabotage else FAULTS
+    if unknown := set(parsed.only).difference(known):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     if parsed.sabotage:
         return _sabotage(parsed.seed, parsed.seconds, parsed.only)
     print(
@@ -79,10 +91,10 @@ def _sabotage(seed: int, seconds: float, only: list[str]) -> int:
     for sabotage in SABOTAGES:
         if only and sabotage.name not in only:
             continue
-        seen = is_seen(sabotage, seed, seconds)
-        rows.append((sabotage.name, sabotage.scenario.name, seen and seen[:LONGEST]))
+        violation = is_noticed(sabotage, seed, seconds)
+        rows.append((sabotage.name, sabotage.scenario.name, violation and violation[:LONGEST]))
         print(f"| {' | '.join(map(str, rows[-1]))} |", flush=True)
-    return any(seen is None for *_, seen in rows)
+    return any(violation is None for *_, violation in rows)
 
 
 def _row(scenario: Scenario, seed: int, seconds: float) -> dict[str, Any]:

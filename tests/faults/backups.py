@@ -2,7 +2,7 @@
 
 pg_basebackup and an archive of the log, as operators do it. Then the service runs on what was
 restored, and what it makes of tokens, codes, passwords and jobs is compared with what README.md
-tells operators about it.
+promises operators.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from service import embedded
 from service.postgresql.migrations import apply_migrations
 from service.settings.settings import Settings, read_settings
 from tests.e2e.processes import LOOPBACK, free_port
+from tests.engines.machines import Machine
+from tests.engines.standbys import PostgreSQL, folder_for_servers
 from tests.factories import PASSWORD, Api, Person, new_secrets, running
-from tests.faults.machines import Machine
-from tests.faults.postgres import PostgreSQL, folder_for_servers
 from tests.stand_ins.smtp import SmtpServer
 
 NEW_PASSWORD: Final = "two ships in the harbour"

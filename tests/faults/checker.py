@@ -1,9 +1,9 @@
 """Whether a history can have happened, if the service keeps its promises.
 
 An owner's live code is a register. Creations, replacements, deletions, the owner's own reads and
-registrations with the code are answered by PostgreSQL, so that all of them together must be
-linearizable: there is an order, in accordance with their times, in which each gets the answer that
-it got. The search is the one of Wing and Gong in the form of Lowe ("Testing for linearizability",
+registrations with the code are answered by PostgreSQL, so all of them together must be
+linearizable: there is an order, consistent with their times, in which each gets the answer that it
+got. The search is the one of Wing and Gong in the form of Lowe ("Testing for linearizability",
 2017): all configurations that are possible go from event to event, each a state and the pending
 operations that have taken effect.
 
@@ -34,7 +34,7 @@ NOTHING: Final = State()
 
 
 def after(operation: Operation, state: State) -> State | None:
-    """Return the state behind the operation in this state, None if its answer excludes that."""
+    """Return the state after the operation; None if its answer is impossible in this state."""
     live = state.code is not None
     mine = live and state.code == operation.code
     new = State(operation.code, operation.max_uses)
@@ -198,7 +198,7 @@ class Register:
 
 
 def _past(event: Event, one: Configuration) -> Configuration | None:
-    """Return the configuration behind the event, None where it excludes it."""
+    """Return the configuration after the event; None if it is impossible."""
     if not event.ends:
         return one
     return one._replace(done=one.done - {event.place}) if event.place in one.done else None

@@ -14,15 +14,15 @@ from typing import Final
 import asyncpg
 from redis.asyncio import Redis
 
-from tests.faults.engines import Engine, Way, children_of
+from tests.engines.killable import Engine, Way, children_of
 from tests.faults.history import History, Window
 
 STALE_SECONDS: Final = 2.0
-"""The promise: Redis back, or a process killed, an old code is given for no longer."""
+"""The promise: how long an old code may be given after Redis is back or a process was killed."""
 JUST_BEFORE: Final = 1.0
-"""Seconds that a write may have been under way when its process, or PostgreSQL's, was killed.
+"""Seconds that a write may have been under way when its process, or PostgreSQL, was killed.
 
-It was not answered, so that nothing is promised of it; but others may have seen what it did.
+Nothing is promised of it, because it was not answered; but others may have seen its effect.
 """
 
 
@@ -60,12 +60,12 @@ Fault = Callable[[World], Awaitable[None]]
 
 
 async def nothing(world: World) -> None:
-    """The service as it is every day."""
+    """The service on an ordinary day."""
     await asyncio.sleep(world.seconds)
 
 
 async def slow_ways(world: World) -> None:
-    """Everything takes a while to get through, so that much is under way at once."""
+    """Everything is delayed, and much is under way at once."""
     world.to_postgresql.delay = 0.004
     world.to_valkey.delay = 0.02
     await asyncio.sleep(world.seconds)
@@ -74,7 +74,7 @@ async def slow_ways(world: World) -> None:
 
 async def workers_killed(world: World) -> None:
     """SIGKILL of a worker, again and again."""
-    world.to_valkey.delay = 0.02  # so that some die between the commit and the cache
+    world.to_valkey.delay = 0.02  # some then die between the commit and the cache
     for _ in _repeatedly(world):
         os.kill(world.a_worker, signal.SIGKILL)
         world.may_be_stale(since=monotonic() - JUST_BEFORE)
@@ -105,7 +105,7 @@ async def valkey_killed(world: World) -> None:
 
 
 async def valkey_suspended(world: World) -> None:
-    """SIGSTOP of Valkey: no refusal, only silence; then it goes on with what it knew."""
+    """SIGSTOP of Valkey: silence instead of refusals; then it goes on with what it had."""
     for _ in _repeatedly(world):
         suspended = monotonic()
         world.valkey.suspend()
@@ -143,7 +143,7 @@ async def way_to_valkey_broken(world: World) -> None:
 
 
 async def postgresql_killed(world: World) -> None:
-    """SIGKILL of PostgreSQL with all its processes; it recovers from its journal."""
+    """SIGKILL of PostgreSQL with all its processes; it recovers from its log."""
     for _ in _repeatedly(world):
         killed = monotonic()
         await world.postgresql.kill()
@@ -154,7 +154,7 @@ async def postgresql_killed(world: World) -> None:
 
 
 async def postgresql_suspended(world: World) -> None:
-    """SIGSTOP of PostgreSQL: connections stay, and are silent."""
+    """SIGSTOP of PostgreSQL: connections stay open and silent."""
     for _ in _repeatedly(world):
         suspended = monotonic()
         world.postgresql.suspend()
@@ -165,8 +165,8 @@ async def postgresql_suspended(world: World) -> None:
 
 
 async def commits_unanswered(world: World) -> None:
-    """The connection ends in place of the answer to a COMMIT: did it, or did it not?"""
-    world.to_postgresql.cut_behind, world.to_postgresql.cut_in = b"COMMIT\0", 0.15
+    """The connection ends instead of answering a COMMIT: was it committed or not?"""
+    world.to_postgresql.cut_at, world.to_postgresql.cut_in = b"COMMIT\0", 0.15
     begun = monotonic()
     for _ in _repeatedly(world):
         await asyncio.sleep(0.1)
@@ -178,7 +178,7 @@ async def commits_unanswered(world: World) -> None:
 
 
 async def way_to_postgresql_broken(world: World) -> None:
-    """Connections to PostgreSQL are cut in the middle of a statement, or are silent."""
+    """Connections to PostgreSQL are cut in the middle of a statement, or fall silent."""
     for _ in _repeatedly(world):
         broken = monotonic()
         if world.rng.random() < 0.5:
@@ -206,7 +206,7 @@ async def backends_terminated(world: World) -> None:
 
 
 async def pool_exhausted(world: World) -> None:
-    """A lock that somebody else holds keeps every connection of the pool waiting."""
+    """A lock held elsewhere keeps every connection of the pool waiting."""
     connection = await asyncpg.connect(world.database_url)
     for _ in _repeatedly(world):
         async with connection.transaction():
@@ -217,7 +217,7 @@ async def pool_exhausted(world: World) -> None:
 
 
 async def disk_full(world: World) -> None:
-    """No room is left where PostgreSQL writes; later there is."""
+    """PostgreSQL's disk is full for a while."""
     filler = world.folder / "filler"
     for _ in _repeatedly(world):
         full = monotonic()
@@ -226,14 +226,14 @@ async def disk_full(world: World) -> None:
                 file.write(bytes(1 << 16))
         await asyncio.sleep(2)
         filler.unlink()
-        # It ends by itself where its journal has no room: what then restarts it, we do.
+        # It ends by itself when its log has no room; an operator would restart it.
         await world.postgresql.restart()
         world.may_be_stale(begin=full, since=full - JUST_BEFORE)
         await asyncio.sleep(1 + world.seconds_until_next())
 
 
 async def clocks_stepped(world: World) -> None:
-    """The clocks of two machines jump, by an hour at most, forth and back, each by itself."""
+    """The clocks of two machines jump back and forth by up to an hour, independently."""
     for _ in _repeatedly(world):
         clock = world.rng.choice(sorted(world.folder.glob("clock-*")))
         clock.write_text(f"{world.rng.uniform(-3600, 3600):+.1f}")
@@ -241,7 +241,7 @@ async def clocks_stepped(world: World) -> None:
 
 
 async def one_after_the_other(world: World) -> None:
-    """A random one of the faults above at a time."""
+    """One random fault after another."""
     short = [
         workers_killed,
         workers_suspended,
@@ -259,7 +259,7 @@ async def one_after_the_other(world: World) -> None:
 
 
 def _repeatedly(world: World) -> Iterator[None]:
-    """Yield at least once, and until the world's time is over."""
+    """Yield at least once, and then until the time is up."""
     end = monotonic() + world.seconds
     yield
     while monotonic() < end:

@@ -1,4 +1,4 @@
-"""What clients did and were told, and when: the material that the checker judges."""
+"""What clients did, what they were answered, and when: what the checker judges."""
 
 import math
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ class Operation:
 
     kind: Kind
     owner: str
-    """The e-mail of the referrer whose register the operation reads or writes."""
+    """The email address of the referrer whose code the operation reads or writes."""
     begun: float
     ended: float = math.inf
     status: int = UNKNOWN
@@ -27,20 +27,20 @@ class Operation:
     """The code sent, or for `show` and `look_up` the one received."""
     max_uses: int | None = None
     uses: int | None = None
-    """What `show` told of the uses of a code that has `max_uses`."""
+    """The uses that `show` reported of a code with `max_uses`."""
     email: str | None = None
-    """Who registers."""
+    """The email address that is registered."""
     user_id: str | None = None
-    """The account that the answer names."""
+    """The id of the account in the answer."""
 
     certain: bool = True
     """Whether it happened, if its outcome is unknown."""
 
     def __str__(self) -> str:
-        told = [str(self.status or "unknown"), self.code, self.email]
-        told += [f"max_uses {self.max_uses}"] if self.max_uses else []
-        told += [f"uses {self.uses}"] if self.uses is not None else []
-        what = " ".join(filter(None, told))
+        parts = [str(self.status or "unknown"), self.code, self.email]
+        parts += [f"max_uses {self.max_uses}"] if self.max_uses else []
+        parts += [f"uses {self.uses}"] if self.uses is not None else []
+        what = " ".join(filter(None, parts))
         return f"{self.kind} of {self.owner} at {self.begun:.3f} to {self.ended:.3f}: {what}"
 
     @property
@@ -50,7 +50,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Window:
-    """While a look-up may give an old code: in [begin, end] any that was live after `since`."""
+    """When a look-up may give an old code: in [begin, end], any that was live after `since`."""
 
     begin: float
     end: float
@@ -64,4 +64,4 @@ class History:
     operations: list[Operation] = field(default_factory=list)
     windows: list[Window] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
-    """What needed no checker: a status that no rule allows, two live codes at one instant."""
+    """What is wrong by itself: a status that no rule allows, two live codes at one instant."""

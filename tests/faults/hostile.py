@@ -1,7 +1,7 @@
-"""`python -m tests.faults.hostile`: thousands of requests out of our own OpenAPI document.
+"""`python -m tests.faults.hostile`: thousands of requests made from our own OpenAPI document.
 
 Schemathesis makes them, in all its phases and with all its checks: no answer is a 500, each has a
-status, a type, headers and a body that the document tells, what is no lawful request is refused.
+status, a type, headers and a body that the document describes, and invalid requests are refused.
 """
 
 import argparse
@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
     parser.add_argument("--seconds", type=int, default=100)
     parsed = parser.parse_args()
+    print(f"seed {parsed.seed}", flush=True)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hostile-")))
         environment = {
@@ -64,13 +65,13 @@ def main() -> int:
             "SCHEMATHESIS_HOOKS": "tests.faults.schemathesis_hooks",
             "PYTHONPATH": str(ROOT),
         }
-        told = {**os.environ, **service.environment, **hooks}
-        return subprocess.run(command, env=told, cwd=folder).returncode
+        whole = {**os.environ, **service.environment, **hooks}
+        return subprocess.run(command, env=whole, cwd=folder).returncode
 
 
 @contextmanager
 def _mail_server() -> Iterator[str]:
-    """The address of a server that takes all mails: without one, some calls answer 503."""
+    """Yield the URL of a server that accepts every mail: without one, some calls answer 503."""
     server = Controller(Sink(), hostname="127.0.0.1", port=free_port())
     server.start()
     try:
@@ -81,7 +82,7 @@ def _mail_server() -> Iterator[str]:
 
 @contextmanager
 def _admin_stays(database_url: str) -> Iterator[None]:
-    """Undo what the requests of an admin do to the admin: being disabled would end the run."""
+    """Undo what the admin's own requests do to the admin: being disabled would end the run."""
     ended = Event()
 
     def mend() -> None:

@@ -1,4 +1,4 @@
-"""Judges a whole history: by itself, and against what PostgreSQL holds in the end."""
+"""Judges a whole history, by itself and against what PostgreSQL holds in the end."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ ACCOUNTS = """
 
 
 async def judge(history: History, database: asyncpg.Connection) -> list[str]:
-    """Return every violation, in words. The service must have ended: nothing is under way."""
+    """Return every violation, in words. The service must have ended: nothing may be under way."""
     accounts = await database.fetch(ACCOUNTS)
     codes = {row["code"] for row in await database.fetch("SELECT code FROM referral_codes")}
     operations = [*_resolved(history.operations, {row["email"]: row for row in accounts}, codes)]
@@ -54,7 +54,7 @@ async def judge(history: History, database: asyncpg.Connection) -> list[str]:
 
 
 async def wrong_now(database: asyncpg.Connection) -> list[str]:
-    """Return what may hold at no instant."""
+    """Return what is true now and never may be."""
     return [
         *(f"two live codes: {dict(row)}" for row in await database.fetch(TWO_LIVE_CODES)),
         *(f"too many uses: {dict(row)}" for row in await database.fetch(TOO_MANY_USES)),
@@ -64,7 +64,7 @@ async def wrong_now(database: asyncpg.Connection) -> list[str]:
 def _resolved(
     operations: list[Operation], accounts: dict[str, asyncpg.Record], codes: set[str]
 ) -> Iterator[Operation]:
-    """Leave out what turned out not to have happened: each write is known by what it left."""
+    """Leave out what did not happen after all: each write is known by what it left."""
     acknowledged = {each.email for each in operations if each.kind == "register" and each.user_id}
     unknown = Counter(
         each.email for each in operations if each.kind == "register" and not each.known
@@ -83,7 +83,7 @@ def _resolved(
 
 
 def _wrong_accounts(operations: list[Operation], accounts: list[asyncpg.Record]) -> Iterator[str]:
-    """Compare what registrations were told with the accounts that there are."""
+    """Compare the answers to registrations with the accounts that exist."""
     rows = defaultdict(list)
     for row in accounts:
         rows[row["email"]].append(row)
@@ -93,28 +93,28 @@ def _wrong_accounts(operations: list[Operation], accounts: list[asyncpg.Record])
             tries[str(each.email)].append(each)
     for email, found in rows.items():
         if len(found) > 1:
-            yield f"{len(found)} accounts have the e-mail {email}"
+            yield f"{len(found)} accounts have the email address {email}"
     for email, tried in tries.items():
         yield from _wrong_account(tried, {row["user_id"]: row["code"] for row in rows[email]})
 
 
 def _wrong_account(tried: list[Operation], found: dict[str, str | None]) -> Iterator[str]:
-    """Compare the registrations of one e-mail with its account: its id, and the code it took."""
+    """Compare the registrations of one email address with its account: id and referral."""
     made = [each for each in tried if each.status == 201]
     if len(made) > 1:
-        yield f"registered twice: {_told(made)}"
+        yield f"registered twice: {_listed(made)}"
     for each in made:
         if each.user_id not in found:
             yield f"an acknowledged account is lost: {each}"
         elif found[each.user_id] != each.code:
             yield f"an account with another referral than was acknowledged: {each}, {found}"
     if not found and any(each.status == 409 for each in tried):
-        yield f"refused, though nobody has the e-mail: {_told(tried)}"
+        yield f"refused as taken, though there is no such account: {_listed(tried)}"
     if not {each.code for each in tried}.issuperset(found.values()):
-        yield f"an account without its referral: {found}, {_told(tried)}"
+        yield f"an account without its referral: {found}, {_listed(tried)}"
 
 
-def _told(operations: list[Operation]) -> str:
+def _listed(operations: list[Operation]) -> str:
     return "; ".join(map(str, operations))
 
 
@@ -122,7 +122,7 @@ async def _wrong_rows(database: asyncpg.Connection) -> list[str]:
     return [
         *await wrong_now(database),
         *(
-            f"uses that are no referrals: {dict(row)}"
+            f"uses that are not referrals: {dict(row)}"
             for row in await database.fetch(USES_WITHOUT_REFERRALS)
             if row["uses"] != row["referrals"]
         ),
@@ -155,6 +155,6 @@ def _wrong_registers(
 
 def _is_of_the_database(operation: Operation) -> bool:
     if operation.kind == "register":
-        # Of a taken e-mail it says nothing of the code, and without a code there is none.
+        # A 409 says nothing about the code, and without a code nothing was used.
         return operation.code is not None and operation.status != 409
     return operation.kind != "look_up"

@@ -1,4 +1,4 @@
-"""Clients that register, create, replace, delete and look up, and write down what they are told."""
+"""Clients that register, create, replace, delete and look up, and record every answer."""
 
 import asyncio
 import itertools
@@ -18,12 +18,12 @@ from tests.faults.history import History, Kind, Operation
 
 TIMEOUT_SECONDS: Final = 4.0
 TRIES: Final = 3
-"""How often a request with an Idempotency-Key is sent, until its outcome is known."""
+"""How often a request with an Idempotency-Key is sent at most, until its outcome is known."""
 BUSY: Final = 6
 QUIET: Final = 10
 UNUSABLE: Final = "referral-code-unusable"
 LONGEST_PAUSE: Final = 0.06
-"""Seconds that a client thinks between two requests."""
+"""Seconds between two requests of a client."""
 _MIX: Final[dict[Kind, int]] = {
     "look_up": 30,
     "show": 10,
@@ -44,19 +44,19 @@ _ALLOWED: Final[dict[Kind, set[int]]] = {
 
 
 class Unanswered(Exception):
-    """A request without an answer; says why in a word."""
+    """A request without an answer, and why, in a word."""
 
 
 @dataclass
 class Owner:
-    """Somebody who has codes."""
+    """A user with codes."""
 
     email: str
     token: str = ""
     limited: bool = False
     """Whether the codes have `max_uses`."""
     last_code: str | None = None
-    """What a client saw last: others register with it, dead or alive."""
+    """The last code that a client saw: others register with it, dead or alive."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Tally:
     requests: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     answered: list[tuple[float, Kind]] = field(default_factory=list)
-    """When a look-up or a write was answered as it should be."""
+    """When look-ups and writes were answered properly."""
 
     def longest_gap(self, begin: float, end: float, *kinds: Kind) -> float:
         """Return the longest time in which no request of the kinds was answered."""
@@ -83,7 +83,7 @@ class Load:
         self._busy = [
             Owner(f"owner{index}@example.com", limited=index % 3 == 2) for index in range(BUSY)
         ]
-        # Written so seldom that an old code, once it is in the cache, stays long enough to be seen.
+        # Written so rarely that a stale code in the cache stays long enough to be noticed.
         self._quiet = [Owner(f"owner{BUSY + index}@example.com") for index in range(QUIET)]
         self.owners = [*self._busy, *self._quiet]
         self._history = history
@@ -103,7 +103,7 @@ class Load:
 
     async def run(self, clients: int) -> None:
         """Make requests until `stop`; raise nothing that a fault may cause."""
-        # Some only look up, so that no write of theirs keeps them from it.
+        # Some only look up: no write of their own delays them.
         mixes = [_MIX] * clients + [_LOOK_UPS] * (clients // 4)
         await asyncio.gather(
             *(self._client(random.Random(self._rng.random()), mix) for mix in mixes)
@@ -121,7 +121,7 @@ class Load:
 
     async def _client(self, rng: random.Random, mix: dict[Kind, int]) -> None:
         while not self._stopping:
-            # Another connection now and then, so that it is another worker's.
+            # A new connection now and then, which may be another worker's.
             async with _session() as session:
                 for _ in range(rng.randint(1, 40)):
                     if self._stopping:
@@ -166,7 +166,7 @@ class Load:
             case "delete":
                 return "DELETE", "/referral-code", None, None
             case "register":
-                # Now and then the e-mail that another client registers at the same time.
+                # Now and then an email address that another client registers at the same time.
                 if rng.random() > 0.15:
                     self._newest_email = f"person{next(self._numbers)}@example.com"
                 operation.email = self._newest_email
@@ -193,7 +193,7 @@ class Load:
         by: Owner | None,
         once: str | None,
     ) -> tuple[int, Any]:
-        """Return the status and the answer; raise Unanswered if nothing is known after it."""
+        """Return the status and the answer; raise Unanswered if the outcome is unknown."""
         headers = {"Idempotency-Key": once} if once else {}
         if by:
             headers["Authorization"] = f"Bearer {by.token}"
@@ -249,6 +249,6 @@ class Load:
 
 def _session() -> aiohttp.ClientSession:
     session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(TIMEOUT_SECONDS))
-    # A repetition behind our back would be a second write with the same answer.
+    # A silent retry would be a second write with the same answer.
     session._retry_connection = False
     return session

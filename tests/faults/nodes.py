@@ -2,8 +2,8 @@
 
 Three nodes of the service behind HAProxy, a PostgreSQL primary with two synchronous standbys, each
 behind a PgBouncer of its own, and a cluster of six Valkeys. Clients do what `make faults` has them
-do while primaries are killed and cut off, and nodes replaced by those of a newer version; what
-they were told is judged by the same checker.
+do while primaries are killed and cut off, and nodes are replaced by newer ones; the same checker
+judges their answers.
 """
 
 import argparse
@@ -30,15 +30,15 @@ import asyncpg
 import psycopg
 
 from tests.e2e.processes import COMMAND, ROOT, status_of
+from tests.engines.machines import Machine, Missing, Server, network, program
+from tests.engines.pgbouncer import pgbouncer
+from tests.engines.standbys import PORT, PostgreSQL, folder_for_servers, furthest
+from tests.engines.valkeys import Valkey, cluster_settings, is_whole, join, until
 from tests.factories import new_secrets
 from tests.faults.faults import JUST_BEFORE, STALE_SECONDS
 from tests.faults.history import History, Kind, Window
 from tests.faults.judge import judge
 from tests.faults.load import Load
-from tests.faults.machines import Machine, Missing, Server, network, program
-from tests.faults.pgbouncer import pgbouncer
-from tests.faults.postgres import PORT, PostgreSQL, folder_for_servers, furthest
-from tests.faults.valkey import Valkey, cluster_settings, is_whole, join, until
 
 DATABASES: Final = ("db1", "db2", "db3")
 NODES: Final = ("node1", "node2", "node3")
@@ -60,7 +60,7 @@ JOB_TRIES: Final = "sql/migrations/0009_job_tries.sql"
 """The old version of the upgrade is the last one that did not have this migration."""
 LAG_SECONDS: Final = 1.5
 STEP_SECONDS: Final = 0.25
-"""How finely it is told that a look-up may be late by STALE_SECONDS at any time."""
+"""The length of the windows that allow look-ups to be STALE_SECONDS late at any time."""
 SHUTDOWN_DELAY_SECONDS: Final = 2
 """Longer than HAProxy takes to notice: two checks."""
 HAPROXY: Final = """\
@@ -121,7 +121,7 @@ def is_standby(server: PostgreSQL) -> bool:
 
 @contextmanager
 def world(synchronous: Mapping[str, str]) -> Iterator[World]:
-    """Build all of it, without the nodes; raise Missing. Whatever happens, nothing is left."""
+    """Build everything but the nodes; raise Missing. Nothing is left running or mounted."""
     program("haproxy")
     program("pgbouncer")
     with ExitStack() as stack:
@@ -185,7 +185,7 @@ def _haproxy(built: World) -> Server:
 
 
 def environment_of(built: World) -> dict[str, str]:
-    """Return what all nodes of a run are told."""
+    """Return the environment of all nodes."""
     return {
         **new_secrets(),
         "DATABASE_URL": built.url("read-write"),
@@ -248,7 +248,7 @@ async def failover(built: World, seed: int) -> list[str]:
             strike(old)
             for each in standbys:
                 each.machine.plug_in()
-            await asyncio.sleep(0.5)  # for whoever watches it, to notice
+            await asyncio.sleep(0.5)  # until HAProxy notices
             new = furthest(standbys)
             new.promote()
             back = await _seconds_without_a_write(built, struck)
@@ -277,7 +277,7 @@ def _cut_off(server: PostgreSQL | Valkey) -> None:
 
 
 def _isolate(valkey: Valkey) -> None:
-    """hears of the others no more, and goes on"""
+    """no longer hears from the others, and goes on"""
     valkey.tell("CONFIG", "SET", "cluster-node-timeout", 60_000)
     valkey.tell("DEBUG", "DROP-CLUSTER-PACKET-FILTER", -2)
 
@@ -362,7 +362,7 @@ async def upgrade(built: World, seed: int) -> list[str]:
     old = _version_without(JOB_TRIES, built.folder / "old")
     first = built.databases[0]
     environment = environment_of(built)
-    # What the old version knows of: one PostgreSQL and one Valkey.
+    # All that the old version knows: one PostgreSQL and one Valkey.
     environment |= {"DATABASE_URL": first.url, "DATABASE_PREPARED_STATEMENTS": "on"}
     environment |= {"REDIS_URL": f"redis://{built.lone_valkey.url}"}
     environment |= {"SHUTDOWN_DELAY_SECONDS": str(SHUTDOWN_DELAY_SECONDS)}
@@ -374,7 +374,7 @@ async def upgrade(built: World, seed: int) -> list[str]:
         await asyncio.to_thread(migrate, environment, first.url, ROOT)
         print("  the newest migrations are applied", flush=True)
         for name in NODES:
-            # The old version does not tell HAProxy itself that it is about to end.
+            # The old version does not announce to HAProxy that it is about to end.
             _tell_haproxy(built, f"set server nodes/{name} state drain")
             await asyncio.sleep(1)
             await asyncio.to_thread(_replace, built, name, environment)
@@ -385,7 +385,7 @@ async def upgrade(built: World, seed: int) -> list[str]:
         for name in NODES:
             await asyncio.to_thread(_replace, built, name, environment)
             await asyncio.sleep(1)
-        print("  all nodes were told to end and started again", flush=True)
+        print("  all nodes were ended and started again", flush=True)
         await asyncio.sleep(CALM_SECONDS)
     failed = [f"{count} requests failed: {kind}" for kind, count in load.tally.errors.items()]
     return failed + await _verdict(built, load)
@@ -400,7 +400,7 @@ def _leave_out_refused_deletions(history: History) -> None:
 
 def _replace(built: World, name: str, environment: dict[str, str]) -> None:
     node = built.nodes[name]
-    node.tell_to_end()
+    node.terminate()
     status = node.wait()
     assert status == 0, f"{name} ended with {status}"
     start_node(built, name, environment, ROOT)
@@ -479,11 +479,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
     parser.add_argument(
-        "--sabotage", action="store_true", help="let standbys lag, and see lost writes seen"
+        "--sabotage", action="store_true", help="let standbys lag: lost writes have to be noticed"
     )
     parser.add_argument("--only", nargs="*", default=[], choices=RUNS, metavar="RUN")
     parsed = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # or namespaces would be left behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # or namespaces would remain
     print(f"seed {parsed.seed}", flush=True)
     only = ["failover"] if parsed.sabotage else parsed.only or RUNS
     runs = {name: run for name, run in RUNS.items() if name in only}

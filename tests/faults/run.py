@@ -5,7 +5,7 @@ import os
 import random
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +15,9 @@ from typing import Final
 import asyncpg
 
 from tests.e2e.processes import COMMAND, LOOPBACK, ROOT, free_port, started, status_of
+from tests.engines import killable
+from tests.engines.killable import Engine
 from tests.factories import new_secrets
-from tests.faults import engines
-from tests.faults.engines import Engine
 from tests.faults.faults import STALE_SECONDS, Fault, World
 from tests.faults.history import History
 from tests.faults.judge import judge, wrong_now
@@ -29,12 +29,18 @@ WARM_UP_SECONDS: Final = 1.0
 RECOVERY_SECONDS: Final = 20.0
 """Within these the service is ready again, and has no job left, or it never will be."""
 FAKETIME: Final = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
-LOGGED: Final = ("unhandled error", "background loop failed", "worker failed")
-"""What the service logs when something happened that nobody foresaw."""
+UNHANDLED: Final = (
+    "unhandled error",
+    "background loop failed",
+    "background task crashed",
+    "worker failed",
+    "was answered 500",
+)
+"""Words of the service's log, or of a complaint, that stand for an exception nobody caught."""
 
 
 class Skipped(Exception):
-    """A fault that cannot strike here, and why."""
+    """Why a fault cannot strike on this machine."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,14 @@ class Scenario:
 
     fault: Fault
     ways: bool = False
-    """Whether the service reaches its servers by ways that can break."""
+    """Whether the service reaches its servers through proxies that can break."""
     environment: Mapping[str, str] = field(default_factory=dict)
     small_disk: bool = False
     movable_clocks: bool = False
     """Whether there are two machines, each with a clock of its own, instead of several workers."""
     durable: bool = True
+    run_id: str | None = None
+    """With `ways`, what Valkey's run id looks like to the service, also after a restart."""
 
     @property
     def name(self) -> str:
@@ -65,23 +73,29 @@ class Verdict:
     ended: float
 
 
-async def run(scenario: Scenario, seed: int, seconds: float, project: Path = ROOT) -> Verdict:
-    """Run the service of `project` under load while the fault strikes for about `seconds`.
+async def run(
+    scenario: Scenario,
+    seed: int,
+    seconds: float,
+    command: Sequence[str] = COMMAND,
+    sql: str = "",
+) -> Verdict:
+    """Run the service under load while the fault strikes for about `seconds`.
 
-    Raises Skipped.
+    `command` starts the service; `sql` is run on the migrated database first. Raises Skipped.
     """
     rng = random.Random(f"{seed} {scenario.name}")
     history = History()
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(_folder(small=scenario.small_disk))
         postgresql = await stack.enter_async_context(
-            _running(engines.postgresql(folder, durable=scenario.durable))
+            _running(killable.postgresql(folder, durable=scenario.durable))
         )
-        valkey = await stack.enter_async_context(_running(engines.valkey(folder)))
+        valkey = await stack.enter_async_context(_running(killable.valkey(folder)))
         to_postgresql = await stack.enter_async_context(
-            engines.way_to(engines.socket_of(postgresql.url), rng)
+            killable.way_to(killable.socket_of(postgresql.url), rng)
         )
-        to_valkey = await stack.enter_async_context(engines.way_to(valkey.url, rng))
+        to_valkey = await stack.enter_async_context(killable.way_to(valkey.url, rng))
         environment = {
             **new_secrets(),
             "DATABASE_URL": postgresql.url,
@@ -98,7 +112,12 @@ async def run(scenario: Scenario, seed: int, seconds: float, project: Path = ROO
             "LOG_LEVEL": "warning",
             **scenario.environment,
         }
-        await asyncio.to_thread(_migrate, environment, project)
+        to_valkey.run_id = scenario.run_id
+        await asyncio.to_thread(_migrate, environment)
+        if sql:
+            connection = await asyncpg.connect(postgresql.url)
+            await connection.execute(sql)
+            await connection.close()
         if scenario.ways:
             _, _, address = to_postgresql.url.partition("://")
             environment["DATABASE_URL"] = (
@@ -113,9 +132,9 @@ async def run(scenario: Scenario, seed: int, seconds: float, project: Path = ROO
                 for clock in _clocks(folder)
             ]
         with ExitStack() as services:
-            command = [*COMMAND, "serve"]
+            serve = [*command, "serve"]
             processes = [
-                services.enter_context(started(command, machine, cwd=project, stderr=log))
+                services.enter_context(started(serve, machine, cwd=ROOT, stderr=log))
                 for machine in machines
             ]
             urls = [f"http://{LOOPBACK}:{machine['PORT']}" for machine in machines]
@@ -144,7 +163,7 @@ async def run(scenario: Scenario, seed: int, seconds: float, project: Path = ROO
         history.complaints += [
             line
             for line in (folder / "service.log").read_text().splitlines()
-            if any(words in line for words in LOGGED)
+            if any(words in line for words in UNHANDLED)
         ]
         connection = await asyncpg.connect(postgresql.url)
         violations = await judge(history, connection)
@@ -152,9 +171,9 @@ async def run(scenario: Scenario, seed: int, seconds: float, project: Path = ROO
         return Verdict(load.tally, violations, begun, ended)
 
 
-def _migrate(environment: Mapping[str, str], project: Path) -> None:
+def _migrate(environment: Mapping[str, str]) -> None:
     command, whole = [*COMMAND, "migrate"], {**os.environ, **environment}
-    subprocess.run(command, env=whole, cwd=project, check=True, capture_output=True)
+    subprocess.run(command, env=whole, cwd=ROOT, check=True, capture_output=True)
 
 
 async def _under_load(fault: Fault, world: World, load: Load) -> None:

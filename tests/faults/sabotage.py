@@ -1,159 +1,219 @@
-"""The same runs with a service that is broken on purpose: the checker has to see each.
+"""The same runs with a service that is broken on purpose: the checker has to notice each time.
 
-A sabotage is a few words of the code exchanged for others, in a copy. Where the code has changed
-so that the words are no longer there, the run fails too.
+A sabotage replaces something of the service by name, in the service's own processes
+(sabotaged.py), or runs SQL on its migrated database. A name, a word or a constraint that no longer
+exists is an error: test_sabotage.py looks for all of them, in a second.
 """
 
 import asyncio
-import tempfile
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from copy import copy
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from types import ModuleType
+from typing import Any, Final
 
-from tests.e2e.processes import copy_of_the_project
+from service.postgresql import database
+from service.redis import cache
+from service.repositories import referral_codes
+from service.repositories.referral_codes import ReferralCodeRepository
+from service.use_cases.cache_invalidation import CacheInvalidation, code_key
+from service.use_cases.idempotency import AnswerOnce
+from service.use_cases.referral_codes import ReferralCodes
 from tests.faults import faults
-from tests.faults.run import Scenario, run
+from tests.faults.run import UNHANDLED, Scenario, run
 
-TRIES: Final = 4
-"""How many seeds are tried, for what goes wrong only by chance."""
+TRIES: Final = 8
+"""How many seeds are tried, because some races are lost by chance only."""
 
-CACHE: Final = "service/redis/cache.py"
-FORGETTING: Final = "service/use_cases/cache_invalidation.py"
-CODES: Final = "service/use_cases/referral_codes.py"
-CODES_SQL: Final = "service/repositories/referral_codes.py"
-USERS: Final = "service/use_cases/users.py"
-USERS_TABLE: Final = "sql/migrations/0001_users.sql"
-CODES_TABLE: Final = "sql/migrations/0003_referral_codes.sql"
+
+@dataclass(frozen=True)
+class Replacement:
+    """What `name` of a module or a class is replaced with."""
+
+    owner: Any
+    name: str
+    value: Any
+
+    def apply(self) -> None:
+        setattr(self.owner, self.name, self.value)
+
+
+def replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Replacement:
+    """Return the replacement that `make` makes of what is there; raise AttributeError."""
+    return Replacement(owner, name, make(getattr(owner, name)))
+
+
+def reworded(module: ModuleType, name: str, words: str, others: str) -> Replacement:
+    """Replace words of a text constant."""
+
+    def reword(text: str) -> str:
+        assert words in text, f"{module.__name__}.{name} has changed: there is no {words!r}"
+        return text.replace(words, others)
+
+    return replaced(module, name, reword)
+
+
+def without_effect(owner: Any, name: str) -> Replacement:
+    """Let a coroutine method do nothing."""
+
+    async def nothing(*_: Any, **__: Any) -> None:
+        pass
+
+    return replaced(owner, name, lambda _: nothing)
+
+
+Replacements = Sequence[Replacement]
+
+
+def fill_without_lease() -> Replacements:
+    return [reworded(cache, "_FILL", "redis.call('GET', KEYS[2]) == ARGV[1]", "true")]
+
+
+def keep_the_lease() -> Replacements:
+    """A removal looks for the lease under another name."""
+    removing = ContextVar("removing", default=False)
+
+    @contextmanager
+    def during_removal() -> Iterator[None]:
+        token = removing.set(True)
+        try:
+            yield
+        finally:
+            removing.reset(token)
+
+    def lease(real: Callable[[str], str]) -> Callable[[str], str]:
+        return lambda name: f"not {real(name)}" if removing.get() else real(name)
+
+    def removal(real: Any) -> Any:
+        async def remove(self: cache.Cache, keys: Sequence[str]) -> None:
+            with during_removal():
+                await real(self, keys)
+
+        return remove
+
+    return [
+        replaced(cache, "_lease", lease),
+        replaced(cache.Cache, "forget", removal),
+        replaced(cache.Cache, "forget_anyway", removal),
+    ]
+
+
+def forget_before_the_commit() -> Replacements:
+    def early(real: Any) -> Any:
+        async def replace(self: Any, owner_id: Any, *wish: Any) -> Any:
+            async with self._database.autocommit() as repositories:
+                email_key = await repositories.users.find_email_key(owner_id)
+            await self._invalidation.forget([code_key(email_key)])
+            quiet = copy(self)
+            quiet._invalidation = copy(self._invalidation)
+            without_effect(quiet._invalidation, "forget").apply()
+            return await real(quiet, owner_id, *wish)
+
+        return replace
+
+    return [replaced(ReferralCodes, "replace", early)]
+
+
+def forget_by_the_job_alone() -> Replacements:
+    return [without_effect(CacheInvalidation, "forget")]
+
+
+def use_one_too_many() -> Replacements:
+    return [reworded(referral_codes, "TAKE", "c.uses + 1 >= c.max_uses", "c.uses >= c.max_uses")]
+
+
+def delete_without_a_second_look() -> Replacements:
+    found = "EXISTS (SELECT FROM referral_codes WHERE owner_id = $1 AND ended_at IS NULL)"
+    return [reworded(referral_codes, "END_OF_OWNER", found, "false")]
+
+
+def commit_between_user_and_referral() -> Replacements:
+    def committing(real: Any) -> Any:
+        async def take(self: Any, *arguments: Any, **options: Any) -> Any:
+            await self._connection.execute("COMMIT")
+            await self._connection.execute("BEGIN")
+            return await real(self, *arguments, **options)
+
+        return take
+
+    return [replaced(ReferralCodeRepository, "take", committing)]
+
+
+def forget_idempotency_keys() -> Replacements:
+    return [without_effect(AnswerOnce, "claim")]
+
+
+def take_a_cut_connection_for_a_bug() -> Replacements:
+    return [replaced(database, "DatabaseUnavailable", lambda _: RuntimeError)]
+
+
+NO_JOB = """
+    CREATE FUNCTION leave_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+    CREATE TRIGGER no_job BEFORE INSERT ON jobs
+       FOR EACH ROW WHEN (NEW.kind = 'forget') EXECUTE FUNCTION leave_out()
+"""
+NO_ONE_LIVE_CODE = """
+    DROP INDEX referral_codes_one_live_per_owner;
+    CREATE INDEX ON referral_codes (owner_id) WHERE ended_at IS NULL
+"""
+NO_UNIQUE_EMAIL = """
+    ALTER TABLE users DROP CONSTRAINT users_email_unique;
+    CREATE INDEX ON users (email_key)
+"""
+NO_MOST_USES = "ALTER TABLE referral_codes DROP CONSTRAINT referral_codes_used_at_most_max_uses"
 
 
 @dataclass(frozen=True)
 class Sabotage:
-    """What is taken out of the service, and the fault under which it is missed."""
+    """What is broken, and the fault under which it shows."""
 
     name: str
     scenario: Scenario
-    changes: tuple[tuple[str, str, str], ...] = ()
-    """File, words, other words."""
+    replacements: Callable[[], Replacements] = tuple
+    sql: str = ""
+    """Run on the migrated database."""
+    unhandled: bool = False
+    """Whether it shows as an unhandled error; otherwise the sabotage itself is what failed."""
+
+    def is_shown_by(self, violation: str) -> bool:
+        return self.unhandled or not any(words in violation for words in UNHANDLED)
 
 
-NEVER: Final = "        if keys:\n            try:", "        if not keys:\n            try:"
-"""The words that make a writer leave the cache alone."""
-IN_THE_TRANSACTION: Final = (
-    """            async with self._database.autocommit() as repositories:
-                keys, replaced = await self._store(repositories, code, wish, replacing=True)
-""",
-    """            async with self._database.transaction() as repositories:
-                keys, replaced = await self._store(repositories, code, wish, replacing=True)
-                await self._invalidation.forget(keys)
-                keys = []
-""",
-)
-"""The words that make a replacement tell the cache before its commit."""
-NO_JOB_OF_A_NEW_CODE: Final = (
-    "          FROM owner\n    )\n    SELECT o.email_key",
-    "          FROM owner\n         WHERE false\n    )\n    SELECT o.email_key",
-)
-REFER_AFTER_THE_COMMIT: Final = """
-        if registration.referral_code is not None:
-            async with self._database.transaction() as repositories:
-                _, old_keys = await self._refer(
-                    repositories, user.user_id, email, registration.referral_code, now
-                )"""
-WITH_PASSWORD: Final = "\n                password_hash=password_hash,"
-NOTHING_MORE: Final = """
-        await self._invalidation.forget(old_keys)
-        return user
-
-    async def add(
-"""
 SLOW: Final = Scenario(faults.slow_ways, ways=True)
 SABOTAGES: Final = [
+    Sabotage("a reader fills the cache without its lease", SLOW, fill_without_lease),
+    Sabotage("a removal leaves the lease", SLOW, keep_the_lease),
+    Sabotage("the cache is cleared before the commit", SLOW, forget_before_the_commit),
     Sabotage(
-        "a reader fills the cache without its lease",
-        SLOW,
-        ((CACHE, "if redis.call('GET', KEYS[2]) == ARGV[1] then", "if true then"),),
+        "the cache is cleared by the job alone", Scenario(faults.nothing), forget_by_the_job_alone
     ),
+    Sabotage("no job for what was not removed", Scenario(faults.valkey_suspended), sql=NO_JOB),
     Sabotage(
-        "a removal leaves the lease",
-        SLOW,
-        ((CACHE, '("DEL", name, _lease(name), tag)', '("DEL", name, tag)'),),
+        "a restarted Valkey is not noticed",
+        Scenario(faults.valkey_with_old_data, ways=True, run_id="0" * 40),
     ),
-    Sabotage(
-        "the cache is told before the commit",
-        SLOW,
-        ((CODES, *IN_THE_TRANSACTION),),
-    ),
-    Sabotage(
-        "the cache is told by the job alone", Scenario(faults.nothing), ((FORGETTING, *NEVER),)
-    ),
-    Sabotage(
-        "no job for what could not be removed",
-        Scenario(faults.valkey_suspended),
-        (
-            (FORGETTING, "await repositories.jobs.add(JobKind.FORGET, some, now)", "pass"),
-            (CODES_SQL, *NO_JOB_OF_A_NEW_CODE),
-            (CODES_SQL, "         WHERE email_key IS NOT NULL", "         WHERE false"),
-        ),
-    ),
-    Sabotage(
-        "keys without the run of Valkey",
-        Scenario(faults.valkey_with_old_data),
-        ((CACHE, 'f"{redis.generation}:{tag}"', "tag"),),
-    ),
-    Sabotage(
-        "no unique index of live codes",
-        SLOW,
-        (
-            (
-                CODES_TABLE,
-                "UNIQUE INDEX IF NOT EXISTS referral_codes_one",
-                "INDEX IF NOT EXISTS referral_codes_one",
-            ),
-        ),
-    ),
-    Sabotage(
-        "no unique e-mail", SLOW, ((USERS_TABLE, "_unique UNIQUE (email_key)", " CHECK (true)"),)
-    ),
-    Sabotage(
-        "one use too many",
-        Scenario(faults.nothing),
-        (
-            (CODES_TABLE, "CHECK (uses <= max_uses)", "CHECK (true)"),
-            (CODES_SQL, "c.uses + 1 >= c.max_uses", "c.uses + 1 > c.max_uses"),
-        ),
-    ),
-    Sabotage(
-        "a deletion does not look again",
-        SLOW,
-        ((CODES_SQL, 'if not row["was_there"]', "if True"),),
-    ),
+    Sabotage("no unique index of live codes", SLOW, sql=NO_ONE_LIVE_CODE),
+    Sabotage("no unique email address", SLOW, sql=NO_UNIQUE_EMAIL),
+    Sabotage("one use too many", Scenario(faults.nothing), use_one_too_many, sql=NO_MOST_USES),
+    Sabotage("a deletion does not look again", SLOW, delete_without_a_second_look),
     Sabotage(
         "user and referral in two transactions",
         Scenario(faults.nothing),
-        (
-            (USERS, f"registration.referral_code,{WITH_PASSWORD}", f"None,{WITH_PASSWORD}"),
-            (
-                USERS,
-                NOTHING_MORE,
-                REFER_AFTER_THE_COMMIT + NOTHING_MORE,
-            ),
-        ),
+        commit_between_user_and_referral,
     ),
     Sabotage(
         "a repetition is a new request",
         Scenario(faults.commits_unanswered, ways=True),
-        (
-            (
-                "service/use_cases/idempotency.py",
-                "if self._key is not None:\n            await _claim",
-                "if False:\n            await _claim",
-            ),
-        ),
+        forget_idempotency_keys,
     ),
     Sabotage(
         "a connection that was cut is a bug",
         Scenario(faults.way_to_postgresql_broken, ways=True),
-        (("service/postgresql/database.py", "OSError,  # refused", "FileExistsError,  # refused"),),
+        take_a_cut_connection_for_a_bug,
+        unhandled=True,
     ),
     Sabotage(
         "PostgreSQL acknowledges what it has not written",
@@ -162,16 +222,12 @@ SABOTAGES: Final = [
 ]
 
 
-def is_seen(sabotage: Sabotage, seed: int, seconds: float) -> str | None:
-    """Return the first violation that the sabotage leads to, None if nobody sees it."""
+def is_noticed(sabotage: Sabotage, seed: int, seconds: float) -> str | None:
+    """Return the first violation that the sabotage leads to, None if there is none."""
+    command = [sys.executable, "-m", "tests.faults.sabotaged", sabotage.name]
     for attempt in range(TRIES):
-        with tempfile.TemporaryDirectory(prefix="sabotage-") as folder:
-            project = copy_of_the_project(Path(folder))
-            for name, words, others in sabotage.changes:
-                text = (project / name).read_text()
-                assert words in text, f"{sabotage.name}: {name} has changed, there is no {words!r}"
-                (project / name).write_text(text.replace(words, others))
-            verdict = asyncio.run(run(sabotage.scenario, seed + attempt, seconds, project))
-        if verdict.violations:
-            return verdict.violations[0]
+        running = run(sabotage.scenario, seed + attempt, seconds, command, sabotage.sql)
+        for violation in asyncio.run(running).violations:
+            if sabotage.is_shown_by(violation):
+                return violation
     return None

@@ -1,10 +1,13 @@
 """`make bench`: how fast the service is, as ratios to aiohttp alone in the same minutes.
 
-    python -m tests.load [--pairs N] [--seconds S] [--only ROW …] [--results FOLDER]
+    python -m tests.load [--pairs N] [--seconds S] [--only PART …] [--against CHECKOUT] [--smoke]
 
-For each row the control and the service take turns on one core; wrk, PostgreSQL and Redis have the
-others. A pair in which something else took over 8 % of the machine is measured again, and fewer
-than three clean pairs are no result. All ends by itself.
+In each row the control and the service take turns on one core; wrk, PostgreSQL and Redis have the
+others. A pair beside which other processes took over 8 % of the machine is measured again, and
+fewer than three clean pairs are no result. It ends by itself.
+
+With --against the service of another checkout of the project takes turns as well, on the same data:
+the last column is what this checkout's service takes of what that one does.
 """
 
 import argparse
@@ -12,11 +15,11 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -24,119 +27,22 @@ import psycopg
 
 from tests.load import bodies, explain, open_loop, report, servers, workloads, wrk
 from tests.load.machine import OTHER_CORES, SERVER_CORE, busy_seconds, cpu_of, pinned_to, pss_mib
-from tests.load.report import Row
-from tests.load.servers import Data, Secrets, Server
-from tests.load.workloads import Request
+from tests.load.pairs import FOREIGN, Bench, Pair, Workload
+from tests.load.report import CONTROL, NEW, Row
+from tests.load.servers import FEW_USERS, USERS, Secrets
 
-FOREIGN: Final = 0.08
-TRIES_A_PAIR: Final = 4
-ANSWER_BYTES: Final = 115
-"""As long as the answer to a look-up."""
 OPEN_LOOP_RATE: Final = 1000.0
 MIXED_RATE: Final = 500.0
 REGISTERING_CLIENTS: Final = 8
-REQUESTS_BEFORE_MEMORY: Final = 1_000_000
-STARTS: Final = 5
-NOBODY: Final = "redis://127.0.0.1:1"
+NOWHERE: Final = "redis://127.0.0.1:1"
+SMOKE: Final = ("hits", "proxied", "codes", "start-up")
+"""The parts that --smoke runs: each kind of measurement that does not take long."""
 END_CODES: Final = """
     UPDATE referral_codes
        SET ended_at = now()
      WHERE ended_at IS NULL
-       AND owner_id = ANY ($1)
+       AND owner_id = ANY (%s)
 """
-Workload = Callable[[workloads.Token], list[Request]]
-
-
-@dataclass
-class Bench:
-    """What all measurements need."""
-
-    data: Data
-    secrets: Secrets
-    folder: Path
-    pairs: int
-    seconds: float
-    rows: list[Row] = field(default_factory=list)
-
-    @contextmanager
-    def both(self, redis_url: str | None = None) -> Iterator["Pair"]:
-        """Run the service and the control."""
-        environment = {
-            **self.secrets.environment,
-            "DATABASE_URL": self.data.database_url,
-            "REDIS_URL": redis_url or self.data.redis_url,
-        }
-        with (
-            servers.service(environment, self.folder / "service.log") as service,
-            servers.control(ANSWER_BYTES, self.folder / "control.log") as control,
-        ):
-            yield Pair(self, service, control)
-
-    def add(self, row: Row) -> None:
-        self.rows.append(row)
-        print(report.line(row), flush=True)
-
-
-@dataclass
-class Pair:
-    """A running service beside a running control."""
-
-    bench: Bench
-    service: Server
-    control: Server
-    sent: int = 0
-    """Requests to the service until now."""
-
-    def requests(self, workload: Workload) -> list[Request]:
-        return workload(lambda number: self.bench.secrets.access_token(self.service.url, number))
-
-    def file(self, name: str, requests: list[Request]) -> Path:
-        file = self.bench.folder / f"{name}.requests"
-        file.write_text(workloads.to_file(requests))
-        return file
-
-    def load(
-        self, server: Server, file: Path, seconds: float, mark: int = 0, connections: int = 64
-    ) -> wrk.Round:
-        done = wrk.run(server, self.bench.data, file, seconds, connections=connections, mark=mark)
-        if server is self.service:
-            self.sent += done.requests
-        return done
-
-    def warm_up(self, file: Path, requests: int) -> None:
-        """Send each request once or more, so that whatever can be kept is kept."""
-        sent = 0
-        while sent < requests * 1.2:
-            sent += self.load(self.service, file, 2, sent).requests
-
-    def measure(
-        self, row: Row, workload: Workload, *, refused: float, prepare: Callable[[], None] | None
-    ) -> None:
-        """Add the ratios of clean pairs to the row. `refused` is the share of answers over 399."""
-        requests = self.requests(workload)
-        file = self.file("service", requests)
-        plain = self.file("control", self.requests(workloads.look_ups))
-        self.warm_up(file, len(requests))
-        self.load(self.control, plain, 1)
-        for attempt in range(self.bench.pairs * TRIES_A_PAIR):
-            if prepare is not None:
-                prepare()
-            mark = 0 if prepare is not None else attempt * 7919
-            control = self.load(self.control, plain, self.bench.seconds, mark)
-            service = self.load(self.service, file, self.bench.seconds, mark)
-            row.cpu_of_all.append((control.server_cpu, service.server_cpu))
-            if abs(service.refused / service.requests - refused) > 0.01:
-                raise RuntimeError(f"{row.name}: {service.refused} of {service.requests} refused.")
-            if max(control.foreign, service.foreign) > FOREIGN:
-                row.dropped += 1
-                continue
-            row.rate.append(service.rate / control.rate)
-            row.p50.append(service.p50 / control.p50)
-            row.p99.append(service.p99 / control.p99)
-            row.cpu.append(service.server_cpu / control.server_cpu)
-            row.detail.append({"control": vars(control), "service": vars(service)})
-            if len(row.rate) == self.bench.pairs:
-                break
 
 
 def closed_loop(
@@ -156,25 +62,36 @@ def closed_loop(
 
 
 def hits(bench: Bench) -> None:
-    with bench.both() as pair:
+    with bench.pair() as pair:
         closed_loop(bench, pair, "look-up, cache hit", 0.80, workloads.look_ups, refused=0.02)
         bodies.check(pair.service.url, bench.data.database_url, pair.requests(workloads.look_ups))
         closed_loop(
-            bench, pair, "look-up of unknown e-mails", 0.75, workloads.unknown_look_ups, refused=1
+            bench,
+            pair,
+            "look-up of unknown email addresses",
+            0.75,
+            workloads.unknown_look_ups,
+            refused=1,
         )
         closed_loop(bench, pair, "signed-in GET /users/me", 0.40, workloads.own_accounts)
         fixed_rate(bench, pair)
         memory(bench, pair)
 
 
+def proxied(bench: Bench) -> None:
+    name = "look-up, cache hit, behind a trusted proxy"
+    with bench.pair(TRUSTED_PROXIES="127.0.0.1") as pair:
+        closed_loop(bench, pair, name, 0.80, workloads.forwarded_look_ups, refused=0.02)
+
+
 def without_redis(bench: Bench) -> None:
-    with bench.both(NOBODY) as pair:
+    with bench.pair(NOWHERE) as pair:
         closed_loop(bench, pair, "look-up, Redis away", 0.50, workloads.look_ups, refused=0.02)
         bodies.check(pair.service.url, bench.data.database_url, pair.requests(workloads.look_ups))
 
 
 def referrals(bench: Bench) -> None:
-    with bench.both() as pair:
+    with bench.pair() as pair:
         first = closed_loop(
             bench,
             pair,
@@ -200,9 +117,9 @@ def codes(bench: Bench) -> None:
 
     def prepare() -> None:
         with psycopg.connect(bench.data.database_url) as connection:
-            connection.execute(END_CODES.replace("$1", "%s"), [owners])
+            connection.execute(END_CODES, [owners])
 
-    with bench.both() as pair:
+    with bench.pair() as pair:
         closed_loop(bench, pair, "create + delete a code", 0.10, workloads.codes, prepare=prepare)
 
 
@@ -210,69 +127,56 @@ def fixed_rate(bench: Bench, pair: Pair) -> None:
     row = Row(
         "look-up, 1 000/s, open loop",
         "CPU ≤ 1.6, p99 ≤ 1.5",
-        lambda row: row.median("cpu") <= 1.6 and row.median("p99") <= 1.5,
+        lambda row: row.median("CPU") <= 1.6 and row.median("p99") <= 1.5,
     )
     requests = [request.bytes() for request in pair.requests(workloads.look_ups)]
     seconds = bench.seconds * 2
-    for attempt in range(bench.pairs * TRIES_A_PAIR):
-        measured = []
-        for server in (pair.control, pair.service):
+    for attempt in range(bench.pairs * bench.tries):
+        measured, clean = {}, True
+        for name in pair.turns(attempt):
+            server = pair.servers[name]
             own = [*server.pids, *bench.data.pids(), os.getpid()]
             busy, known, of_server = busy_seconds(), cpu_of(own), cpu_of(server.pids)
             found = open_loop.run(server.url, requests, OPEN_LOOP_RATE, seconds, attempt)
-            answered = len(found.sorted)
-            cpu = (cpu_of(server.pids) - of_server) / answered
-            foreign = (busy_seconds() - busy - cpu_of(own) + known) / seconds
-            measured.append((found, cpu, foreign / (os.cpu_count() or 1)))
-        (control, control_cpu, _), (service, service_cpu, _) = measured
-        row.cpu_of_all.append((control_cpu * 1e6, service_cpu * 1e6))
-        if max(foreign for *_, foreign in measured) > FOREIGN or service.unfinished:
-            row.dropped += 1
-            continue
-        row.cpu.append(service_cpu / control_cpu)
-        row.p50.append(service.percentile(0.5) / control.percentile(0.5))
-        row.p99.append(service.percentile(0.99) / control.percentile(0.99))
-        row.detail.append(
-            {
-                "control": {"cpu": control_cpu * 1e6, "p99": control.percentile(0.99)},
-                "service": {"cpu": service_cpu * 1e6, "p99": service.percentile(0.99)},
+            measured[name] = {
+                "CPU": (cpu_of(server.pids) - of_server) / len(found.sorted) * 1e6,
+                "p50": found.percentile(0.5),
+                "p99": found.percentile(0.99),
             }
-        )
-        if len(row.cpu) == bench.pairs:
+            foreign = (busy_seconds() - busy - cpu_of(own) + known) / seconds
+            clean = clean and foreign / (os.cpu_count() or 1) <= FOREIGN and not found.unfinished
+        row.add(measured, clean=clean)
+        if row.clean == bench.pairs:
             break
     bench.add(row)
 
 
 def memory(bench: Bench, pair: Pair) -> None:
-    file = pair.file("service", pair.requests(workloads.look_ups))
     early = pss_mib(pair.service.pids)
-    while pair.sent < REQUESTS_BEFORE_MEMORY:
-        pair.load(pair.service, file, 5, pair.sent)
-    late = pss_mib(pair.service.pids)
+    late = {CONTROL: {"memory": pss_mib(pair.servers[CONTROL].pids)}}
+    for name in pair.services:
+        file, sent = pair.file(name, workloads.look_ups), pair.sent if name == NEW else 0
+        while sent < bench.requests_before_memory:
+            sent += pair.load(name, file, 5, sent).requests
+        late[name] = {"memory": pss_mib(pair.servers[name].pids)}
+    own = late[NEW]["memory"]
     row = Row(
         "memory after 1 M requests",
         "≤ 80 MiB, flat within 10 %",
-        lambda _: late <= 80 and late <= early * 1.1,
-        told=f"{late:.0f} MiB ({late / early - 1:+.0%})",
+        lambda _: own <= 80 and own <= early * 1.1,
+        told=f"{own:.0f} MiB ({own / early - 1:+.0%})",
     )
-    row.detail.append({"early": early, "late": late, "control": pss_mib(pair.control.pids)})
+    row.add(late)
     bench.add(row)
 
 
 def start_up(bench: Bench) -> None:
-    starts, controls = [], []
-    for _ in range(STARTS):
-        with bench.both() as pair:
-            starts.append(pair.service.started_in)
-            controls.append(pair.control.started_in)
-    median = statistics.median(starts)
-    row = Row(
-        "start to first answer",
-        "≤ 0.6 s",
-        lambda _: median <= 0.6,
-        told=f"{median:.2f} s ({min(starts):.2f} to {max(starts):.2f})",
-    )
-    row.detail.append({"service": starts, "control": controls})
+    row = Row("start to first answer", "≤ 0.6 s", lambda _: statistics.median(seconds) <= 0.6)
+    for _ in range(bench.starts):
+        with bench.pair() as pair:
+            row.add({name: {"start": each.started_in} for name, each in pair.servers.items()})
+    seconds = [pair[NEW]["start"] for pair in row.pairs]
+    row.told = f"{statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})"
     bench.add(row)
 
 
@@ -287,43 +191,49 @@ def registering(bench: Bench) -> None:
         "p99 ≤ 1.5 of alone, none failed; registrations ≥ 0.80",
         lambda row: row.median("p99") <= 1.5 and row.median("rate") >= 0.80,
     )
-    with bench.both() as pair, ThreadPoolExecutor(1) as beside:
-        look_ups = pair.requests(workloads.look_ups)
-        pair.warm_up(pair.file("service", look_ups), len(look_ups))
-        requests = [request.bytes() for request in look_ups]
-        file = pair.file("registrations", pair.requests(workloads.registrations))
-        url, seconds = pair.service.url, bench.seconds * 2
+    with bench.pair() as pair:
+        for name in pair.services:
+            pair.warm_up(name, pair.file(name, workloads.look_ups))
+        files = {name: pair.file(name, workloads.registrations) for name in pair.services}
         for attempt in range(bench.pairs * 2):
-            pure = _argon2id_alone(seconds)
-            mark = int(time.time() * 10)
-            done = pair.load(pair.service, file, seconds, mark, REGISTERING_CLIENTS)
-            if done.foreign > FOREIGN:
-                alone.dropped += 1
-            else:
-                alone.rate.append(done.answered / pure)
-            quiet = open_loop.run(url, requests, MIXED_RATE, seconds, attempt)
-            under_way = beside.submit(
-                pair.load, pair.service, file, seconds + 1, mark + 7, REGISTERING_CLIENTS
-            )
-            time.sleep(0.5)
-            busy = open_loop.run(url, requests, MIXED_RATE, seconds, attempt)
-            done = under_way.result()
-            if done.foreign > FOREIGN:
-                mixed.dropped += 1
-                continue
-            failed = busy.unfinished + sum(
-                count for status, count in busy.statuses.items() if status >= 500
-            )
-            if failed:
-                raise RuntimeError(f"{failed} look-ups failed beside registrations.")
-            mixed.p50.append(busy.percentile(0.5) / quiet.percentile(0.5))
-            mixed.p99.append(busy.percentile(0.99) / quiet.percentile(0.99))
-            mixed.rate.append(done.answered / pure)
-            mixed.detail.append(
-                {"alone_p99": quiet.percentile(0.99), "p99": busy.percentile(0.99), "pure": pure}
-            )
+            hashes = {"rate": _argon2id_alone(bench.seconds * 2)}
+            registered, beside = {CONTROL: hashes}, {CONTROL: hashes}
+            clean = True
+            for name, file in files.items():
+                mark = int(time.time() * 10)
+                done = pair.load(name, file, bench.seconds * 2, mark, REGISTERING_CLIENTS)
+                registered[name] = {"rate": done.answered}
+                quiet, busy, mixed_done = _look_ups_beside(pair, name, file, attempt)
+                beside[name] = {**busy, "rate": mixed_done.answered}
+                if name == NEW:
+                    beside[CONTROL] = {**quiet, **hashes}
+                clean = clean and max(done.foreign, mixed_done.foreign) <= FOREIGN
+            alone.add(registered, clean=clean)
+            mixed.add(beside, clean=clean)
     bench.add(alone)
     bench.add(mixed)
+
+
+def _look_ups_beside(
+    pair: Pair, name: str, file: Path, seed: int
+) -> tuple[dict[str, float], dict[str, float], wrk.Round]:
+    """Return how late look-ups are alone, how late beside registrations, and those."""
+    url, seconds = pair.servers[name].url, pair.bench.seconds * 2
+    requests = [request.bytes() for request in pair.requests(workloads.look_ups)]
+    quiet = open_loop.run(url, requests, MIXED_RATE, seconds, seed)
+    mark = int(time.time() * 10)
+    with ThreadPoolExecutor(1) as beside:
+        under_way = beside.submit(pair.load, name, file, seconds + 1, mark, REGISTERING_CLIENTS)
+        time.sleep(0.5)
+        busy = open_loop.run(url, requests, MIXED_RATE, seconds, seed)
+        done = under_way.result()
+    failed = busy.unfinished + sum(
+        count for status, count in busy.statuses.items() if status >= 500
+    )
+    if failed:
+        raise RuntimeError(f"{failed} look-ups failed beside registrations ({name}).")
+    late = [{"p50": run.percentile(0.5), "p99": run.percentile(0.99)} for run in (quiet, busy)]
+    return late[0], late[1], done
 
 
 def _argon2id_alone(seconds: float) -> float:
@@ -338,6 +248,7 @@ def _argon2id_alone(seconds: float) -> float:
 
 PARTS: Final = {
     "hits": hits,
+    "proxied": proxied,
     "without-redis": without_redis,
     "referrals": referrals,
     "codes": codes,
@@ -347,22 +258,40 @@ PARTS: Final = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.load", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.load",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a round")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument(
+        "--against", type=Path, metavar="CHECKOUT", help="where the older service is"
+    )
+    parser.add_argument("--smoke", action="store_true", help="one short pair, on little data")
     parser.add_argument("--data", type=Path, default=Path(".data/bench"))
     parser.add_argument("--results", type=Path, default=Path(".data/bench/results"))
     parsed = parser.parse_args()
+    if parsed.against is not None and not (parsed.against / "service").is_dir():
+        parser.error(f"{parsed.against} is no checkout of this project")
     wrk.check_installed()
     os.sched_setaffinity(0, OTHER_CORES)
     with ExitStack() as stack:
-        data = stack.enter_context(servers.data(parsed.data))
-        explain.show(data.database_url, parsed.data / "plans.txt")
-        bench = Bench(data, Secrets(), parsed.data, parsed.pairs, parsed.seconds)
+        folder, results, users = parsed.data, parsed.results, USERS
+        if parsed.smoke:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+            results, users = folder / "results", FEW_USERS
+        data = stack.enter_context(servers.data(folder, users))
+        explain.show(data.database_url, folder / "plans.txt")
+        bench = Bench(data, Secrets(), folder, parsed.pairs, parsed.seconds, parsed.against)
+        if parsed.smoke:
+            bench.pairs, bench.seconds, bench.tries, bench.starts = 1, 1.0, 1, 1
+            bench.refused, bench.requests_before_memory = 1.0, 0
         for name in parsed.only:
-            PARTS[name](bench)
-    report.write(bench.rows, parsed.results)
+            if not parsed.smoke or name in SMOKE:
+                PARTS[name](bench)
+        report.write(bench.rows, results)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The control: aiohttp alone, answering any look-up with constant bytes. What all is compared to.
+"""The control: aiohttp alone, answering any look-up with constant bytes.
 
     python -m tests.load.control PORT BYTES
 

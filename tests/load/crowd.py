@@ -1,9 +1,8 @@
 """A crowd: clients that come whether or not the earlier ones were answered, and do not wait long.
 
-MOST_CONNECTIONS are open before they come, and taken as when the service was calm. Whoever comes
-takes one that nobody uses, or opens one in the place of one that was closed; where there is none,
-they go away at once, as from a proxy. Whoever has no answer within
-the time limit, counted from when they came, leaves, and closes the connection.
+MOST_CONNECTIONS are open before they come. A client takes an idle one, or opens one in place of
+one that was closed; if there is none, it goes away immediately, as from a proxy. A client without
+an answer within the time limit, counted from when it came, leaves and closes the connection.
 """
 
 import random
@@ -34,15 +33,15 @@ class Wish:
 
 @dataclass
 class Found:
-    """What the crowd was answered."""
+    """What became of the crowd's requests."""
 
     seconds: float
     good: list[float] = field(default_factory=list)
-    """Milliseconds after which right answers came in time, from when they were wanted."""
+    """Milliseconds that right answers in time took, counted from when the client came."""
     others: Counter[str] = field(default_factory=Counter)
-    """What else became of them."""
+    """How many had another outcome, by kind."""
     lateness: list[float] = field(default_factory=list)
-    """Milliseconds by which this process noticed too late who came: it has to be strong enough."""
+    """Milliseconds by which this process was late itself: a check of the measurement."""
 
     @property
     def rate(self) -> float:
@@ -50,7 +49,7 @@ class Found:
 
 
 class _Client:
-    """One connection, and what is wanted on it now."""
+    """One connection, and what it waits for."""
 
     __slots__ = ("connection", "due", "received", "wish")
 
@@ -113,7 +112,7 @@ class Crowd:
         return found
 
     def _leave(self, now: float) -> None:
-        """Close the connections of those who have waited for too long."""
+        """Close the connections of clients that have waited too long."""
         while self._under_way and self._under_way[0][0] < now:
             deadline, client = self._under_way.popleft()
             if client.wish is not None and client.due + self._limit == deadline:
@@ -121,7 +120,7 @@ class Crowd:
                 self._close(client)
 
     def _open_all(self) -> None:
-        """Open all connections, as those have who came before, when the service was calm."""
+        """Open all connections while the service is calm."""
         while len(self._clients) < MOST_CONNECTIONS:
             client = self._connect()
             self._epoll.modify(client.connection.fileno(), select.EPOLLIN)
@@ -142,7 +141,7 @@ class Crowd:
         return bool(self._idle) or len(self._clients) < most
 
     def _send(self, due: float) -> None:
-        """Ask on a connection that nobody uses, or on a new one once it is open."""
+        """Send on an idle connection, or on a new one once it is open."""
         wish = self._next_wish()
         while self._idle:
             client = self._idle.pop()

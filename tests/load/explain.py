@@ -1,38 +1,15 @@
-"""What PostgreSQL does for each statement of the request path, on the data set."""
+"""The plan of every statement on the benchmark's data set."""
 
-import importlib
-import pkgutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import psycopg
 
-from service import repositories
 from tests.load.servers import row_id
+from tests.sql.plans import BESIDE_REQUESTS, explained, plan_of, prepared, statements
 
-BESIDE_REQUESTS: Final = {
-    ("migrations", "FIND_APPLIED"),  # for health checks, of a table of a dozen rows
-    ("oauth_clients", "LIST"),  # for operators
-}
-"""Statements that may read a whole table."""
 LARGE: Final = ("users", "referrals", "referral_codes")
-"""The tables of the data set; of the small ones reading all may be quicker (tests/sql)."""
-
-
-def statements() -> dict[tuple[str, str], str]:
-    """Return all statements of the repositories, by module and name."""
-    return {
-        (module.name, name): text
-        for module in pkgutil.iter_modules(repositories.__path__)
-        for name, text in vars(
-            importlib.import_module(f"{repositories.__name__}.{module.name}")
-        ).items()
-        if name.isupper() and isinstance(text, str)
-    }
-
-
+"""The tables of the data set; small ones may be read whole (tests/sql/test_plans.py)."""
 ARGUMENTS: Final = {
     "uuid": f"'{row_id(1, 1)}'",
     "text": "'person1@example.com'",
@@ -44,19 +21,12 @@ ARGUMENTS: Final = {
     "jsonb": "'[]'",
     "timestamp with time zone": "now()",
 }
-"""An argument of each type: where it is somebody's, the first user's, who has 10³ referrals."""
-
-
-def plan_of(connection: "psycopg.Connection[Any]", statement: str) -> str:
-    """Return how PostgreSQL would do the statement, whatever its arguments are."""
-    with _prepared(connection, statement) as types:
-        arguments = f"({', '.join(['NULL'] * len(types))})" if types else ""
-        return _told(connection, f"EXPLAIN EXECUTE asked{arguments}")
+"""An argument of each type: an id or an email address is that of user 1, who has 10³ referrals."""
 
 
 def work_of(connection: "psycopg.Connection[Any]", statement: str) -> str:
     """Return how PostgreSQL does the statement for ARGUMENTS, and with how many buffers."""
-    with _prepared(connection, statement) as types:
+    with prepared(connection, statement) as types:
         values = [
             f"ARRAY[{ARGUMENTS[of.removesuffix('[]')]}]::{of}" if "[]" in of else ARGUMENTS[of]
             for of in types
@@ -64,34 +34,16 @@ def work_of(connection: "psycopg.Connection[Any]", statement: str) -> str:
         arguments = f"({', '.join(values)})" if values else ""
         try:
             with connection.transaction(force_rollback=True):
-                told = f"EXPLAIN (ANALYZE, BUFFERS) EXECUTE asked{arguments}"
-                return _told(connection, told)
+                question = f"EXPLAIN (ANALYZE, BUFFERS) EXECUTE asked{arguments}"
+                return explained(connection, question)
         except psycopg.IntegrityError as error:
             return f"Not stored: {error}"
-
-
-@contextmanager
-def _prepared(connection: "psycopg.Connection[Any]", statement: str) -> Iterator[list[str]]:
-    """Prepare the statement as `asked`; yield the types of its arguments."""
-    connection.execute(f"PREPARE asked AS {statement}".encode())
-    try:
-        row = connection.execute(
-            "SELECT parameter_types::text[] FROM pg_prepared_statements WHERE name = 'asked'"
-        ).fetchone()
-        assert row is not None
-        yield row[0]
-    finally:
-        connection.execute("DEALLOCATE asked")
-
-
-def _told(connection: "psycopg.Connection[Any]", question: str) -> str:
-    return "\n".join(line for (line,) in connection.execute(question.encode()).fetchall())
 
 
 def show(database_url: str, file: Path) -> None:
     """Write all plans to the file; raise AssertionError where one reads a whole table.
 
-    Each is there twice: as it is for any arguments, and as it went for some.
+    Each plan is there twice: for any arguments, and as it went for ARGUMENTS.
     """
     with psycopg.connect(database_url, autocommit=True) as connection:
         works = {key: work_of(connection, text) for key, text in statements().items()}

@@ -25,8 +25,8 @@ import psycopg
 from service import embedded
 from service.postgresql.migrations import apply_migrations
 from tests.e2e.processes import COMMAND, LOOPBACK, free_port, started, wait_for
+from tests.engines.killable import children_of
 from tests.factories import PASSWORD, new_secrets
-from tests.faults.engines import children_of
 from tests.load.registering import NO_LIMITS
 
 SIZES: Final = """

@@ -1,4 +1,4 @@
-"""What processes cost: CPU, memory, and how much of the machine somebody else took meanwhile."""
+"""What processes cost: CPU, memory, and how busy the machine is otherwise."""
 
 import os
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return what all threads of a process have used, to the nanosecond; 0 if it is gone."""
+    """Return the CPU time of all threads of a process; 0 if it is gone."""
     total = 0
     try:
         for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -23,7 +23,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def pinned_to(cores: set[int], command: list[str]) -> list[str]:
-    """Return the command as it runs on these cores alone."""
+    """Return the command that runs the other on these cores alone."""
     return ["taskset", "--cpu-list", ",".join(map(str, sorted(cores))), *command]
 
 
@@ -51,7 +51,7 @@ def busy_seconds() -> float:
 
 
 def pss_mib(pids: Iterable[int]) -> float:
-    """Return the memory of the processes, each shared page split between those who share it."""
+    """Return the memory of the processes (PSS): a shared page is divided among them."""
     kib = 0
     for pid in pids:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()

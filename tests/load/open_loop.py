@@ -1,7 +1,7 @@
 """The open loop: requests at a fixed rate, whether or not the earlier ones have been answered.
 
-A closed loop waits for a server that stalls, and does not see how long everybody else would have
-waited. Here a latency begins at the instant at which the request was to be sent.
+A closed loop waits for a server that stalls, and does not see how long other clients would have
+waited. Here a latency is counted from the instant at which the request was due.
 """
 
 import random
@@ -22,7 +22,7 @@ _LENGTH: Final = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Latencies:
-    """What the requests of one run were answered with, and after how many milliseconds."""
+    """The statuses of one run's answers, and after how many milliseconds they came."""
 
     sorted: list[float]
     statuses: Counter[int]
@@ -47,7 +47,7 @@ class _Exchange:
 
 
 def run(url: str, requests: Sequence[bytes], rate: float, seconds: float, seed: int) -> Latencies:
-    """Send requests for some seconds, as far apart as customers come (Poisson)."""
+    """Send requests for some seconds, at random intervals (Poisson)."""
     arrivals = random.Random(seed)
     host, port = urlsplit(url).hostname, urlsplit(url).port
     idle = deque(socket.create_connection((host, port)) for _ in range(CONNECTIONS))
@@ -71,7 +71,7 @@ def run(url: str, requests: Sequence[bytes], rate: float, seconds: float, seed: 
             busy[connection] = _Exchange(waiting.popleft())
             connection.sendall(requests[sent % len(requests)])
             sent += 1
-        # select, and not epoll, because its time-out is precise to the microsecond.
+        # select, not epoll, because its time-out is precise to the microsecond.
         readable, _, _ = select.select(list(busy), [], [], max(0.0, min(0.1, due - now)))
         now = perf_counter()
         for connection in readable:

@@ -1,13 +1,12 @@
-"""`make overload`: three times what one worker can do, and what it still does then.
+"""`make overload`: three times what one worker can do, and what it still does.
 
     python -m tests.load.overload [--seed N] [--seconds S] [--only WORK …]
 
-Clients come on a schedule, whether or not the earlier ones were answered, each with the time limit
-of a second from when it was to come; who has no answer by then leaves, and closes the connection.
-So they come in production, and a closed loop would not show it: its clients come more slowly as
-the service does. The capacity is the best rate at which right answers came in time, and then three
-times as many clients come. The service has a core of its own, and the crowd, PostgreSQL and Valkey
-the others.
+Clients come on a schedule, whether or not the earlier ones were answered; one without an answer
+after a second leaves, and closes the connection. That is what production is like. A closed loop
+would not show it, because its clients slow down with the service. The capacity is the best rate of
+right answers in time; then three times as many clients come. The service has a core of its own;
+the crowd, PostgreSQL and Valkey have the others.
 """
 
 import argparse
@@ -40,17 +39,17 @@ from tests.load.machine import OTHER_CORES, SERVER_CORE, pinned_to, pss_mib
 LIMIT_SECONDS: Final = 1.0
 TIMES: Final = 3
 NEAR_PEAK: Final = (0.8, 0.9, 1.0)
-"""Rates, of what a closed loop can have, at which the best of an open one is looked for."""
+"""Shares of a closed loop's rate at which the best rate of an open one is searched."""
 GOODPUT: Final = 0.9
 HEALTH_MS: Final = 100.0
 GROWTH_MIB: Final = 64.0
-"""What one worker may take more, and keep."""
+"""How much more memory one worker may take."""
 OWNERS: Final = 500
 NOBODY: Final = "redis://127.0.0.1:1"
 DEAR: Final = {"ARGON2_MEMORY_KIB": "19456", "ARGON2_PASSES": "2"}
 CHEAP: Final = {"ARGON2_MEMORY_KIB": "64", "ARGON2_PASSES": "1"}
 PUBLIC_URL: Final = "http://localhost"
-"""One for all services: the tokens are for it."""
+"""The same for all services: it is the audience of the tokens."""
 API: Final = "/api/v1"
 LIMITED: Final = ("REGISTER", "LOGIN", "LOOKUP", "MAIL", "VERIFICATION", "WRITE")
 HEAD: Final = (
@@ -61,7 +60,7 @@ HEAD: Final = (
 
 @dataclass(frozen=True)
 class Account:
-    """Who owns a code."""
+    """The owner of a code."""
 
     email: str
     token: str
@@ -108,7 +107,7 @@ def creations(owners: list[Account]) -> Iterator[Wish]:
 
 @dataclass(frozen=True)
 class Work:
-    """What is wanted, by how many clients while the capacity is looked for, and of what service."""
+    """The requests, how many clients find the capacity, and the service's settings."""
 
     wishes: Callable[[list[Account]], Iterator[Wish]]
     connections: int = 64
@@ -118,16 +117,16 @@ class Work:
 WORK: Final = {
     "look-ups": Work(look_ups),
     "look-ups, Redis away": Work(look_ups, environment={"REDIS_URL": NOBODY}),
-    "look-ups of unknown e-mails": Work(unknown),
+    "look-ups of unknown email addresses": Work(unknown),
     "sign-ins": Work(sign_ins, connections=8),
     "registrations": Work(registrations, connections=8),
-    "new codes": Work(creations),  # the last: what the look-ups find is changed
+    "new codes": Work(creations),  # last: it changes what the look-ups find
 }
 
 
 @contextmanager
 def service(environment: Mapping[str, str], log: Path) -> Iterator[tuple[str, int]]:
-    """Run one worker on its core; yield its address and the id of its process."""
+    """Run one worker on its core; yield its URL and process id."""
     port = free_port()
     url = f"http://{LOOPBACK}:{port}"
     own = {"HOST": LOOPBACK, "PORT": str(port), "PUBLIC_URL": PUBLIC_URL, "WORKERS": "1"}
@@ -138,7 +137,7 @@ def service(environment: Mapping[str, str], log: Path) -> Iterator[tuple[str, in
 
 
 async def make_accounts(url: str) -> list[Account]:
-    """Make owners of codes, who are signed in."""
+    """Make signed-in owners of codes."""
 
     async def make(session: aiohttp.ClientSession, number: int) -> Account:
         body = {"email": f"owner{number}@example.com", "password": PASSWORD}
@@ -159,14 +158,14 @@ async def make_accounts(url: str) -> list[Account]:
 
 @dataclass(frozen=True)
 class Watched:
-    """What was seen of the worker meanwhile."""
+    """The worker's health and memory during the overload."""
 
     health: list[float]
     most_mib: float
 
 
 def watch(url: str, pid: int, seconds: float) -> Watched:
-    """Ask whether it is alive every 50 ms on a connection of its own, and look at its memory."""
+    """Ask for its health every 50 ms on a connection of its own, and measure its memory."""
     address = urlsplit(url)
     connection = HTTPConnection(str(address.hostname), address.port, timeout=10)
     health, most = [], 0.0
@@ -180,7 +179,7 @@ def watch(url: str, pid: int, seconds: float) -> Watched:
         answer = connection.getresponse()
         answer.read()
         assert answer.status == 200, answer.status
-        # From when it was sent: one that waits for the one before says nothing new.
+        # Counted from when it is sent: waiting for the one before says nothing new.
         health.append((time.perf_counter() - due) * 1000)
         due = max(due + 0.05, time.perf_counter())
         if number % 10 == 0:
@@ -190,7 +189,7 @@ def watch(url: str, pid: int, seconds: float) -> Watched:
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one kind of work."""
+    """The result of one kind of work."""
 
     name: str
     peak: float
@@ -246,7 +245,7 @@ def measure(
         wishes = work.wishes(owners)
         crowd = Crowd(url, lambda: next(wishes), LIMIT_SECONDS)
         crowd.closed_loop(work.connections, 1)
-        time.sleep(0.5)  # what these clients left is still hashed
+        time.sleep(0.5)  # what these clients left is still being hashed
         most = crowd.closed_loop(work.connections, 2)
         if most.others:
             raise RuntimeError(f"{name}: {dict(most.others)} of a closed loop.")

@@ -28,6 +28,10 @@ from tests.e2e.processes import LOOPBACK, ROOT, free_port, status_of
 from tests.load.machine import SERVER_CORE, pinned_to, tree
 
 DATA_SQL: Final = Path(__file__).with_name("data.sql")
+USERS: Final = 11_101_000
+"""Those of the data set, most of them referrals."""
+FEW_USERS: Final = 1_102_000
+"""Enough that each workload finds what it asks for."""
 TOKEN_LIFE: Final = timedelta(days=1)
 START_SECONDS: Final = 20.0
 
@@ -57,23 +61,28 @@ class Server:
 
 
 @contextmanager
-def data(folder: Path) -> Iterator[Data]:
+def data(folder: Path, users: int) -> Iterator[Data]:
     """Run PostgreSQL, with the data set, and Valkey. The data set is made once and kept."""
     with ExitStack() as stack:
         folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(embedded.exclusive(folder))
         database_url = stack.enter_context(embedded.postgresql(folder))
         redis_url = stack.enter_context(embedded.valkey(folder))
-        made = folder / "data-set-is-made"
+        made, statements = folder / "data-set-is-made", data_sql(users)
         apply_migrations(database_url)
-        if not made.exists() or made.read_text() != DATA_SQL.read_text():
-            _make_data(database_url)
-            made.write_text(DATA_SQL.read_text())
+        if not made.exists() or made.read_text() != statements:
+            _make_data(database_url, statements)
+            made.write_text(statements)
         children = tree(os.getpid())[1:]
         yield Data(database_url, redis_url, lambda: [pid for own in children for pid in tree(own)])
 
 
-def _make_data(database_url: str) -> None:
+def data_sql(users: int) -> str:
+    """Return the statements that make the data set, of so many users."""
+    return DATA_SQL.read_text().replace(str(USERS), str(users))
+
+
+def _make_data(database_url: str, statements: str) -> None:
     print("Making the data set, once: some minutes …", flush=True)
     started = time.monotonic()
     with psycopg.connect(database_url, autocommit=True) as connection:
@@ -83,14 +92,14 @@ def _make_data(database_url: str) -> None:
         ).fetchone()
         assert tables is not None
         connection.execute(f"TRUNCATE {tables[0]}")
-        connection.execute(DATA_SQL.read_bytes())
+        connection.execute(statements.encode())
         connection.execute("VACUUM (ANALYZE)")
         connection.execute("CHECKPOINT")
     print(f"Made in {time.monotonic() - started:.0f} s.", flush=True)
 
 
 class Secrets:
-    """The secrets of the service, so that the benchmark can make access tokens itself."""
+    """The service's secrets, with which the benchmark makes access tokens itself."""
 
     def __init__(self) -> None:
         self._key = SigningKey.generate()
@@ -101,7 +110,7 @@ class Secrets:
         }
 
     def access_token(self, public_url: str, number: int) -> str:
-        """Return an access token of user `number` of the data set, of which 4 000 have one."""
+        """Return an access token of user `number` of the data set; 4 000 have sessions."""
         return AccessTokens(SigningKeys([self._key]), public_url, TOKEN_LIFE).issue(
             subject=str(row_id(1, number)),
             client_id=FIRST_PARTY,
@@ -117,8 +126,8 @@ def row_id(kind: int, number: int) -> UUID:
 
 
 @contextmanager
-def service(environment: Mapping[str, str], log: Path, **changes: str) -> Iterator[Server]:
-    """Run one worker of the service, with everything on and limits that nobody reaches."""
+def service(environment: Mapping[str, str], log: Path, project: Path) -> Iterator[Server]:
+    """Run one worker of the service of `project`, everything on, with limits out of reach."""
     port = free_port()
     url = f"http://{LOOPBACK}:{port}"
     own = {
@@ -136,7 +145,7 @@ def service(environment: Mapping[str, str], log: Path, **changes: str) -> Iterat
     }
     first = f"{url}/api/v1/referral-code/person1@example.com"
     command = [sys.executable, "-m", "service", "serve"]
-    with _pinned(command, {**environment, **own, **changes}, log, url, first) as server:
+    with _pinned(command, {**own, **environment}, log, url, first, project) as server:
         yield server
 
 
@@ -153,13 +162,18 @@ def control(size: int, log: Path) -> Iterator[Server]:
 
 @contextmanager
 def _pinned(
-    command: list[str], environment: Mapping[str, str], log: Path, url: str, first: str
+    command: list[str],
+    environment: Mapping[str, str],
+    log: Path,
+    url: str,
+    first: str,
+    folder: Path = ROOT,
 ) -> Iterator[Server]:
     started = time.perf_counter()
     with log.open("ab") as output:
         process = subprocess.Popen(
             pinned_to({SERVER_CORE}, command),
-            cwd=ROOT,
+            cwd=folder,
             env={**os.environ, **environment, "ENV_FILE": os.devnull},
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -1,12 +1,12 @@
-"""Whether the time of an answer tells that an email address has an account.
+"""Whether the time of an answer gives away that an email address has an account.
 
     python -m tests.load.timing [--requests 300] [--seed 1]
 
 A service in mode `required`, with hashes at their usual cost and a mail server, is asked one
 request after the other, about known and unknown addresses in random order. What it prints for each
 call is the AUC: how often a request about a known address takes longer than one about an unknown
-one. 0.5 tells nothing; 0.47 to 0.53 is the goal, and about what chance makes of 300 and 300 (one
-standard deviation is 0.024). It needs a quiet moment.
+one. 0.5 gives nothing away; 0.47 to 0.53 is the goal, and about what chance makes of 300 and 300
+(one standard deviation is 0.024). It needs a quiet moment.
 """
 
 import argparse
@@ -98,7 +98,7 @@ async def run(requests: int) -> None:
         log = stack.enter_context((folder / "log").open("w"))
         service = stack.enter_context(service_process(environment, log))
         known = await make_accounts(service.url, smtp)
-        await measure(service.url, known, 10)  # what is slower the first time
+        await measure(service.url, known, 10)  # warm up
         for call, value in (await measure(service.url, known, requests)).items():
             print(f"{call:10} {value:.3f}", flush=True)
 

@@ -4,7 +4,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -17,30 +17,32 @@ DRAWS: Final = 20_000
 LIVE_CODES: Final = 200_000
 SIGNED_IN: Final = 1000
 OWNERS_FROM: Final = 900_001
-"""Users with a session and no code, for making codes: nobody looks for theirs."""
+"""The first of the users with a session and without a code, who create codes."""
 REFERRERS: Final = {3: 10**7, 2: 10**5, 1: 10**3}
 Token = Callable[[int], str]
-"""Returns an access token of a user of the data set."""
+"""Returns an access token of the user of that number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request; `token` is "-" where nobody signs in, `body` where there is none."""
+    """One request; "-" stands for no access token, no X-Forwarded-For, no body."""
 
     path: str
     method: str = "GET"
-    token: str = "-"  # none
+    token: str = "-"
+    forwarded_for: str = "-"
     body: str = "-"
 
     def line(self) -> str:
-        return f"{self.method}\t{self.path}\t{self.token}\t{self.body}\n"
+        return f"{self.method}\t{self.path}\t{self.token}\t{self.forwarded_for}\t{self.body}\n"
 
     def bytes(self) -> bytes:
+        """Return what is sent, of a request that is nothing but a path."""
         return f"{self.method} {self.path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 
 
 def look_ups(_: Token) -> list[Request]:
-    """Look for referrers' codes, popular ones more often; 2 % are of e-mails nobody has."""
+    """Look up referrers' codes, popular ones more often; 2 % of the addresses have no account."""
     strangers = random.Random(SEED + 1)
     return [
         _look_up(f"{'stranger' if strangers.random() < 0.02 else 'person'}{rank}@example.com")
@@ -48,8 +50,16 @@ def look_ups(_: Token) -> list[Request]:
     ]
 
 
+def forwarded_look_ups(token: Token) -> list[Request]:
+    """The same by way of a proxy, for 250 clients."""
+    return [
+        replace(look_up, forwarded_for=f"198.51.100.{number % 250 + 1}")
+        for number, look_up in enumerate(look_ups(token))
+    ]
+
+
 def unknown_look_ups(_: Token) -> list[Request]:
-    """Look for codes of e-mails nobody has, some more often."""
+    """Look up email addresses without an account, some more often."""
     return [_look_up(f"stranger{rank}@example.com") for rank in _zipf(LIVE_CODES)]
 
 
@@ -77,7 +87,7 @@ def codes(token: Token) -> list[Request]:
     requests = []
     for first in range(OWNERS_FROM, OWNERS_FROM + 1024, 256):
         tokens = [token(number) for number in range(first, first + 256)]
-        requests += [Request(f"{API}/referral-code", "POST", one, wish) for one in tokens]
+        requests += [Request(f"{API}/referral-code", "POST", one, body=wish) for one in tokens]
         requests += [Request(f"{API}/referral-code", "DELETE", one) for one in tokens]
     return requests
 

@@ -33,11 +33,23 @@ class Round:
     load_cpu: float
     """Share of its core that wrk took."""
     foreign: float
-    """Share of the machine that somebody else took."""
+    """Share of the machine that other processes took."""
 
     @property
     def rate(self) -> float:
         return self.requests / self.seconds
+
+    def measures(self) -> dict[str, float]:
+        """Return what a row of the report compares, and what explains it."""
+        return {
+            "rate": self.rate,
+            "p50": self.p50,
+            "p99": self.p99,
+            "CPU": self.server_cpu,
+            "CPU of data": self.data_cpu,
+            "load": self.load_cpu,
+            "foreign": self.foreign,
+        }
 
     @property
     def answered(self) -> float:

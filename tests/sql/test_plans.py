@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from tests.conftest import Servers
-from tests.load.explain import BESIDE_REQUESTS, plan_of, statements
+from tests.sql.plans import BESIDE_REQUESTS, plan_of, statements
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.faults.engines import children_of
+from tests.engines.killable import children_of
 
 NEW_NETWORK: Final = 0x40000000
 """CLONE_NEWNET of setns(2)."""
@@ -22,7 +22,7 @@ _numbers = itertools.count(1)
 
 
 class Missing(Exception):
-    """What this machine lacks for a run; one sentence."""
+    """What this machine lacks for a run, in one sentence."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,14 @@ class Server:
             )
 
     def wait_until(self, holds: Callable[[], bool]) -> None:
-        """Wait until something holds; complain with the log if it takes too long, or it ends."""
+        """Wait until something holds; fail with its log if that takes too long."""
         deadline = time.monotonic() + START_SECONDS
         while not holds():
             assert self._started.poll() is None, self._log.read_text()[-2000:]
             assert time.monotonic() < deadline, self._log.read_text()[-2000:]
             time.sleep(0.05)
 
-    def tell_to_end(self, number: signal.Signals = signal.SIGTERM) -> None:
+    def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
         self._started.send_signal(number)
 
     def wait(self, seconds: float = 20) -> int:
@@ -94,7 +94,7 @@ class Server:
         self._send(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End it and all that it started, at once; nothing where it has ended."""
+        """Kill it and all that it started, unless it has ended."""
         if self.process is not None and self.process.poll() is None:
             self._send(signal.SIGKILL)
             self.process.wait()
@@ -105,7 +105,7 @@ class Server:
         return self.process
 
     def _send(self, number: signal.Signals) -> None:
-        for pid in _tree(self._started.pid):  # the first one first, or it would start others
+        for pid in _tree(self._started.pid):  # the parent first, or it would start new ones
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 

@@ -1,4 +1,4 @@
-"""Servers that stand where Redis should: some never were Redis, one leads to it until it is cut."""
+"""Servers in place of Redis: some never were Redis, one is a proxy that can be cut."""
 
 import asyncio
 import re
@@ -12,7 +12,7 @@ Streams = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 
 class Proxy:
-    """A way to Redis that can be cut, held up and mended, and can give Redis another run id."""
+    """A proxy to Redis that can be cut, held up and mended, and can give Redis another run id."""
 
     def __init__(self, target: str) -> None:
         self._target = urlsplit(target)
@@ -22,18 +22,18 @@ class Proxy:
         self.pairs: set[asyncio.Task[None]] = set()
         self.url = ""
         self.connections = 0
-        """How often somebody has connected, or tried to."""
+        """How many connections were made or tried."""
         self.run_id: str | None = None
-        """What Redis is to say that its run id is: another one is another server."""
+        """What Redis appears to have for a run id: another one means another server."""
 
     def cut(self) -> None:
-        """End all connections, and every new one at once."""
+        """End all connections, and every new one immediately."""
         self._open = False
         for pair in self.pairs:
             pair.cancel()
 
     def hold_up(self) -> None:
-        """Let connections be, and nothing come through them."""
+        """Keep connections open, but deliver nothing."""
         self._flowing.clear()
 
     def mend(self) -> None:
@@ -53,7 +53,7 @@ class Proxy:
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             there, back = await self._connect()
-        except OSError:  # nobody is there
+        except OSError:  # nothing listens there
             writer.transport.abort()
             return
         pumps = [
@@ -93,7 +93,7 @@ class Proxy:
 
 @asynccontextmanager
 async def proxied(target: str, **options: Any) -> AsyncIterator[Proxy]:
-    """Open a way to the Redis at `target`."""
+    """Open a proxy to the Redis at `target`."""
     proxy = Proxy(target)
     async with listening(proxy.serve, **options) as url:
         proxy.url = url
@@ -105,7 +105,7 @@ async def proxied(target: str, **options: Any) -> AsyncIterator[Proxy]:
 
 @asynccontextmanager
 async def refusing(_: str) -> AsyncIterator[str]:
-    """Nobody listens at all."""
+    """Nothing listens at all."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     yield f"redis://127.0.0.1:{port}"
@@ -126,7 +126,7 @@ async def silent(_: str) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def hanging_up(_: str) -> AsyncIterator[str]:
-    """A server that ends every connection at the first word."""
+    """A server that closes every connection at the first byte."""
 
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
@@ -138,7 +138,7 @@ async def hanging_up(_: str) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def babbling(_: str) -> AsyncIterator[str]:
-    """A server that is not Redis, and says so in its own language."""
+    """A server that is not Redis, and answers in HTTP."""
 
     async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(65536)
@@ -151,7 +151,7 @@ async def babbling(_: str) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def listening(streams: Streams, **options: Any) -> AsyncIterator[str]:
-    """Have `streams` serve a port of loopback; yield its address as if it were of Redis."""
+    """Have `streams` serve a loopback port; yield its address as a Redis URL."""
     server = await asyncio.start_server(streams, "127.0.0.1", 0, **options)
     try:
         host, port = server.sockets[0].getsockname()

@@ -1,4 +1,4 @@
-"""PostgreSQL and Valkey that can be killed and suspended, and ways to them that break."""
+"""PostgreSQL and Valkey that can be killed and suspended, and proxies to them that break."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from typing import TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from service import embedded
-from tests.api.redis_trouble import Proxy, listening
+from tests.engines.redis_trouble import Proxy, listening
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ class Engine:
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(OSError, ValueError):
-            # The parent first, or it would start others.
+            # The parent first, or it would start new ones.
             for pid in (self.pid, *children_of(self.pid)):
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
@@ -89,7 +89,7 @@ def valkey(folder: Path) -> Engine:
 
 
 def children_of(pid: int) -> list[int]:
-    """Return the processes that have `pid` for their parent; nothing where there is none."""
+    """Return the child processes of `pid`; none if it is gone."""
     try:
         return [
             int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -99,37 +99,37 @@ def children_of(pid: int) -> list[int]:
 
 
 class Way(Proxy):
-    """A way to a server, which can also be slow, or be cut where it hurts most."""
+    """A proxy to a server, which can also be slow, or cut a connection where it hurts most."""
 
     def __init__(self, target: str, rng: random.Random) -> None:
         super().__init__(target)
         self._rng = rng
         self.delay = 0.0
-        """The most seconds that anything takes to get through."""
-        self.cut_behind: bytes | None = None
-        """Words of an answer that is not delivered: the connection ends instead."""
+        """The most seconds by which anything is delayed."""
+        self.cut_at: bytes | None = None
+        """Words in an answer that is not delivered: the connection is cut instead."""
         self.cut_in = 0.0
-        """In how many of such answers, from 0 to 1."""
+        """The share of such answers, from 0 to 1."""
 
     async def _passed_on(self, data: bytes) -> bytes:
-        """Return what is delivered, as late as it is."""
+        """Return what is delivered, once it is."""
         data = await super()._passed_on(data)
         if self.delay:
             await asyncio.sleep(self._rng.uniform(0, self.delay))
-        if self.cut_behind and self.cut_behind in data and self._rng.random() < self.cut_in:
+        if self.cut_at and self.cut_at in data and self._rng.random() < self.cut_in:
             raise ConnectionResetError
         return data
 
 
 def socket_of(database_url: str) -> str:
-    """Return where PostgreSQL listens, as a URL with the scheme unix."""
+    """Return where PostgreSQL listens, as a unix:// URL."""
     query = parse_qs(urlsplit(database_url).query)
     return f"unix://{query['host'][0]}/.s.PGSQL.{query['port'][0]}"
 
 
 @asynccontextmanager
 async def way_to(target: str, rng: random.Random) -> AsyncIterator[Way]:
-    """Open a way to the server at `target`."""
+    """Open a proxy to the server at `target`."""
     way = Way(target, rng)
     async with listening(way.serve) as url:
         way.url = url

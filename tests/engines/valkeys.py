@@ -1,4 +1,4 @@
-"""Valkeys that belong together: the nodes of a cluster, and a primary that sentinels watch."""
+"""Valkeys that belong together: nodes of a cluster, or a primary watched by sentinels."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from service.embedded.folders import package_folder
-from tests.faults.machines import START_SECONDS, Machine, Server
+from tests.engines.machines import START_SECONDS, Machine, Server
 
 SLOTS: Final = 16_384
 
@@ -34,7 +34,7 @@ class Valkey(Server):
         self.url = f"{machine.address}:{port}"
         own = folder / name
         own.mkdir()
-        file = own / "valkey.conf"  # a Sentinel writes down in it what it has learnt
+        file = own / "valkey.conf"  # a Sentinel writes into it
         lines = [
             f"bind {machine.address}",
             f"port {port}",
@@ -67,7 +67,7 @@ class Valkey(Server):
         return False
 
     def is_primary(self) -> bool:
-        """Whether it says so; no where it does not answer."""
+        """Whether it says so; False if it does not answer."""
         with suppress(RedisError):
             return bool(self.tell("ROLE")[0] == b"master")
         return False
@@ -88,7 +88,7 @@ def cluster_settings(timeout_milliseconds: int) -> tuple[str, ...]:
 
 
 def join(nodes: Sequence[Valkey], primaries: int) -> None:
-    """Make a cluster of nodes that answer: of so many primaries, and a replica of each in turn."""
+    """Make a cluster of running nodes: so many primaries, then replicas of each in turn."""
     for number, node in enumerate(nodes):
         node.tell("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         if number < primaries:
@@ -113,7 +113,7 @@ def join(nodes: Sequence[Valkey], primaries: int) -> None:
 
 
 def is_whole(nodes: Sequence[Valkey]) -> bool:
-    """Whether all agree on who holds what, and all replicas have what their primaries have."""
+    """Whether all agree on which node holds which slots, and all replicas are in sync."""
     told = set()
     for node in nodes:
         with suppress(RedisError):
@@ -128,7 +128,7 @@ def is_whole(nodes: Sequence[Valkey]) -> bool:
 
 
 def until(holds: Callable[[], bool]) -> None:
-    """Wait until something holds; complain if it takes too long."""
+    """Wait until something holds; fail if it takes too long."""
     deadline = time.monotonic() + START_SECONDS
     while not holds():
         assert time.monotonic() < deadline

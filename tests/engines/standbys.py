@@ -12,7 +12,7 @@ import psycopg
 
 from service.embedded import EmbeddedServerError
 from service.embedded.folders import let_through, package_folder
-from tests.faults.machines import Machine, Missing, Server, on
+from tests.engines.machines import Machine, Missing, Server, on
 
 PORT: Final = 5432
 SETTINGS: Final = {
@@ -20,7 +20,7 @@ SETTINGS: Final = {
     "max_connections": "80",
     "hot_standby": "on",
     "wal_keep_size": "128MB",
-    # A process that is killed loses nothing that the kernel has; disks are not what is tested.
+    # A killed process loses nothing that the kernel has; disks are not tested here.
     "fsync": "off",
     # A cut cable is noticed in seconds, by either end.
     "wal_sender_timeout": "2s",
@@ -53,7 +53,7 @@ class PostgreSQL:
             file.write("host all,replication all 10.77.0.0/24 trust\n")
 
     def copy(self, primary: "PostgreSQL", others: list["PostgreSQL"]) -> None:
-        """Copy the primary's data, to follow whichever of the others is the primary."""
+        """Copy the primary's data, and follow whichever of the others is the primary."""
         subprocess.run(["rm", "-rf", str(self.data)], check=True)
         self._run("pg_basebackup", "--checkpoint=fast", "-X", "stream", "-d", primary.url)
         self.follow(others)
@@ -72,13 +72,13 @@ class PostgreSQL:
         os.chown(self.data / "standby.signal", *account())
 
     def start(self, **settings: str) -> None:
-        """Start it, and wait until it can be asked."""
+        """Start it, and wait until it answers."""
         own = {"port": str(self.port), "listen_addresses": self.machine.address}
         own |= {"unix_socket_directories": ""}
         command = [str(_binary("postgres")), "-D", str(self.data)]
         for name, value in (SETTINGS | own | settings).items():
             command += ["-c", f"{name}={value}"]
-        (self.data / "postmaster.pid").unlink(missing_ok=True)  # of one that was killed
+        (self.data / "postmaster.pid").unlink(missing_ok=True)  # of a killed one
         self._server = Server(self.machine, command, self._log, user=account())
         self._server.start()
         self._server.wait_until(self._answers)
@@ -89,8 +89,8 @@ class PostgreSQL:
         return self._server
 
     def stop(self) -> None:
-        """End it in order: all that it has written is sent to the standbys."""
-        self.server.tell_to_end(signal.SIGINT)
+        """Shut it down cleanly: everything written is sent to the standbys."""
+        self.server.terminate(signal.SIGINT)
         self.server.wait()
 
     def kill(self) -> None:
@@ -132,7 +132,7 @@ def furthest(standbys: list[PostgreSQL]) -> PostgreSQL:
 
 
 def folder_for_servers(folder: Path) -> Path:
-    """Let the servers' account write into the folder, and get there."""
+    """Let the servers' account reach the folder and write into it."""
     folder.mkdir(exist_ok=True)
     if os.geteuid() == 0:
         os.chown(folder, *account())
@@ -142,7 +142,7 @@ def folder_for_servers(folder: Path) -> Path:
 
 
 def account() -> tuple[int, int]:
-    """Return the user and the group that servers run as: PostgreSQL refuses to be root."""
+    """Return the user and group that servers run as: PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
         return os.geteuid(), os.getegid()
     account = pwd.getpwnam("nobody")

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.faults.machines import Machine, Server, program
-from tests.faults.postgres import account
+from tests.engines.machines import Machine, Server, program
+from tests.engines.standbys import account
 
 
 def pgbouncer(
@@ -18,7 +18,7 @@ def pgbouncer(
 ) -> Server:
     """Return one in transaction mode, not started; raise Missing.
 
-    `target` says where PostgreSQL is: host, port and user.
+    `target` has PostgreSQL's host, port and user.
     """
     file = folder / f"{name}.ini"
     file.write_text(f"""\
