@@ -23,16 +23,15 @@ from service.cli.console import CommandError, Environment
 from service.domain.clock import utc_now
 from service.domain.errors import ServiceError
 from service.security.tokens import JWKS_MAX_AGE, SigningKey, SigningKeys
+from service.settings.risks import risks_of
+from service.settings.schema import SettingsError, load
 from service.settings.settings import (
+    DatabaseSettings,
+    KeySettings,
+    ServerSettings,
     Settings,
-    SettingsError,
-    read_database,
-    read_database_url,
     read_environment,
-    read_servers,
     read_settings,
-    read_signing_keys,
-    risks_of,
 )
 from service.telemetry.logs import set_up_logging
 
@@ -164,9 +163,9 @@ async def _with_jobs(environ: Environment, work: Callable[["Jobs"], Awaitable[No
     """Run `work` with the jobs of the database that the settings name."""
     from service.services import open_jobs  # see _with_users
 
-    database = read_database({**_of_dev(), **environ})
-    await _check_database(database[0])
-    async with open_jobs(*database) as jobs:
+    settings = load(DatabaseSettings, {**_of_dev(), **environ})
+    await _check_database(settings.database_url)
+    async with open_jobs(settings.database_url, settings.database_prepared_statements) as jobs:
         await work(jobs)
 
 
@@ -215,7 +214,7 @@ def _dev(_: argparse.Namespace, environ: Environment) -> None:
 
 def _migrate(_: argparse.Namespace, environ: Environment) -> None:
     set_up_logging("info", "auto")
-    database_url = read_database_url({**_of_dev(), **environ})
+    database_url = load(DatabaseSettings, {**_of_dev(), **environ}).database_url
     asyncio.run(_check_database(database_url, tables=False))
     applied = _apply_migrations(database_url)
     print("\n".join(f"applied {name}" for name in applied) or "nothing to apply")
@@ -240,10 +239,8 @@ def _rotate_keys(parsed: argparse.Namespace, environ: Environment) -> None:
     """Write SIGNING_KEYS with a new key, which signs when all processes and others know it."""
     if parsed.file and not parsed.file.is_file():
         raise CommandError(f"There is no file {parsed.file}.")
-    keys, lifetime = read_signing_keys(
-        {**environ, **(_read_file(parsed.file) if parsed.file else {})}
-    )
-    keys = keys.rotated(utc_now(), lifetime)
+    settings = load(KeySettings, {**environ, **(_read_file(parsed.file) if parsed.file else {})})
+    keys = settings.signing_keys.rotated(utc_now(), settings.access_token_ttl)
     line = _signing_keys_line(keys)
     if parsed.file is None:
         print(line)
@@ -265,12 +262,16 @@ def _with_clients(environ: Environment, work: Callable[["OAuthClients"], Awaitab
     """Run `work` with the OAuth clients of the database that the settings name."""
     from service.services import open_clients  # see _with_users
 
-    database_url, prepared_statements, redis_url = read_servers({**_of_dev(), **environ})
+    environ = {**_of_dev(), **environ}
+    settings = load(ServerSettings if environ.get("REDIS_URL") else DatabaseSettings, environ)
+    redis_url = settings.redis_url if isinstance(settings, ServerSettings) else None
 
     async def run() -> None:
-        await _check_database(database_url)
+        await _check_database(settings.database_url)
         set_up_logging("info", "auto")
-        async with open_clients(database_url, prepared_statements, redis_url) as clients:
+        async with open_clients(
+            settings.database_url, settings.database_prepared_statements, redis_url
+        ) as clients:
             await work(clients)
 
     asyncio.run(run())

@@ -17,17 +17,18 @@ from service.domain.sessions import SWAGGER_UI
 from service.domain.users import allow_domains
 from service.postgresql import database
 from service.postgresql.database import Database
-from service.providers import make_provider
 from service.providers.clearbit import ClearbitEnricher
 from service.providers.http import HttpClient, open_http_client
 from service.providers.hunter import HunterEnricher, HunterVerifier
+from service.providers.identity import make_provider
+from service.providers.settings import EnrichmentSettings
 from service.redis.cache import Cache, RedisServer
 from service.redis.connection import RedisAway
 from service.redis.password_attempts import Failures, KnownAddresses
 from service.redis.rate_limits import RateLimiter
 from service.security.password_hashing import PasswordHasher
 from service.security.tokens import AccessTokens, RefreshTokens
-from service.settings.settings import EnrichmentSettings, Settings
+from service.settings.settings import Settings
 from service.use_cases.account_changes import AccountChanges
 from service.use_cases.cache_invalidation import CacheInvalidation
 from service.use_cases.claims import Claims

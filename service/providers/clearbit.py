@@ -11,7 +11,7 @@ from service.domain.jobs import RetryLater
 from service.domain.users import Email
 from service.providers.http import HttpClient
 from service.providers.hunter import enrichment_of
-from service.settings.settings import EnrichmentSettings
+from service.providers.settings import EnrichmentSettings
 
 SOURCE: Final = "clearbit"
 ASK_AGAIN_AFTER: Final = timedelta(minutes=2)

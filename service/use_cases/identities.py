@@ -36,7 +36,7 @@ from service.domain.security_events import SecurityEvent
 from service.domain.sessions import Caller, Tokens
 from service.domain.users import Email, User
 from service.postgresql.database import Database, Repositories, TransactionConflict, retried
-from service.providers import Provider
+from service.providers.identity import Provider
 from service.use_cases.account_changes import offer_undo
 from service.use_cases.cache_invalidation import CacheInvalidation, session_key
 from service.use_cases.claims import Claims

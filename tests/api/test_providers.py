@@ -19,15 +19,10 @@ from redis.asyncio import Redis
 
 from service.api.http.app_keys import ACCESS_LOG
 from service.domain.clock import utc_now
+from service.domain.rate_limits import RateLimit
 from service.postgresql.database import connect
-from service.settings.settings import (
-    MailSettings,
-    OidcSettings,
-    RateLimit,
-    Settings,
-    SmtpSettings,
-    read_settings,
-)
+from service.providers.settings import MailSettings, OidcSettings, SmtpSettings
+from service.settings.settings import Settings, read_settings
 from service.telemetry.logs import JsonFormatter
 from service.use_cases.housekeeping import Housekeeping
 from tests.api.assertions import assert_problem

@@ -83,7 +83,7 @@ def test_an_env_file_that_is_not_there_is_told(
 ) -> None:
     done = run(*arguments, environment={**environment, "ENV_FILE": "/nowhere/secrets.env"})
     assert done.returncode == 2
-    assert "ENV_FILE names no file: there is none at /nowhere/secrets.env.\n" in done.stderr
+    assert "ENV_FILE names /nowhere/secrets.env, which is not a file.\n" in done.stderr
     assert "Traceback" not in done.stderr
 
 
