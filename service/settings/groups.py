@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,11 @@ HUNTER_URL: Final = "https://api.hunter.io"
 ENRICHMENT_URLS: Final[Mapping[EnrichmentProvider, str]] = {
     "hunter": HUNTER_URL,
     "clearbit": "https://person.clearbit.com",
+}
+_GITHUB_URLS: Final = {
+    "authorize_url": "https://github.com/login/oauth/authorize",
+    "token_url": "https://github.com/login/oauth/access_token",
+    "api_url": "https://api.github.com",
 }
 MAILBOX: Final = "mailbox"
 """Not a variable: `dev` says where mails go that no server takes."""
@@ -110,42 +116,25 @@ def providers(text: str, environ: Environment) -> tuple[OidcSettings | GitHubSet
 
 
 def _provider(name: str, prefix: str, environ: Environment) -> OidcSettings | GitHubSettings:
+    kind = environ.get(f"{prefix}KIND", "github" if name == "github" else "oidc")
     client = {
         "client_id": setting(f"{prefix}CLIENT_ID", str),
         "client_secret": setting(f"{prefix}CLIENT_SECRET", str, None),
+        "title": setting(f"{prefix}TITLE", str, "GitHub" if kind == "github" else name.title()),
     }
-    match environ.get(f"{prefix}KIND", "github" if name == "github" else "oidc"):
-        case "oidc":
-            oidc = {
-                **client,
-                "title": setting(f"{prefix}TITLE", str, name.title()),
-                "scopes": setting(f"{prefix}SCOPES", _scopes, "openid email"),
-                "issuer": setting(f"{prefix}ISSUER", provider_url),
-            }
-            return Group(lambda **given: OidcSettings(name=name, **given), oidc).read(environ)
-        case "github":
-            github = {
-                **client,
-                "title": setting(f"{prefix}TITLE", str, "GitHub"),
-                "scopes": setting(f"{prefix}SCOPES", str, "user:email"),
-                "authorize_url": setting(
-                    f"{prefix}AUTHORIZE_URL",
-                    provider_url,
-                    "https://github.com/login/oauth/authorize",
-                ),
-                "token_url": setting(
-                    f"{prefix}TOKEN_URL",
-                    provider_url,
-                    "https://github.com/login/oauth/access_token",
-                ),
-                "api_url": setting(f"{prefix}API_URL", provider_url, "https://api.github.com"),
-            }
-            return Group(lambda **given: GitHubSettings(name=name, **given), github).read(environ)
-        case _:
-            raise ValidationError({f"{prefix}KIND": ["must be one of oidc, github."]})
+    if kind == "oidc":
+        client["issuer"] = setting(f"{prefix}ISSUER", provider_url)
+        client["scopes"] = setting(f"{prefix}SCOPES", _scopes, "openid email")
+        return Group(partial(OidcSettings, name=name), client).read(environ)
+    if kind == "github":
+        client["scopes"] = setting(f"{prefix}SCOPES", str, "user:email")
+        for url, default in _GITHUB_URLS.items():
+            client[url] = setting(f"{prefix}{url.upper()}", provider_url, default)
+        return Group(partial(GitHubSettings, name=name), client).read(environ)
+    raise ValidationError({f"{prefix}KIND": ["must be one of oidc, github."]})
 
 
 def _scopes(text: str) -> str:
     if "openid" not in text.split(" "):
-        raise ValidationError("must have the word openid.")
+        raise ValidationError("must contain the word openid.")
     return text

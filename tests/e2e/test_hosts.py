@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from service.server.supervisor import PortTaken, listen
+from service.server.listeners import PortTaken, listen
 from tests.e2e.processes import COMMAND, LOOPBACK, ROOT, free_port, run, started, wait_until
 
 

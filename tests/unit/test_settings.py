@@ -588,7 +588,7 @@ def test_all_faults_of_providers_are_told_with_the_others_under_their_own_names(
         "PORT must be between 1 and 65535.",
         "PROVIDER_CORP_CLIENT_ID is not set.",
         "PROVIDER_CORP_ISSUER is not set.",
-        "PROVIDER_CORP_SCOPES must have the word openid.",
+        "PROVIDER_CORP_SCOPES must contain the word openid.",
         "PROVIDER_GITHUB_CLIENT_ID is not set.",
         "PROVIDER_X_KIND must be one of oidc, github.",
     ]
