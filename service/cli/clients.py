@@ -7,9 +7,10 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from service.cli.console import CommandError, Commands, Environment, between
-from service.cli.resources import beside_dev, check_database
+from service.cli.console import Commands, Environment, between
+from service.cli.resources import beside_dev
 from service.domain.oauth import Client
+from service.domain.operators import OperatorError
 from service.domain.scopes import OF_CLIENTS, Scope, parse_scopes, scopes_of, to_text
 from service.domain.users import Role
 from service.settings.schema import load
@@ -63,15 +64,13 @@ def _add_rights(parser: argparse.ArgumentParser) -> None:
         type=_scopes,
         metavar='"SCOPE …"',
         help="with a redirect URI: what users can allow the client (default: "
-        f'"{to_text(scopes_of(Role.USER))}"); without one: what it may do for itself '
-        "(default: nothing)",
+        f'"{to_text(scopes_of(Role.USER))}"); without: what it may do itself (default: nothing)',
     )
     parser.add_argument(
         "--own-scope",
         type=_scopes,
         metavar='"SCOPE …"',
-        help="what the client may do for itself, without a user: of "
-        f'"{to_text(OF_CLIENTS)}" (default: nothing)',
+        help=f'what it may do itself, without a user: of "{to_text(OF_CLIENTS)}"',
     )
 
 
@@ -116,9 +115,8 @@ def _with_rights(client: Client, parsed: argparse.Namespace) -> Client:
         return client if parsed.own_scope is None else replace(client, own_scopes=parsed.own_scope)
     if parsed.scope is None and parsed.own_scope is None:
         return client
-    return replace(
-        client, own_scopes=(parsed.scope or frozenset()) | (parsed.own_scope or frozenset())
-    )
+    own_scopes = (parsed.scope or frozenset()) | (parsed.own_scope or frozenset())
+    return replace(client, own_scopes=own_scopes)
 
 
 async def _list(_: argparse.Namespace, environ: Environment) -> None:
@@ -142,7 +140,7 @@ async def _update(parsed: argparse.Namespace, environ: Environment) -> None:
     """Change what is given, and leave the rest."""
     given = (parsed.name, parsed.redirect_uri, parsed.scope, parsed.own_scope)
     if all(one is None for one in (*given, parsed.resource_server)):
-        raise CommandError("There is nothing to change: see `clients update --help`.")
+        raise OperatorError("There is nothing to change: see `clients update --help`.")
 
     def change(client: Client) -> Client:
         client = _with_rights(client, parsed)
@@ -186,17 +184,14 @@ async def _delete(parsed: argparse.Namespace, environ: Environment) -> None:
 @asynccontextmanager
 async def _open_clients(environ: Environment) -> AsyncIterator["OAuthClients"]:
     """Yield the OAuth clients of the settings' database; sessions that end leave Redis at once."""
+    from service.postgresql.startup_check import check_database
     from service.services import open_clients
 
     environ = beside_dev(environ)
-    kind = ServerSettings if environ.get("REDIS_URL") else DatabaseSettings
-    settings = load(kind, environ)
-    redis_url = settings.redis_url if isinstance(settings, ServerSettings) else None
+    settings = load(ServerSettings if environ.get("REDIS_URL") else DatabaseSettings, environ)
     await check_database(settings.database_url)
     set_up_logging("info", "auto")
-    async with open_clients(
-        settings.database_url, settings.database_prepared_statements, redis_url
-    ) as clients:
+    async with open_clients(settings) as clients:
         yield clients
 
 

@@ -5,12 +5,10 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from service.domain.operators import OperatorError
+
 Environment = Mapping[str, str]
 Command = Callable[[argparse.Namespace, Environment], Coroutine[Any, Any, None] | None]
-
-
-class CommandError(Exception):
-    """A command cannot do its work: one sentence for the user."""
 
 
 class Commands:
@@ -43,14 +41,14 @@ def between(low: int, high: int) -> Callable[[str], int]:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask on the terminal unless `yes`; raise CommandError unless the answer is yes."""
+    """Ask on the terminal unless `yes`; raise OperatorError unless the answer is yes."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise CommandError(f"{question} Answer on a terminal, or add --yes.")
+        raise OperatorError(f"{question} Answer on a terminal, or add --yes.")
     try:
         answer = input(f"{question} [y/N] ")
     except EOFError:
         answer = ""
     if answer.strip().lower() not in {"y", "yes"}:
-        raise CommandError("Nothing was changed.")
+        raise OperatorError("Nothing was changed.")

@@ -5,10 +5,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from service.cli.console import CommandError, Environment
+from service.cli.console import Environment
 from service.cli.keys import write_private, write_secrets
-from service.cli.resources import DATA, apply_migrations, read_file
+from service.cli.resources import DATA, read_file
 from service.cli.serve import listening, serve_on
+from service.domain.operators import OperatorError
 from service.settings.settings import read_settings
 
 
@@ -34,7 +35,9 @@ def dev(_: argparse.Namespace, environ: Environment) -> None:
                 url = stack.enter_context(embedded.valkey(DATA))
                 settings = replace(settings, redis_url=url)
         except embedded.EmbeddedServerError as error:
-            raise CommandError(error) from error
+            raise OperatorError(error) from error
+        from service.postgresql.migrations import apply_migrations  # 10 MiB of every worker
+
         apply_migrations(settings.database_url)
         write_private(
             DATA / "running.env",

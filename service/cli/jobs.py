@@ -6,8 +6,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from service.cli.console import CommandError, Commands, Environment, between
-from service.cli.resources import beside_dev, check_database
+from service.cli.console import Commands, Environment, between
+from service.cli.resources import beside_dev
+from service.domain.operators import OperatorError
 from service.settings.schema import load
 from service.settings.settings import DatabaseSettings
 
@@ -19,9 +20,7 @@ def add_commands(commands: Commands) -> None:
     jobs = commands.group("jobs", "List and retry jobs.")
     listing = jobs.add("list", _list)
     listing.add_argument("--parked", action="store_true", help="only those that were given up")
-    listing.add_argument(
-        "--limit", type=between(1, 1_000_000), default=100, metavar="N", help="default: 100"
-    )
+    listing.add_argument("--limit", type=between(1, 1_000_000), default=100, metavar="N")
     retry = jobs.add("retry", _retry)
     which = retry.add_mutually_exclusive_group(required=True)
     which.add_argument("job_id", type=UUID, nargs="?")
@@ -42,15 +41,16 @@ async def _retry(parsed: argparse.Namespace, environ: Environment) -> None:
     async with _open_jobs(environ) as jobs:
         retried = await jobs.retry(parsed.job_id)
     if parsed.job_id and not retried:
-        raise CommandError(f"There is no parked job {parsed.job_id}.")
+        raise OperatorError(f"There is no parked job {parsed.job_id}.")
     print(f"{retried} to be tried again")
 
 
 @asynccontextmanager
 async def _open_jobs(environ: Environment) -> AsyncIterator["Jobs"]:
+    from service.postgresql.startup_check import check_database
     from service.services import open_jobs
 
     settings = load(DatabaseSettings, beside_dev(environ))
     await check_database(settings.database_url)
-    async with open_jobs(settings.database_url, settings.database_prepared_statements) as jobs:
+    async with open_jobs(settings) as jobs:
         yield jobs

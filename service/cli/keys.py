@@ -7,9 +7,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from service.cli.console import CommandError, Commands, Environment
+from service.cli.console import Commands, Environment
 from service.cli.resources import read_file
 from service.domain.clock import utc_now
+from service.domain.operators import OperatorError
 from service.security.tokens import JWKS_MAX_AGE, SigningKey, SigningKeys
 from service.settings.schema import load
 from service.settings.settings import KeySettings
@@ -39,7 +40,7 @@ def _generate(parsed: argparse.Namespace, _: Environment) -> None:
 def _rotate(parsed: argparse.Namespace, environ: Environment) -> None:
     """Add the next signing key, and drop those no longer needed."""
     if parsed.file and not parsed.file.is_file():
-        raise CommandError(f"There is no file {parsed.file}.")
+        raise OperatorError(f"There is no file {parsed.file}.")
     settings = load(KeySettings, {**environ, **(read_file(parsed.file) if parsed.file else {})})
     keys = settings.signing_keys.rotated(utc_now(), settings.access_token_ttl)
     line = _signing_keys_line(keys)
@@ -65,14 +66,14 @@ def write_secrets(file: Path) -> bool:
 
 
 def write_private(file: Path, text: str) -> None:
-    """Write a file that only its owner may read, whole or not at all; raise CommandError."""
+    """Write a file that only its owner may read, whole or not at all; raise OperatorError."""
     try:
         handle, name = tempfile.mkstemp(dir=file.parent)
         with open(handle, "w") as temporary:  # noqa: PTH123  # mkstemp gives a descriptor
             temporary.write(text)
         Path(name).rename(file)
     except OSError as error:
-        raise CommandError(f"Cannot write {file}: {error.strerror}.") from error
+        raise OperatorError(f"Cannot write {file}: {error.strerror}.") from error
 
 
 def _new_secrets() -> str:

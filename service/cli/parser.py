@@ -7,10 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from service.cli import clients, dev, jobs, keys, migrate, serve, users, worker
-from service.cli.console import CommandError, Commands
+from service.cli.console import Commands
 from service.domain.errors import ServiceError
-from service.domain.oauth import ClientFaulty
-from service.server.listeners import PortTaken
+from service.domain.operators import OperatorError
 from service.settings.schema import SettingsError
 from service.settings.settings import read_environment
 
@@ -25,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"Invalid settings:\n{error}", file=sys.stderr)
         return 2
-    except (CommandError, ServiceError, ClientFaulty, PortTaken) as error:
+    except (OperatorError, ServiceError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -34,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m service", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m service", description="The referral service.")
     parser.set_defaults(reads_settings=True)
     commands = Commands(parser)
     commands.add("serve", serve.serve)

@@ -1,4 +1,4 @@
-"""What commands work with: a checked database, the services, the servers of a running `dev`."""
+"""What commands work with: the servers of a running `dev`, and the services."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from dotenv import dotenv_values
 
-from service.cli.console import CommandError, Environment
+from service.cli.console import Environment
 from service.settings.settings import Settings, read_settings
 from service.telemetry.logs import set_up_logging
 
@@ -36,32 +36,11 @@ def read_file(file: Path) -> dict[str, str]:
     return {name: value for name, value in dotenv_values(file).items() if value}
 
 
-async def check_database(database_url: str, *, tables: bool = True) -> None:
-    """Raise CommandError for a fault of the database that waiting does not mend."""
-    from service.postgresql import startup_check
-
-    check = startup_check.check_database if tables else startup_check.check_connection
-    try:
-        await check(database_url)
-    except startup_check.DatabaseUnusable as error:
-        raise CommandError(error) from error
-
-
-def apply_migrations(database_url: str) -> list[str]:
-    """Apply what is not applied yet; return the names."""
-    # yoyo and its driver would take 10 MiB of every worker.
-    from service.postgresql import migrations
-
-    try:
-        return migrations.apply_migrations(database_url)
-    except migrations.MigrationError as error:
-        raise CommandError(error) from error
-
-
 @asynccontextmanager
 async def open_services(environ: Environment) -> AsyncIterator["Services"]:
     """Yield the services of the settings' servers."""
     from service import services
+    from service.postgresql.startup_check import check_database
 
     settings = settings_beside_dev(environ)
     await check_database(settings.database_url)

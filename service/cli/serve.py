@@ -9,8 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from service.cli.console import CommandError, Environment
-from service.cli.resources import check_database
+from service.cli.console import Environment
 from service.server.listeners import Listeners, listeners_of
 from service.settings.risks import risks_of
 from service.settings.settings import Settings, read_settings
@@ -23,18 +22,20 @@ def serve(_: argparse.Namespace, environ: Environment) -> None:
     """Serve the API, on all cores."""
     settings = read_settings(environ)
     with listening(settings) as listeners:
+        from service.postgresql.startup_check import check_database
+
         asyncio.run(check_database(settings.database_url))
         if settings.mail is None:
             log.warning(
-                "SMTP_URL is not set: nobody can confirm an email address, change it, "
-                "or reset a forgotten password."
+                "SMTP_URL is not set: nobody can confirm or change an email address, or reset a "
+                "forgotten password."
             )
         serve_on(listeners, settings)
 
 
 @contextmanager
 def listening(settings: Settings) -> Iterator[list[Listeners]]:
-    """Yield what each worker listens on; raise PortTaken."""
+    """Yield what each worker listens on; raise OperatorError."""
     set_up_logging(settings.log_level, settings.log_format)
     # The imports to come make no garbage, and looking for some takes a tenth of a second.
     # worker.py enables it again.
@@ -49,14 +50,10 @@ def listening(settings: Settings) -> Iterator[list[Listeners]]:
 def serve_on(
     listeners: list[Listeners], settings: Settings, when_ready: Callable[[], None] = lambda: None
 ) -> None:
-    """Serve until a signal ends it."""
     from service.server import supervisor  # see PROMETHEUS_MULTIPROC_DIR
 
     log_risks(settings)
-    try:
-        supervisor.serve(settings, listeners, when_ready)
-    except supervisor.WorkersFail as error:
-        raise CommandError(error) from error
+    supervisor.serve(settings, listeners, when_ready)
 
 
 def log_risks(settings: Settings) -> None:

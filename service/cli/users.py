@@ -7,9 +7,10 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from service.cli.console import CommandError, Commands, Environment, confirm
+from service.cli.console import Commands, Environment, confirm
 from service.cli.resources import open_services
 from service.domain.errors import EmailNotConfirmed, UserNotFound
+from service.domain.operators import OperatorError
 
 if TYPE_CHECKING:
     from service.use_cases.personal_data import Found
@@ -51,7 +52,7 @@ async def _find(parsed: argparse.Namespace, environ: Environment) -> None:
             except UserNotFound as error:
                 missing.append(str(error))
     if missing:
-        raise CommandError("\n".join(missing))
+        raise OperatorError("\n".join(missing))
 
 
 def _described(found: "Found") -> str:
@@ -126,7 +127,7 @@ async def _promote(parsed: argparse.Namespace, environ: Environment) -> None:
         except EmailNotConfirmed as error:
             who = f"Nobody has confirmed {parsed.email}: a stranger may have registered it"
             if not parsed.unconfirmed:
-                raise CommandError(
+                raise OperatorError(
                     f"{who}. Have its owner confirm it or reset the password by mail, or add "
                     "--unconfirmed."
                 ) from error

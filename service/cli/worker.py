@@ -3,9 +3,10 @@
 import argparse
 import asyncio
 
-from service.cli.console import CommandError, Environment
-from service.cli.resources import check_database, settings_beside_dev
+from service.cli.console import Environment
+from service.cli.resources import settings_beside_dev
 from service.cli.serve import log_risks
+from service.domain.operators import OperatorError
 from service.telemetry.logs import set_up_logging
 
 
@@ -13,12 +14,15 @@ def work(_: argparse.Namespace, environ: Environment) -> None:
     """Do the jobs (mails, verifications), and serve nothing."""
     settings = settings_beside_dev(environ)
     if not (settings.mail or settings.hunter or settings.enrichment):
-        raise CommandError(
+        raise OperatorError(
             "There is nothing to do: none of SMTP_URL, HUNTER_API_KEY, ENRICHMENT_API_KEY is set."
         )
+    import uvloop
+
+    from service.postgresql.startup_check import check_database
+    from service.server import worker
+
     asyncio.run(check_database(settings.database_url))
     set_up_logging(settings.log_level, settings.log_format)
     log_risks(settings)
-    from service.server import worker
-
-    worker.work_off_jobs(settings)
+    uvloop.run(worker.work_off_jobs(settings))

@@ -9,6 +9,7 @@ import socket
 import sys
 from typing import Any, Final, NamedTuple
 
+from service.domain.operators import OperatorError
 from service.settings.settings import Settings
 
 UNREAD_SECONDS: Final = 30.0
@@ -16,10 +17,6 @@ UNREAD_SECONDS: Final = 30.0
 BACKLOG: Final = 256
 """How many connections may wait to be accepted: of more, the last would be accepted when their
 clients have left, and the work for them be lost."""
-
-
-class PortTaken(Exception):
-    """The service cannot listen where the settings say: one sentence for the operator."""
 
 
 class _Place(NamedTuple):
@@ -56,7 +53,7 @@ class Listeners(NamedTuple):
 
 
 def listeners_of(settings: Settings) -> list[Listeners]:
-    """Return what each worker listens on; raise PortTaken."""
+    """Return what each worker listens on; raise OperatorError."""
     requests = listen(settings.host, settings.port, settings.workers)
     port = settings.metrics_port
     metrics = listen(settings.host, port, settings.workers) if port else [[] for _ in requests]
@@ -66,7 +63,7 @@ def listeners_of(settings: Settings) -> list[Listeners]:
 def listen(hosts: str, port: int, workers: int) -> list[list[socket.socket]]:
     """Return for each worker a listening socket at each address of `hosts`, between commas.
 
-    Raises PortTaken. `::` takes IPv4 too, unless an address of IPv4 is named beside it.
+    Raises OperatorError. `::` takes IPv4 too, unless an address of IPv4 is named beside it.
     """
     shared = workers > 1
     opened: list[list[socket.socket]] = [[] for _ in range(workers)]
@@ -87,7 +84,7 @@ def listen(hosts: str, port: int, workers: int) -> list[list[socket.socket]]:
 
 
 def _places(hosts: str, port: int) -> list[_Place]:
-    """Return where to listen, nowhere twice; raise PortTaken where a host does not resolve."""
+    """Return where to listen, nowhere twice; raise OperatorError where a host does not resolve."""
     found: dict[Any, _Place] = {}
     for host in [word.strip().strip("[]") for word in hosts.split(",") if word.strip()]:
         try:
@@ -99,7 +96,7 @@ def _places(hosts: str, port: int) -> list[_Place]:
         here = [place for place in named if place.is_of_this_machine]
         found |= {place.address: place for place in here or named}
     if not found:
-        raise PortTaken("HOST names no address to listen on.")
+        raise OperatorError("HOST names no address to listen on.")
     # "Everywhere" includes all other addresses of its family.
     all_of = {place.family for place in found.values() if place.is_everywhere}
     return [place for place in found.values() if place.is_everywhere or place.family not in all_of]
@@ -116,8 +113,8 @@ def _open(place: _Place, *, dual: bool, shared: bool) -> socket.socket:
     return listener
 
 
-def _not_listening(host: str, port: int, error: Exception) -> PortTaken:
+def _not_listening(host: str, port: int, error: Exception) -> OperatorError:
     # Python adds the address to the system's words.
     reason = str(getattr(error, "strerror", None) or "not a host name").partition(" (while")[0]
     shown = f"[{host}]" if ":" in host else host
-    return PortTaken(f"Cannot listen on {shown}:{port}: {reason}.")
+    return OperatorError(f"Cannot listen on {shown}:{port}: {reason}.")

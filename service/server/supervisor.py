@@ -6,11 +6,14 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NoReturn
 
+import uvloop
 from prometheus_client.multiprocess import mark_process_dead
 
 from service.app import FINISH_SECONDS
+from service.domain.operators import OperatorError
 from service.server import worker
 from service.server.listeners import Listeners
 from service.settings.settings import Settings
@@ -19,17 +22,16 @@ AT_ONCE_SECONDS: Final = 5.0
 """A worker that dies sooner has died at once."""
 TRIES: Final = 3
 """When so many in a row have died at once, more would do so too, and clients would only wait."""
+_HOPELESS: Final = (
+    f"{TRIES} workers in a row have ended as soon as they were started; the lines above say why."
+)
 log = logging.getLogger(__name__)
 
 
-class WorkersFail(Exception):
-    """No worker can be had: one sentence for the operator."""
-
-
 def serve(settings: Settings, listeners: list[Listeners], when_ready: Callable[[], None]) -> None:
-    """Serve on these sockets until SIGTERM or SIGINT; raise WorkersFail."""
+    """Serve on these sockets until SIGTERM or SIGINT; raise OperatorError."""
     if len(listeners) == 1:
-        worker.serve(settings, listeners[0], None, when_ready)
+        uvloop.run(worker.serve(settings, listeners[0], None, when_ready))
     else:
         _Supervisor(settings, listeners, when_ready).run()
 
@@ -85,10 +87,7 @@ class _Supervisor:
                 mark_process_dead(pid)  # type: ignore[no-untyped-call]
                 if slot.failures >= TRIES:
                     self._end()
-                    raise WorkersFail(
-                        f"{TRIES} workers in a row have ended as soon as they were started; "
-                        "the lines above say why."
-                    )
+                    raise OperatorError(_HOPELESS)
                 if not self._stopping:
                     log.error("worker died, starting another: %d", pid)
                     self._start(slot)
@@ -110,15 +109,11 @@ class _Supervisor:
             os.close(self._kept_open)
             for other in self._slots:
                 if other is not slot:
-                    other.listeners.close()  # or it takes connections that nobody here accepts
+                    other.listeners.close()  # or it would take connections and accept none
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, who tells
-            worker.serve(
-                self._settings,
-                slot.listeners,
-                self._parent_lives,
-                lambda: os.write(says_ready, b"."),
-            )
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor passes Ctrl-C on
+            ready = partial(os.write, says_ready, b".")
+            uvloop.run(worker.serve(self._settings, slot.listeners, self._parent_lives, ready))
             status = 0
         except BaseException:
             log.exception("worker failed")

@@ -5,10 +5,9 @@ import gc
 import logging
 import signal
 import socket
-import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 
@@ -30,33 +29,21 @@ LINGERING_SECONDS: Final = 2.0
 log = logging.getLogger(__name__)
 
 
-def serve(
-    settings: Settings,
-    listeners: Listeners,
-    parent_lives: int | None,
-    when_ready: Callable[[], object],
+async def serve(
+    settings: Settings, listeners: Listeners, parent: int | None, when_ready: Callable[[], object]
 ) -> None:
-    """Serve on the sockets until a signal comes or the parent is gone.
+    """Serve on the sockets until a signal comes, or `parent`, the end of a pipe, is closed.
 
     For `shutdown_delay` requests are still taken, while /health/ready is 503: what stands in front
     has to notice first. Then requests under way may end.
     """
-    _run(_serve(settings, listeners, parent_lives, when_ready))
-
-
-async def _serve(
-    settings: Settings,
-    listeners: Listeners,
-    parent_lives: int | None,
-    when_ready: Callable[[], object],
-) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    if parent_lives is None:
+    if parent is None:
         loop.add_signal_handler(signal.SIGINT, stop.set)
     else:
-        loop.add_reader(parent_lives, stop.set)
+        loop.add_reader(parent, stop.set)
     app = create_app(settings)
     runner = web.AppRunner(
         app,
@@ -113,12 +100,8 @@ async def _take_those_who_wait(runner: web.AppRunner, listener: socket.socket) -
             await loop.connect_accepted_socket(runner.server, connection)
 
 
-def work_off_jobs(settings: Settings) -> None:
+async def work_off_jobs(settings: Settings) -> None:
     """Do jobs until SIGTERM or SIGINT, then let those under way end."""
-    _run(_work_off_jobs(settings))
-
-
-async def _work_off_jobs(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     async with open_services(settings, connections=settings.database_pool_size) as services:
         worker = make_worker(services)
@@ -127,13 +110,3 @@ async def _work_off_jobs(settings: Settings) -> None:
         log.info("doing jobs")
         await worker.run()
         log.info("stopping")
-
-
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    if sys.platform == "win32":
-        asyncio.run(work)
-    else:
-        import uvloop  # not there on Windows
-
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(work)

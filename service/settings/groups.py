@@ -101,9 +101,7 @@ def providers(text: str, environ: Environment) -> tuple[OidcSettings | GitHubSet
     names = words(text)
     for name in names:
         if not _PROVIDER_NAME.fullmatch(name) or names.count(name) > 1:
-            raise ValidationError(
-                f"{name!r} is taken, or is not made of lower-case letters and digits."
-            )
+            raise ValidationError(f"{name!r} is taken, or not of lower-case letters and digits.")
     found, faults = [], dict[str, Any]()
     for name in names:
         try:
@@ -125,12 +123,12 @@ def _provider(name: str, prefix: str, environ: Environment) -> OidcSettings | Gi
     if kind == "oidc":
         client["issuer"] = setting(f"{prefix}ISSUER", provider_url)
         client["scopes"] = setting(f"{prefix}SCOPES", _scopes, "openid email")
-        return Group(partial(OidcSettings, name=name), client).read(environ)
+        return Group(partial(OidcSettings, name=name), client).deserialize(None, data=environ)
     if kind == "github":
         client["scopes"] = setting(f"{prefix}SCOPES", str, "user:email")
         for url, default in _GITHUB_URLS.items():
             client[url] = setting(f"{prefix}{url.upper()}", provider_url, default)
-        return Group(partial(GitHubSettings, name=name), client).read(environ)
+        return Group(partial(GitHubSettings, name=name), client).deserialize(None, data=environ)
     raise ValidationError({f"{prefix}KIND": ["must be one of oidc, github."]})
 
 

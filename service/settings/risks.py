@@ -16,16 +16,14 @@ def risks_of(settings: Settings) -> list[str]:
 
     Logged and not refused, because tests, and services within a private network, have reasons.
     """
-    risks = []
     app_url = settings.mail and settings.mail.app_url
-    for name, url in (("PUBLIC_URL", settings.public_url), ("APP_URL", app_url or "")):
-        parts = urlsplit(url)
-        if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
-            risks.append(f"{name} begins with http://: passwords and tokens travel unencrypted.")
+    risks = [
+        f"{name} begins with http://: passwords and tokens travel unencrypted."
+        for name, url in (("PUBLIC_URL", settings.public_url), ("APP_URL", app_url or ""))
+        if url.startswith("http://") and not _is_loopback(urlsplit(url).hostname or "")
+    ]
     cost = settings.argon2
-    if not any(
-        cost.memory_kib >= memory and cost.passes >= passes for memory, passes in OWASP_ARGON2
-    ):
+    if not any(cost.memory_kib >= kib and cost.passes >= passes for kib, passes in OWASP_ARGON2):
         risks.append(
             "ARGON2_MEMORY_KIB and ARGON2_PASSES are below OWASP's minimum, 19456 and 2: "
             "passwords in a stolen database are found sooner."

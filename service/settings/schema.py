@@ -46,29 +46,19 @@ class Group(fields.Field[T]):
         self._make = make
 
     def deserialize(self, value: Any, attr: Any = None, data: Any = None, **_: Any) -> T:
-        return self.read(data)
-
-    def read(self, environ: Environment) -> T:
-        """Return the value; raise ValidationError."""
-        return self._make(**self.schema.load(environ))
+        return self._make(**self.schema.load(data))
 
 
 def setting(
     name: str, read: Callable[[str], T], default: T | EllipsisType = ..., *, secret: bool = False
 ) -> T:
     """Declare a dataclass field that is read from a variable; a `secret` is not in the repr."""
-    return dependent(name, lambda text, _: read(text), default, secret=secret)
+    return _declared(Variable(name, lambda text, _: read(text), default), secret)
 
 
-def dependent(
-    name: str,
-    read: Callable[[str, Environment], T],
-    default: T | EllipsisType = ...,
-    *,
-    secret: bool = False,
-) -> T:
+def dependent(name: str, read: Callable[[str, Environment], T], default: T) -> T:
     """Like `setting`, for a variable whose meaning depends on others."""
-    return _declared(Variable(name, read, default), secret)
+    return _declared(Variable(name, read, default))
 
 
 def group(make: Callable[..., T], **variables: Any) -> T:
@@ -76,10 +66,10 @@ def group(make: Callable[..., T], **variables: Any) -> T:
 
     `make` may raise ValidationError with a dictionary of variables and their faults.
     """
-    return _declared(Group(make, variables), False)
+    return _declared(Group(make, variables))
 
 
-def _declared(kind: fields.Field[T], secret: bool) -> T:
+def _declared(kind: fields.Field[T], secret: bool = False) -> T:
     field: Any = dataclasses.field(metadata={"kind": kind}, repr=not secret)
     return field  # type: ignore[no-any-return]
 
@@ -102,8 +92,5 @@ def load(kind: type[T], environ: Environment) -> T:
 
 def _faults(messages: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield variables with what is wrong with them; those of a group lie one level deeper."""
-    for name, told in messages.items():
-        if isinstance(told, Mapping):
-            yield from _faults(told)
-        else:
-            yield from ((name, fault) for fault in told)
+    for name, found in messages.items():
+        yield from _faults(found) if isinstance(found, Mapping) else ((name, one) for one in found)

@@ -54,10 +54,9 @@ def one_of(*words: Word) -> Callable[[str], Word]:
     """Return the reader of one of these words."""
 
     def read(text: str) -> Word:
-        for word in words:
-            if word == text:
-                return word
-        raise ValidationError(f"must be one of {', '.join(words)}.")
+        if text not in words:
+            raise ValidationError(f"must be one of {', '.join(words)}.")
+        return text
 
     return read
 
@@ -76,7 +75,6 @@ def rate_limit(text: str) -> RateLimit | None:
 
 
 def words(text: str) -> list[str]:
-    """Words between commas."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
@@ -112,7 +110,6 @@ def _origin(word: str) -> str:
 
 
 def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    """IP addresses or networks between commas."""
     try:
         return tuple(map(ip_network, words(text)))
     except ValueError as error:
@@ -120,7 +117,6 @@ def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
 
 
 def domains(text: str) -> frozenset[str]:
-    """Domains between commas."""
     found = [word.lower().removeprefix(".") for word in words(text)]
     if not all(map(_HOST.fullmatch, found)):
         raise ValidationError("must be domains between commas, such as local,lan.")
@@ -150,7 +146,6 @@ def signing_keys(text: str) -> SigningKeys:
 
 
 def header(text: str) -> str:
-    """A secret that is sent in a header."""
     if not re.fullmatch(r"[\x21-\x7e]+", text):
         raise ValidationError("must be printable ASCII without spaces.")
     return text

@@ -23,7 +23,7 @@ import os, signal, sys
 from service.cli.parser import main
 from service.server import worker
 
-serve = worker._serve
+serve = worker.serve
 
 async def at_start(*arguments):
     raise RuntimeError("nobody foresaw this")
@@ -41,7 +41,7 @@ async def without_a_word(*arguments):
 async def for_lack_of_memory(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 
-worker._serve = vars()[sys.argv[1]]
+worker.serve = vars()[sys.argv[1]]
 sys.exit(main(["serve"]))
 """
 
