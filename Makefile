@@ -22,26 +22,26 @@ $(VENV)/test: $(VENV)/run tests/requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	@touch $@
 
-run: $(VENV)/run  ## serve on http://localhost:8080, with PostgreSQL and Valkey of its own
+run: $(VENV)/run  ## serve on http://localhost:8080, with its own PostgreSQL and Valkey
 	@exec $(SERVICE) dev
 
 test: $(VENV)/test  ## run the tests
 	$(BIN)/python -m $(PYTEST) $(TESTS)
 
-faults: $(VENV)/test  ## kill, hang and cut everything under load, and check what clients saw (6 minutes, SEED=…)
+faults: $(VENV)/test  ## kill, suspend and cut off everything under load, and check what clients saw (6 minutes, SEED=…)
 	$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(FAULTS)
 
-sabotage: $(VENV)/test  ## break the service on purpose, and see that make faults would see it (5 minutes)
+sabotage: $(VENV)/test  ## break the service on purpose, and check that make faults notices (5 minutes)
 	$(BIN)/python -m tests.faults --sabotage --seconds 5 $(if $(SEED),--seed $(SEED)) $(FAULTS)
 
-hostile: $(VENV)/test tests/faults/requirements.txt  ## thousands of requests out of the OpenAPI document (2 minutes, SEED=…)
+hostile: $(VENV)/test tests/faults/requirements.txt  ## thousands of requests generated from the OpenAPI document (2 minutes, SEED=…)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/faults/requirements.txt
 	$(BIN)/python -m tests.faults.hostile $(if $(SEED),--seed $(SEED))
 
-fuzz: $(VENV)/test  ## mangled requests for ten minutes (FUZZ_SEED=…)
+fuzz: $(VENV)/test  ## send mangled requests for ten minutes (FUZZ_SEED=…)
 	FUZZ_SECONDS=600 $(BIN)/python -m pytest tests/e2e/test_fuzz.py -s
 
-check: $(VENV)/test  ## everything that has to hold: format, lint, types, imports, tests, coverage
+check: $(VENV)/test  ## all that must pass: format, lint, types, imports, tests, coverage
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -55,34 +55,34 @@ $(VENV)/bench: $(VENV)/run tests/load/requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/load/requirements.txt
 	@touch $@
 
-bench: $(VENV)/bench  ## how fast it is beside aiohttp alone: needs Linux and wrk, takes 20 minutes
+bench: $(VENV)/bench  ## compare its speed with bare aiohttp (20 minutes, Linux, wrk)
 	$(BIN)/python -m tests.load $(BENCH)
 
-nodes: $(VENV)/test  ## several machines in network namespaces: failover, upgrade (3 minutes, root, SEED=…)
+nodes: $(VENV)/test  ## failover and upgrade of several machines, in network namespaces (3 minutes, root, SEED=…)
 	$(BIN)/python -m tests.faults.nodes $(if $(SEED),--seed $(SEED)) $(NODES)
 
-backups: $(VENV)/test  ## back PostgreSQL up, restore it to a point in time, see what the service makes of it
+backups: $(VENV)/test  ## back up PostgreSQL, restore it to a point in time, and check the service on it
 	$(BIN)/python -m tests.faults.backups
 
-overload: $(VENV)/test  ## three times as many requests as one worker can answer (3 minutes, Linux, SEED=…)
+overload: $(VENV)/test  ## send three times as many requests as one worker can answer (3 minutes, Linux, SEED=…)
 	$(BIN)/python -m tests.load.overload $(if $(SEED),--seed $(SEED)) $(OVERLOAD)
 
-image: $(VENV)/test  ## build the image, run docker-compose.yml for real: needs a Docker engine (6 minutes)
+image: $(VENV)/test  ## build the image and run docker-compose.yml (6 minutes, Docker)
 	IMAGE=1 $(BIN)/python -m pytest tests/image -v
 
-audit: $(VENV)/run tests/audit.txt  ## known vulnerabilities of what production installs: asks PyPI
+audit: $(VENV)/run tests/audit.txt  ## look for known vulnerabilities in what production installs (asks PyPI)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/audit.txt
 	@$(BIN)/pip-audit --progress-spinner off --strict --no-deps --disable-pip -r requirements.txt \
-	|| { echo "Not audited, or not passed: what is above says which."; exit 1; }
+	|| { echo "Not audited, or not passed: see above."; exit 1; }
 
 format: $(VENV)/test  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-openapi: $(VENV)/test  ## take the OpenAPI document for the one that clients know, unless they would break
+openapi: $(VENV)/test  ## accept the new OpenAPI document, unless it breaks clients of the old one
 	$(BIN)/python -m tests.api.openapi_changes
 
-admin: $(VENV)/run  ## make an admin: make admin EMAIL=root@example.com
+admin: $(VENV)/run  ## create an admin: make admin EMAIL=root@example.com
 	@$(SERVICE) admin create $(EMAIL)
 
 clean:  ## remove the virtual environment and the data of make run

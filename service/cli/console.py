@@ -24,7 +24,7 @@ class Commands:
         return parser
 
     def group(self, name: str, what: str) -> "Commands":
-        """Add a command that is a family of commands; return these."""
+        """Add a command with commands of its own; return these."""
         return Commands(self._commands.add_parser(name, help=what, description=what))
 
 

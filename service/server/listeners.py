@@ -13,10 +13,10 @@ from service.domain.operators import OperatorError
 from service.settings.settings import Settings
 
 UNREAD_SECONDS: Final = 30.0
-"""How long a client may leave an answer unread, or unacknowledged, before it counts as gone."""
+"""How long an answer may stay unread or unacknowledged before the client counts as gone."""
 BACKLOG: Final = 256
-"""How many connections may wait to be accepted: of more, the last would be accepted when their
-clients have left, and the work for them be lost."""
+"""How many connections may wait to be accepted. With more, the last ones would be accepted after
+their clients have left, and the work for them be wasted."""
 
 
 class _Place(NamedTuple):
@@ -63,7 +63,7 @@ def listeners_of(settings: Settings) -> list[Listeners]:
 def listen(hosts: str, port: int, workers: int) -> list[list[socket.socket]]:
     """Return for each worker a listening socket at each address of `hosts`, between commas.
 
-    Raises OperatorError. `::` takes IPv4 too, unless an address of IPv4 is named beside it.
+    Raises OperatorError. `::` includes IPv4, unless an IPv4 address is listed too.
     """
     shared = workers > 1
     opened: list[list[socket.socket]] = [[] for _ in range(workers)]
@@ -73,8 +73,8 @@ def listen(hosts: str, port: int, workers: int) -> list[list[socket.socket]]:
         dual = place.address[0] == "::" and not only_ipv6 and socket.has_dualstack_ipv6()
         try:
             if shared:
-                # With SO_REUSEPORT another service on the port would go unseen, and get half of
-                # the connections.
+                # With SO_REUSEPORT another service on the port would go unnoticed, and get half
+                # of the connections.
                 _open(place, dual=dual, shared=False).close()
             for opened_here in opened:
                 opened_here.append(_open(place, dual=dual, shared=shared))

@@ -18,10 +18,10 @@ from service.server import worker
 from service.server.listeners import Listeners
 from service.settings.settings import Settings
 
-AT_ONCE_SECONDS: Final = 5.0
-"""A worker that dies sooner has died at once."""
+EARLY_SECONDS: Final = 5.0
+"""A worker that dies sooner has died early."""
 TRIES: Final = 3
-"""When so many in a row have died at once, more would do so too, and clients would only wait."""
+"""After so many early deaths in a row, more would follow, and clients would only wait."""
 _HOPELESS: Final = (
     f"{TRIES} workers in a row have ended as soon as they were started; the lines above say why."
 )
@@ -38,31 +38,31 @@ def serve(settings: Settings, listeners: list[Listeners], when_ready: Callable[[
 
 @dataclass
 class _Slot:
-    """The place of one worker, which others take when it dies."""
+    """The place of one worker, which another takes when it dies."""
 
     listeners: Listeners
     started_at: float = 0.0
     ready: int = -1
-    """The end of a pipe on which the worker says that it serves."""
+    """The end of a pipe on which the worker reports that it serves."""
     has_served: bool = False
     failures: int = 0
-    """How many workers in a row have died at once."""
+    """How many workers in a row have died early."""
 
     def note_death(self, status: int) -> None:
-        """Count it, unless the worker had served for a while or was ended from outside."""
+        """Count it, unless the worker had served for a while or was killed from outside."""
         served = bool(os.read(self.ready, 1))
         os.close(self.ready)
         self.has_served = self.has_served or served
         lived = time.monotonic() - self.started_at
         ended = status == 0 or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
-        if (ended and self.has_served) or (served and lived > AT_ONCE_SECONDS):
+        if (ended and self.has_served) or (served and lived > EARLY_SECONDS):
             self.failures = 0
         else:
             self.failures += 1
 
 
 class _Supervisor:
-    """Starts the workers, starts another where one dies, and ends all of them."""
+    """Starts the workers, replaces those that die, and ends all of them."""
 
     def __init__(
         self, settings: Settings, listeners: list[Listeners], when_ready: Callable[[], None]
@@ -72,7 +72,7 @@ class _Supervisor:
         self._when_ready = when_ready
         self._workers: dict[int, _Slot] = {}
         self._stopping = False
-        # A worker reads its end until the parent's closes, however the parent ends.
+        # Closes for the workers when the parent ends, however it ends.
         self._parent_lives, self._kept_open = os.pipe()
 
     def run(self) -> None:
@@ -117,7 +117,7 @@ class _Supervisor:
             status = 0
         except BaseException:
             log.exception("worker failed")
-            time.sleep(1)  # what fails at start would otherwise fail again and again at once
+            time.sleep(1)  # what fails at start would otherwise fail in a busy loop
         finally:
             logging.shutdown()
             os._exit(status)

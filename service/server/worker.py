@@ -18,14 +18,14 @@ from service.services import make_worker, open_services
 from service.settings.settings import Settings
 
 GOODBYE_SECONDS: Final = 0.5
-"""Once the process is told to end, how long clients may still ask on connections they hold."""
+"""After SIGTERM, how long clients may still send requests on open connections."""
 DRAIN_SECONDS: Final = 3.0
-"""How long requests under way may then take."""
+"""How long requests in flight may then take."""
 IDLE_SECONDS: Final = 75.0
-"""How long a connection may take for the headers of its first request, and be idle afterwards:
-longer than proxies keep theirs, which would otherwise send a request on one that is ending."""
+"""How long a connection may take for its first request's headers, and be idle afterwards: longer
+than proxies keep theirs, which would otherwise send a request on one that is closing."""
 LINGERING_SECONDS: Final = 2.0
-"""How long what is left of a refused body is read, for the client to see the answer."""
+"""How long the rest of a refused body is read, so that the client sees the answer."""
 log = logging.getLogger(__name__)
 
 
@@ -35,7 +35,7 @@ async def serve(
     """Serve on the sockets until a signal comes, or `parent`, the end of a pipe, is closed.
 
     For `shutdown_delay` requests are still taken, while /health/ready is 503: what stands in front
-    has to notice first. Then requests under way may end.
+    has to notice first. Then requests in flight may finish.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -54,7 +54,7 @@ async def serve(
         auto_decompress=False,  # a compressed body is refused, not unpacked to see how large it is
     )
     await runner.setup()
-    # What is here to stay need not be looked at again and again: 4 µs of each look-up.
+    # What is here to stay need not be examined by each collection: 4 µs of each look-up.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000)
@@ -92,7 +92,7 @@ async def _take_those_who_wait(runner: web.AppRunner, listener: socket.socket) -
     """Accept the connections in the queue of the socket, which closing it would reset."""
     assert runner.server is not None
     listener.setblocking(False)
-    with listener, suppress(OSError):  # nobody waits any more
+    with listener, suppress(OSError):  # the queue is empty
         while True:
             connection, _ = listener.accept()
             connection.setblocking(False)
@@ -101,7 +101,7 @@ async def _take_those_who_wait(runner: web.AppRunner, listener: socket.socket) -
 
 
 async def work_off_jobs(settings: Settings) -> None:
-    """Do jobs until SIGTERM or SIGINT, then let those under way end."""
+    """Do jobs until SIGTERM or SIGINT, then let those in progress finish."""
     loop = asyncio.get_running_loop()
     async with open_services(settings, connections=settings.database_pool_size) as services:
         worker = make_worker(services)

@@ -893,8 +893,3 @@ def test_the_template_shows_the_defaults() -> None:
     settings = read(**{**shown, **GIVEN})
     defaults = read()
     assert settings == replace(defaults, signing_keys=settings.signing_keys)
-
-
-@pytest.mark.parametrize("variable", VARIABLES)
-def test_the_readme_explains_every_variable(variable: str) -> None:
-    assert re.search(rf"^\|.*`{variable}`", (ROOT / "README.md").read_text(), re.MULTILINE)
