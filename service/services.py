@@ -21,6 +21,7 @@ from service.providers.clearbit import ClearbitEnricher
 from service.providers.http import HttpClient, open_http_client
 from service.providers.hunter import HunterEnricher, HunterVerifier
 from service.providers.identity import make_provider
+from service.providers.settings import EnrichmentSettings
 from service.redis.cache import Cache, RedisServer
 from service.redis.connection import RedisAway
 from service.redis.password_attempts import Failures, KnownAddresses
@@ -28,7 +29,7 @@ from service.redis.rate_limits import RateLimiter
 from service.security.access_tokens import AccessTokens
 from service.security.password_hashing import PasswordHasher
 from service.security.refresh_tokens import RefreshTokens
-from service.settings.settings import EnrichmentSettings, Settings
+from service.settings.settings import DatabaseSettings, ServerSettings, Settings
 from service.use_cases.account_changes import AccountChanges
 from service.use_cases.cache_invalidation import CacheInvalidation
 from service.use_cases.claims import Claims
@@ -246,25 +247,25 @@ def make_worker(services: Services) -> Worker:
 
 
 @asynccontextmanager
-async def open_clients(
-    database_url: str, prepared_statements: bool, redis_url: str | None
-) -> AsyncIterator[OAuthClients]:
+async def open_clients(settings: DatabaseSettings) -> AsyncIterator[OAuthClients]:
     """Yield the OAuth clients for a command, which needs no other settings than these."""
     async with AsyncExitStack() as stack:
         postgresql = await stack.enter_async_context(
-            database.connect(database_url, 1, prepared_statements)
+            database.connect(settings.database_url, 1, settings.database_prepared_statements)
         )
         yield OAuthClients(postgresql, utc_now)
-        if redis_url is not None:
-            redis = RedisServer(redis_url)
+        if isinstance(settings, ServerSettings):
+            redis = RedisServer(settings.redis_url)
             stack.push_async_callback(redis.close)
             await invalidate(CacheInvalidation(postgresql, Cache(redis, utc_now), redis))
 
 
 @asynccontextmanager
-async def open_jobs(database_url: str, prepared_statements: bool) -> AsyncIterator[Jobs]:
+async def open_jobs(settings: DatabaseSettings) -> AsyncIterator[Jobs]:
     """Yield the jobs for a command, which needs no other settings than these."""
-    async with database.connect(database_url, 1, prepared_statements) as postgresql:
+    async with database.connect(
+        settings.database_url, 1, settings.database_prepared_statements
+    ) as postgresql:
         yield Jobs(postgresql, (), utc_now)
 
 

@@ -1,1 +1,4 @@
-"""Commands for operators; service/__main__.py puts them together."""
+"""The command line: a module a command, put together in parser.py.
+
+A module imports what is slow where a command needs it, because each start pays for it.
+"""

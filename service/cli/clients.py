@@ -1,81 +1,55 @@
 """`clients`: the OAuth clients, as operators make, change and delete them."""
 
 import argparse
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
-from service.cli.console import CommandError, Commands, Environment, add_command
-from service.domain.oauth import Client, ClientFaulty
+from service.cli.console import Commands, Environment, between
+from service.cli.resources import beside_dev
+from service.domain.oauth import Client
+from service.domain.operators import OperatorError
 from service.domain.scopes import OF_CLIENTS, Scope, parse_scopes, scopes_of, to_text
 from service.domain.users import Role
+from service.settings.schema import load
+from service.settings.settings import DatabaseSettings, ServerSettings
+from service.telemetry.logs import set_up_logging
 
 if TYPE_CHECKING:
     from service.use_cases.oauth_clients import OAuthClients
 
-LONGEST_OVERLAP_HOURS: Final = 24 * 30
-WithClients: TypeAlias = "Callable[[Environment, Callable[[OAuthClients], Awaitable[None]]], None]"
+_RESOURCE_SERVER: Final = "it may introspect the tokens of all clients"
 
 
-def add_commands(commands: Commands, with_clients: WithClients) -> None:
-    """Add the commands; `with_clients` runs work with the clients of the settings' database."""
-    clients = commands.add_parser("clients", help="manage the OAuth clients").add_subparsers(
-        required=True
-    )
-    create = add_command(
-        clients,
-        "create",
-        partial(_create, with_clients),
-        "make a client, and print its id, its secret and what it may do",
-    )
+def add_commands(commands: Commands) -> None:
+    clients = commands.group("clients", "Manage the OAuth clients.")
+    create = clients.add("create", _create)
     create.add_argument("name", help="what users are shown")
     create.add_argument(
         "--confidential", action="store_true", help="it runs on a server, and can keep a secret"
     )
     _add_rights(create)
     create.add_argument("--resource-server", action="store_true", help=_RESOURCE_SERVER)
-
-    add_command(
-        clients, "list", partial(_list, with_clients), "list them: grants, scopes, redirect URIs"
-    )
-
-    update = add_command(
-        clients,
-        "update",
-        partial(_update, with_clients),
-        "change what is given, and leave the rest",
-    )
+    clients.add("list", _list)
+    update = clients.add("update", _update)
     update.add_argument("client_id")
     update.add_argument("--name", help="what users are shown")
     _add_rights(update)
     update.add_argument(
         "--resource-server", action=argparse.BooleanOptionalAction, help=_RESOURCE_SERVER
     )
-
-    rotate = add_command(
-        clients,
-        "rotate-secret",
-        partial(_rotate_secret, with_clients),
-        "give a client a new secret, and print it",
-    )
+    rotate = clients.add("rotate-secret", _rotate_secret)
     rotate.add_argument("client_id")
     rotate.add_argument(
         "--overlap",
-        type=_hours,
-        default=timedelta(hours=24),
+        type=between(0, 24 * 30),
+        default=24,
         metavar="HOURS",
         help="how long the present secret goes on working (default: 24; 0: it stops at once)",
     )
-
-    delete = add_command(
-        clients, "delete", partial(_delete, with_clients), "delete a client, and end its sessions"
-    )
-    delete.add_argument("client_id")
-
-
-_RESOURCE_SERVER: Final = "it may introspect the tokens of all clients"
+    clients.add("delete", _delete).add_argument("client_id")
 
 
 def _add_rights(parser: argparse.ArgumentParser) -> None:
@@ -90,15 +64,13 @@ def _add_rights(parser: argparse.ArgumentParser) -> None:
         type=_scopes,
         metavar='"SCOPE …"',
         help="with a redirect URI: what users can allow the client (default: "
-        f'"{to_text(scopes_of(Role.USER))}"); without one: what it may do for itself '
-        "(default: nothing)",
+        f'"{to_text(scopes_of(Role.USER))}"); without: what it may do itself (default: nothing)',
     )
     parser.add_argument(
         "--own-scope",
         type=_scopes,
         metavar='"SCOPE …"',
-        help="what the client may do for itself, without a user: of "
-        f'"{to_text(OF_CLIENTS)}" (default: nothing)',
+        help=f'what it may do itself, without a user: of "{to_text(OF_CLIENTS)}"',
     )
 
 
@@ -109,34 +81,25 @@ def _scopes(text: str) -> frozenset[Scope]:
         raise argparse.ArgumentTypeError(f"{error}; the scopes are {to_text(Scope)}") from error
 
 
-def _hours(text: str) -> timedelta:
-    hours = int(text)
-    if not 0 <= hours <= LONGEST_OVERLAP_HOURS:
-        raise argparse.ArgumentTypeError(f"must lie between 0 and {LONGEST_OVERLAP_HOURS}")
-    return timedelta(hours=hours)
-
-
-def _create(with_clients: WithClients, parsed: argparse.Namespace, environ: Environment) -> None:
+async def _create(parsed: argparse.Namespace, environ: Environment) -> None:
+    """Make a client, and print its id, its secret and what it may do."""
     blank = Client(
         client_id="", name=parsed.name, secret_hash=None, redirect_uris=(), scopes=frozenset()
     )
-    wished = _with_rights(blank, parsed)
-
-    async def create(clients: "OAuthClients") -> None:
+    wanted = _with_rights(blank, parsed)
+    async with _open_clients(environ) as clients:
         client, secret = await clients.create(
-            wished.name,
+            wanted.name,
             public=not parsed.confidential,
-            redirect_uris=wished.redirect_uris,
-            scopes=wished.scopes,
-            own_scopes=wished.own_scopes,
+            redirect_uris=wanted.redirect_uris,
+            scopes=wanted.scopes,
+            own_scopes=wanted.own_scopes,
             resource_server=parsed.resource_server,
         )
         print(f"client_id={client.client_id}")
         if secret is not None:
             print(f"client_secret={secret}  # shown this once")
         print(_described(client))
-
-    _run(with_clients, environ, create)
 
 
 def _with_rights(client: Client, parsed: argparse.Namespace) -> Client:
@@ -152,13 +115,13 @@ def _with_rights(client: Client, parsed: argparse.Namespace) -> Client:
         return client if parsed.own_scope is None else replace(client, own_scopes=parsed.own_scope)
     if parsed.scope is None and parsed.own_scope is None:
         return client
-    return replace(
-        client, own_scopes=(parsed.scope or frozenset()) | (parsed.own_scope or frozenset())
-    )
+    own_scopes = (parsed.scope or frozenset()) | (parsed.own_scope or frozenset())
+    return replace(client, own_scopes=own_scopes)
 
 
-def _list(with_clients: WithClients, _: argparse.Namespace, environ: Environment) -> None:
-    async def show(clients: "OAuthClients") -> None:
+async def _list(_: argparse.Namespace, environ: Environment) -> None:
+    """List the clients: grants, scopes, redirect URIs."""
+    async with _open_clients(environ) as clients:
         for client in await clients.list_all():
             print(
                 client.client_id,
@@ -172,13 +135,12 @@ def _list(with_clients: WithClients, _: argparse.Namespace, environ: Environment
                 sep="\t",
             )
 
-    _run(with_clients, environ, show)
 
-
-def _update(with_clients: WithClients, parsed: argparse.Namespace, environ: Environment) -> None:
+async def _update(parsed: argparse.Namespace, environ: Environment) -> None:
+    """Change what is given, and leave the rest."""
     given = (parsed.name, parsed.redirect_uri, parsed.scope, parsed.own_scope)
     if all(one is None for one in (*given, parsed.resource_server)):
-        raise CommandError("There is nothing to change: see `clients update --help`.")
+        raise OperatorError("There is nothing to change: see `clients update --help`.")
 
     def change(client: Client) -> Client:
         client = _with_rights(client, parsed)
@@ -188,51 +150,49 @@ def _update(with_clients: WithClients, parsed: argparse.Namespace, environ: Envi
             client = replace(client, resource_server=parsed.resource_server)
         return client
 
-    async def update(clients: "OAuthClients") -> None:
+    async with _open_clients(environ) as clients:
         changed = await clients.update(parsed.client_id, change)
         print(_described(changed.client))
         if changed.narrowed:
             print(
-                f"It may do less than before, so that its sessions have ended ({changed.ended}): "
+                f"It may do less than before, and its sessions have ended ({changed.ended}): "
                 "users have to allow it again."
             )
 
-    _run(with_clients, environ, update)
 
-
-def _rotate_secret(
-    with_clients: WithClients, parsed: argparse.Namespace, environ: Environment
-) -> None:
-    async def rotate(clients: "OAuthClients") -> None:
-        client, secret = await clients.rotate_secret(parsed.client_id, parsed.overlap)
+async def _rotate_secret(parsed: argparse.Namespace, environ: Environment) -> None:
+    """Give a client a new secret, and print it."""
+    async with _open_clients(environ) as clients:
+        overlap = timedelta(hours=parsed.overlap)
+        client, secret = await clients.rotate_secret(parsed.client_id, overlap)
         print(f"client_secret={secret}  # shown this once")
         until = client.previous_secret_expires_at
         print(
-            "The secret before it no longer works."
+            "The previous secret no longer works."
             if until is None
-            else f"The secret before it works until {until:%FT%TZ}."
+            else f"The previous secret works until {until:%FT%TZ}."
         )
 
-    _run(with_clients, environ, rotate)
 
-
-def _delete(with_clients: WithClients, parsed: argparse.Namespace, environ: Environment) -> None:
-    async def delete(clients: "OAuthClients") -> None:
+async def _delete(parsed: argparse.Namespace, environ: Environment) -> None:
+    """Delete a client, and end its sessions."""
+    async with _open_clients(environ) as clients:
         ended = await clients.delete(parsed.client_id)
         print(f"{parsed.client_id} is deleted, and its sessions have ended ({ended}).")
 
-    _run(with_clients, environ, delete)
 
+@asynccontextmanager
+async def _open_clients(environ: Environment) -> AsyncIterator["OAuthClients"]:
+    """Yield the OAuth clients of the settings' database; sessions that end leave Redis at once."""
+    from service.postgresql.startup_check import check_database
+    from service.services import open_clients
 
-def _run(
-    with_clients: WithClients,
-    environ: Environment,
-    work: Callable[["OAuthClients"], Awaitable[None]],
-) -> None:
-    try:
-        with_clients(environ, work)
-    except ClientFaulty as error:
-        raise CommandError(error) from error
+    environ = beside_dev(environ)
+    settings = load(ServerSettings if environ.get("REDIS_URL") else DatabaseSettings, environ)
+    await check_database(settings.database_url)
+    set_up_logging("info", "auto")
+    async with open_clients(settings) as clients:
+        yield clients
 
 
 def _described(client: Client) -> str:

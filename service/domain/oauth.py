@@ -16,6 +16,7 @@ from typing import Final
 from urllib.parse import urlsplit
 from uuid import UUID
 
+from service.domain.operators import OperatorError
 from service.domain.scopes import OF_CLIENTS, Scope, to_text
 
 CODE_LIVES: Final = timedelta(seconds=60)
@@ -44,7 +45,7 @@ class Grant(StrEnum):
 GRANTS_FOR_USERS: Final = frozenset({Grant.AUTHORIZATION_CODE, Grant.REFRESH_TOKEN})
 
 
-class ClientFaulty(ValueError):
+class ClientFaulty(OperatorError):
     """A client cannot be as it is described: one sentence for the operator."""
 
 

@@ -1,4 +1,4 @@
-"""Throwaway PostgreSQL and Valkey out of pip wheels, for `make run` and the tests.
+"""Throwaway PostgreSQL and Valkey from pip wheels, for `make run` and the tests.
 
 Nothing here imports the rest of the service, and production does not import this.
 

@@ -26,7 +26,7 @@ SETTINGS = {
 def valkey(folder: Path) -> Iterator[str]:
     """Run an empty Valkey in folder/valkey and yield its URL; nothing is kept from run to run.
 
-    Raises EmbeddedServerError if the server cannot be had.
+    Raises EmbeddedServerError if the server cannot be started.
     """
     with ExitStack() as cleanup:
         with explained("Valkey"):

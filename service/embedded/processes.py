@@ -1,4 +1,4 @@
-"""A server as our own child process: started, awaited, stopped, and not left behind."""
+"""A server as a child process: started, awaited, stopped, and never orphaned."""
 
 import ctypes
 import os
@@ -28,7 +28,7 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 def child(
     command: list[str], *, folder: Path, log: Path, stop_signal: Signals
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the command in the folder, as the folder's owner, and stop it in the end."""
+    """Run the command in the folder, as the folder's owner, and stop it at the end."""
     owner = folder.stat()
     as_other = os.geteuid() == 0 and owner.st_uid != 0
     let_through(owner.st_uid, folder)
@@ -40,7 +40,7 @@ def child(
         process = subprocess.Popen(  # noqa: S603 - the command is our own
             command,
             cwd=folder,
-            # Nothing of the caller's: PGPORT, say, would change the server.
+            # Not the caller's: PGPORT, for example, would change the server.
             env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
             stdin=subprocess.DEVNULL,
             stdout=output,

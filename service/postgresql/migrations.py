@@ -14,6 +14,7 @@ from yoyo.connections import DatabaseURI
 from yoyo.exceptions import LockTimeout
 from yoyo.migrations import default_migration_table
 
+from service.domain.operators import OperatorError
 from service.postgresql.migration_files import FOLDER, names_of_migrations
 from service.postgresql.startup_check import wrong_encoding
 from service.postgresql.urls import DatabaseUrl, DatabaseUrlError, parse_database_url
@@ -61,7 +62,7 @@ _RIGHTS: Final = """
 """
 
 
-class MigrationError(Exception):
+class MigrationError(OperatorError):
     """The migrations could not be applied: one sentence for the operator."""
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 import asyncpg
 
+from service.domain.operators import OperatorError
 from service.postgresql.database import (
     WrongEncoding,
     is_permanent,
@@ -38,7 +39,7 @@ _TABLES_WITHOUT_RIGHTS: Final = """
 """
 
 
-class DatabaseUnusable(Exception):
+class DatabaseUnusable(OperatorError):
     """No waiting will help: one sentence for the operator, with what to do."""
 
 

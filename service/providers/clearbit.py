@@ -9,7 +9,7 @@ from service.domain.enrichment import Enrichment
 from service.domain.users import Email
 from service.providers.http import HttpClient
 from service.providers.hunter import enrichment_of, raise_if_later
-from service.settings.settings import EnrichmentSettings
+from service.providers.settings import EnrichmentSettings
 
 SOURCE: Final = "clearbit"
 ASK_AGAIN_AFTER: Final = timedelta(minutes=2)

@@ -12,7 +12,7 @@ from service.domain.errors import ProviderUnavailable
 from service.domain.jobs import RetryLater
 from service.domain.users import Email
 from service.providers.http import HttpClient, Reply
-from service.settings.settings import EnrichmentSettings, HunterSettings
+from service.providers.settings import EnrichmentSettings, HunterSettings
 
 SOURCE: Final = "hunter"
 POLL_AFTER: Final = timedelta(seconds=5)

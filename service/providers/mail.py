@@ -18,7 +18,7 @@ from service.domain.jobs import PermanentFailure
 from service.domain.mails import Mail
 from service.domain.users import Email
 from service.providers.circuit_breaker import CircuitBreaker
-from service.settings.settings import MailSettings, SmtpSettings
+from service.providers.settings import MailSettings, SmtpSettings
 from service.telemetry.metrics import PROVIDER_CALLS
 
 TOTAL_SECONDS: Final = 10.0

@@ -15,9 +15,9 @@ from typing import Final
 
 from service.domain.clock import Clock
 from service.domain.keyed_hashes import keyed_hash
+from service.domain.rate_limits import RateLimit
 from service.redis.cache import RedisServer
 from service.redis.connection import RedisAway, pack
-from service.settings.settings import RateLimit
 
 MOST_LOCAL_WINDOWS: Final = 100_000
 

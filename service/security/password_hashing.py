@@ -16,6 +16,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from secrets import token_urlsafe
 from statistics import median
@@ -27,7 +28,6 @@ from passlib.context import CryptContext
 
 from service.domain.errors import HashingQueueFull
 from service.domain.passwords import LONGEST_PASSWORD, normalise_password
-from service.settings.settings import Argon2
 
 T = TypeVar("T")
 _FILLER_KIB: Final = 256
@@ -36,6 +36,15 @@ BURST_SECONDS: Final = 0.1
 """Bursts may wait; once hashes have waited this long, there are more than can be done."""
 LONGEST_WAIT_SECONDS: Final = 0.4
 """How long a hash may wait then: longer, and its client has left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Argon2:
+    """The cost of one password hash (RFC 9106)."""
+
+    memory_kib: int
+    passes: int
+    lanes: int
 
 
 class PasswordHasher:

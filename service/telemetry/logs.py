@@ -6,11 +6,12 @@ import logging
 import re
 import sys
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from service.settings.settings import LogFormat, LogLevel
 from service.telemetry.access_log import LoggedRequest, LoggedRequests
 
+LogFormat = Literal["json", "text", "auto"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 # PostgreSQL and libraries quote what they were given in their messages.
 # Each alternative begins where the one before has ended, so that a long text is read once.

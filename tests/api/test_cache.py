@@ -16,9 +16,10 @@ from redis.asyncio import Redis
 
 from service.api.http.app_keys import SERVICES
 from service.domain.clock import utc_now
+from service.domain.rate_limits import RateLimit
 from service.redis.cache import LEASE_FOR, NOTHING_FOR, Cache, Entry, RedisServer
 from service.redis.connection import TIMEOUT_SECONDS
-from service.settings.settings import RateLimit, Settings
+from service.settings.settings import Settings
 from service.use_cases.cache_invalidation import POLL_SECONDS, CacheInvalidation, code_key
 from tests.engines import redis_trouble
 from tests.factories import PASSWORD, Api, Person, running

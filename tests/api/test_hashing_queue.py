@@ -8,7 +8,8 @@ from statistics import median
 import pytest
 
 from service.api.http.app_keys import SERVICES
-from service.settings.settings import Argon2, Settings
+from service.security.password_hashing import Argon2
+from service.settings.settings import Settings
 from tests.api.assertions import assert_problem
 from tests.factories import PASSWORD, Api, running
 

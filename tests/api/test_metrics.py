@@ -7,7 +7,8 @@ from dataclasses import replace
 import asyncpg
 import pytest
 
-from service.settings.settings import RateLimit, Settings
+from service.domain.rate_limits import RateLimit
+from service.settings.settings import Settings
 from tests.api.conftest import no_jobs
 from tests.api.wire import request, send
 from tests.engines import redis_trouble

@@ -13,10 +13,12 @@ from redis.asyncio import Redis
 from service.api import password_attempts
 from service.api.http.app_keys import SERVICES
 from service.domain.clock import utc_now
+from service.domain.rate_limits import RateLimit
+from service.providers.settings import HunterSettings
 from service.redis.cache import RedisServer
 from service.redis.password_attempts import MOST_KNOWN
 from service.redis.rate_limits import RateLimiter, Window
-from service.settings.settings import HunterSettings, RateLimit, Settings, read_settings
+from service.settings.settings import Settings, read_settings
 from tests.api.assertions import assert_problem
 from tests.engines.redis_trouble import proxied
 from tests.factories import PASSWORD, Answer, Api, Person, running

@@ -13,7 +13,8 @@ from typing import Any, Final
 import asyncpg
 import pytest
 
-from service.settings.settings import Argon2, Settings
+from service.security.password_hashing import Argon2
+from service.settings.settings import Settings
 from tests.api.assertions import assert_problem
 from tests.api.conftest import replacing_the_only_code
 from tests.factories import PASSWORD, Answer, Api, Person, new_email, running

@@ -12,8 +12,9 @@ import pytest
 from redis.asyncio import Redis
 
 from service.api.http.scopes import ENDING_SESSIONS, SCOPE_OF
+from service.domain.rate_limits import RateLimit
 from service.security.password_hashing import PasswordHasher
-from service.settings.settings import RateLimit, Settings
+from service.settings.settings import Settings
 from tests.api.assertions import assert_problem
 from tests.factories import PASSWORD, Api, running
 

@@ -16,12 +16,13 @@ from redis.exceptions import RedisError
 
 from service.api.http.app_keys import SERVICES
 from service.domain.clock import utc_now
+from service.domain.rate_limits import RateLimit
 from service.redis import cache as caching
 from service.redis.cache import BELIEF_SECONDS, SETTLING_SECONDS, Cache, RedisServer
 from service.redis.connection import TIMEOUT_SECONDS, RedisAway
 from service.redis.password_attempts import KnownAddresses
 from service.redis.rate_limits import RateLimiter
-from service.settings.settings import RateLimit, Settings
+from service.settings.settings import Settings
 from service.use_cases.cache_invalidation import code_key
 from tests.api.several_redis import (
     LONG,

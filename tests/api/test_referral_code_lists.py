@@ -8,8 +8,9 @@ import asyncpg
 import pytest
 
 from service.api.http.app_keys import SERVICES
+from service.domain.rate_limits import RateLimit
 from service.domain.referral_codes import UNUSED_KEPT_FOR
-from service.settings.settings import RateLimit, Settings
+from service.settings.settings import Settings
 from service.use_cases.housekeeping import Housekeeping
 from tests.api.assertions import assert_problem
 from tests.api.wire import request, send

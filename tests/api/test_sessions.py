@@ -11,9 +11,9 @@ import pytest
 from redis.asyncio import Redis
 
 from service.domain.errors import HashingQueueFull
-from service.security.password_hashing import PasswordHasher
+from service.security.password_hashing import Argon2, PasswordHasher
 from service.security.signing_keys import LEEWAY
-from service.settings.settings import Argon2, Settings
+from service.settings.settings import Settings
 from tests.api.assertions import assert_problem
 from tests.factories import PASSWORD, Answer, Api, Person, running
 

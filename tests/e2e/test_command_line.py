@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from dotenv import dotenv_values
 
-from service.__main__ import main
+from service.cli.parser import main
 from tests.conftest import Servers
 from tests.e2e.processes import (
     COMMAND,
@@ -83,7 +83,7 @@ def test_an_env_file_that_is_not_there_is_told(
 ) -> None:
     done = run(*arguments, environment={**environment, "ENV_FILE": "/nowhere/secrets.env"})
     assert done.returncode == 2
-    assert "ENV_FILE names no file: there is none at /nowhere/secrets.env.\n" in done.stderr
+    assert "ENV_FILE names /nowhere/secrets.env, which is not a file.\n" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -108,7 +108,7 @@ def test_a_limit_that_is_none_is_told_with_what_it_may_be(
 ) -> None:
     done = run("jobs", "list", f"--limit={limit}", environment=environment)
     assert done.returncode == 2
-    assert "--limit: must lie between 1 and 1000000" in done.stderr
+    assert "--limit: must be between 1 and 1000000" in done.stderr
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -433,7 +433,7 @@ def test_a_faulty_setting_is_told_before_any_server_starts(development: Developm
     told = {**development.environment, "WORKERS": "many"}
     done = run("dev", environment=told, cwd=development.folder)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "The settings are at fault:\nWORKERS must be a whole number.\n"
+    assert done.stderr == "Invalid settings:\nWORKERS must be a whole number.\n"
 
 
 def test_migrate_says_what_it_has_applied(environment: dict[str, str]) -> None:

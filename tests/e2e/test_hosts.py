@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from service.server.supervisor import PortTaken, listen
+from service.domain.operators import OperatorError
+from service.server.listeners import listen
 from tests.e2e.processes import COMMAND, LOOPBACK, ROOT, free_port, run, started, wait_until
 
 
@@ -120,7 +121,7 @@ def test_a_name_stands_for_all_its_addresses_that_this_machine_has(
         listener.close()
     assert names == ["127.0.0.1", "127.0.0.2"]
     monkeypatch.setattr(socket, "getaddrinfo", resolving_to("198.51.100.77", "198.51.100.78"))
-    with pytest.raises(PortTaken, match=r"^Cannot listen on name:0: Cannot assign"):
+    with pytest.raises(OperatorError, match=r"^Cannot listen on name:0: Cannot assign"):
         listen("name", 0, 1)
 
 

@@ -18,7 +18,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from service.__main__ import main
+from service.cli.parser import main
 from tests.e2e.peers import new_person
 from tests.e2e.processes import COMMAND, Service, run, service_process, wait_until
 from tests.factories import PASSWORD
@@ -326,13 +326,11 @@ def test_a_secret_is_replaced_and_printed_once(operator: Operator) -> None:
     done = operator.run("clients", "rotate-secret", client_id)
     secret_line, until = done.stdout.splitlines()
     second = secret_line.removeprefix("client_secret=").split()[0]
-    assert re.fullmatch(
-        r"The secret before it works until 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ.", until
-    )
+    assert re.fullmatch(r"The previous secret works until 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ.", until)
     assert (works(first), works(second)) == (True, True)
     assert "--overlap 0" in operator.fails("clients", "rotate-secret", client_id)
     replaced = operator.does("clients", "rotate-secret", client_id, "--overlap", "0")
-    assert replaced.splitlines()[1] == "The secret before it no longer works."
+    assert replaced.splitlines()[1] == "The previous secret no longer works."
     third = replaced.removeprefix("client_secret=").split()[0]
     assert (works(first), works(second), works(third)) == (False, False, True)
     [line] = in_the_log(done.stderr)

@@ -27,10 +27,10 @@ from tests.e2e.processes import (
 )
 
 IMPATIENT = """
-from service.server import supervisor
-from service.__main__ import main
 from service.api.http import requests
-supervisor.IDLE_SECONDS = supervisor.UNREAD_SECONDS = requests.BODY_SECONDS = 1.0
+from service.cli.parser import main
+from service.server import listeners, worker
+worker.IDLE_SECONDS = listeners.UNREAD_SECONDS = requests.BODY_SECONDS = 1.0
 main(["serve"])
 """
 HALF_A_BODY = (

@@ -20,17 +20,17 @@ from tests.e2e.processes import (
 
 DYING = """
 import os, signal, sys
-from service.server import supervisor
-from service.__main__ import main
+from service.cli.parser import main
+from service.server import worker
 
-work = supervisor._work
+serve = worker.serve
 
 async def at_start(*arguments):
     raise RuntimeError("nobody foresaw this")
 
 async def later(settings, listeners, parent_lives, when_ready):
     import asyncio
-    task = asyncio.create_task(work(settings, listeners, parent_lives, when_ready))
+    task = asyncio.create_task(serve(settings, listeners, parent_lives, when_ready))
     await asyncio.sleep(1)
     task.cancel()
     raise RuntimeError("nobody foresaw this")
@@ -41,7 +41,7 @@ async def without_a_word(*arguments):
 async def for_lack_of_memory(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 
-supervisor._work = vars()[sys.argv[1]]
+worker.serve = vars()[sys.argv[1]]
 sys.exit(main(["serve"]))
 """
 

@@ -266,7 +266,10 @@ def test_strange_files_in_the_data_folder_are_not_removed(tmp_path: Path) -> Non
     precious = tmp_path / "postgresql" / "precious"
     precious.parent.mkdir()
     precious.touch()
-    with pytest.raises(EmbeddedServerError, match="PostgreSQL cannot be had"), postgresql(tmp_path):
+    with (
+        pytest.raises(EmbeddedServerError, match="PostgreSQL cannot be started"),
+        postgresql(tmp_path),
+    ):
         pass
     assert precious.exists()
 

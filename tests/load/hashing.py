@@ -9,7 +9,7 @@ import time
 
 from argon2 import PasswordHasher
 
-from service.settings.settings import Argon2
+from service.security.password_hashing import Argon2
 
 
 def rate(cost: Argon2, threads: int, seconds: float) -> float:

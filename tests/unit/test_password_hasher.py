@@ -17,8 +17,7 @@ import argon2.low_level
 import pytest
 
 from service.domain.errors import HashingQueueFull
-from service.security.password_hashing import PasswordHasher
-from service.settings.settings import Argon2
+from service.security.password_hashing import Argon2, PasswordHasher
 
 CHEAP = Argon2(memory_kib=64, passes=1, lanes=1)
 

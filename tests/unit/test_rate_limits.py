@@ -5,10 +5,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from service.domain.rate_limits import RateLimit
 from service.redis import rate_limits
 from service.redis.cache import RedisServer
 from service.redis.rate_limits import RateLimiter, Window
-from service.settings.settings import RateLimit
 
 TWO_A_MINUTE = RateLimit(2, 60)
 

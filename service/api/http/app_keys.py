@@ -7,9 +7,10 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from service.domain.rate_limits import RateLimit
 from service.redis.rate_limits import Window
 from service.services import Services
-from service.settings.settings import RateLimit, Settings
+from service.settings.settings import Settings
 from service.telemetry.access_log import AccessLog
 
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)

@@ -4,7 +4,7 @@ from service.domain.clock import Clock
 from service.providers.http import HttpClient
 from service.providers.identity.github import GitHubProvider
 from service.providers.identity.oidc import OidcProvider
-from service.settings.settings import GitHubSettings, OidcSettings
+from service.providers.settings import GitHubSettings, OidcSettings
 
 Provider = OidcProvider | GitHubProvider
 

@@ -14,7 +14,7 @@ from service.domain.identities import AuthorizationAnswer, SignIn
 from service.domain.oauth import challenge_of
 from service.domain.users import Email, parse_email
 from service.providers.http import HttpClient, Reply, is_text
-from service.settings.settings import GitHubSettings, OidcSettings
+from service.providers.settings import GitHubSettings, OidcSettings
 
 LONGEST_EMAIL: Final = 254
 _ERROR_CODE: Final = re.compile(r"[a-z_]{1,50}")

@@ -8,7 +8,7 @@ from service.domain.identities import AuthorizationAnswer, Identity, SignIn
 from service.domain.users import Email
 from service.providers.http import HttpClient
 from service.providers.identity.authorization import AuthorizationCodeFlow, email_of
-from service.settings.settings import GitHubSettings
+from service.providers.settings import GitHubSettings
 
 
 class GitHubProvider:

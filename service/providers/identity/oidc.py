@@ -12,8 +12,8 @@ from service.domain.errors import ProviderUnavailable, SignInRefused
 from service.domain.identities import AuthorizationAnswer, Identity, SignIn, is_safe_url
 from service.providers.http import HttpClient, Reply, is_text
 from service.providers.identity.authorization import AuthorizationCodeFlow, email_of
+from service.providers.settings import OidcSettings
 from service.security.signing_keys import EPOCH, LEEWAY
-from service.settings.settings import OidcSettings
 
 KEPT_FOR: Final = timedelta(hours=1)
 """How long the issuer's description and its keys are cached."""

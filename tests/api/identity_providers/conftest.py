@@ -7,7 +7,8 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from service.settings.settings import MailSettings, Settings, SmtpSettings, read_settings
+from service.providers.settings import MailSettings, SmtpSettings
+from service.settings.settings import Settings, read_settings
 from tests.api.mailing import Postman
 from tests.factories import Api, running
 from tests.stand_ins.smtp import SmtpServer

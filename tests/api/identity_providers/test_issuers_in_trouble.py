@@ -12,7 +12,8 @@ import asyncpg
 import pytest
 
 from service.api.http.app_keys import ACCESS_LOG
-from service.settings.settings import RateLimit, Settings
+from service.domain.rate_limits import RateLimit
+from service.settings.settings import Settings
 from service.telemetry.logs import JsonFormatter
 from tests.api.assertions import assert_problem
 from tests.api.issuer import (

@@ -10,7 +10,8 @@ import pytest
 from aiohttp import web
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from service.settings.settings import OidcSettings, Settings
+from service.providers.settings import OidcSettings
+from service.settings.settings import Settings
 from tests.api.assertions import assert_problem
 from tests.api.issuer import (
     CLIENT_ID,
