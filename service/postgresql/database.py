@@ -224,8 +224,8 @@ class WrongEncoding(Exception):
     """The database has another encoding than UTF8, which cannot hold every text."""
 
 
-class TransactionConflict(Exception):
-    """PostgreSQL gave this transaction up in favour of another: the same work may go well now."""
+class TryAgain(Exception):
+    """The transaction lost to another, or found its premise changed: `retried` runs it again."""
 
 
 class Database:
@@ -279,7 +279,7 @@ class Database:
                             REPLICA_READS.labels("read").inc()
                             return found
                         result = "behind"
-            except (Unavailable, TransactionConflict, TimeoutError) as error:
+            except (Unavailable, TryAgain, TimeoutError) as error:
                 log.warning("the replica is not used for now: %r", error.__cause__ or error)
             REPLICA_READS.labels(result).inc()
             self._replica_rests_until = time.monotonic() + REPLICA_RESTS_SECONDS
@@ -374,7 +374,7 @@ def _failures_told() -> Iterator[None]:
     except QueueFull as error:
         raise Overloaded from error
     except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as error:
-        raise TransactionConflict from error
+        raise TryAgain from error
     except (
         OSError,  # refused, reset, unreachable; TimeoutError is one of them
         asyncpg.PostgresConnectionError,
@@ -404,7 +404,7 @@ def retried(method: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
         for attempt in range(TRIES):
             try:
                 return await method(*args, **kwargs)
-            except TransactionConflict as conflict:
+            except TryAgain as conflict:
                 last = conflict
                 await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311
         raise DatabaseUnavailable from last

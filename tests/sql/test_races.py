@@ -40,7 +40,7 @@ from service.domain.scopes import OF_CLIENTS, Scope
 from service.domain.security_events import Origin
 from service.domain.sessions import FIRST_PARTY, Session
 from service.domain.users import Role, parse_email
-from service.postgresql.database import Database, Repositories, TransactionConflict, retried
+from service.postgresql.database import Database, Repositories, TryAgain, retried
 from service.use_cases.cache_invalidation import CODE_KEY
 from tests.conftest import Servers
 from tests.factories import new_email
@@ -401,7 +401,7 @@ async def test_a_use_that_waits_for_a_limit_begins_anew(
         assert await codes.lock_live(code.owner_id, confirmed_only=False) == code.referral_code_id
         waiting = await until_blocked(database, work(transactions, code))
         await codes.change(replace(code, max_uses=1), NOW, CODE_KEY)
-    with pytest.raises(TransactionConflict):
+    with pytest.raises(TryAgain):
         await waiting
     results = await asyncio.gather(*(work(transactions, code) for _ in range(5)))
     assert sum(one is not None for one in results) == 1
@@ -870,7 +870,7 @@ async def test_a_transaction_that_deadlocks_is_tried_again(transactions: Databas
     """PostgreSQL ends one of two that wait for each other; both must end well."""
     codes = [await new_code(transactions) for _ in range(2)]
     both_hold_one = asyncio.Barrier(2)
-    conflicts: list[TransactionConflict] = []
+    conflicts: list[TryAgain] = []
 
     @retried
     async def lock(first: UUID, second: UUID) -> None:
@@ -880,7 +880,7 @@ async def test_a_transaction_that_deadlocks_is_tried_again(transactions: Databas
                 if not conflicts:
                     await both_hold_one.wait()
                 await repositories.referral_codes.lock_owner(second)
-        except TransactionConflict as conflict:
+        except TryAgain as conflict:
             conflicts.append(conflict)
             raise
 
@@ -931,7 +931,7 @@ async def test_a_transaction_that_loses_every_time_is_given_up() -> None:
     async def lose() -> None:
         nonlocal tries
         tries += 1
-        raise TransactionConflict
+        raise TryAgain
 
     with pytest.raises(DatabaseUnavailable):
         await lose()
