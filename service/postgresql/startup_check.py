@@ -9,12 +9,8 @@ from typing import Final
 
 import asyncpg
 
-from service.postgresql.database import (
-    WrongEncoding,
-    is_permanent,
-    missing_migrations,
-    open_connection,
-)
+from service.postgresql.database import missing_migrations
+from service.postgresql.hosts import WrongEncoding, is_permanent, open_connection
 from service.postgresql.migration_files import names_of_migrations
 from service.postgresql.urls import DatabaseUrl, parse_database_url
 

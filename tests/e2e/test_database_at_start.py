@@ -21,7 +21,7 @@ import psycopg
 import pytest
 
 from service import embedded
-from service.postgresql.database import open_connection
+from service.postgresql.hosts import open_connection
 from service.postgresql.migration_files import names_of_migrations
 from service.postgresql.urls import parse_database_url
 from tests.api import redis_trouble

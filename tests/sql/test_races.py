@@ -892,9 +892,9 @@ async def test_a_transaction_that_deadlocks_is_tried_again(transactions: Databas
 HOLD_A_LOCK = """
 import asyncio, sys
 from uuid import UUID
-from service.postgresql import database
+from service.postgresql import database, hosts
 
-database.LIMITS["idle_in_transaction_session_timeout"] = "500ms"
+hosts.LIMITS["idle_in_transaction_session_timeout"] = "500ms"
 
 async def main(url, owner_id):
     async with database.connect(url, 1) as postgresql:
