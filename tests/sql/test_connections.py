@@ -96,18 +96,23 @@ async def test_nobody_waits_for_ever(servers: Servers) -> None:
         assert counts(opened) == (0, 2), "a waiter that gave up is passed nothing"
 
 
-async def test_opening_a_connection_is_part_of_the_wait() -> None:
-    async def hang() -> asyncpg.Connection:
-        await asyncio.sleep(60)
-        raise AssertionError
+async def test_waiting_and_opening_share_one_limit() -> None:
+    opening = 0
 
-    async with Connections(hang, LIMIT, wait_seconds=0.2) as opened:
+    async def fail_late() -> asyncpg.Connection:
+        nonlocal opening
+        opening += 1
+        await asyncio.sleep(0.3 if opening <= LIMIT else 60)
+        raise ConnectionRefusedError
+
+    async with Connections(fail_late, LIMIT, wait_seconds=0.4) as opened:
         started = time.perf_counter()
         answers = await asyncio.gather(
-            *(opened.acquire() for _ in range(6)), return_exceptions=True
+            *(opened.acquire() for _ in range(2 * LIMIT)), return_exceptions=True
         )
-        assert [type(answer) for answer in answers] == [TimeoutError] * 6
-        assert time.perf_counter() - started < 0.35
+        told = [ConnectionRefusedError] * LIMIT + [TimeoutError] * LIMIT
+        assert [type(answer) for answer in answers] == told
+        assert time.perf_counter() - started < 0.6
         assert counts(opened) == (0, 0)
 
 
