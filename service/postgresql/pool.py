@@ -147,7 +147,10 @@ class Connections:
         """Return one of the pool's connections, for the place that the caller holds."""
         try:
             self._watch.check()
-            async with asyncio.timeout_at(until):
+            opens = (
+                not self._pool.get_idle_size()
+            )  # otherwise the timer would cost half a statement
+            async with asyncio.timeout_at(until if opens else None):
                 connection = await self._pool.acquire()
         except BaseException:
             self._leave()
