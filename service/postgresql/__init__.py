@@ -1,1 +1,1 @@
-"""How the service reaches PostgreSQL. What it says there is in repositories/."""
+"""How the service reaches PostgreSQL; the statements are in repositories/."""

@@ -1,10 +1,9 @@
 """Reading rows by key: all keys wanted in one turn of the event loop with one statement.
 
-A statement for each costs four times what aiohttp needs to answer at all, most of it for taking
-a connection and for the round trip; one for 64 requests costs each next to nothing (README.md,
-*Speed*). Those who want the same key share its row. Nobody is given what was read before the
-question was asked: a key is never added to a statement that is under way, because what it reads
-may be older than a write whose answer has been sent since.
+A statement each costs four times what aiohttp needs to answer at all, most of it for the
+connection and the round trip; one for 64 requests costs each next to nothing. Nobody gets a row
+that was read before it was asked for: a key never joins a statement under way, since what that
+reads may be older than a write that has been answered meanwhile.
 """
 
 import asyncio
@@ -12,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
 MOST_AT_ONCE: Final = 2
-"""Statements under way. While one is read, another can be sent; more would only be smaller."""
+"""Statements under way: one is read while another is sent; more would only be smaller."""
 MOST_KEYS: Final = 1000
 """Keys of one statement."""
 K = TypeVar("K")
@@ -20,7 +19,7 @@ V = TypeVar("V")
 
 
 class BatchLoader(Generic[K, V]):
-    """Rows by key, as `read` reads them, at most `most` of them at once."""
+    """Rows by key, as `read` returns them for at most `most` keys."""
 
     def __init__(
         self, read: Callable[[Sequence[K]], Awaitable[Mapping[K, V]]], most: int = MOST_KEYS
@@ -33,7 +32,7 @@ class BatchLoader(Generic[K, V]):
     async def find(self, key: K) -> V | None:
         """Return the row of the key as it is now, or None; raise what `read` does."""
         loop = asyncio.get_running_loop()
-        # One for each who asks: if one gives up, the others still get the row.
+        # One for each caller: if one gives up, the others still get the row.
         future: asyncio.Future[V | None] = loop.create_future()
         if not self._wanted:
             loop.call_soon(self._start)
@@ -57,14 +56,13 @@ class BatchLoader(Generic[K, V]):
         waiting = [(key, future) for key, futures in wanted.items() for future in futures]
         try:
             found = await self._read(list(wanted))
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is theirs who wait
-            for _, future in waiting:
-                if not future.done():
-                    future.set_exception(error)
-        else:
             for key, future in waiting:
                 if not future.done():
                     future.set_result(found.get(key))
+        except Exception as error:  # noqa: BLE001  # the callers raise it
+            for _, future in waiting:
+                if not future.done():
+                    future.set_exception(error)
         finally:
             for _, future in waiting:
-                future.cancel()  # those still waiting, where this task was cancelled itself
+                future.cancel()  # still waiting only if this task was cancelled

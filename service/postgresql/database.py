@@ -1,24 +1,20 @@
-"""Where connections come from, and the only place where transactions begin and end."""
+"""Transactions on pooled connections, and the only place where they begin and end."""
 
 import asyncio
 import functools
 import logging
 import random
-import socket
-import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
     asynccontextmanager,
     contextmanager,
 )
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 import asyncpg
-from asyncpg.connect_utils import SessionAttribute
-from asyncpg.exceptions import TargetServerAttributeNotMatched
 
 from service.domain.errors import (
     DatabaseUnavailable,
@@ -26,9 +22,10 @@ from service.domain.errors import (
     Overloaded,
     Unavailable,
 )
+from service.postgresql.hosts import WrongEncoding, open_connection
 from service.postgresql.migration_files import names_of_migrations
 from service.postgresql.pool import WAIT_SECONDS, Connections, QueueFull
-from service.postgresql.urls import STANDBY_KINDS, DatabaseUrl, Host, parse_database_url
+from service.postgresql.urls import parse_database_url
 from service.repositories.account_changes import AccountChangeRepository
 from service.repositories.authorization_codes import AuthorizationCodeRepository
 from service.repositories.claims import ClaimRepository
@@ -51,69 +48,40 @@ from service.repositories.sign_ins import SignInRepository
 from service.repositories.users import UserRepository
 from service.telemetry.metrics import REPLICA_READS
 
-CONNECT_SECONDS: Final = 2.0
-STATEMENT_SECONDS: Final = 3.0
-"""Longer than the second after which PostgreSQL looks for a deadlock, which is then tried again.
-A server that hangs is given up sooner (connections.py)."""
-LIMITS: Final = {
-    # Of a process that is suspended, or cut off, amid a transaction: others wait for its locks.
-    "idle_in_transaction_session_timeout": "5s",
-    # Of a machine that is gone without a word: its connections count against the most there are.
-    "tcp_keepalives_idle": "30s",
-    "tcp_keepalives_interval": "10s",
-    "tcp_keepalives_count": "3",
-}
-"""What PostgreSQL is to do by itself where nobody can tell it any more."""
 TRIES: Final = 4
-_CUT_OFF: Final = (OSError, asyncpg.InterfaceError)  # TimeoutError is an OSError
-PREPARED_STATEMENTS: Final = 250
-"""How many each connection keeps: all that the service has."""
 REPLICA_SECONDS: Final = 0.5
 """How long the replica may take for a list before the primary is asked."""
 REPLICA_RESTS_SECONDS: Final = 2.0
-"""How long the replica is left alone once it was away, or behind."""
+"""How long the replica is left alone after it was away or behind."""
 REPLAY_PAUSES: Final = (0.002, 0.005, 0.01, 0.0)
-"""Seconds between looks whether the replica has caught up: mostly it is a millisecond behind."""
+"""Seconds between checks whether the replica has caught up: it is mostly a millisecond behind."""
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# A commit is answered when it is flushed (unless synchronous_commit is off). What is written behind
-# that is no commit: hint bits say, which nobody flushes for a while.
+# A commit is answered once it is flushed (unless synchronous_commit is off). What was written but
+# not flushed is no commit: it may be hint bits, which nobody flushes for a while.
 _WRITTEN: Final = "SELECT pg_current_wal_flush_lsn()::text"
 
-# False on a server that is no standby, or is one no longer.
+# False on a server that is not a standby, or is no longer one.
 _HAS_REPLAYED: Final = """
     SELECT pg_is_in_recovery() AND pg_last_wal_replay_lsn() >= $1::text::pg_lsn
 """
 
-_PERMANENT_STATES: Final = (
-    "0A",  # a feature of the URL that the server lacks
-    "22023",  # a value that a setting in `options` cannot have
-    "28",  # the role, the password, pg_hba.conf
-    "3D",  # the database
-    "42",  # no right to connect; a setting in `options` that does not exist
-    "55P02",  # a setting in `options` that cannot be set
-)
-"""The states (SQLSTATE) in which a connection is refused for good, as they begin."""
-_PERMANENT_WORDS: Final = ("no such database", "no such user", "unsupported startup parameter")
-"""Those of PgBouncer."""
+# The connection was cut, or abandoned: a statement may still be running on it.
+_CUT_OFF: Final = (OSError, asyncpg.InterfaceError)  # TimeoutError is an OSError
 
-_PRIMARY: Final = "SELECT WHERE NOT pg_is_in_recovery()"
-_STANDBYS: Final = "SELECT WHERE pg_is_in_recovery()"
-
-# What an operation raises when its connection leads nowhere, or to a primary that was demoted:
-# then the other connections may do so too.
+# The connection leads nowhere, or to a demoted primary, and so may the others.
 _GONE: Final = (
-    OSError,  # TimeoutError is one: a machine that is gone does not say so
+    OSError,
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.InternalClientError,
+    asyncpg.InternalClientError,  # cut in the middle of an exchange
 )
 
-# What a statement raises on a schema that is older than the code.
+# What a statement raises on a schema older than the code.
 _OUTDATED: Final = (
     asyncpg.UndefinedTableError,
     asyncpg.UndefinedColumnError,
@@ -122,17 +90,37 @@ _OUTDATED: Final = (
 )
 
 
-class Repositories:
-    """All repositories, on one connection. Each is made where it is used: mostly that is one."""
+class TryAgain(Exception):
+    """The transaction lost to another, or found its premise changed: `retried` runs it again."""
 
-    __slots__ = ("_callbacks", "_connection")
+
+class Repositories:
+    """All repositories, on one connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._callbacks: list[Callable[[], Awaitable[None] | None]] = []
+        self.account_changes = AccountChangeRepository(connection)
+        self.authorization_codes = AuthorizationCodeRepository(connection)
+        self.claims = ClaimRepository(connection)
+        self.confirmations = ConfirmationRepository(connection)
+        self.enrichments = EnrichmentRepository(connection)
+        self.idempotency_keys = IdempotencyKeyRepository(connection)
+        self.identities = IdentityRepository(connection)
+        self.jobs = JobRepository(connection)
+        self.mail_tokens = MailTokenRepository(connection)
+        self.mailboxes = MailboxRepository(connection)
+        self.oauth_clients = OAuthClientRepository(connection)
+        self.personal_data = PersonalDataRepository(connection)
+        self.referral_codes = ReferralCodeRepository(connection)
+        self.referrals = ReferralRepository(connection)
+        self.security_events = SecurityEventRepository(connection)
+        self.sessions = SessionRepository(connection)
+        self.sign_ins = SignInRepository(connection)
+        self.users = UserRepository(connection)
 
     def after_commit(self, callback: Callable[[], Awaitable[None] | None]) -> None:
-        """Call `callback` when what was done has been committed; never if it was rolled back.
+        """Call `callback` after the commit; never if the transaction is rolled back.
 
         If it returns an awaitable, that is awaited before the caller of the transaction goes on.
         """
@@ -147,92 +135,12 @@ class Repositories:
         """Begin a part of the transaction that can be undone alone."""
         return self._connection.transaction()
 
-    @property
-    def account_changes(self) -> AccountChangeRepository:
-        return AccountChangeRepository(self._connection)
-
-    @property
-    def authorization_codes(self) -> AuthorizationCodeRepository:
-        return AuthorizationCodeRepository(self._connection)
-
-    @property
-    def claims(self) -> ClaimRepository:
-        return ClaimRepository(self._connection)
-
-    @property
-    def confirmations(self) -> ConfirmationRepository:
-        return ConfirmationRepository(self._connection)
-
-    @property
-    def enrichments(self) -> EnrichmentRepository:
-        return EnrichmentRepository(self._connection)
-
-    @property
-    def idempotency_keys(self) -> IdempotencyKeyRepository:
-        return IdempotencyKeyRepository(self._connection)
-
-    @property
-    def identities(self) -> IdentityRepository:
-        return IdentityRepository(self._connection)
-
-    @property
-    def jobs(self) -> JobRepository:
-        return JobRepository(self._connection)
-
-    @property
-    def mail_tokens(self) -> MailTokenRepository:
-        return MailTokenRepository(self._connection)
-
-    @property
-    def mailboxes(self) -> MailboxRepository:
-        return MailboxRepository(self._connection)
-
-    @property
-    def oauth_clients(self) -> OAuthClientRepository:
-        return OAuthClientRepository(self._connection)
-
-    @property
-    def personal_data(self) -> PersonalDataRepository:
-        return PersonalDataRepository(self._connection)
-
-    @property
-    def referral_codes(self) -> ReferralCodeRepository:
-        return ReferralCodeRepository(self._connection)
-
-    @property
-    def referrals(self) -> ReferralRepository:
-        return ReferralRepository(self._connection)
-
-    @property
-    def security_events(self) -> SecurityEventRepository:
-        return SecurityEventRepository(self._connection)
-
-    @property
-    def sessions(self) -> SessionRepository:
-        return SessionRepository(self._connection)
-
-    @property
-    def sign_ins(self) -> SignInRepository:
-        return SignInRepository(self._connection)
-
-    @property
-    def users(self) -> UserRepository:
-        return UserRepository(self._connection)
-
-
-class WrongEncoding(Exception):
-    """The database has another encoding than UTF8, which cannot hold every text."""
-
-
-class TransactionConflict(Exception):
-    """PostgreSQL gave this transaction up in favour of another: the same work may go well now."""
-
 
 class Database:
-    """Connections to PostgreSQL.
+    """The service's way to PostgreSQL.
 
-    Raises DatabaseUnavailable where it cannot be reached in time, and Overloaded where too many
-    wait for it.
+    Everything raises DatabaseUnavailable where PostgreSQL cannot be reached in time, Overloaded
+    where too many wait for it, and TryAgain where a transaction lost to another.
     """
 
     def __init__(self, connections: Connections, replica: "Database | None" = None) -> None:
@@ -244,64 +152,62 @@ class Database:
     async def transaction(self) -> AsyncIterator[Repositories]:
         """Commit when the block ends; roll back when it raises."""
         async with self._connection() as connection, connection.transaction():
-            with _silence_given_up(connection):  # or the rollback would wait for it too
-                repositories = Repositories(connection)
+            repositories = Repositories(connection)
+            try:
                 yield repositories
+            except TimeoutError:
+                connection.terminate()  # or the rollback would wait for the server, too
+                raise
         await repositories.committed()
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncIterator[Repositories]:
-        """Run each statement of the block by itself: for reads, which need no transaction."""
+        """Commit each statement of the block by itself."""
         async with self._connection() as connection:
             repositories = Repositories(connection)
             yield repositories
         await repositories.committed()
 
     async def read(self, read: Callable[[Repositories], Awaitable[T]]) -> T:
-        """Return what `read` returns, which runs each statement by itself."""
+        """Return what `read` returns."""
         async with self.autocommit() as repositories:
             return await read(repositories)
 
     async def from_standby(self, read: Callable[[Repositories], Awaitable[T]]) -> T:
-        """Return what `read` returns: it may be called twice, and with the replica's data.
+        """Return what `read` returns, from the replica if it is as new as the primary.
 
-        These are as new as the primary's: the replica is asked only if it has what the primary
-        had written when the call began.
+        That is, if it has all that the primary had committed when the call began. `read` may be
+        called twice.
         """
         if self._replica is not None and time.monotonic() >= self._replica_rests_until:
             result = "away"
             try:
                 async with asyncio.timeout(REPLICA_SECONDS):
-                    written = await self._written()
+                    async with self._connection() as connection:
+                        written = await connection.fetchval(_WRITTEN)
                     async with self._replica._connection() as connection:  # noqa: SLF001
                         if await _has_replayed(connection, written):
                             found = await read(Repositories(connection))
                             REPLICA_READS.labels("read").inc()
                             return found
                         result = "behind"
-            except (Unavailable, TransactionConflict, TimeoutError) as error:
+            except (Unavailable, TryAgain, TimeoutError) as error:
                 log.warning("the replica is not used for now: %r", error.__cause__ or error)
             REPLICA_READS.labels(result).inc()
             self._replica_rests_until = time.monotonic() + REPLICA_RESTS_SECONDS
         return await self.read(read)
 
-    async def _written(self) -> str:
-        """Return how far the primary's log goes."""
-        async with self._connection() as connection:
-            written: str = await connection.fetchval(_WRITTEN)
-            return written
-
     def check_queue(self) -> None:
         """Raise Overloaded if more wait for PostgreSQL than can be served."""
-        with _failures_told():
+        with _errors_translated():
             self._connections.check_queue()
 
     async def check_schema(self) -> None:
         """Raise DatabaseUnavailable if PostgreSQL does not answer, or MigrationsPending.
 
-        Migrations that this release does not know are of a newer one, which it can live with.
+        Unknown migrations belong to a newer release, whose schema this one can live with.
         """
-        async with self._connection(however_many_wait=True) as connection:
+        async with self._connection(skip_check=True) as connection:
             missing = await missing_migrations(connection)
         if missing:
             names = ", ".join(missing)
@@ -310,31 +216,28 @@ class Database:
     @property
     def connections(self) -> dict[str, int]:
         """How many connections are in use, idle and allowed."""
-        connections = self._connections
-        in_use = connections.size - connections.idle
-        return {"in_use": in_use, "idle": connections.idle, "limit": connections.limit}
+        return self._connections.counts
 
     @asynccontextmanager
-    async def _connection(self, *, however_many_wait: bool = False) -> AsyncIterator[Connection]:
-        with _failures_told():
+    async def _connection(self, *, skip_check: bool = False) -> AsyncIterator[Connection]:
+        with _errors_translated():
             try:
-                connection = await self._connections.acquire(however_many_wait=however_many_wait)
-            except (asyncpg.PostgresError, WrongEncoding) as error:  # whatever keeps one out
+                connection = await self._connections.acquire(skip_check=skip_check)
+            except (asyncpg.PostgresError, WrongEncoding) as error:  # whatever the reason is
                 raise DatabaseUnavailable from error
-            whole = True
+            clean = True
             try:
                 yield connection
             except BaseException as error:
-                # Cancelled, timed out or cut off: a statement may still be under way.
-                whole = isinstance(error, Exception) and not isinstance(error, _CUT_OFF)
+                clean = isinstance(error, Exception) and not isinstance(error, _CUT_OFF)
                 if isinstance(error, _GONE):
-                    self._connections.expire()
+                    await self._connections.expire()
                 if isinstance(error, _OUTDATED) and await missing_migrations(connection):
                     log.warning("the schema is older than this release: %s", error)
                     raise MigrationsPending from error
                 raise
             finally:
-                self._connections.release(connection, whole=whole)
+                await self._connections.release(connection, clean=clean)
 
 
 async def missing_migrations(connection: Connection) -> list[str]:
@@ -347,18 +250,8 @@ async def missing_migrations(connection: Connection) -> list[str]:
     return [name for name in names if name not in applied]
 
 
-@contextmanager
-def _silence_given_up(connection: Connection) -> Iterator[None]:
-    """Give up a connection on which a statement took too long; asyncpg cancels the statement."""
-    try:
-        yield
-    except TimeoutError:
-        connection.terminate()
-        raise
-
-
 async def _has_replayed(replica: Connection, written: str) -> bool:
-    """Return whether the replica has all up to there, or gets it within some milliseconds."""
+    """Return whether the replica has everything up to there, now or a few milliseconds later."""
     for pause in REPLAY_PAUSES:
         if await replica.fetchval(_HAS_REPLAYED, written):
             return True
@@ -367,24 +260,19 @@ async def _has_replayed(replica: Connection, written: str) -> bool:
 
 
 @contextmanager
-def _failures_told() -> Iterator[None]:
-    """Tell a transaction that may be tried again, and a database that is away, from a bug."""
+def _errors_translated() -> Iterator[None]:
+    """Tell a transaction worth another try, and a database that is away, from a bug."""
     try:
         yield
     except QueueFull as error:
         raise Overloaded from error
     except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as error:
-        raise TransactionConflict from error
+        raise TryAgain from error
     except (
-        OSError,  # refused, reset, unreachable; TimeoutError is one of them
-        asyncpg.PostgresConnectionError,
-        asyncpg.AdminShutdownError,
-        asyncpg.CrashShutdownError,
+        *_GONE,
         asyncpg.QueryCanceledError,
-        asyncpg.ReadOnlySQLTransactionError,  # a standby that was the primary
         asyncpg.InsufficientResourcesError,
-        asyncpg.InsufficientPrivilegeError,  # a right was taken from the role
-        asyncpg.InternalClientError,  # the connection was cut in the middle of an exchange
+        asyncpg.InsufficientPrivilegeError,  # the role has lost a right
     ) as error:
         raise DatabaseUnavailable from error
     except asyncpg.InterfaceError as error:
@@ -393,18 +281,18 @@ def _failures_told() -> Iterator[None]:
         raise DatabaseUnavailable from error  # the connection was closed under us
 
 
-def retried(method: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-    """Call the method again when its transaction lost to another (40001, 40P01), a few times.
+def retried(work: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+    """Call `work` again when it raises TryAgain, a few times.
 
-    Raises DatabaseUnavailable if it loses every time.
+    Raises DatabaseUnavailable if it does so every time.
     """
 
-    @functools.wraps(method)
+    @functools.wraps(work)
     async def call(*args: P.args, **kwargs: P.kwargs) -> T:
         for attempt in range(TRIES):
             try:
-                return await method(*args, **kwargs)
-            except TransactionConflict as conflict:
+                return await work(*args, **kwargs)
+            except TryAgain as conflict:
                 last = conflict
                 await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311
         raise DatabaseUnavailable from last
@@ -418,132 +306,21 @@ async def connect(
 ) -> AsyncIterator[Database]:
     """Yield the database at `url`, with at most `size` connections, and as many to its replica.
 
-    Connections are opened when they are needed, so that the service starts, and says what is
-    wrong, while PostgreSQL is down.
+    None is opened yet: the service starts while PostgreSQL is down, and says what is wrong.
     """
     async with AsyncExitStack() as stack:
 
-        def open_connections(of: str, wait_seconds: float = WAIT_SECONDS) -> Connections:
-            read = parse_database_url(of)
+        async def open_pool(url: str, wait_seconds: float) -> Connections:
+            parsed = parse_database_url(url)
             connections = Connections(
-                lambda: open_connection(read, prepared_statements=prepared_statements),
-                min(size, read.connection_limit or size),
+                lambda: open_connection(parsed, prepared_statements=prepared_statements),
+                min(size, parsed.connection_limit or size),
                 wait_seconds,
             )
-            stack.push_async_callback(connections.close)
-            return connections
+            return await stack.enter_async_context(connections)
 
         replica = None
         if replica_url is not None:
-            # So long it also takes to give up a connection that hangs.
-            replica = Database(open_connections(replica_url, REPLICA_SECONDS / 2))
-        yield Database(open_connections(url), replica)
-
-
-async def open_connection(
-    url: DatabaseUrl, *, prepared_statements: bool = True
-) -> "asyncpg.Connection[asyncpg.Record]":
-    """Return the first connection of the kind wanted to any of the hosts that the URL names.
-
-    They are asked at once: one that is gone does not refuse, and asyncpg alone would wait for it
-    before it asks the next.
-    """
-    keeps_statements = prepared_statements and url.prepared_statements
-    options = {
-        "timeout": min(CONNECT_SECONDS, url.connect_seconds),
-        "command_timeout": STATEMENT_SECONDS,
-        "statement_cache_size": PREPARED_STATEMENTS if keeps_statements else 0,
-    }
-    if len(url.hosts) == 1:
-        return await _connect_to_one(url, url.hosts[0], **options)
-    attempts = [asyncio.create_task(_connect_if_wanted(url, host, **options)) for host in url.hosts]
-    chosen = None
-    pending = set(attempts)
-    try:
-        while True:
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            chosen = next((attempt for attempt in done if attempt.exception() is None), None)
-            if chosen is not None:
-                return chosen.result()
-            if not pending:
-                raise _what_may_pass(attempt.exception() for attempt in attempts)
-    finally:
-        for attempt in attempts:
-            if attempt is not chosen:
-                attempt.add_done_callback(_let_go)
-                attempt.cancel()
-
-
-def is_permanent(error: BaseException | None) -> bool:
-    """Return whether no waiting mends what keeps a connection from being made."""
-    if isinstance(error, asyncpg.ProtocolViolationError):
-        # PgBouncer says everything in this state, also that PostgreSQL is away.
-        return any(words in str(error) for words in _PERMANENT_WORDS)
-    if isinstance(error, asyncpg.PostgresError):
-        return str(error.sqlstate).startswith(_PERMANENT_STATES)
-    if isinstance(error, ssl.SSLError):
-        return not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
-    if isinstance(error, ConnectionError):  # asyncpg has no other class for it
-        return "rejected SSL upgrade" in str(error)
-    if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
-        return isinstance(error, ValueError) or "authentication" in str(error)
-    return isinstance(error, WrongEncoding)
-
-
-def _what_may_pass(errors: Iterable[BaseException | None]) -> BaseException:
-    """Return the error that speaks for all hosts: with one that may pass, waiting may help."""
-    found = [error for error in errors if error is not None]
-    return next((error for error in found if not is_permanent(error)), found[0])
-
-
-async def _connect_to_one(
-    url: DatabaseUrl, host: Host, **options: Any
-) -> "asyncpg.Connection[asyncpg.Record]":
-    target = {**url.for_asyncpg(host), **options}
-    named = {**url.server_settings("referrals"), "timezone": "UTC"}
-    connection: asyncpg.Connection[asyncpg.Record]
-    try:
-        connection = await asyncpg.connect(server_settings=named | LIMITS, **target)
-    except asyncpg.ProtocolViolationError:  # PgBouncer, which knows no others and has its own
-        connection = await asyncpg.connect(server_settings=named, **target)
-    encoding = getattr(connection.get_settings(), "server_encoding", "UTF8")
-    if encoding != "UTF8":
-        connection.terminate()
-        raise WrongEncoding(encoding)
-    _set_socket_options(connection, url)
-    return connection
-
-
-def _set_socket_options(connection: "asyncpg.Connection[asyncpg.Record]", url: DatabaseUrl) -> None:
-    # asyncpg has no parameters for them.
-    opened = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # noqa: SLF001
-    if opened.family != socket.AF_UNIX:
-        for level, name, value in url.socket_options():
-            opened.setsockopt(level, name, value)
-
-
-async def _connect_if_wanted(
-    url: DatabaseUrl, host: Host, **options: Any
-) -> "asyncpg.Connection[asyncpg.Record]":
-    """Connect to the one host; raise TargetServerAttributeNotMatched if it is of another kind.
-
-    The server is asked what it is, because PgBouncer repeats what it was when it first spoke to
-    it.
-    """
-    wanted = _STANDBYS if url.kind_wanted in STANDBY_KINDS else _PRIMARY
-    any_kind = SessionAttribute.any
-    connection = await _connect_to_one(url, host, target_session_attrs=any_kind, **options)
-    is_wanted = False
-    try:
-        is_wanted = await connection.execute(wanted) == "SELECT 1"
-    finally:
-        if not is_wanted:
-            connection.terminate()
-    if not is_wanted:
-        raise TargetServerAttributeNotMatched
-    return connection
-
-
-def _let_go(attempt: "asyncio.Task[asyncpg.Connection[asyncpg.Record]]") -> None:
-    if not attempt.cancelled() and attempt.exception() is None:
-        attempt.result().terminate()
+            # The other half is for terminating a connection that hangs.
+            replica = Database(await open_pool(replica_url, REPLICA_SECONDS / 2))
+        yield Database(await open_pool(url, WAIT_SECONDS), replica)

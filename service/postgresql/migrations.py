@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 
 _OURS: Final = "referrals-migrate"
 
-# Gone with its connection, however that ends: of the service's own migrators one is at work.
+# Released with its connection, however that ends: one of the service's own migrators is at work.
 _TRY_TO_BE_THE_ONE: Final = "SELECT pg_try_advisory_lock(hashtext('referrals-migrate'))"
 
-# Called while this process is the one: then a lock of another of ours (pid below 0) is of the
-# dead, and one of plain yoyo is as soon as nobody else is connected who could hold it.
+# Run while this process holds that lock: a row of another of the service's own migrators (pid below
+# 0) is a dead one's, and so is plain yoyo's once nobody is connected who could have written it.
 _BREAK_STALE_LOCK: Final = """
     DELETE FROM yoyo_lock
      WHERE pid < 0
@@ -67,7 +67,7 @@ class MigrationError(OperatorError):
 
 
 class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no types
-    """yoyo's backend, with a lock that a killed migrator does not keep for good."""
+    """yoyo's backend, with a lock that does not outlive a killed migrator."""
 
     @contextmanager
     def lock(self, timeout: float = LONGEST_WAIT.total_seconds()) -> Iterator[None]:
@@ -93,7 +93,7 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no t
         if self.execute(_TRY_TO_BE_THE_ONE).fetchone() != (True,):
             raise LockTimeout("Another migrator is at work.")
         for (dead,) in self.execute(_BREAK_STALE_LOCK).fetchall():
-            log.warning("the migrator %s left its lock behind; broken", abs(dead))
+            log.warning("broke the stale lock of migrator %s", abs(dead))
         super()._insert_lock_row(-pid, _POLL_SECONDS)
 
     def _delete_lock_row(self, pid: int) -> None:
@@ -101,13 +101,13 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no t
 
 
 def apply_migrations(database_url: str) -> list[str]:
-    """Apply what is not applied yet; return the names. Raises MigrationError."""
+    """Apply what is pending, and return the names; raise MigrationError."""
     try:
         uri = _yoyo_uri(parse_database_url(database_url))
         with _Backend(uri, default_migration_table) as backend:
             _check_encoding(backend.connection)
             if not _is_pending(backend.connection):
-                return []  # for which no right is needed but to read
+                return []  # which needs no right but to read
             _check_rights(backend.connection)
             return _apply(backend)
     except DatabaseUrlError as error:
@@ -152,7 +152,7 @@ def _check_rights(connection: Any) -> None:
     if is_read_only:
         raise MigrationError(
             "The database is read-only (a standby, or default_transaction_read_only is on): "
-            "let DATABASE_URL lead to the primary."
+            "point DATABASE_URL at the primary."
         )
     if schema is None:
         name = path.rpartition(",")[2].strip()
@@ -167,13 +167,13 @@ def _check_rights(connection: Any) -> None:
         )
     if owner is not None:
         raise MigrationError(
-            f"The tables are of the role {owner}, which {role} is not a member of: "
+            f"The tables belong to the role {owner}, of which {role} is not a member: "
             f"migrate as {owner}, or GRANT {owner} TO {role};"
         )
 
 
 def _yoyo_uri(url: DatabaseUrl) -> DatabaseURI:
-    """Return the URL as yoyo has it; several hosts stand together, as libpq takes them."""
+    """Return the URL in yoyo's form; several hosts are joined, as libpq takes them."""
     names = [host.name or "" for host in url.hosts]
     ports = [str(host.port or "") for host in url.hosts]
     return DatabaseURI(
@@ -183,7 +183,7 @@ def _yoyo_uri(url: DatabaseUrl) -> DatabaseURI:
         hostname=",".join(names) if any(names) else None,
         port=",".join(ports) if any(ports) else None,
         database=url.database,
-        # The lock knows the service's own migrators by it.
+        # Stale locks are told from others by it.
         args={**url.parameters, "application_name": _OURS},
     )
 

@@ -1,7 +1,7 @@
-"""What is wrong with the database for good, said in one sentence before anything starts.
+"""What is permanently wrong with the database, in one sentence before anything starts.
 
-While PostgreSQL is only away the service starts, and says so. A password, a role, a database or a
-schema that is wrong is mended by no waiting.
+While PostgreSQL is merely away the service starts, and reports it; waiting does not mend a wrong
+password, role, database or schema.
 """
 
 import ssl
@@ -10,12 +10,8 @@ from typing import Final
 import asyncpg
 
 from service.domain.operators import OperatorError
-from service.postgresql.database import (
-    WrongEncoding,
-    is_permanent,
-    missing_migrations,
-    open_connection,
-)
+from service.postgresql.database import missing_migrations
+from service.postgresql.hosts import WrongEncoding, is_permanent, open_connection
 from service.postgresql.migration_files import names_of_migrations
 from service.postgresql.urls import DatabaseUrl, parse_database_url
 
@@ -27,7 +23,7 @@ _STATE: Final = """
            quote_ident(current_schema()) AS schema
 """
 
-# Three of the tables stand for all: rights are granted for a whole schema.
+# Three tables stand for all: rights are granted on a whole schema.
 _TABLES_WITHOUT_RIGHTS: Final = """
     SELECT name
       FROM unnest('{jobs,sessions,users}'::text[]) AS name
@@ -40,41 +36,30 @@ _TABLES_WITHOUT_RIGHTS: Final = """
 
 
 class DatabaseUnusable(OperatorError):
-    """No waiting will help: one sentence for the operator, with what to do."""
+    """Waiting will not help: one sentence for the operator, with what to do."""
 
 
 async def check_connection(database_url: str) -> None:
-    """Raise DatabaseUnusable where the URL cannot lead anywhere; pass while PostgreSQL is away."""
-    connection = await _connect(parse_database_url(database_url))
-    if connection is not None:
-        connection.terminate()
+    """Raise DatabaseUnusable if the URL cannot lead anywhere; pass while PostgreSQL is away."""
+    await check_database(database_url, tables=False)
 
 
-async def check_database(database_url: str) -> None:
-    """Like check_connection, and the schema and the rights have to be there too."""
-    connection = await _connect(parse_database_url(database_url))
-    if connection is None:
-        return
+async def check_database(database_url: str, *, tables: bool = True) -> None:
+    """Like check_connection; with `tables` the schema and the rights must be there, too."""
+    url = parse_database_url(database_url)
     try:
-        await _check_schema(connection)
-    except (
-        OSError,
-        asyncpg.PostgresError,
-        asyncpg.InterfaceError,
-        asyncpg.InternalClientError,
-    ):
-        return  # it has gone away since
-    finally:
-        connection.terminate()
-
-
-async def _connect(url: DatabaseUrl) -> "asyncpg.Connection[asyncpg.Record] | None":
-    try:
-        return await open_connection(url, prepared_statements=False)
+        connection = await open_connection(url, prepared_statements=False)
     except Exception as error:
         if is_permanent(error):
             raise DatabaseUnusable(_explain(error, url)) from error
-        return None
+        return
+    try:
+        if tables:
+            await _check_schema(connection)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+        return  # it has gone away since
+    finally:
+        connection.terminate()
 
 
 async def _check_schema(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
@@ -90,27 +75,23 @@ async def _check_schema(connection: "asyncpg.Connection[asyncpg.Record]") -> Non
         missing = await missing_migrations(connection)
     except asyncpg.InsufficientPrivilegeError as error:
         raise DatabaseUnusable(f"The role {role} may not read the tables: {grant}") from error
+    if missing == [*names_of_migrations()]:
+        raise DatabaseUnusable(f"The database has no tables yet: {_MIGRATE}.")
     if missing:
-        raise DatabaseUnusable(what_is_missing(missing))
+        names = ", ".join(missing)
+        raise DatabaseUnusable(
+            f"The database schema is older than this release: {_MIGRATE}; missing: {names}"
+        )
     if tables := await connection.fetch(_TABLES_WITHOUT_RIGHTS):
         names = ", ".join(row["name"] for row in tables)
         raise DatabaseUnusable(f"The role {role} lacks rights on {names}: {grant}")
 
 
-def what_is_missing(migrations: list[str]) -> str:
-    """Return the sentence about migrations that are not applied."""
-    if migrations == [*names_of_migrations()]:
-        return f"The database has no tables yet: {_MIGRATE}."
-    return f"The database schema is older than this release: {_MIGRATE}; missing: " + ", ".join(
-        migrations
-    )
-
-
 def wrong_encoding(database: str | None, encoding: str | None) -> str:
     """Return the sentence about a database that cannot hold every text."""
     return (
-        f"The database {database} has the encoding {encoding}, and has to have UTF8: "
-        "CREATE DATABASE name TEMPLATE template0 ENCODING 'UTF8', and let DATABASE_URL name it."
+        f"The database {database} has the encoding {encoding} instead of UTF8: "
+        "CREATE DATABASE name TEMPLATE template0 ENCODING 'UTF8', and name it in DATABASE_URL."
     )
 
 
@@ -124,7 +105,7 @@ def _explain(error: Exception, url: DatabaseUrl) -> str:
             remedy = "correct the password in DATABASE_URL."
         case asyncpg.InvalidAuthorizationSpecificationError():
             remedy = (
-                "correct the role in DATABASE_URL or pg_hba.conf, or give it leave: "
+                "correct the role in DATABASE_URL or pg_hba.conf, or let it log in: "
                 f"CREATE or ALTER ROLE {role} LOGIN;"
             )
         case asyncpg.InvalidCatalogNameError():

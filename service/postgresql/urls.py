@@ -1,8 +1,8 @@
-"""What DATABASE_URL may say: libpq's parameters, met for both drivers or refused at start.
+"""DATABASE_URL: libpq's parameters, honoured by both drivers or refused at start.
 
 The service connects with asyncpg, the migrations with libpq (psycopg), and each knows parameters
-that the other does not. So the URL is read once, here, and each driver is given what it
-understands. Beside libpq's parameters those of other clients are met that providers hand out.
+that the other does not. So the URL is parsed here, and each driver gets what it understands. Some
+parameters of other clients, which hosting providers hand out, are honoured, too.
 """
 
 import os
@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlencode
 
 PRIMARY_KINDS: Final = ("read-write", "primary")
 STANDBY_KINDS: Final = ("standby", "read-only")
-"""What libpq calls them, in `target_session_attrs`."""
+"""Values of libpq's `target_session_attrs`."""
 _SCHEME: Final = "must be a URL that begins with postgresql://."
 _FORM: Final = (
     "must be a URL of the form postgresql://USER:PASSWORD@HOST:5432/DATABASE; "
@@ -37,7 +37,7 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "ssl_max_protocol_version": _TLS_VERSIONS,
     "target_session_attrs": ("any", *PRIMARY_KINDS, *STANDBY_KINDS, "prefer-standby"),
     "keepalives": ("1", "0"),
-    # What asyncpg does in any case.
+    # What asyncpg does anyway.
     "channel_binding": ("prefer", "disable"),
     "client_encoding": ("UTF8", "utf8", "UTF-8", "utf-8"),
     "gssencmode": ("prefer", "disable"),
@@ -45,7 +45,7 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "sslcertmode": ("allow",),
     "sslcompression": ("0",),
     "sslsni": ("1",),
-    # Of other clients: JDBC, Prisma, node-postgres.
+    # Other clients': JDBC, Prisma, node-postgres.
     "ssl": ("true",),
     "pgbouncer": ("true", "false"),
     "uselibpqcompat": ("true",),
@@ -63,7 +63,7 @@ _TEXTS: Final = ("application_name", "fallback_application_name", "options", "ss
 _PLACES: Final = ("host", "port", "user", "password", "dbname", "schema")
 _KNOWN: Final = frozenset({*_CHOICES, *_NUMBERS, *_FILES, *_TEXTS, *_PLACES})
 _OF_OTHERS: Final = ("connection_limit", "pgbouncer", "schema", "ssl", "uselibpqcompat")
-"""What libpq does not know, or not in that form."""
+"""Unknown to libpq, or not in that form."""
 _IN_DSN: Final = (
     "passfile",
     "sslcert",
@@ -77,7 +77,7 @@ _IN_DSN: Final = (
     "ssl_min_protocol_version",
     "target_session_attrs",
 )
-"""What asyncpg takes from a URL and not, or not in the same form, as an argument."""
+"""What asyncpg takes from a URL, but not, or differently, as an argument."""
 
 _ADVICE: Final = {
     ("sslmode", "no-verify"): "sslmode=no-verify is not PostgreSQL's: write sslmode=require.",
@@ -93,11 +93,11 @@ _CERTIFICATES: Final = (
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/cert.pem",
 )
-"""Where systems keep the certificates of the authorities that they trust."""
+"""Where systems keep their trusted certificates."""
 
 
 class DatabaseUrlError(ValueError):
-    """The URL cannot be used: `faults` are the reasons, a sentence each. It repeats no secret."""
+    """The URL cannot be used: `faults` has a sentence for each reason, none with a secret."""
 
     def __init__(self, faults: Iterable[str]) -> None:
         self.faults = tuple(faults)
@@ -106,7 +106,7 @@ class DatabaseUrlError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Where a server listens; `None` where the URL leaves that to the drivers' defaults."""
+    """Where a server listens; None is the drivers' default."""
 
     name: str | None
     port: int | None
@@ -114,22 +114,22 @@ class Host:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseUrl:
-    """What a URL of PostgreSQL says."""
+    """A parsed URL."""
 
     hosts: tuple[Host, ...]
     user: str | None
     password: str | None = field(repr=False)
     database: str | None
     parameters: Mapping[str, str] = field(repr=False)
-    """Those that libpq knows, by its names."""
+    """Those known to libpq, by its names."""
     connection_limit: int | None
-    """How many connections a process may open, at most."""
+    """The most connections that a process may open."""
     prepared_statements: bool
-    """False behind a pooler that cannot keep them apart."""
+    """False behind a pooler that mixes them up."""
 
     @property
     def kind_wanted(self) -> str:
-        """Which servers the connections are to lead to, by the name in `target_session_attrs`."""
+        """The kind of server to connect to, as in `target_session_attrs`."""
         return self.parameters.get("target_session_attrs", "any")
 
     @property
@@ -139,7 +139,7 @@ class DatabaseUrl:
         return float(seconds) if seconds > 0 else float("inf")
 
     def for_asyncpg(self, host: Host) -> dict[str, Any]:
-        """Return the arguments with which asyncpg connects to that host, without settings."""
+        """Return asyncpg's arguments for the host, without server settings."""
         given = {name: self.parameters[name] for name in _IN_DSN if name in self.parameters}
         return {
             "dsn": f"postgresql://?{urlencode(given)}" if given else "postgresql://",
@@ -151,14 +151,14 @@ class DatabaseUrl:
         }
 
     def server_settings(self, application_name: str) -> dict[str, str]:
-        """Return what the server is told of a connection when it begins."""
+        """Return the settings with which a session begins."""
         known = self.parameters
         name = known.get("application_name") or known.get("fallback_application_name")
         options = {"options": known["options"]} if "options" in known else {}
         return {"application_name": name or application_name, **options}
 
     def socket_options(self) -> Iterator[tuple[int, int, int]]:
-        """Yield level, name and value of each option for the socket of a connection."""
+        """Yield level, name and value of each socket option."""
         for parameter, (level, name) in _SOCKET_OPTIONS.items():
             value = int(self.parameters.get(parameter, 1 if parameter == "keepalives" else 0))
             # As in libpq, 0 is the system's default, and what the system lacks is left out.
@@ -167,7 +167,7 @@ class DatabaseUrl:
 
 
 def parse_database_url(url: str) -> DatabaseUrl:
-    """Return what the URL says; raise DatabaseUrlError with everything that is wrong with it."""
+    """Return the parsed URL; raise DatabaseUrlError with everything wrong with it."""
     parts = _URL.fullmatch(url)
     if parts is None:
         raise DatabaseUrlError([_SCHEME])
@@ -205,7 +205,7 @@ def _read_query(query: str) -> Iterator[tuple[str, str]]:
         if not is_one:
             raise ValueError
         if value:
-            yield _decoded(name), _decoded(value)  # libpq does not take + for a space
+            yield _decoded(name), _decoded(value)  # as in libpq, + is no space
 
 
 def _read_hosts(places: str, ports: str) -> tuple[Host, ...]:
@@ -234,7 +234,7 @@ def _port(text: str) -> int:
 
 
 def _decoded(text: str) -> str:
-    """Return the text without percent-encoding; raise ValueError where that cannot be undone."""
+    """Undo percent-encoding; raise ValueError if that is impossible."""
     if re.search(r"%(?![0-9a-fA-F]{2})|%00", text):
         raise ValueError
     return unquote(text, errors="strict")
@@ -243,7 +243,7 @@ def _decoded(text: str) -> str:
 def _faults(query: Mapping[str, str]) -> Iterator[str]:
     for name, value in query.items():
         if name not in _KNOWN:
-            # With an @ it is a part of the password, in which a ? was not encoded.
+            # With an @ it is part of a password whose ? was not encoded.
             is_name = re.fullmatch(r"[A-Za-z_.]{1,40}", name) and "@" not in value
             named = f" {name}" if is_name else ""
             yield (
@@ -300,7 +300,7 @@ def _for_libpq(query: Mapping[str, str]) -> dict[str, str]:
     if "ssl" in query:
         known.setdefault("sslmode", "require")
     if _is_of_system(query):
-        # The libraries look for them in different places.
+        # The drivers would look in different places.
         known["sslrootcert"] = _certificates_of_system() or ""
         known["sslmode"] = "verify-full"
     if "schema" in query:

@@ -14,7 +14,7 @@ from service.domain.mails import MailKind
 from service.domain.oauth import hash_secret
 from service.domain.security_events import SecurityEvent
 from service.domain.users import Email, Role
-from service.postgresql.database import Database, Repositories, TransactionConflict, retried
+from service.postgresql.database import Database, Repositories, TryAgain, retried
 from service.use_cases.cache_invalidation import CacheInvalidation, code_key, session_key
 from service.use_cases.jobs import Jobs
 from service.use_cases.mails import mail_about_change, mail_to_email
@@ -105,7 +105,7 @@ class AccountChanges:
                 user_id, email, now if change.email_confirmed else None
             )
         except EmailTaken as error:  # at this moment: to be looked at anew
-            raise TransactionConflict from error
+            raise TryAgain from error
         if change.password_changed:
             await repositories.users.set_password_hash(user_id, None)
         await repositories.account_changes.delete_from(change)
@@ -138,7 +138,7 @@ class AccountChanges:
             raise TokenUnusable
         reclaimed = await self._users.reclaim(repositories, squatter.user_id, now)
         if reclaimed is None:
-            raise TransactionConflict  # confirmed, or erased, at this moment
+            raise TryAgain  # confirmed, or erased, at this moment
         email, old_keys = reclaimed
         return old_keys + await self._users.remove(
             repositories, squatter.user_id, email, None, now, reason="address-given-back"

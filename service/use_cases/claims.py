@@ -16,7 +16,7 @@ from service.domain.errors import EmailTaken, TokenUnusable
 from service.domain.identities import Identity, IdentityTaken
 from service.domain.passwords import PasswordRules, check_password
 from service.domain.users import Email, parse_email
-from service.postgresql.database import Database, Repositories, TransactionConflict, retried
+from service.postgresql.database import Database, Repositories, TryAgain, retried
 from service.security.password_hashing import PasswordHasher
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.jobs import Jobs
@@ -144,12 +144,12 @@ class Claims:
         """Give the claim the account that never confirmed the address; raise TokenUnusable."""
         owner = await repositories.users.find_by_email(claim.email.key)
         if owner is None:
-            raise TransactionConflict  # erased, or moved to another address, since
+            raise TryAgain  # erased, or moved to another address, since
         if owner.email_confirmed:
             raise TokenUnusable
         reclaimed = await self._users.reclaim(repositories, owner.user_id, now)
         if reclaimed is None or reclaimed[0].key != claim.email.key:
-            raise TransactionConflict
+            raise TryAgain
         await repositories.users.set_password_hash(owner.user_id, claim.password_hash)
         await repositories.users.confirm_email(owner.user_id, claim.email.key, now)
         return owner.user_id, reclaimed[1]

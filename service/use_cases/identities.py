@@ -35,7 +35,7 @@ from service.domain.oauth import hash_secret, is_secret, new_secret
 from service.domain.security_events import SecurityEvent
 from service.domain.sessions import Caller, Tokens
 from service.domain.users import Email, User
-from service.postgresql.database import Database, Repositories, TransactionConflict, retried
+from service.postgresql.database import Database, Repositories, TryAgain, retried
 from service.providers.identity import Provider
 from service.use_cases.account_changes import offer_undo
 from service.use_cases.cache_invalidation import CacheInvalidation, session_key
@@ -253,7 +253,7 @@ class Identities:
             raise
         except (EmailTaken, IdentityTaken, InvalidCredentials) as error:
             # Made, disabled or erased by another request of the same moment: to be looked at anew.
-            raise TransactionConflict from error
+            raise TryAgain from error
         await self._invalidation.forget(old_keys)
         if tokens is None:  # after the commit: the account or claim is there, its mail planned
             raise refusal
@@ -310,13 +310,13 @@ class Identities:
         if not user.email_confirmed and email is not None:
             reclaimed = await self._users.reclaim(repositories, user_id, now)
             if reclaimed is None:
-                raise TransactionConflict  # confirmed, or erased, at this moment
+                raise TryAgain  # confirmed, or erased, at this moment
             _, old_keys = reclaimed
             await repositories.users.confirm_email(user_id, email.key, now)
         # The lock makes a change of the email address, or the account's end, wait or be seen.
         locked = await repositories.users.lock(user_id)
         if email is None or locked is None or locked[0].key != email.key or not locked[1]:
-            raise TransactionConflict
+            raise TryAgain
         await repositories.identities.add(identity, user_id, now)
         old_keys += await self._end_sessions(repositories, user_id, None, now, "identity-linked")
         await self._events.record(

@@ -20,7 +20,7 @@ from service.domain.passwords import PasswordRules, check_password
 from service.domain.security_events import SecurityEvent
 from service.domain.sessions import Caller
 from service.domain.users import Email, parse_email
-from service.postgresql.database import Database, Repositories, TransactionConflict, retried
+from service.postgresql.database import Database, Repositories, TryAgain, retried
 from service.security.password_hashing import PasswordHasher
 from service.use_cases.account_changes import offer_undo
 from service.use_cases.cache_invalidation import CacheInvalidation, code_key, session_key
@@ -149,9 +149,9 @@ class MailTokens:
         return user_id, old_keys
 
     async def _take(self, repositories: Repositories, token: MailToken, now: datetime) -> None:
-        """Use the token up; raise TransactionConflict where another request has just done so."""
+        """Use the token up; raise TryAgain where another request has just done so."""
         if await repositories.mail_tokens.take(token.token_hash, _CONFIRMING, now) is None:
-            raise TransactionConflict
+            raise TryAgain
 
     async def _change_email(
         self,

@@ -26,7 +26,7 @@ from service.domain.referral_codes import (
 )
 from service.domain.users import key_of
 from service.postgresql.batch_loader import BatchLoader
-from service.postgresql.database import Database, Repositories, TransactionConflict, retried
+from service.postgresql.database import Database, Repositories, TryAgain, retried
 from service.redis.cache import Cache, Entry
 from service.use_cases.cache_invalidation import CODE_KEY, CacheInvalidation, code_key
 from service.use_cases.idempotency import AnswerOnce
@@ -102,7 +102,7 @@ class ReferralCodes:
                 try:
                     keys, replaced = await self._store(repositories, code, wish, replacing=True)
                 except LiveReferralCodeExists as error:
-                    raise TransactionConflict from error
+                    raise TryAgain from error
         await self._invalidation.forget(keys)
         return code, replaced
 
@@ -122,7 +122,7 @@ class ReferralCodes:
             if code is None:
                 raise ReferralCodeNotFound
             if code.referral_code_id != locked:
-                raise TransactionConflict  # made while the lock waited for the one before
+                raise TryAgain  # made while the lock waited for the one before
             changed = change_referral_code(code, change, now)
             email_key = await codes.change(changed, now, CODE_KEY)
         await self._invalidation.forget([code_key(email_key)] if email_key else [])
@@ -214,5 +214,5 @@ class ReferralCodes:
         except ReferralCodeTaken as error:
             if wish.code is not None:
                 raise
-            raise TransactionConflict from error  # then another one is drawn
+            raise TryAgain from error  # then another one is drawn
         return [code_key(email_key)], replaced

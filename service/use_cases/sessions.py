@@ -34,7 +34,7 @@ from service.domain.sessions import (
 )
 from service.domain.users import Role, parse_email
 from service.postgresql.batch_loader import BatchLoader
-from service.postgresql.database import Database, Repositories, TransactionConflict, retried
+from service.postgresql.database import Database, Repositories, TryAgain, retried
 from service.redis.cache import Cache, Entry
 from service.security.access_tokens import AccessToken, AccessTokens
 from service.security.password_hashing import PasswordHasher
@@ -159,7 +159,7 @@ class Sessions:
                 credentials.user_id, credentials.password_hash, new_hash
             ):
                 # Hashed anew by another sign-in, or changed: to be verified again.
-                raise TransactionConflict
+                raise TryAgain
         return replace(credentials, password_hash=new_hash)
 
     def _awaits_confirmation(self, credentials: Credentials) -> bool:
@@ -425,7 +425,7 @@ class Sessions:
                 caller.user_id, credentials.password_hash, new_hash
             ):
                 # Changed, or hashed anew by a sign-in, since it was read: to be verified again.
-                raise TransactionConflict
+                raise TryAgain
             ended = await repositories.sessions.end_all_but(caller.user_id, caller.session_id, now)
             await repositories.authorization_codes.delete_of_user(caller.user_id)
             # Whoever else knew the old password may have had the e-mail changed to another one.

@@ -39,7 +39,7 @@ from service.domain.users import (
     parse_email,
 )
 from service.postgresql.batch_loader import BatchLoader
-from service.postgresql.database import Database, Repositories, TransactionConflict, retried
+from service.postgresql.database import Database, Repositories, TryAgain, retried
 from service.redis.password_attempts import known_addresses_key
 from service.security.password_hashing import PasswordHasher
 from service.use_cases.cache_invalidation import CODE_KEY, CacheInvalidation, code_key, session_key
@@ -291,7 +291,7 @@ class Users:
         if locked is None:
             raise UserNotFound
         if locked[0].key != email_key:
-            raise TransactionConflict
+            raise TryAgain
         # Once more: another one may have been made before the lock.
         await repositories.referral_codes.end_of_owner(user_id, now, CODE_KEY)
         await self._spare_last_admin(repositories, user_id)
@@ -312,12 +312,12 @@ class Users:
         """Remove an account's personal data in the caller's transaction.
 
         The caller has ended the code and locked the account. `reason` says for the log whose doing
-        it is. Returns the cache keys that became old. Raises TransactionConflict if `password_hash`
+        it is. Returns the cache keys that became old. Raises TryAgain if `password_hash`
         is no longer the account's.
         """
         if not await repositories.users.erase(user_id, password_hash, now):
             # Changed, or hashed anew by a sign-in, since it was read: to be verified again.
-            raise TransactionConflict
+            raise TryAgain
         await repositories.referral_codes.disown_names(user_id)
         ended = await repositories.sessions.end_all_but(user_id, None, now)
         await repositories.sessions.delete_of_user(user_id)
@@ -362,7 +362,7 @@ class Users:
         await repositories.referral_codes.end_of_owner(user_id, now, CODE_KEY)
         locked = await repositories.users.lock(user_id)
         if locked is None or locked[1]:
-            raise TransactionConflict  # confirmed or erased since: the code is to live on
+            raise TryAgain  # confirmed or erased since: the code is to live on
         # Once more: another one may have been made before the lock.
         await repositories.referral_codes.end_of_owner(user_id, now, CODE_KEY)
         email = locked[0]

@@ -21,7 +21,7 @@ import psycopg
 import pytest
 
 from service import embedded
-from service.postgresql.database import open_connection
+from service.postgresql.hosts import open_connection
 from service.postgresql.migration_files import names_of_migrations
 from service.postgresql.urls import parse_database_url
 from tests.e2e.processes import (
@@ -301,7 +301,7 @@ def test_a_role_that_only_serves_needs_rights_on_the_tables_and_no_others(
         connection.execute(f"DELETE FROM _yoyo_migration WHERE migration_id = '{newest}'")
         connection.execute("GRANT CREATE ON SCHEMA public TO app")
         done = run("migrate", environment=told)
-        assert_one_line(done, "are of the role postgres", "GRANT postgres TO app;")
+        assert_one_line(done, "belong to the role postgres", "GRANT postgres TO app;")
 
 
 def test_migrate_on_a_standby_leads_to_the_primary(guarded: Guarded, fresh: str) -> None:

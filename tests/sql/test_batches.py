@@ -1,4 +1,4 @@
-"""Rows that are wanted at once are read at once, and nobody is given an old one."""
+"""Rows wanted at once are read at once, and nobody gets an old one."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from service.postgresql.batch_loader import MOST_AT_ONCE, BatchLoader
 
 
 class Source:
-    """What stands for a table: counts the statements, and can hold them up."""
+    """Stands in for a table: notes the statements, and can hold them up."""
 
     def __init__(self) -> None:
         self.rows = {"a": 1, "b": 2}
@@ -72,7 +72,7 @@ async def test_a_question_is_not_answered_with_what_was_read_before_it_was_asked
     assert await early == 1
 
 
-async def test_who_gives_up_first_does_not_take_the_row_from_the_others(
+async def test_a_caller_that_gives_up_does_not_take_the_row_from_the_others(
     batches: BatchLoader[str, int], source: Source
 ) -> None:
     source.open.clear()
@@ -93,7 +93,9 @@ async def test_no_statement_has_more_keys_than_it_may(source: Source) -> None:
     assert source.statements == [["a", "b"], ["c", "d"], ["e"]]
 
 
-async def test_a_failure_is_everybodys_and_the_next_question_is_asked_anew(source: Source) -> None:
+async def test_all_callers_get_a_failure_and_the_next_question_is_asked_again(
+    source: Source,
+) -> None:
     async def fail_once(keys: Sequence[str]) -> Mapping[str, int]:
         if not source.statements:
             source.statements.append([])

@@ -14,7 +14,7 @@ from uuid6 import uuid7
 
 from service.domain.errors import LiveReferralCodeExists
 from service.domain.referral_codes import NewReferralCode, ReferralCode, issue_referral_code
-from service.postgresql.database import Database, TransactionConflict
+from service.postgresql.database import Database, TryAgain
 from service.use_cases.cache_invalidation import CODE_KEY
 from tests.sql.racing import (
     HASH,
@@ -290,7 +290,7 @@ async def test_a_use_that_waits_for_a_limit_begins_anew(
         assert await codes.lock_live(code.owner_id, confirmed_only=False) == code.referral_code_id
         waiting = await until_blocked(database, work(transactions, code))
         await codes.change(replace(code, max_uses=1), NOW, CODE_KEY)
-    with pytest.raises(TransactionConflict):
+    with pytest.raises(TryAgain):
         await waiting
     results = await asyncio.gather(*(work(transactions, code) for _ in range(5)))
     assert sum(one is not None for one in results) == 1

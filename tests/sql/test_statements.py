@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from service import repositories
-from service.postgresql.database import PREPARED_STATEMENTS
+from service.postgresql.hosts import PREPARED_STATEMENTS
 
 MODULES = [
     importlib.import_module(f"{repositories.__name__}.{module.name}")

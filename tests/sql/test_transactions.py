@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from service.domain.errors import DatabaseUnavailable
-from service.postgresql.database import Database, TransactionConflict, retried
+from service.postgresql.database import Database, TryAgain, retried
 from tests.conftest import Servers
 from tests.sql.racing import new_code, new_user, refer_to
 
@@ -25,7 +25,7 @@ async def test_a_transaction_that_deadlocks_is_tried_again(transactions: Databas
     """PostgreSQL ends one of two that wait for each other; both must end well."""
     codes = [await new_code(transactions) for _ in range(2)]
     both_hold_one = asyncio.Barrier(2)
-    conflicts: list[TransactionConflict] = []
+    conflicts: list[TryAgain] = []
 
     @retried
     async def lock(first: UUID, second: UUID) -> None:
@@ -35,7 +35,7 @@ async def test_a_transaction_that_deadlocks_is_tried_again(transactions: Databas
                 if not conflicts:
                     await both_hold_one.wait()
                 await repositories.referral_codes.lock_owner(second)
-        except TransactionConflict as conflict:
+        except TryAgain as conflict:
             conflicts.append(conflict)
             raise
 
@@ -47,9 +47,9 @@ async def test_a_transaction_that_deadlocks_is_tried_again(transactions: Databas
 HOLD_A_LOCK = """
 import asyncio, sys
 from uuid import UUID
-from service.postgresql import database
+from service.postgresql import database, hosts
 
-database.LIMITS["idle_in_transaction_session_timeout"] = "500ms"
+hosts.LIMITS["idle_in_transaction_session_timeout"] = "500ms"
 
 async def main(url, owner_id):
     async with database.connect(url, 1) as postgresql:
@@ -86,7 +86,7 @@ async def test_a_transaction_that_loses_every_time_is_given_up() -> None:
     async def lose() -> None:
         nonlocal tries
         tries += 1
-        raise TransactionConflict
+        raise TryAgain
 
     with pytest.raises(DatabaseUnavailable):
         await lose()
