@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from service.settings.settings import LogFormat, LogLevel
-from service.telemetry.access_log import LoggedRequest, LoggedRequests
+from service.telemetry.access_log import LoggedRequest
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 # PostgreSQL and libraries quote what they were given in their messages.
@@ -36,9 +36,9 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if isinstance(record.msg, LoggedRequests):
+        if requests := getattr(record, "requests", None):
             head = f'"level": "{record.levelname.lower()}", "logger": "{record.name}"'
-            return "\n".join([_request_as_json(head, request) for request in record.msg])
+            return "\n".join([_request_as_json(head, request) for request in requests])
         line = {
             "time": _time(record.created),
             "level": record.levelname.lower(),
@@ -56,9 +56,9 @@ class TextFormatter(logging.Formatter):
     """One readable line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if isinstance(record.msg, LoggedRequests):
+        if requests := getattr(record, "requests", None):
             head = f"{record.levelname:<7} {record.name}"
-            return "\n".join(_request_as_text(head, request) for request in record.msg)
+            return "\n".join([_request_as_text(head, request) for request in requests])
         extra = "".join(f" {name}={value}" for name, value in _extra(record).items())
         head = f"{_time(record.created)} {record.levelname:<7} {record.name}"
         line = f"{head}: {record.getMessage()}{extra}"
