@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from service.api.http.app_keys import SETTINGS
-from service.api.http.requests import is_loopback
+from service.api.http.client_address import is_loopback
 from service.api.http.responses import to_json
 from service.domain.errors import NotAllowed
 

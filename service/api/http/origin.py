@@ -7,7 +7,8 @@ from typing import Final
 from aiohttp import web
 
 from service.api.http.app_keys import CONTEXT
-from service.api.http.requests import client_address, header_text
+from service.api.http.client_address import client_address
+from service.api.http.requests import header_text
 from service.domain.security_events import Origin
 from service.domain.sessions import LONGEST_USER_AGENT
 

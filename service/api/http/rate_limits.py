@@ -10,7 +10,7 @@ from uuid import UUID
 from aiohttp import web
 
 from service.api.http.app_keys import CONTEXT, RATE_LIMITS, SERVICES
-from service.api.http.requests import client_address
+from service.api.http.client_address import client_address
 from service.domain.errors import TooMany
 from service.redis.rate_limits import Window
 from service.telemetry.metrics import RATE_LIMITED
