@@ -106,12 +106,5 @@ async def _measure_jobs(jobs: Jobs) -> None:
         JOBS_OLDEST_SECONDS.labels(kind).set((now - oldest).total_seconds() if oldest else 0)
 
 
-async def close_when_stopping(request: web.Request, response: web.StreamResponse) -> None:
-    """Have the client of an ending process open its next connection to another."""
-    if request.app[STOPPING].is_set():
-        response.force_close()
-        response.headers["Connection"] = "close"
-
-
 def _status(document: dict[str, object]) -> web.Response:
     return web.Response(body=to_json(document), content_type="application/json")

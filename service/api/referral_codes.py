@@ -13,7 +13,7 @@ from service.api.docs.openapi import IDEMPOTENCY_KEY, locates, refuses
 from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_user
 from service.api.http.idempotency import answer_once
-from service.api.http.middleware import API
+from service.api.http.front import API
 from service.api.http.rate_limits import LOOKUP, count_request, start_count
 from service.api.http.requests import (
     BETWEEN,

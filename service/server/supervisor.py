@@ -22,6 +22,7 @@ from aiohttp import web
 from prometheus_client.multiprocess import mark_process_dead
 
 from service.api.http.app_keys import STOPPING
+from service.api.http.front import set_up
 from service.app import FINISH_SECONDS, create_app, create_metrics_app
 from service.services import make_worker, open_services
 from service.settings.settings import Settings
@@ -314,7 +315,7 @@ async def _work(
         lingering_time=LINGERING_SECONDS,
         auto_decompress=False,  # a compressed body is refused, not unpacked to see how large it is
     )
-    await runner.setup()
+    await set_up(runner)
     # What is here to stay need not be looked at again and again: 4 µs of each look-up.
     gc.collect()
     gc.freeze()
@@ -329,7 +330,7 @@ async def _work(
             metrics = web.AppRunner(
                 create_metrics_app(app), access_log=None, shutdown_timeout=GOODBYE_SECONDS
             )
-            await metrics.setup()
+            await set_up(metrics)
             closing.push_async_callback(metrics.cleanup)
             for each in listeners.metrics:
                 await web.SockSite(metrics, each.dup(), backlog=BACKLOG).start()

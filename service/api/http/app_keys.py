@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from service.api.http.load_shedding import LoadShedder
 from service.redis.rate_limits import Window
 from service.services import Services
 from service.settings.settings import RateLimit, Settings
@@ -14,8 +15,9 @@ from service.telemetry.access_log import AccessLog
 
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)
 ACCESS_LOG: Final = web.AppKey("ACCESS_LOG", AccessLog)
+LOAD_SHEDDER: Final = web.AppKey("LOAD_SHEDDER", LoadShedder)
 STOPPING: Final = web.AppKey("STOPPING", asyncio.Event)
-"""Set when the process is told to end, while it still answers."""
+"""Set once the process is told to stop; it still answers for a while."""
 RATE_LIMITS: Final = web.AppKey("RATE_LIMITS", Mapping[str, RateLimit | None])
 SERVICES: Final = web.AppKey("SERVICES", Services)
 """There from the application's startup to its cleanup."""

@@ -24,7 +24,7 @@ MOST_HEADERS: Final = 50
 
 
 class Cors:
-    """The answers to scripts of these origins, `https://*.example.com` for all subdomains."""
+    """The answers to scripts of these origins; `https://*.example.com` is all subdomains."""
 
     def __init__(self, origins: frozenset[str]) -> None:
         self._all = "*" in origins
@@ -32,10 +32,6 @@ class Cors:
         wild = [re.escape(origin) for origin in origins - {"*"} if "*" in origin]
         pattern = "|".join(wild).replace(r"\*", r"(?:[a-z0-9_-]+\.)*[a-z0-9_-]+")
         self._wild = re.compile(pattern) if wild else None
-
-    def __bool__(self) -> bool:
-        """Whether any origin is allowed, so that answers depend on it."""
-        return bool(self._exact)
 
     def allowed_origin(self, request: web.Request) -> str | None:
         """Return the origin of the script, if it is an allowed one."""

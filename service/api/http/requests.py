@@ -180,13 +180,6 @@ _PAGE_QUERY: Final = PageQuery()
 _FIRST_PAGE: Final = (_PAGE_QUERY.load({})["limit"], None)
 
 
-async def answer_expectation(request: web.Request) -> None:
-    """Answer `Expect: 100-continue`; other expectations are ignored (RFC 9110, 10.1.1)."""
-    if request.headers["Expect"].lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the answer itself has not begun
-
-
 async def read_body(request: web.Request, schema: Schema, into: type[T], *rules: Rule) -> T:
     """Return the body as an `into`; raise what the problem middleware knows how to tell.
 
