@@ -1,7 +1,7 @@
 """The local mailbox at /dev/mailbox: what `make run` would have mailed, for developers to read.
 
 It holds tokens that set passwords, so it answers this machine alone: a request from loopback, not
-forwarded from elsewhere, and for a name that no web page can point at loopback (DNS rebinding).
+forwarded from elsewhere, to a name that no web page can point at loopback (DNS rebinding).
 """
 
 import asyncio
@@ -9,7 +9,6 @@ import email
 import re
 import secrets
 from email.policy import default
-from html import escape
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -18,6 +17,7 @@ from aiohttp import web
 
 from service.api.http.app_keys import SETTINGS
 from service.api.http.client_address import is_loopback
+from service.api.http.pages import render
 from service.api.http.responses import to_json
 from service.domain.errors import NotAllowed
 
@@ -27,12 +27,6 @@ _LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _HOST: Final = re.compile(
     r"(?:\[([0-9a-f:.]+)\]|([^\[\]:/@?#\s]+?)\.?)(?::\d{1,5})?", re.IGNORECASE
 )
-_STYLE: Final = """
-:root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif; }
-body { margin: 0 auto; max-width: 48rem; padding: 2rem 1.25rem; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .25rem; }
-p { margin: 0; } pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .5rem 0 0; }
-"""
 
 
 async def show_mailbox(request: web.Request) -> web.Response:
@@ -46,16 +40,8 @@ async def show_mailbox(request: web.Request) -> web.Response:
     if request.headers.get("Accept", "").startswith("application/json"):
         return web.Response(body=to_json({"items": mails}), content_type="application/json")
     nonce = secrets.token_urlsafe(16)
-    shown = "".join(
-        f"<h2>{escape(mail['subject'])}</h2><p>To {escape(mail['to'])}, {escape(mail['date'])}</p>"
-        f"<pre>{escape(mail['text'])}</pre>"
-        for mail in mails
-    )
     return web.Response(
-        text='<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>Mailbox</title><style nonce="{nonce}">{_STYLE}</style></head>'
-        f"<body><h1>Mailbox</h1>{shown or '<p>No mail yet.</p>'}</body></html>\n",
+        text=render("mailbox.html", nonce=nonce, mails=mails),
         content_type="text/html",
         headers={
             "Content-Security-Policy": f"default-src 'none'; style-src 'nonce-{nonce}'; "
