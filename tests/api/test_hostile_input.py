@@ -372,6 +372,8 @@ async def test_an_expectation_is_met_or_ignored(api: Api, anna: Person, expectat
     login = {"email": anna.email, "password": PASSWORD}
     raw = json_request("POST", f"{API}/auth/login", login, [b"Expect: " + expectation])
     assert (await send(api, raw)).status == 200
+    nowhere = await send(api, request("GET", "/nowhere", [b"Expect: " + expectation]))
+    assert_problem(nowhere, 404, "not-found")
 
 
 NOT_HTTP: Final = {

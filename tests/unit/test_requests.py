@@ -116,6 +116,19 @@ def test_that_a_proxy_writes_no_address_is_told_once(
     assert repr(" _hidden\n") in line
 
 
+def test_only_short_headers_are_remembered() -> None:
+    """Or clients, who begin the header as they like, would fill the memory."""
+    kept = client_address_module._address_of.cache_info
+    invented = f"{OTHER}, " * 100
+    assert address_of(BEHIND_PROXIES, PROXY, invented + CLIENT) == CLIENT
+    before = kept()
+    assert address_of(BEHIND_PROXIES, PROXY, invented + CLIENT) == CLIENT
+    assert kept() == before
+    for _ in range(2):
+        assert address_of(BEHIND_PROXIES, PROXY, f"{OTHER}, {CLIENT}") == CLIENT
+    assert kept().hits > before.hits
+
+
 @pytest.mark.parametrize("invented", [OTHER, PROXY, CLIENT, "::1"])
 def test_without_trusted_proxies_no_header_counts(invented: str) -> None:
     assert address_of(OPEN, CLIENT, invented) == CLIENT

@@ -11,41 +11,36 @@ from service.api.http.prebuilt import PrebuiltResponse
 from service.redis.rate_limits import Window
 
 # istr: a name that aiohttp need not fold to lower case for each answer.
-_ALWAYS: Final = {
+_EVERY_ANSWER: Final = {
     istr("Server"): "referrals",  # otherwise aiohttp names itself, Python and their versions
     istr("X-Content-Type-Options"): "nosniff",
     istr("X-Frame-Options"): "DENY",
     istr("Referrer-Policy"): "no-referrer",
-}
-_WITH_HTTPS: Final = {istr("Strict-Transport-Security"): "max-age=63072000"}
-_BY_DEFAULT: Final = {
     istr("Cache-Control"): "no-store",
     istr("Content-Security-Policy"): "default-src 'none'; frame-ancestors 'none'",
 }
+_HTTPS: Final = {istr("Strict-Transport-Security"): "max-age=63072000"}
 _X_REQUEST_ID: Final = istr("X-Request-Id")
 _RATE_LIMIT_POLICY: Final = istr("RateLimit-Policy")
 _RATE_LIMIT: Final = istr("RateLimit")
 
 
 class Headers:
-    """Adds the headers to answers, of which some have their own `Cache-Control` or policy."""
+    """Adds the headers to answers, each of which may have some of its own, such as a policy."""
 
     def __init__(self, *, https: bool) -> None:
-        self._always = {**_ALWAYS, **(_WITH_HTTPS if https else {})}
-        self._lines = _lines({**self._always, **_BY_DEFAULT})
+        self._same = _EVERY_ANSWER | (_HTTPS if https else {})
+        self._lines = _lines(self._same)
 
     def add(self, request: web.BaseRequest, response: web.StreamResponse, context: Context) -> None:
-        """Add the headers to the answer to a request."""
         own = {_X_REQUEST_ID: context.request_id}
         if context.windows:
             own[_RATE_LIMIT_POLICY], own[_RATE_LIMIT] = _rate_limit(context.windows)
         if isinstance(response, PrebuiltResponse) and response.is_usual(request):
             response.build_head(self._lines + _lines(own))
-            return
-        for name, value in _BY_DEFAULT.items():
-            response.headers.setdefault(name, value)
-        response.headers.update(self._always)
-        response.headers.update(own)
+        else:
+            for name, value in (self._same | own).items():
+                response.headers.setdefault(name, value)
 
 
 def _lines(headers: Mapping[istr, str]) -> str:

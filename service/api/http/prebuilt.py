@@ -5,13 +5,10 @@ time for a look-up. It still does so for an answer with headers of its own, and 
 wants anything unusual. Without this module, `web.Response` takes its place.
 """
 
-import functools
-import time
-from email.utils import formatdate
-
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.hdrs import CONTENT_TYPE, METH_HEAD
+from aiohttp.helpers import rfc822_formatted_time
 
 
 class PrebuiltResponse(web.Response):
@@ -27,11 +24,9 @@ class PrebuiltResponse(web.Response):
         self._head = ""
 
     def is_usual(self, request: web.BaseRequest) -> bool:
-        """Whether a head needs nothing but the headers that every answer has."""
+        """Whether the head needs no other headers than those that every answer has."""
         return (
-            not self.headers
-            and not self._cookies
-            and self._keep_alive is not False
+            not (self.headers or self._cookies or self._keep_alive is False)
             and request.keep_alive
             and request.method != METH_HEAD
             and request.version == HttpVersion11
@@ -41,12 +36,9 @@ class PrebuiltResponse(web.Response):
         """Build the head with these headers, as they are sent."""
         self._head = (
             f"HTTP/1.1 {self.status} {self.reason}\r\nContent-Type: {self._type}\r\n{lines}"
-            f"Date: {_date(int(time.time()))}\r\nContent-Length: {len(self.body)}\r\n\r\n"
+            f"Date: {rfc822_formatted_time()}\r\nContent-Length: {len(self.body)}\r\n\r\n"
         )
-
-    @property
-    def keep_alive(self) -> bool | None:
-        return True if self._head else super().keep_alive
+        self._keep_alive = True
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         if not self._head:
@@ -64,8 +56,3 @@ class PrebuiltResponse(web.Response):
     async def write_eof(self, data: bytes = b"") -> None:
         if not self._head:
             await super().write_eof(data)
-
-
-@functools.lru_cache(2)
-def _date(second: int) -> str:
-    return formatdate(second, usegmt=True)

@@ -301,7 +301,7 @@ def answer_unreadable(
     exc: BaseException | None = None,
     message: str | None = None,
 ) -> web.StreamResponse:
-    """Answer what is not HTTP, or fails outside the middleware, and close the connection.
+    """Answer what is not HTTP, or fails outside the front, and close the connection.
 
     Takes the place of RequestHandler.handle_error, which answers in plain text.
     """

@@ -181,7 +181,7 @@ _FIRST_PAGE: Final = (_PAGE_QUERY.load({})["limit"], None)
 
 
 async def read_body(request: web.Request, schema: Schema, into: type[T], *rules: Rule) -> T:
-    """Return the body as an `into`; raise what the problem middleware knows how to tell.
+    """Return the body as an `into`; raise what becomes a problem.
 
     That is all at once: what the schema says, and which of the `rules` are broken. Where nothing
     else is wrong, the use case finds the one broken rule, or answers as it did before the rule was.
