@@ -1,4 +1,4 @@
-"""What operators and their tools ask: is it alive, is it ready, what has it done."""
+"""What operators and their tools ask: is it alive, is it ready, what has it done?"""
 
 from contextlib import suppress
 from typing import Final
@@ -78,19 +78,19 @@ async def ready(request: web.Request) -> web.Response:
     },
 )
 async def metrics(request: web.Request) -> web.Response:
-    # Or /%6detrics would pass by the proxy that keeps /metrics from the public.
+    # Otherwise /%6detrics would get past a proxy that hides /metrics from the public.
     if request.raw_path.partition("?")[0] != METRICS:
         raise web.HTTPNotFound
     return await metrics_of(request.app)
 
 
 async def metrics_of(app: web.Application) -> web.Response:
-    """Return the answer with the metrics of an application and of its sister processes."""
-    app[ACCESS_LOG].flush()  # which measures the requests until now
+    """Return the answer with the metrics of an application and of its sibling processes."""
+    app[ACCESS_LOG].flush()  # measures the requests so far
     for state, count in app[SERVICES].database.connections.items():
         DATABASE_CONNECTIONS.labels(state).set(count)
     HASHES_PENDING.set(app[SERVICES].hasher.pending)
-    with suppress(Unavailable):  # then the last known figures have to do
+    with suppress(Unavailable):  # then the last known figures are shown
         await _measure_jobs(app[SERVICES].jobs)
     return web.Response(body=exposition(), headers={"Content-Type": CONTENT_TYPE})
 

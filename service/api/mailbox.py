@@ -1,4 +1,4 @@
-"""The local mailbox at /dev/mailbox: what `make run` would have mailed, for developers to read.
+"""The local mailbox at /dev/mailbox: the mails of `make run`, for developers to read.
 
 It holds tokens that set passwords, so it answers this machine alone: a request from loopback, not
 forwarded from elsewhere, to a name that no web page can point at loopback (DNS rebinding).
@@ -52,7 +52,7 @@ async def show_mailbox(request: web.Request) -> web.Response:
 
 
 def _is_from_this_machine(request: web.Request) -> bool:
-    """Whether the peer, and every client that it says it speaks for, is on loopback."""
+    """Whether the peer, and every client it claims to forward for, is on loopback."""
     headers = request.headers
     forwarded = [
         address

@@ -51,7 +51,7 @@ REQUEST_SECONDS: Final = Durations(
 CACHE_READS: Final[Counts[tuple[str, str]]] = Counts()
 """Reads through the cache by kind and result, since requests were last measured."""
 _CACHE_READS: Final = Counter(
-    "cache_reads", "Reads through the cache, by what was read and how it went.", ["kind", "result"]
+    "cache_reads", "Reads through the cache, by what was read and the result.", ["kind", "result"]
 )
 CIRCUIT_BREAKER_OPEN: Final = Gauge(
     "redis_circuit_breaker_open",
@@ -66,12 +66,12 @@ DATABASE_CONNECTIONS: Final = Gauge(
 )
 REPLICA_READS: Final = Counter(
     "replica_reads",
-    "Lists wanted of the replica: read there, or it was behind, or away.",
+    "Lists meant for the replica: read there, or it was behind or unreachable.",
     ["result"],
 )
 HASHES_PENDING: Final = Gauge(
     "password_hashes_pending",
-    "Password hashes that wait or run.",
+    "Password hashes waiting or running.",
     multiprocess_mode="livesum",
 )
 RATE_LIMITED: Final[Counts[tuple[str]]] = Counts()
@@ -81,27 +81,27 @@ _RATE_LIMITED: Final = Counter(
 )
 PROVIDER_CALLS: Final = Counter(
     "provider_calls",
-    "Calls to services outside, by provider and how it went.",
+    "Calls to external services, by provider and result.",
     ["provider", "result"],
 )
 PROVIDER_BREAKER_OPEN: Final = Gauge(
     "provider_circuit_breaker_open",
-    "1 in a worker that leaves a service outside alone; the sum over the workers.",
+    "1 in a worker that does not call an external service for now; the sum over the workers.",
     ["provider"],
     multiprocess_mode="livesum",
 )
-JOBS_DONE: Final = Counter("jobs_done", "Jobs done, by kind.", ["kind"])
-JOBS_FAILED: Final = Counter("jobs_failed", "Tries at jobs that failed, by kind.", ["kind"])
-# The same in every worker: what was last read from the database.
+JOBS_DONE: Final = Counter("jobs_done", "Jobs completed, by kind.", ["kind"])
+JOBS_FAILED: Final = Counter("jobs_failed", "Failed attempts at jobs, by kind.", ["kind"])
+# The same in every worker: the figures last read from the database.
 JOBS_PENDING: Final = Gauge(
-    "jobs_pending", "Jobs to do, by kind.", ["kind"], multiprocess_mode="mostrecent"
+    "jobs_pending", "Jobs waiting, by kind.", ["kind"], multiprocess_mode="mostrecent"
 )
 JOBS_PARKED: Final = Gauge(
-    "jobs_parked", "Jobs given up, by kind.", ["kind"], multiprocess_mode="mostrecent"
+    "jobs_parked", "Jobs given up on, by kind.", ["kind"], multiprocess_mode="mostrecent"
 )
 JOBS_OLDEST_SECONDS: Final = Gauge(
     "jobs_oldest_seconds",
-    "Age of the oldest job to do, by kind.",
+    "Age of the oldest waiting job, by kind.",
     ["kind"],
     multiprocess_mode="mostrecent",
 )

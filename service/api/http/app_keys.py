@@ -20,16 +20,16 @@ STOPPING: Final = web.AppKey("STOPPING", asyncio.Event)
 """Set once the process is told to stop; it still answers for a while."""
 RATE_LIMITS: Final = web.AppKey("RATE_LIMITS", Mapping[str, RateLimit | None])
 SERVICES: Final = web.AppKey("SERVICES", Services)
-"""There from the application's startup to its cleanup."""
+"""Present from the application's startup to its cleanup."""
 
 
 @dataclass(slots=True)
 class Context:
-    """What is known of a request, besides what it says."""
+    """What is known about a request, besides what it contains."""
 
     request_id: str
     user_id: str | None = None
-    """Who the caller is, for the log."""
+    """The caller, for the log."""
     windows: Sequence[Window] = ()
     """The rate limits that the request was counted in."""
     document: Any = None
