@@ -8,6 +8,7 @@ from aiohttp_apispec import docs
 
 from service.api.docs.openapi import refuses
 from service.api.http.app_keys import ACCESS_LOG, CONTEXT, SERVICES, STOPPING
+from service.api.http.prebuilt import PrebuiltResponse
 from service.api.http.problems import problem, problem_type_of
 from service.api.http.responses import to_json
 from service.domain.clock import utc_now
@@ -35,7 +36,7 @@ _JSON: Final = {"application/json": {"schema": {"type": "object"}}}
     responses={200: {"description": "It is.", "content": _JSON}},
 )
 async def live(request: web.Request) -> web.Response:
-    return _status({"status": "ok"})
+    return PrebuiltResponse(to_json({"status": "ok"}))
 
 
 @docs(
@@ -64,7 +65,8 @@ async def ready(request: web.Request) -> web.Response:
             headers={"Retry-After": str(error.retry_after)},
             checks=checks,
         )
-    return _status({"status": "degraded" if "down" in checks.values() else "ok", "checks": checks})
+    status = "degraded" if "down" in checks.values() else "ok"
+    return PrebuiltResponse(to_json({"status": status, "checks": checks}))
 
 
 @docs(
@@ -104,7 +106,3 @@ async def _measure_jobs(jobs: Jobs) -> None:
         JOBS_PENDING.labels(kind).set(backlog.pending if backlog else 0)
         JOBS_PARKED.labels(kind).set(backlog.parked if backlog else 0)
         JOBS_OLDEST_SECONDS.labels(kind).set((now - oldest).total_seconds() if oldest else 0)
-
-
-def _status(document: dict[str, object]) -> web.Response:
-    return web.Response(body=to_json(document), content_type="application/json")

@@ -18,6 +18,7 @@ from aiohttp import web
 from service.api.http.app_keys import SETTINGS
 from service.api.http.client_address import is_loopback
 from service.api.http.pages import render
+from service.api.http.prebuilt import PrebuiltResponse
 from service.api.http.responses import to_json
 from service.domain.errors import NotAllowed
 
@@ -38,7 +39,7 @@ async def show_mailbox(request: web.Request) -> web.Response:
     assert isinstance(mail.delivery, Path)
     mails = await asyncio.to_thread(_read, mail.delivery)
     if request.headers.get("Accept", "").startswith("application/json"):
-        return web.Response(body=to_json({"items": mails}), content_type="application/json")
+        return PrebuiltResponse(to_json({"items": mails}))
     nonce = secrets.token_urlsafe(16)
     return web.Response(
         text=render("mailbox.html", nonce=nonce, mails=mails),

@@ -14,11 +14,9 @@ from service.api.http.app_keys import SETTINGS
 log = logging.getLogger(__name__)
 
 _Networks: TypeAlias = tuple[IPv4Network | IPv6Network, ...]
-_X_FORWARDED_FOR: Final = "X-Forwarded-For"
 _WITH_PORT: Final = re.compile(r"\[([^]]+)\](?::\d+)?|([^:]+):\d+")
 _LONGEST: Final = 100
-"""No address is longer, nor is what a few proxies write. What is longer is not remembered."""
-_REMEMBERED: Final = 10_000
+"""No address is longer, nor is a header of a few proxies; a longer one is not remembered."""
 _unreadable: Final = itertools.count()
 """Parts of X-Forwarded-For that this process could not read; the first one is logged."""
 
@@ -33,12 +31,12 @@ def client_address(request: web.Request) -> str:
     peer = request.remote or ""
     if not trusted:
         return _address_of(peer, "", ())
-    forwarded = ",".join(request.headers.getall(_X_FORWARDED_FOR, ()))
+    forwarded = ",".join(request.headers.getall("X-Forwarded-For", ()))
     find = _address_of if len(forwarded) <= _LONGEST else _address_of.__wrapped__
     return find(peer, forwarded, trusted)
 
 
-@functools.lru_cache(_REMEMBERED)
+@functools.lru_cache(10_000)
 def _address_of(peer: str, forwarded: str, trusted: _Networks) -> str:
     address = _parse(peer)
     parts = forwarded.split(",") if forwarded else []

@@ -79,7 +79,7 @@ class Front:
             await _answer_expectation(request)
         # The template and not the path, which may hold an email address. Without a route the
         # answer is a problem, whatever the client accepts.
-        template, has_json = self._routes.describe(match.route)
+        template, has_json = self._routes.about.get(match.route, ("", False))
         path = template or request.path
         method = request.method if request.method in METH_ALL else "other"
         self._load_shedder.begin()

@@ -1,21 +1,18 @@
 """Finding the route of a request in a table, in a tenth of the time of aiohttp's router."""
 
 from re import Pattern
-from typing import Final
 
 from aiohttp import web
 
 from service.api.http.accept import answers_with_json
-
-_NO_ROUTE: Final = ("", False)
 
 
 class RouteTable:
     """The routes of an application."""
 
     def __init__(self, router: web.UrlDispatcher) -> None:
-        self._router = router
-        self._about: dict[web.AbstractRoute, tuple[str, bool]] = {}
+        self.about: dict[web.AbstractRoute, tuple[str, bool]] = {}
+        """Each route's template, and whether its answer is JSON."""
         self._plain: dict[tuple[str, str], web.AbstractRoute] = {}
         """By method and path."""
         self._ending: dict[tuple[str, str], tuple[web.AbstractRoute, Pattern[str]]] = {}
@@ -23,7 +20,7 @@ class RouteTable:
         for route in router.routes():
             assert route.resource is not None
             template, info = route.resource.canonical, route.resource.get_info()
-            self._about[route] = template, answers_with_json(route.handler)
+            self.about[route] = template, answers_with_json(route.handler)
             if "path" in info:
                 self._plain[route.method, template] = route
             elif "pattern" in info:
@@ -41,7 +38,3 @@ class RouteTable:
         route, pattern = found
         matched = pattern.fullmatch(path)
         return matched and web.UrlMappingMatchInfo(matched.groupdict(), route)
-
-    def describe(self, route: web.AbstractRoute) -> tuple[str, bool]:
-        """Return a route's template and whether it answers with JSON; "" for no route."""
-        return self._about.get(route, _NO_ROUTE)
