@@ -3,6 +3,7 @@
 Tables rather than parameters, because one service answers a thousand of them in a second.
 """
 
+import asyncio
 import gzip
 import json
 import logging
@@ -374,6 +375,20 @@ async def test_an_expectation_is_met_or_ignored(api: Api, anna: Person, expectat
     assert (await send(api, raw)).status == 200
     nowhere = await send(api, request("GET", "/nowhere", [b"Expect: " + expectation]))
     assert_problem(nowhere, 404, "not-found")
+
+
+async def test_a_client_that_waits_with_its_body_is_asked_for_it(api: Api, anna: Person) -> None:
+    login = {"email": anna.email, "password": PASSWORD}
+    raw = json_request("POST", f"{API}/auth/login", login, [b"Expect: 100-continue"])
+    head, end, body = raw.partition(b"\r\n\r\n")
+    async with asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection(*api.address)
+        writer.write(head + end)
+        assert await reader.readuntil(end) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(body)
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+        await writer.wait_closed()
 
 
 NOT_HTTP: Final = {
