@@ -1,4 +1,4 @@
-"""The application: its routes, what is around every request, what runs in the background."""
+"""The application: its routes, what it holds open, what runs in the background."""
 
 import asyncio
 import logging
@@ -10,14 +10,13 @@ from typing import Final
 
 from aiohttp import web
 
-from service.api.health import METRICS, close_when_stopping, metrics_of
+from service.api.health import METRICS, metrics_of
 from service.api.http import app_keys
 from service.api.http.load_shedding import LoadShedder
-from service.api.http.middleware import around_every_request
 from service.api.http.origin import current_origin
 from service.api.http.problems import PARSER_LIMITS
 from service.api.http.rate_limits import LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION, WRITE
-from service.api.http.requests import LARGEST_BODY, answer_expectation
+from service.api.http.requests import LARGEST_BODY
 from service.api.mailbox import MAILBOX_ROUTES
 from service.api.oauth.endpoints import show_metadata_of_host
 from service.api.routes import ROUTES
@@ -29,22 +28,20 @@ from service.telemetry.metrics import measure_requests
 from service.use_cases.jobs import Worker
 
 FINISH_SECONDS: Final = 3.0
-"""How long jobs under way may take once the process is told to end."""
+"""How long jobs under way may take once the process is stopping."""
 log = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
-    """Return the application; what it holds open lives from its startup to its cleanup."""
-    access_log, stopping, load_shedder = AccessLog(measure_requests), asyncio.Event(), LoadShedder()
-    app = web.Application(
-        middlewares=[around_every_request(settings, access_log, stopping, load_shedder)],
-        client_max_size=LARGEST_BODY,
-        handler_args=PARSER_LIMITS,
-    )
-    app[app_keys.ACCESS_LOG] = access_log
+    """Return the application, for a runner that `front.set_up` sets up.
+
+    What it holds open lives from its startup to its cleanup.
+    """
+    app = web.Application(client_max_size=LARGEST_BODY, handler_args=PARSER_LIMITS)
     app[app_keys.SETTINGS] = settings
-    app[app_keys.STOPPING] = stopping
-    app.on_response_prepare.append(close_when_stopping)
+    app[app_keys.ACCESS_LOG] = access_log = AccessLog(measure_requests)
+    app[app_keys.LOAD_SHEDDER] = load_shedder = LoadShedder()
+    app[app_keys.STOPPING] = asyncio.Event()
     app[app_keys.RATE_LIMITS] = {
         REGISTER: settings.rate_limit_register,
         LOGIN: settings.rate_limit_login,
@@ -58,7 +55,6 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
         app.router.add_get(
             f"/.well-known/oauth-authorization-server{settings.base_path}",
             show_metadata_of_host,
-            expect_handler=answer_expectation,
         )
     if settings.mail and isinstance(settings.mail.delivery, Path):
         app.add_routes(MAILBOX_ROUTES)
@@ -72,7 +68,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
                 )
             )
             services.hasher.warm_up()
-            # Before the first request, so that what another process left is forgotten.
+            # Before the first request, in case another process left work behind.
             await invalidate(services.cache_invalidation)
             _run_in_background(services, stack)
             stack.enter_context(load_shedder.watching())
@@ -83,15 +79,13 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
 
 
 def create_metrics_app(app: web.Application) -> web.Application:
-    """Return an application that shows the metrics of `app`, for a port of their own."""
-    settings = replace(app[app_keys.SETTINGS], cors_origins=frozenset())  # not for scripts
-    surround = around_every_request(
-        settings, app[app_keys.ACCESS_LOG], app[app_keys.STOPPING], LoadShedder()
-    )
-    alone = web.Application(
-        middlewares=[surround], client_max_size=LARGEST_BODY, handler_args=PARSER_LIMITS
-    )
-    alone[app_keys.SETTINGS] = settings
+    """Return an application that shows the metrics of `app` on a port of its own."""
+    alone = web.Application(client_max_size=LARGEST_BODY, handler_args=PARSER_LIMITS)
+    # Not for scripts of any origin.
+    alone[app_keys.SETTINGS] = replace(app[app_keys.SETTINGS], cors_origins=frozenset())
+    alone[app_keys.ACCESS_LOG] = app[app_keys.ACCESS_LOG]
+    alone[app_keys.LOAD_SHEDDER] = LoadShedder()
+    alone[app_keys.STOPPING] = app[app_keys.STOPPING]
 
     async def show(_: web.Request) -> web.Response:
         return await metrics_of(app)
@@ -115,7 +109,7 @@ def _run_in_background(services: Services, stack: AsyncExitStack) -> None:
 
 
 async def _for_ever(run: Callable[[], Awaitable[None]]) -> None:
-    """Run a background loop again when it fails of something nobody foresaw."""
+    """Restart a background loop that fails with an unforeseen error."""
     while True:
         try:
             return await run()
@@ -125,14 +119,14 @@ async def _for_ever(run: Callable[[], Awaitable[None]]) -> None:
 
 
 async def _finish(worker: Worker, task: asyncio.Task[None]) -> None:
-    """Let the jobs under way end: one that is broken off is done twice."""
+    """Let the jobs under way finish: an interrupted one is done twice."""
     worker.stop()
     await asyncio.wait([task], timeout=FINISH_SECONDS)
     await _cancel(task)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
-    # Again and again, because in Python 3.11 wait_for can swallow a cancellation.
+    # Repeatedly, because wait_for can swallow a cancellation in Python 3.11.
     while not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=0.1)

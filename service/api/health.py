@@ -1,4 +1,4 @@
-"""What operators and their tools ask: is it alive, is it ready, what has it done."""
+"""What operators and their tools ask: is it alive, is it ready, what has it done?"""
 
 from contextlib import suppress
 from typing import Final
@@ -8,6 +8,7 @@ from aiohttp_apispec import docs
 
 from service.api.docs.openapi import refuses
 from service.api.http.app_keys import ACCESS_LOG, CONTEXT, SERVICES, STOPPING
+from service.api.http.prebuilt import PrebuiltResponse
 from service.api.http.problems import problem, problem_type_of
 from service.api.http.responses import to_json
 from service.domain.clock import utc_now
@@ -35,7 +36,7 @@ _JSON: Final = {"application/json": {"schema": {"type": "object"}}}
     responses={200: {"description": "It is.", "content": _JSON}},
 )
 async def live(request: web.Request) -> web.Response:
-    return _status({"status": "ok"})
+    return PrebuiltResponse(to_json({"status": "ok"}))
 
 
 @docs(
@@ -64,7 +65,8 @@ async def ready(request: web.Request) -> web.Response:
             headers={"Retry-After": str(error.retry_after)},
             checks=checks,
         )
-    return _status({"status": "degraded" if "down" in checks.values() else "ok", "checks": checks})
+    status = "degraded" if "down" in checks.values() else "ok"
+    return PrebuiltResponse(to_json({"status": status, "checks": checks}))
 
 
 @docs(
@@ -78,19 +80,19 @@ async def ready(request: web.Request) -> web.Response:
     },
 )
 async def metrics(request: web.Request) -> web.Response:
-    # Or /%6detrics would pass by the proxy that keeps /metrics from the public.
+    # Otherwise /%6detrics would get past a proxy that hides /metrics from the public.
     if request.raw_path.partition("?")[0] != METRICS:
         raise web.HTTPNotFound
     return await metrics_of(request.app)
 
 
 async def metrics_of(app: web.Application) -> web.Response:
-    """Return the answer with the metrics of an application and of its sister processes."""
-    app[ACCESS_LOG].flush()  # which measures the requests until now
+    """Return the answer with the metrics of an application and of its sibling processes."""
+    app[ACCESS_LOG].flush()  # measures the requests so far
     for state, count in app[SERVICES].database.connections.items():
         DATABASE_CONNECTIONS.labels(state).set(count)
     HASHES_PENDING.set(app[SERVICES].hasher.pending)
-    with suppress(Unavailable):  # then the last known figures have to do
+    with suppress(Unavailable):  # then the last known figures are shown
         await _measure_jobs(app[SERVICES].jobs)
     return web.Response(body=exposition(), headers={"Content-Type": CONTENT_TYPE})
 
@@ -104,14 +106,3 @@ async def _measure_jobs(jobs: Jobs) -> None:
         JOBS_PENDING.labels(kind).set(backlog.pending if backlog else 0)
         JOBS_PARKED.labels(kind).set(backlog.parked if backlog else 0)
         JOBS_OLDEST_SECONDS.labels(kind).set((now - oldest).total_seconds() if oldest else 0)
-
-
-async def close_when_stopping(request: web.Request, response: web.StreamResponse) -> None:
-    """Have the client of an ending process open its next connection to another."""
-    if request.app[STOPPING].is_set():
-        response.force_close()
-        response.headers["Connection"] = "close"
-
-
-def _status(document: dict[str, object]) -> web.Response:
-    return web.Response(body=to_json(document), content_type="application/json")

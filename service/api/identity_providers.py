@@ -12,7 +12,7 @@ from marshmallow import EXCLUDE, Schema, fields, validate
 from service.api.docs.openapi import refuses
 from service.api.http.app_keys import SERVICES, SETTINGS
 from service.api.http.cookies import read_cookie
-from service.api.http.middleware import API
+from service.api.http.front import API
 from service.api.http.rate_limits import LOGIN, count_request
 from service.api.http.requests import (
     Text,

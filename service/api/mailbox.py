@@ -1,7 +1,7 @@
-"""The local mailbox at /dev/mailbox: what `make run` would have mailed, for developers to read.
+"""The local mailbox at /dev/mailbox: the mails of `make run`, for developers to read.
 
 It holds tokens that set passwords, so it answers this machine alone: a request from loopback, not
-forwarded from elsewhere, and for a name that no web page can point at loopback (DNS rebinding).
+forwarded from elsewhere, to a name that no web page can point at loopback (DNS rebinding).
 """
 
 import asyncio
@@ -9,7 +9,6 @@ import email
 import re
 import secrets
 from email.policy import default
-from html import escape
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -17,7 +16,9 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from service.api.http.app_keys import SETTINGS
-from service.api.http.requests import is_loopback
+from service.api.http.client_address import is_loopback
+from service.api.http.pages import render
+from service.api.http.prebuilt import PrebuiltResponse
 from service.api.http.responses import to_json
 from service.domain.errors import NotAllowed
 
@@ -27,12 +28,6 @@ _LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _HOST: Final = re.compile(
     r"(?:\[([0-9a-f:.]+)\]|([^\[\]:/@?#\s]+?)\.?)(?::\d{1,5})?", re.IGNORECASE
 )
-_STYLE: Final = """
-:root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif; }
-body { margin: 0 auto; max-width: 48rem; padding: 2rem 1.25rem; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .25rem; }
-p { margin: 0; } pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .5rem 0 0; }
-"""
 
 
 async def show_mailbox(request: web.Request) -> web.Response:
@@ -44,18 +39,10 @@ async def show_mailbox(request: web.Request) -> web.Response:
     assert isinstance(mail.delivery, Path)
     mails = await asyncio.to_thread(_read, mail.delivery)
     if request.headers.get("Accept", "").startswith("application/json"):
-        return web.Response(body=to_json({"items": mails}), content_type="application/json")
+        return PrebuiltResponse(to_json({"items": mails}))
     nonce = secrets.token_urlsafe(16)
-    shown = "".join(
-        f"<h2>{escape(mail['subject'])}</h2><p>To {escape(mail['to'])}, {escape(mail['date'])}</p>"
-        f"<pre>{escape(mail['text'])}</pre>"
-        for mail in mails
-    )
     return web.Response(
-        text='<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>Mailbox</title><style nonce="{nonce}">{_STYLE}</style></head>'
-        f"<body><h1>Mailbox</h1>{shown or '<p>No mail yet.</p>'}</body></html>\n",
+        text=render("mailbox.html", nonce=nonce, mails=mails),
         content_type="text/html",
         headers={
             "Content-Security-Policy": f"default-src 'none'; style-src 'nonce-{nonce}'; "
@@ -66,7 +53,7 @@ async def show_mailbox(request: web.Request) -> web.Response:
 
 
 def _is_from_this_machine(request: web.Request) -> bool:
-    """Whether the peer, and every client that it says it speaks for, is on loopback."""
+    """Whether the peer, and every client it claims to forward for, is on loopback."""
     headers = request.headers
     forwarded = [
         address

@@ -20,8 +20,8 @@ from typing import Final
 from aiohttp import web
 
 from service.api.http.app_keys import SERVICES
+from service.api.http.client_address import client_address
 from service.api.http.rate_limits import LOGIN, count_request, refusal
-from service.api.http.requests import client_address
 from service.domain.errors import InvalidCredentials
 from service.redis.rate_limits import Window
 

@@ -1,7 +1,5 @@
 """Referrals: who registered with a referrer's code."""
 
-from json.encoder import encode_basestring_ascii as _quoted
-
 from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, response_schema
 from marshmallow import Schema, fields
@@ -9,8 +7,9 @@ from marshmallow import Schema, fields
 from service.api.docs.openapi import refuses
 from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_token
+from service.api.http.prebuilt import PrebuiltResponse
 from service.api.http.requests import Moment, PageQuery, moment_text, read_id, read_page
-from service.api.http.responses import PageSchema, PrebuiltResponse
+from service.api.http.responses import PageSchema, to_json
 from service.domain.errors import NotAllowed, UserNotFound
 from service.domain.pages import Page
 from service.domain.referrals import Referral, ReferralFlag
@@ -55,14 +54,16 @@ async def list_referrals(request: web.Request) -> web.Response:
 
 
 def write_page(page: Page[Referral]) -> bytes:
-    """Return the page as ReferralsSchema writes it, which takes four times as long."""
-    items = ",".join(
-        [
-            f'{{"id":"{user_id!s}","email":{"null" if email is None else _quoted(email)},'
-            f'"registered_at":"{moment_text(registered_at)}","code":{_quoted(code)},'
-            f'"flags":[{",".join(map(_quoted, flags))}]}}'
-            for user_id, email, registered_at, code, flags in page.items
-        ]
-    )
-    cursor = "null" if page.next_cursor is None else f'"{page.next_cursor.encode()}"'
-    return f'{{"items":[{items}],"next_cursor":{cursor}}}'.encode()
+    """Return the page as ReferralsSchema writes it, in a quarter of the time."""
+    items = [
+        {
+            "id": str(user_id),
+            "email": email,
+            "registered_at": moment_text(registered_at),
+            "code": code,
+            "flags": flags,
+        }
+        for user_id, email, registered_at, code, flags in page.items
+    ]
+    next_cursor = page.next_cursor and page.next_cursor.encode()
+    return to_json({"items": items, "next_cursor": next_cursor})

@@ -1,7 +1,4 @@
-"""Every address of the service, and who answers there.
-
-The hot look-up comes first: the router tries the routes in this order.
-"""
+"""Every address of the service, and its handler."""
 
 from typing import Final
 
@@ -25,9 +22,8 @@ from service.api import (
 )
 from service.api.docs import pages
 from service.api.docs.openapi import show_openapi
-from service.api.http.middleware import API
+from service.api.http.front import API
 from service.api.http.problems import explain_problem
-from service.api.http.requests import answer_expectation
 from service.api.oauth import endpoints as oauth
 
 # aiohttp's own pattern leaves out braces, which an email address may have.
@@ -98,5 +94,3 @@ ROUTES: Final = [
     web.get("/openapi.json", show_openapi),
     *pages.DOCS_ROUTES,
 ]
-for _route in ROUTES:
-    _route.kwargs["expect_handler"] = answer_expectation

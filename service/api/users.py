@@ -10,6 +10,7 @@ from service.api.docs.openapi import IDEMPOTENCY_KEY, refuses
 from service.api.http.app_keys import SERVICES, SETTINGS
 from service.api.http.authentication import current_first_party_user, current_user
 from service.api.http.idempotency import answer_once
+from service.api.http.prebuilt import PrebuiltResponse
 from service.api.http.rate_limits import MAIL, REGISTER, count_request
 from service.api.http.requests import (
     EmailText,
@@ -21,7 +22,7 @@ from service.api.http.requests import (
     moment_text,
     read_body,
 )
-from service.api.http.responses import PrebuiltResponse, answer, no_content, to_json
+from service.api.http.responses import answer, no_content, to_json
 from service.api.password_attempts import password_attempt
 from service.domain.errors import (
     EmailMalformed,

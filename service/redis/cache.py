@@ -25,7 +25,6 @@ the servers; theirs decide how long answers come from PostgreSQL until one is re
 """
 
 import asyncio
-import functools
 import math
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
@@ -35,7 +34,6 @@ from datetime import datetime, timedelta
 from time import monotonic
 from typing import Final
 
-from prometheus_client import Counter
 from redis.crc import key_slot
 
 from service.domain.clock import Clock
@@ -239,8 +237,9 @@ class Cache:
         self, key: str, load: Callable[[], Awaitable[Entry | None]]
     ) -> bytes | None:
         """Return the value of `key`: from Redis, else from `load`, and then kept in Redis."""
+        kind = key[: key.index(":")]
         if self._server.away:
-            _counter(key, "away").inc()
+            CACHE_READS[kind, "away"] += 1
             entry = await load()
             return entry.value if entry else None
         tag = _tag(key)
@@ -256,13 +255,13 @@ class Cache:
                     expires_at, _, value = rest.partition(b" ")
                     # The server's clock ends an entry, this one's decides: they may differ.
                     if self._clock().timestamp() * 1000 < int(expires_at):
-                        _counter(key, "hit").inc()
+                        CACHE_READS[kind, "hit"] += 1
                         return value or None
             lease = await _take_lease(redis, name)
         except RedisAway:
-            _counter(key, "away").inc()
+            CACHE_READS[kind, "away"] += 1
         else:
-            _counter(key, "miss").inc()
+            CACHE_READS[kind, "miss"] += 1
         entry = await load()
         if lease is not None:
             entry_or_nothing = entry or Entry(b"", self._clock() + NOTHING_FOR)
@@ -325,15 +324,6 @@ def _tag(key: str) -> str:
 
 def _lease(name: str) -> str:
     return f"{name}:lease"
-
-
-def _counter(key: str, result: str) -> Counter:
-    return _counter_of(key[: key.index(":")], result)
-
-
-@functools.cache
-def _counter_of(kind: str, result: str) -> Counter:
-    return CACHE_READS.labels(kind, result)
 
 
 def _milliseconds(moment: datetime) -> int:

@@ -1,8 +1,8 @@
 """The access log: a line for each request, written many at a time.
 
 A LogRecord for each request costs more than the rest of a look-up. Here a request is a tuple in
-a list, and the list becomes one LogRecord for all handlers, which the formatters of logs.py
-write as one line a request. The metrics, too, are told of all at once.
+a list, and one LogRecord has the list as its `requests`, which the formatters of logs.py write as
+one line each. The requests are also measured together.
 """
 
 import asyncio
@@ -15,21 +15,16 @@ MOST_REQUESTS: Final = 500
 """How many are kept: with one more they are written at once."""
 log = logging.getLogger("service.access")
 
-
 LoggedRequest = tuple[float, str, str, str, int, float, str | None]
-"""When, request id, method, route, status, seconds, and the user's id if somebody signed in."""
-
-
-class LoggedRequests(list[LoggedRequest]):
-    """The message of a LogRecord that stands for several lines."""
+"""When, request id, method, route, status, seconds, and the id of the user who is signed in."""
 
 
 class AccessLog:
-    """Collects requests for FLUSH_SECONDS. Whoever stops the service has to `flush`."""
+    """Collects requests for FLUSH_SECONDS; has to be flushed before the process ends."""
 
-    def __init__(self, measure: Callable[[LoggedRequests], None]) -> None:
+    def __init__(self, measure: Callable[[list[LoggedRequest]], None]) -> None:
         self._measure = measure
-        self._requests = LoggedRequests()
+        self._requests: list[LoggedRequest] = []
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, request: LoggedRequest) -> None:
@@ -46,6 +41,6 @@ class AccessLog:
             self._timer.cancel()
             self._timer = None
         if self._requests:
-            requests, self._requests = self._requests, LoggedRequests()
+            requests, self._requests = self._requests, []
             self._measure(requests)
-            log.info(requests)
+            log.info("%d requests", len(requests), extra={"requests": requests})

@@ -1,4 +1,4 @@
-"""Log lines: JSON for machines, plain for a terminal, and nothing that must stay secret."""
+"""Log lines: JSON for machines, plain text for a terminal, and no secrets."""
 
 import functools
 import json
@@ -8,17 +8,17 @@ import sys
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-from service.telemetry.access_log import LoggedRequest, LoggedRequests
+from service.telemetry.access_log import LoggedRequest
 
 LogFormat = Literal["json", "text", "auto"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-# PostgreSQL and libraries quote what they were given in their messages.
-# Each alternative begins where the one before has ended, so that a long text is read once.
+# PostgreSQL and libraries quote their input in messages. Each alternative begins where the one
+# before has ended: a long text is read once.
 _SECRET: Final = re.compile(
     r"(?<=://)[^\s/]*(?=@)"  # user and password of a URL
     r"|(?<![\w.!#$%&'*+/=?^`{|}~-])"  # from the beginning of a word …
-    r"[\w.!#$%&'*+/=?^`{|}~-]+(?:@|%40)[\w-]+(?:\.[\w-]+)+"  # … an e-mail
+    r"[\w.!#$%&'*+/=?^`{|}~-]+(?:@|%40)[\w-]+(?:\.[\w-]+)+"  # … an email address
     r"|eyJ[\w.-]+"  # a JWT
     r"|\$argon2[\w$=,+/]+"
 )
@@ -37,9 +37,9 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if isinstance(record.msg, LoggedRequests):
+        if requests := getattr(record, "requests", None):
             head = f'"level": "{record.levelname.lower()}", "logger": "{record.name}"'
-            return "\n".join([_request_as_json(head, request) for request in record.msg])
+            return "\n".join([_request_as_json(head, request) for request in requests])
         line = {
             "time": _time(record.created),
             "level": record.levelname.lower(),
@@ -49,7 +49,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = _redact(self.formatException(record.exc_info))
-        # Redacted before: behind JSON's escapes (\\n, \\u00fc) no pattern sees a word's beginning.
+        # Redacted first: after JSON's escapes (\\n, \\u00fc) no pattern sees the start of a word.
         return json.dumps(line)
 
 
@@ -57,9 +57,9 @@ class TextFormatter(logging.Formatter):
     """One readable line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if isinstance(record.msg, LoggedRequests):
+        if requests := getattr(record, "requests", None):
             head = f"{record.levelname:<7} {record.name}"
-            return "\n".join(_request_as_text(head, request) for request in record.msg)
+            return "\n".join([_request_as_text(head, request) for request in requests])
         extra = "".join(f" {name}={value}" for name, value in _extra(record).items())
         head = f"{_time(record.created)} {record.levelname:<7} {record.name}"
         line = f"{head}: {record.getMessage()}{extra}"
@@ -68,8 +68,8 @@ class TextFormatter(logging.Formatter):
         return _redact(line)
 
 
-# Written by hand, because there are as many of these lines as requests. Nothing in them needs
-# JSON's escapes, and only the request id may come from outside.
+# By hand, because there are as many of these lines as requests: json.dumps takes 5 µs more, a tenth
+# of a look-up. Nothing in them needs escapes, and only the request id may come from outside.
 def _request_as_json(head: str, request: LoggedRequest) -> str:
     at, request_id, method, route, status, seconds, user_id = request
     user = "" if user_id is None else f', "user_id": "{user_id}"'
@@ -90,7 +90,7 @@ def _request_as_text(head: str, request: LoggedRequest) -> str:
 
 
 def _redact_id(request_id: str) -> str:
-    """A client may send a token for one. Of what a request id can hold, nothing else is secret."""
+    """A client may send a token as its request id; nothing else that one can hold is secret."""
     return _redact(request_id) if "eyJ" in request_id else request_id
 
 

@@ -1,10 +1,11 @@
-"""What the service counts for Prometheus. The names are part of what operators rely on."""
+"""What the service counts for Prometheus. Operators rely on the names."""
 
 import os
 from bisect import bisect_right
+from collections import Counter as Counts
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import (
     REGISTRY,
@@ -16,13 +17,13 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from service.telemetry.access_log import LoggedRequests
+from service.telemetry.access_log import LoggedRequest
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Durations(Histogram):
-    """A histogram that is told of many requests at once, which takes a tenth of the time."""
+    """A histogram that observes many requests at once, which takes a tenth of the time."""
 
     def observe_all(self, durations: Iterable[tuple[tuple[object, ...], float]]) -> None:
         """Observe durations in seconds, each with the values of its labels."""
@@ -47,8 +48,10 @@ REQUEST_SECONDS: Final = Durations(
     ["method", "route", "status"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
-CACHE_READS: Final = Counter(
-    "cache_reads", "Reads through the cache, by what was read and how it went.", ["kind", "result"]
+CACHE_READS: Final[Counts[tuple[str, str]]] = Counts()
+"""Reads through the cache by kind and result, since requests were last measured."""
+_CACHE_READS: Final = Counter(
+    "cache_reads", "Reads through the cache, by what was read and the result.", ["kind", "result"]
 )
 CIRCUIT_BREAKER_OPEN: Final = Gauge(
     "redis_circuit_breaker_open",
@@ -63,50 +66,61 @@ DATABASE_CONNECTIONS: Final = Gauge(
 )
 REPLICA_READS: Final = Counter(
     "replica_reads",
-    "Lists wanted of the replica: read there, or it was behind, or away.",
+    "Lists meant for the replica: read there, or it was behind or unreachable.",
     ["result"],
 )
 HASHES_PENDING: Final = Gauge(
     "password_hashes_pending",
-    "Password hashes that wait or run.",
+    "Password hashes waiting or running.",
     multiprocess_mode="livesum",
 )
-RATE_LIMITED: Final = Counter(
+RATE_LIMITED: Final[Counts[tuple[str]]] = Counts()
+"""Requests refused by limit, since requests were last measured."""
+_RATE_LIMITED: Final = Counter(
     "rate_limited", "Requests refused because there were too many, by limit.", ["limit"]
 )
 PROVIDER_CALLS: Final = Counter(
     "provider_calls",
-    "Calls to services outside, by provider and how it went.",
+    "Calls to external services, by provider and result.",
     ["provider", "result"],
 )
 PROVIDER_BREAKER_OPEN: Final = Gauge(
     "provider_circuit_breaker_open",
-    "1 in a worker that leaves a service outside alone; the sum over the workers.",
+    "1 in a worker that does not call an external service for now; the sum over the workers.",
     ["provider"],
     multiprocess_mode="livesum",
 )
-JOBS_DONE: Final = Counter("jobs_done", "Jobs done, by kind.", ["kind"])
-JOBS_FAILED: Final = Counter("jobs_failed", "Tries at jobs that failed, by kind.", ["kind"])
-# The same in every worker: what was last read from the database.
+JOBS_DONE: Final = Counter("jobs_done", "Jobs completed, by kind.", ["kind"])
+JOBS_FAILED: Final = Counter("jobs_failed", "Failed attempts at jobs, by kind.", ["kind"])
+# The same in every worker: the figures last read from the database.
 JOBS_PENDING: Final = Gauge(
-    "jobs_pending", "Jobs to do, by kind.", ["kind"], multiprocess_mode="mostrecent"
+    "jobs_pending", "Jobs waiting, by kind.", ["kind"], multiprocess_mode="mostrecent"
 )
 JOBS_PARKED: Final = Gauge(
-    "jobs_parked", "Jobs given up, by kind.", ["kind"], multiprocess_mode="mostrecent"
+    "jobs_parked", "Jobs given up on, by kind.", ["kind"], multiprocess_mode="mostrecent"
 )
 JOBS_OLDEST_SECONDS: Final = Gauge(
     "jobs_oldest_seconds",
-    "Age of the oldest job to do, by kind.",
+    "Age of the oldest waiting job, by kind.",
     ["kind"],
     multiprocess_mode="mostrecent",
 )
 
 
-def measure_requests(requests: LoggedRequests) -> None:
-    """Count what the access log has collected."""
+def measure_requests(requests: Iterable[LoggedRequest]) -> None:
+    """Count the requests that the access log has collected, and what was counted meanwhile."""
     REQUEST_SECONDS.observe_all(
         ((method, route, status), seconds) for _, _, method, route, status, seconds, _ in requests
     )
+    _hand_over(CACHE_READS, _CACHE_READS)
+    _hand_over(RATE_LIMITED, _RATE_LIMITED)
+
+
+def _hand_over(counts: Counts[Any], counter: Counter) -> None:
+    """Add to Prometheus' counter what was counted in plain ints, at a tenth of the cost."""
+    for labels, count in counts.items():
+        counter.labels(*labels).inc(count)
+    counts.clear()
 
 
 def exposition() -> bytes:

@@ -1,4 +1,4 @@
-"""An answer whose head the middleware writes itself is what aiohttp would have sent."""
+"""An answer with a prebuilt head is what aiohttp would have sent."""
 
 import asyncio
 import re
@@ -26,6 +26,7 @@ async def paths(api: Api, anna: Person) -> list[str]:
         "/api/v1/referral-code/nobody@example.com",
         "/api/v1/nowhere",
         "/api/v1/users/me",
+        "/health/live",
     ]
 
 

@@ -61,7 +61,7 @@ async def test_what_is_answered_last_is_written_before_the_end(
         for _ in range(3):
             await api.get("//health/live")
     records = [record for record in log.records if record.name == "service.access"]
-    assert len([line for record in records for line in record.msg]) == 3
+    assert len([line for record in records for line in record.__dict__["requests"]]) == 3
 
 
 @pytest.mark.parametrize(

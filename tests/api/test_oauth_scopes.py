@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 
 from service.api.http import app_keys
-from service.api.http.middleware import API
+from service.api.http.front import API
 from service.api.http.scopes import SCOPE_OF
 from service.api.routes import ROUTES
 from service.domain.scopes import OF_CLIENTS, Scope

@@ -10,15 +10,15 @@ from aiohttp.test_utils import make_mocked_request
 from marshmallow import ValidationError
 from multidict import CIMultiDict
 
-from service.api.http import requests
+from service.api.http import client_address as client_address_module
 from service.api.http.app_keys import SETTINGS
+from service.api.http.client_address import client_address
 from service.api.http.requests import (
     Moment,
     RequestSchema,
     Text,
     TypedCode,
     WholeNumber,
-    client_address,
 )
 from service.settings.settings import read_settings
 from tests.factories import new_secrets
@@ -104,7 +104,7 @@ def test_an_address_is_what_trusted_proxies_say_it_is(
 def test_that_a_proxy_writes_no_address_is_told_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(requests, "_unreadable", itertools.count())
+    monkeypatch.setattr(client_address_module, "_unreadable", itertools.count())
     address_of(BEHIND_PROXIES, PROXY, f"{CLIENT}:4711")
     address_of(BEHIND_PROXIES, CLIENT, "unknown")  # anybody's word
     assert caplog.messages == []
@@ -114,6 +114,19 @@ def test_that_a_proxy_writes_no_address_is_told_once(
     [line] = caplog.messages
     assert "X-Forwarded-For" in line
     assert repr(" _hidden\n") in line
+
+
+def test_only_short_headers_are_remembered() -> None:
+    """Or clients, who begin the header as they like, would fill the memory."""
+    kept = client_address_module._address_of.cache_info
+    invented = f"{OTHER}, " * 100
+    assert address_of(BEHIND_PROXIES, PROXY, invented + CLIENT) == CLIENT
+    before = kept()
+    assert address_of(BEHIND_PROXIES, PROXY, invented + CLIENT) == CLIENT
+    assert kept() == before
+    for _ in range(2):
+        assert address_of(BEHIND_PROXIES, PROXY, f"{OTHER}, {CLIENT}") == CLIENT
+    assert kept().hits > before.hits
 
 
 @pytest.mark.parametrize("invented", [OTHER, PROXY, CLIENT, "::1"])

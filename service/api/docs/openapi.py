@@ -20,7 +20,7 @@ from apispec.ext.marshmallow.openapi import OpenAPIConverter
 from marshmallow import Schema, fields
 
 from service.api.http.app_keys import SETTINGS
-from service.api.http.middleware import API
+from service.api.http.front import API
 from service.api.http.problems import (
     BAD_REQUEST,
     CONTENT_TYPE,

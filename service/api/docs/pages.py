@@ -1,7 +1,7 @@
 """The pages that show the OpenAPI document: Swagger UI at /docs, ReDoc at /redoc; / leads there.
 
-What they load lies in assets/, most of it vendored (assets/VERSIONS.md says from where). Their
-content security policy lets them run only that, and talk to nobody but this service.
+They load files from assets/, most of them vendored (assets/VERSIONS.md says from where). Their
+content security policy lets them run only those, and talk only to this service.
 """
 
 import asyncio
@@ -29,8 +29,8 @@ _SWAGGER_UI_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
-# ReDoc makes style elements: empty ones, which it fills by script, and one for its scroll bars.
-# These are their hashes. Its search runs in a worker that it makes from its own source.
+# ReDoc creates style elements: empty ones, which it fills by script, and one for its scroll bars.
+# These are their hashes. Its search runs in a worker created from its own source.
 _REDOC_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self' "
     "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=' "
@@ -44,8 +44,7 @@ _POLICY_OF_PAGE: Final = {
     "redoc.html": _REDOC_POLICY,
 }
 
-
-# For clients that show the answer instead of following it.
+# For clients that show the answer instead of following the redirect.
 _START: Final = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><title>Referrals API</title></head>
@@ -73,7 +72,7 @@ def _read(name: str, base_path: str) -> StaticFile:
 
 
 async def _respond(request: web.Request, name: str) -> web.Response:
-    # In a thread, because the first request for a bundle compresses it, which takes 0.1 s.
+    # In a thread, because the first request for a bundle spends 0.1 s on compressing it.
     file = await asyncio.to_thread(_read, name, request.app[SETTINGS].base_path)
     return file.respond(request)
 
@@ -96,7 +95,7 @@ async def show_redoc(request: web.Request) -> web.Response:
 
 
 async def show_asset(request: web.Request) -> web.Response:
-    """GET /docs/assets/{name}, and the page that an authorization server sends browsers back to."""
+    """GET /docs/assets/{name}, and the page to which an authorization server redirects browsers."""
     name = request.match_info["name"]
     if name not in _SERVED:
         raise web.HTTPNotFound

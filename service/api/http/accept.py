@@ -1,4 +1,4 @@
-"""What the `Accept` header of a request leaves for the answer (RFC 9110, 12.5.1)."""
+"""Whether the `Accept` header of a request allows JSON (RFC 9110, 12.5.1)."""
 
 import functools
 import re
@@ -10,12 +10,12 @@ from aiohttp import web
 from aiohttp.hdrs import ACCEPT
 
 _JSON: Final = "application/json"
-# From the nearest range to the widest: the first one listed decides. Two of them are in no RFC,
-# but clients send them: Spring the one with a suffix, Java's HttpURLConnection the lone asterisk.
+# From the most specific range to the widest: the first one listed decides. Two of them are in no
+# RFC, but clients send them: Spring the one with a suffix, Java's HttpURLConnection the asterisk.
 _RANGES_OF_JSON: Final = (_JSON, "application/*", "*/*", "*")
 _RANGES_OF_PROBLEM: Final = ("application/problem+json", "application/*+json", *_RANGES_OF_JSON[1:])
-# Commas and semicolons within quotes separate nothing. A quote that is never closed quotes the
-# rest, so that each character is looked at once, whatever a client sends.
+# Commas and semicolons within quotes separate nothing. A quote that is never closed extends to the
+# end: each character is looked at once, whatever a client sends.
 _QUOTED: Final = r'"(?:[^"\\]|\\.)*+[\\"]?'
 _ELEMENT: Final = re.compile(rf'(?:[^,"]|{_QUOTED})+', re.DOTALL)
 _PART: Final = re.compile(rf'(?:[^;"]|{_QUOTED})+', re.DOTALL)
@@ -34,7 +34,7 @@ def check_accepts_json(request: web.Request) -> None:
 
 
 def answers_with_json(handler: Callable[..., Any]) -> bool:
-    """Whether the handler's success has a body, as documented: otherwise any `Accept` is fine."""
+    """Whether the handler is documented to answer with a body; otherwise any `Accept` is fine."""
     said = getattr(handler, "__apispec__", {"responses": {}})["responses"]
     return any(
         int(status) < HTTPStatus.BAD_REQUEST and {"schema", "content"} & set(about)
@@ -48,7 +48,7 @@ def _accepts_json(lines: tuple[str, ...]) -> bool:
     for element in (element for line in lines for element in _ELEMENT.findall(line)):
         name, *parameters = _PART.findall(element) or ("",)
         name = name.strip().lower()
-        if "/" in name or name == "*":  # otherwise it is no range, and says nothing
+        if "/" in name or name == "*":  # anything else is not a range
             excluded = any(map(_ZERO_WEIGHT.fullmatch, parameters))
             listed[name] = listed.get(name, False) or not excluded
     if not listed or _decides(listed, _RANGES_OF_JSON):

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from service.api.http.load_shedding import LoadShedder
 from service.domain.rate_limits import RateLimit
 from service.redis.rate_limits import Window
 from service.services import Services
@@ -15,20 +16,21 @@ from service.telemetry.access_log import AccessLog
 
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)
 ACCESS_LOG: Final = web.AppKey("ACCESS_LOG", AccessLog)
+LOAD_SHEDDER: Final = web.AppKey("LOAD_SHEDDER", LoadShedder)
 STOPPING: Final = web.AppKey("STOPPING", asyncio.Event)
-"""Set when the process is told to end, while it still answers."""
+"""Set once the process is told to stop; it still answers for a while."""
 RATE_LIMITS: Final = web.AppKey("RATE_LIMITS", Mapping[str, RateLimit | None])
 SERVICES: Final = web.AppKey("SERVICES", Services)
-"""There from the application's startup to its cleanup."""
+"""Present from the application's startup to its cleanup."""
 
 
 @dataclass(slots=True)
 class Context:
-    """What is known of a request, besides what it says."""
+    """What is known about a request, besides what it contains."""
 
     request_id: str
     user_id: str | None = None
-    """Who the caller is, for the log."""
+    """The caller, for the log."""
     windows: Sequence[Window] = ()
     """The rate limits that the request was counted in."""
     document: Any = None

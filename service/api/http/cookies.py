@@ -1,4 +1,4 @@
-"""What a browser sends by itself: cookies, and where a form comes from."""
+"""What a browser adds to a request: cookies, and where a form comes from."""
 
 import re
 from typing import Final
@@ -13,10 +13,10 @@ _VALUE: Final = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def read_cookie(request: web.Request, name: str) -> str | None:
-    """Return one of our cookies; None unless it is there once, in the form that we gave it.
+    """Return one of our cookies; None unless it is there exactly once, in our own format.
 
-    Read to the letter (RFC 6265, 4.2.1): the standard library also takes a space for the end of a
-    cookie, and so takes a part of the value of another one, which any subdomain may set, for ours.
+    Parsed strictly (RFC 6265, 4.2.1): the standard library also ends a cookie at a space, and would
+    take part of the value of another cookie, which any subdomain may set, for ours.
     """
     sent = ";".join(request.headers.getall("Cookie", ()))
     pairs = [pair.removeprefix(" ").partition("=") for pair in sent.split(";")]
@@ -25,9 +25,9 @@ def read_cookie(request: web.Request, name: str) -> str | None:
 
 
 def is_from_elsewhere(request: web.Request) -> bool:
-    """Whether a browser says that another origin's page has sent the form.
+    """Whether a browser reports that another origin's page has sent the form.
 
-    What says neither is no browser of these years, and is judged by its cookie alone.
+    A client that sends neither header is not a current browser, and is judged by its cookie alone.
     """
     site = ", ".join(request.headers.getall("Sec-Fetch-Site", ()))
     if site:
@@ -36,6 +36,6 @@ def is_from_elsewhere(request: web.Request) -> bool:
     own = urlsplit(request.app[SETTINGS].public_url)
     if not origin or origin == f"{own.scheme}://{own.netloc}":
         return False
-    # In development the service has several names. By https it has one: a page that came without
-    # TLS is not ours, whatever its host is called. "null" is a frame's that hides where it is from.
+    # In development the service has several names. With https it has one: a page loaded without TLS
+    # is not ours, whatever its host. "null" is the origin of a frame that hides where it is from.
     return is_https(request) or urlsplit(origin).netloc != request.host

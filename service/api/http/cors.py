@@ -9,7 +9,7 @@ from multidict import CIMultiDict
 
 from service.api.mailbox import PATH as MAILBOX
 
-# Opened in browsers, and not to be read by pages of other origins (RFC 9700, 2.6).
+# Opened in browsers; pages of other origins must not read them (RFC 9700, 2.6).
 _NOT_FOR_SCRIPTS: Final = frozenset({"/oauth/authorize", "/oauth/forgot-password", MAILBOX})
 _METHODS: Final = "GET, POST, PUT, PATCH, DELETE"
 _HEADERS: Final = ("Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id")
@@ -20,11 +20,11 @@ _EXPOSED: Final = (
 _ASKED: Final = "Access-Control-Request-Headers"
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
 MOST_HEADERS: Final = 50
-"""So many of those asked for are allowed beside the service's own: tracing asks for a handful."""
+"""How many more headers a preflight may ask for; tracing asks for a handful."""
 
 
 class Cors:
-    """The answers to scripts of these origins, `https://*.example.com` for all subdomains."""
+    """The answers to scripts of these origins; `https://*.example.com` is all subdomains."""
 
     def __init__(self, origins: frozenset[str]) -> None:
         self._all = "*" in origins
@@ -32,10 +32,6 @@ class Cors:
         wild = [re.escape(origin) for origin in origins - {"*"} if "*" in origin]
         pattern = "|".join(wild).replace(r"\*", r"(?:[a-z0-9_-]+\.)*[a-z0-9_-]+")
         self._wild = re.compile(pattern) if wild else None
-
-    def __bool__(self) -> bool:
-        """Whether any origin is allowed, so that answers depend on it."""
-        return bool(self._exact)
 
     def allowed_origin(self, request: web.Request) -> str | None:
         """Return the origin of the script, if it is an allowed one."""
@@ -61,7 +57,7 @@ class Cors:
         return web.Response(status=204, headers=headers)
 
     def add_headers(self, request: web.Request, headers: CIMultiDict[str]) -> None:
-        """Say whether the script may read the answer."""
+        """Tell the browser whether the script may read the answer."""
         headers.add("Vary", "Origin")
         if origin := self.allowed_origin(request):
             headers["Access-Control-Allow-Origin"] = origin
@@ -69,9 +65,9 @@ class Cors:
 
 
 def _others_asked_for(request: web.Request) -> Iterator[str]:
-    """Yield the names that a preflight asks for beside the service's own; nothing if one is none.
+    """Yield the headers that a preflight asks for besides the service's own, if all are valid.
 
-    None is dangerous here: the service reads no other header of a script, and sends no cookies.
+    No header is dangerous here: the service reads no others, and scripts send no cookies to it.
     """
     names = [name.strip() for name in ",".join(request.headers.getall(_ASKED, ())).split(",")]
     others = {name.lower(): name for name in names if name}

@@ -1,36 +1,54 @@
 """The headers that every answer has."""
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from multidict import CIMultiDict, istr
+from aiohttp import web
+from multidict import istr
 
-_X_REQUEST_ID: Final = istr("X-Request-Id")
+from service.api.http.app_keys import Context
+from service.api.http.prebuilt import PrebuiltResponse
+from service.redis.rate_limits import Window
+
 # istr: a name that aiohttp need not fold to lower case for each answer.
 _EVERY_ANSWER: Final = {
-    istr("Server"): "referrals",  # else aiohttp names itself, Python and their versions
+    istr("Server"): "referrals",  # otherwise aiohttp names itself, Python and their versions
     istr("X-Content-Type-Options"): "nosniff",
     istr("X-Frame-Options"): "DENY",
     istr("Referrer-Policy"): "no-referrer",
+    istr("Cache-Control"): "no-store",
+    istr("Content-Security-Policy"): "default-src 'none'; frame-ancestors 'none'",
 }
 _HTTPS: Final = {istr("Strict-Transport-Security"): "max-age=63072000"}
-_CACHE_CONTROL: Final = istr("Cache-Control")
-_CONTENT_SECURITY_POLICY: Final = istr("Content-Security-Policy")
+_X_REQUEST_ID: Final = istr("X-Request-Id")
+_RATE_LIMIT_POLICY: Final = istr("RateLimit-Policy")
+_RATE_LIMIT: Final = istr("RateLimit")
 
 
-def lines_of_every_answer(*, https: bool) -> str:
-    """Return the headers as they are sent, for an answer that sets none of them itself."""
-    headers: CIMultiDict[str] = CIMultiDict()
-    add_headers_of_every_answer(headers, "", https=https)
-    return "".join(f"{name}: {value}\r\n" for name, value in headers.items() if value)
+class Headers:
+    """Adds the headers to answers, each of which may have some of its own, such as a policy."""
+
+    def __init__(self, *, https: bool) -> None:
+        self._same = _EVERY_ANSWER | (_HTTPS if https else {})
+        self._lines = _lines(self._same)
+
+    def add(self, request: web.BaseRequest, response: web.StreamResponse, context: Context) -> None:
+        own = {_X_REQUEST_ID: context.request_id}
+        if context.windows:
+            own[_RATE_LIMIT_POLICY], own[_RATE_LIMIT] = _rate_limit(context.windows)
+        if isinstance(response, PrebuiltResponse) and response.is_usual(request):
+            response.build_head(self._lines + _lines(own))
+        else:
+            for name, value in (self._same | own).items():
+                response.headers.setdefault(name, value)
 
 
-def add_headers_of_every_answer(
-    headers: CIMultiDict[str], request_id: str, *, https: bool = False
-) -> None:
-    """Add them; what says more about its own answer, a page's policy say, stays."""
-    headers[_X_REQUEST_ID] = request_id
-    headers.update(_EVERY_ANSWER)
-    if https:
-        headers.update(_HTTPS)
-    headers.setdefault(_CACHE_CONTROL, "no-store")
-    headers.setdefault(_CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'")
+def _lines(headers: Mapping[istr, str]) -> str:
+    return "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+
+
+def _rate_limit(windows: Sequence[Window]) -> tuple[str, str]:
+    """Return RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers-10)."""
+    policies = [f'"{its.name}";q={its.limit.requests};w={its.limit.seconds}' for its in windows]
+    states = [f'"{its.name}";r={its.remaining};t={its.reset}' for its in windows]
+    return ", ".join(policies), ", ".join(states)

@@ -10,8 +10,8 @@ from uuid import UUID
 from aiohttp import web
 
 from service.api.http.app_keys import CONTEXT, SERVICES, SETTINGS
+from service.api.http.client_address import client_address
 from service.api.http.problems import problem_of
-from service.api.http.requests import client_address
 from service.domain.errors import Conflict, IdempotencyKeyReused, InvalidInput
 from service.domain.idempotency import AlreadyAnswered, Answer, IdempotencyKey
 from service.domain.keyed_hashes import keyed_hash

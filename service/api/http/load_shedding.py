@@ -1,8 +1,8 @@
 """Refusing requests before any work is done for them, when a worker has too many at once.
 
-All of them take turns on one event loop. With so many that a turn takes long, each is answered
-late, health checks too, and in the end all are answered when their clients have left. With few,
-a turn takes long because others have the core: then refusing would win nothing.
+Requests take turns on one event loop. With so many that a turn takes long, all are answered late,
+health checks included, and in the end only after their clients have left. With few, a turn takes
+long because something else has the core: then refusing would gain nothing.
 """
 
 import asyncio
@@ -16,33 +16,33 @@ from service.domain.errors import Overloaded
 LATE_SECONDS: Final = 0.02
 """How late the event loop may be: a request waits for a turn or two of it."""
 MANY: Final = 50
-"""With no more than so many under way the loop is late for another reason."""
+"""With no more than this many under way, the loop is late for another reason."""
 _TICK_SECONDS: Final = 0.02
 _TURNS: Final = 4
-"""Over so many the lateness is averaged."""
+"""How many turns the lateness is averaged over."""
 
 
 class LoadShedder:
-    """Whom there is no time for: as many as would have to be less for the loop not to be late."""
+    """Refuses as large a share of the requests as makes the event loop late."""
 
     def __init__(self) -> None:
         self.share = 0.0
-        """How many of the requests are to be refused, from 0 to 1."""
+        """The share of requests to refuse, from 0 to 1."""
         self.under_way = 0
-        """How many requests have begun and are not answered."""
+        """How many requests have begun and are not answered yet."""
         self._most = 0
-        """So many were under way at once since it was looked last."""
+        """The most requests under way at once since the last tick."""
         self._late = 0.0
         self._refused = 0.0
 
     def begin(self) -> None:
-        """Count a request as under way; whoever does so counts it off when it is answered."""
+        """Count a request as under way; the caller subtracts it once it is answered."""
         self.under_way += 1
         if self.under_way > self._most:
             self._most = self.under_way
 
     def check(self) -> None:
-        """Raise Overloaded if the next request is one of those."""
+        """Raise Overloaded if the next request is one to refuse."""
         self._refused += self.share
         if self._refused >= 1:
             self._refused -= 1
@@ -50,7 +50,7 @@ class LoadShedder:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Look all the while how late the running event loop is."""
+        """Measure continually how late the running event loop is."""
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle
 
@@ -59,7 +59,7 @@ class LoadShedder:
             now = time.monotonic()
             late = now - due if self._most > MANY else 0.0
             self._most = self.under_way
-            # One turn that took long, however long, or many who came at once, are no overload.
+            # One long turn, however long, or one burst of requests is not an overload.
             self._late += (min(late, _TURNS * LATE_SECONDS) - self._late) / _TURNS
             self.share = 1 - LATE_SECONDS / max(LATE_SECONDS, self._late)
             timer = loop.call_later(_TICK_SECONDS, tick, now + _TICK_SECONDS)

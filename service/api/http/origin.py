@@ -1,4 +1,4 @@
-"""Where the present request came from, for security events."""
+"""Where the current request came from, for security events."""
 
 from contextvars import ContextVar
 from ipaddress import ip_network
@@ -7,7 +7,8 @@ from typing import Final
 from aiohttp import web
 
 from service.api.http.app_keys import CONTEXT
-from service.api.http.requests import client_address, header_text
+from service.api.http.client_address import client_address
+from service.api.http.requests import header_text
 from service.domain.security_events import Origin
 from service.domain.sessions import LONGEST_USER_AGENT
 
@@ -15,7 +16,7 @@ CURRENT_REQUEST: Final[ContextVar[web.Request | None]] = ContextVar("request", d
 
 
 def current_origin() -> Origin:
-    """Return where the present request came from; an empty Origin outside of one."""
+    """Return where the current request came from; an empty Origin outside of a request."""
     request = CURRENT_REQUEST.get()
     if request is None:
         return Origin()
@@ -28,7 +29,7 @@ def current_origin() -> Origin:
 
 
 def _network_of(address: str) -> str | None:
-    """Return the network of a client's address: the /24 of IPv4; of IPv6 it is the /64 already."""
+    """Return the /24 network of an IPv4 address; an IPv6 client is given as its /64 already."""
     try:
         return address if "/" in address else str(ip_network(f"{address}/24", strict=False))
     except ValueError:

@@ -10,7 +10,7 @@ from uuid import UUID
 from aiohttp import web
 
 from service.api.http.app_keys import CONTEXT, RATE_LIMITS, SERVICES
-from service.api.http.requests import client_address
+from service.api.http.client_address import client_address
 from service.domain.errors import TooMany
 from service.redis.rate_limits import Window
 from service.telemetry.metrics import RATE_LIMITED
@@ -91,5 +91,5 @@ def start_count(request: web.Request, name: str) -> Admission:
 
 def refusal(name: str, wait: int) -> TooMany:
     """Return a refusal, and count it; `wait` is in seconds."""
-    RATE_LIMITED.labels(name).inc()
+    RATE_LIMITED[name,] += 1
     return TooMany(f"Too many requests; the next one may come in {wait} s.", retry_after=wait)

@@ -1,15 +1,12 @@
-"""Reading a request: its JSON body, its query, its client's address."""
+"""Reading a request: its JSON body, its query."""
 
 import asyncio
 import functools
-import itertools
 import json
-import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Final, Never, TypeAlias, TypeVar
 from uuid import UUID
 
@@ -21,15 +18,9 @@ from service.api.http.app_keys import CONTEXT, SETTINGS
 from service.domain.errors import InvalidInput
 from service.domain.pages import Cursor
 
-log = logging.getLogger(__name__)
-
 LARGEST_BODY: Final = 16 * 1024
 BODY_SECONDS: Final = 10.0
 LARGEST_PAGE: Final = 100
-_WITH_PORT: Final = re.compile(r"\[([^]]+)\](?::\d+)?|([^:]+):\d+")
-_LONGEST: Final = 100
-_unreadable: Final = itertools.count()
-"""Parts of X-Forwarded-For that this process could not read: the first one is told."""
 BETWEEN: Final = "This must lie between {min} and {max}."
 T = TypeVar("T")
 Rule: TypeAlias = tuple[str, Callable[[Mapping[str, Any]], object]]
@@ -189,15 +180,8 @@ _PAGE_QUERY: Final = PageQuery()
 _FIRST_PAGE: Final = (_PAGE_QUERY.load({})["limit"], None)
 
 
-async def answer_expectation(request: web.Request) -> None:
-    """Answer `Expect: 100-continue`; other expectations are ignored (RFC 9110, 10.1.1)."""
-    if request.headers["Expect"].lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the answer itself has not begun
-
-
 async def read_body(request: web.Request, schema: Schema, into: type[T], *rules: Rule) -> T:
-    """Return the body as an `into`; raise what the problem middleware knows how to tell.
+    """Return the body as an `into`; raise what becomes a problem.
 
     That is all at once: what the schema says, and which of the `rules` are broken. Where nothing
     else is wrong, the use case finds the one broken rule, or answers as it did before the rule was.
@@ -249,66 +233,6 @@ def read_id(request: web.Request, name: str) -> UUID | None:
         return None
 
 
-def client_address(request: web.Request) -> str:
-    """Return the client's IP address; for IPv6 its /64, which is what one client has.
-
-    `X-Forwarded-For` counts only as far as trusted proxies have written it: from the right, up
-    to the first address that is not one of theirs, or to what is no address at all.
-    """
-    trusted = request.app[SETTINGS].trusted_proxies
-    if not trusted:
-        return _client_of(request.remote or "")
-    address = _parse_address(request.remote or "")
-    forwarded = [
-        part
-        for header in request.headers.getall("X-Forwarded-For", ())
-        for part in header.split(",")
-    ]
-    while forwarded and address and any(address in network for network in trusted):
-        part = forwarded.pop()
-        # No address is longer, and what is kept of clients has to be short.
-        named = _parse_address(_without_port(part)) if len(part) < _LONGEST else None
-        if named is None:  # further left stands what anybody may have invented
-            _tell_once(part)
-            break
-        address = named
-    return _as_client(address)
-
-
-def _without_port(text: str) -> str:
-    """Return the address in what a proxy has written: some add a port, brackets or quotes."""
-    text = text.strip(' \t"')
-    if not (found := _WITH_PORT.fullmatch(text)):
-        return text
-    return found[1] or found[2]
-
-
-def _tell_once(part: str) -> None:
-    if next(_unreadable) == 0:
-        log.warning(
-            "A trusted proxy has sent an X-Forwarded-For that cannot be read (%.100r): "
-            "where it does, its own address counts for all its clients.",
-            part,
-        )
-
-
-@functools.lru_cache(10_000)
-def _client_of(remote: str) -> str:
-    return _as_client(_parse_address(remote))
-
-
-def _as_client(address: Any) -> str:
-    if isinstance(address, IPv6Address):
-        return str(ip_network((address, 64), strict=False))
-    return str(address)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether the text is an IP address of this machine."""
-    parsed = _parse_address(address)
-    return parsed is not None and parsed.is_loopback
-
-
 def is_https(request: web.Request) -> bool:
     """Whether clients reach the service by https, whatever the last proxy speaks."""
     return request.app[SETTINGS].public_url.startswith("https:")
@@ -331,15 +255,6 @@ def header_text(request: web.Request, name: str) -> str | None:
     """Return a header as text that can be stored: bytes that are not UTF-8 are replaced."""
     value = request.headers.get(name)
     return value and value.encode(errors="replace").decode()
-
-
-@functools.lru_cache(10_000)
-def _parse_address(text: str) -> Any:
-    try:
-        address = ip_address(text.strip())
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
 
 
 async def read_bytes(request: web.Request) -> bytes:

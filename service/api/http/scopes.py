@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from service.api.http.middleware import API
+from service.api.http.front import API
 from service.domain.scopes import Scope
 
 SCOPE_OF: Final[Mapping[tuple[str, str], Scope]] = {

@@ -1,4 +1,4 @@
-"""Bodies that never change while the process lives: kept in memory, compressed once."""
+"""Bodies that never change while the process runs: kept in memory, compressed once."""
 
 import gzip
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from aiohttp import ETag, web
 
 @dataclass(frozen=True, slots=True)
 class StaticFile:
-    """A body, the same for everyone. Browsers keep it, and ask each time whether it still holds."""
+    """A body, the same for everyone. Browsers keep it, and revalidate it each time."""
 
     body: bytes
     compressed: bytes
@@ -21,18 +21,18 @@ class StaticFile:
     def of(
         cls, body: bytes, content_type: str, headers: dict[str, str] | None = None
     ) -> "StaticFile":
-        """Return the file; `headers` are sent with it besides those of caching."""
+        """Return the file; `headers` are sent with it besides those for caching."""
         return cls(
             body=body,
             compressed=gzip.compress(body, mtime=0),
             content_type=content_type,
-            # Weak, because the compressed body is another sequence of bytes.
+            # Weak, because the compressed body is a different sequence of bytes.
             etag=ETag(sha256(body).hexdigest()[:32], is_weak=True),
             headers={"Cache-Control": "no-cache", "Vary": "Accept-Encoding", **(headers or {})},
         )
 
     def respond(self, request: web.Request) -> web.Response:
-        """Return the response: nothing if the client has the file, else the file."""
+        """Return the response: the file, or 304 if the client has it."""
         if any(etag.value in {self.etag.value, "*"} for etag in request.if_none_match or ()):
             response = web.Response(status=304, headers=self.headers)
         elif _accepts_gzip(request.headers.get("Accept-Encoding", "")):

@@ -15,7 +15,7 @@ from marshmallow import EXCLUDE, Schema, fields
 
 from service.api.http.app_keys import SERVICES, SETTINGS
 from service.api.http.cookies import is_from_elsewhere, read_cookie
-from service.api.http.middleware import API
+from service.api.http.front import API
 from service.api.http.problems import status_of
 from service.api.http.requests import (
     RequestSchema,

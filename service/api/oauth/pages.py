@@ -3,20 +3,16 @@
 No script, readable on a phone and in the dark; the templates escape every text from outside.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from service.api.http.pages import render
 from service.domain.scopes import Scope
 from service.use_cases.oauth import AuthorizationRequest
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,22 +101,8 @@ def _page(template: str, nonce: str, form_action: str, status: int, **shown: Any
     return web.Response(
         # By "no-referrer", which the header says, browsers would also hide the origin of a form:
         # page.html says otherwise.
-        text=_templates().get_template(template).render(nonce=nonce, **shown),
+        text=render(template, nonce=nonce, **shown),
         status=status,
         content_type="text/html",
         headers={"Content-Security-Policy": policy, "Cache-Control": "no-store"},
-    )
-
-
-@functools.cache
-def _templates() -> "Environment":
-    # Here, because importing it takes a thirtieth of each start.
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent.parent / "http" / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
     )

@@ -1,5 +1,6 @@
 """Hostile HTTP: sizes, media types, framing, headers, paths and queries."""
 
+import asyncio
 import gzip
 import json
 from typing import Final
@@ -98,6 +99,22 @@ async def test_an_expectation_is_met_or_ignored(api: Api, anna: Person, expectat
     login = {"email": anna.email, "password": PASSWORD}
     raw = json_request("POST", f"{API}/auth/login", login, [b"Expect: " + expectation])
     assert (await send(api, raw)).status == 200
+    nowhere = await send(api, request("GET", "/nowhere", [b"Expect: " + expectation]))
+    assert_problem(nowhere, 404, "not-found")
+
+
+async def test_a_client_that_waits_with_its_body_is_asked_for_it(api: Api, anna: Person) -> None:
+    login = {"email": anna.email, "password": PASSWORD}
+    raw = json_request("POST", f"{API}/auth/login", login, [b"Expect: 100-continue"])
+    head, end, body = raw.partition(b"\r\n\r\n")
+    async with asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection(*api.address)
+        writer.write(head + end)
+        assert await reader.readuntil(end) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(body)
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+        await writer.wait_closed()
 
 
 NOT_HTTP: Final = {

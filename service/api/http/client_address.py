@@ -1,0 +1,82 @@
+"""The address that a request comes from, also through proxies."""
+
+import functools
+import itertools
+import logging
+import re
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Final, TypeAlias
+
+from aiohttp import web
+
+from service.api.http.app_keys import SETTINGS
+
+log = logging.getLogger(__name__)
+
+_Networks: TypeAlias = tuple[IPv4Network | IPv6Network, ...]
+_WITH_PORT: Final = re.compile(r"\[([^]]+)\](?::\d+)?|([^:]+):\d+")
+_LONGEST: Final = 100
+"""No address is longer, nor is a header of a few proxies; a longer one is not remembered."""
+_unreadable: Final = itertools.count()
+"""Parts of X-Forwarded-For that this process could not read; the first one is logged."""
+
+
+def client_address(request: web.Request) -> str:
+    """Return the client's IP address; for IPv6 its /64, which is what one client has.
+
+    `X-Forwarded-For` counts only as far as trusted proxies have written it: from the right, up
+    to the first address that is not one of theirs, or to what is not an address.
+    """
+    trusted = request.app[SETTINGS].trusted_proxies
+    peer = request.remote or ""
+    if not trusted:
+        return _address_of(peer, "", ())
+    forwarded = ",".join(request.headers.getall("X-Forwarded-For", ()))
+    find = _address_of if len(forwarded) <= _LONGEST else _address_of.__wrapped__
+    return find(peer, forwarded, trusted)
+
+
+@functools.lru_cache(10_000)
+def _address_of(peer: str, forwarded: str, trusted: _Networks) -> str:
+    address = _parse(peer)
+    parts = forwarded.split(",") if forwarded else []
+    while parts and address and any(address in network for network in trusted):
+        part = parts.pop()
+        named = _parse(_without_port(part)) if len(part) < _LONGEST else None
+        if named is None:  # anybody may have invented what is further left
+            _warn_once(part)
+            break
+        address = named
+    if isinstance(address, IPv6Address):
+        return str(ip_network((address, 64), strict=False))
+    return str(address)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether the text is an IP address of this machine."""
+    parsed = _parse(address)
+    return parsed is not None and parsed.is_loopback
+
+
+def _without_port(text: str) -> str:
+    """Return the address in what a proxy has written: some add a port, brackets or quotes."""
+    text = text.strip(' \t"')
+    found = _WITH_PORT.fullmatch(text)
+    return found[1] or found[2] if found else text
+
+
+def _parse(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(text.strip())
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _warn_once(part: str) -> None:
+    if next(_unreadable) == 0:
+        log.warning(
+            "A trusted proxy has sent an X-Forwarded-For that cannot be read (%.100r): "
+            "where it does, its own address counts for all its clients.",
+            part,
+        )

@@ -1,0 +1,58 @@
+"""Answers whose head is one text, sent together with the body.
+
+aiohttp makes a head piece by piece from a dict of headers, which takes 10 µs more: a fifth of the
+time for a look-up. It still does so for an answer with headers of its own, and for a client that
+wants anything unusual. Without this module, `web.Response` takes its place.
+"""
+
+from aiohttp import HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.hdrs import CONTENT_TYPE, METH_HEAD
+from aiohttp.helpers import rfc822_formatted_time
+
+
+class PrebuiltResponse(web.Response):
+    """A body of bytes."""
+
+    def __init__(
+        self, body: bytes, content_type: str = "application/json", status: int = 200
+    ) -> None:
+        # What Response itself does here is for bodies of other kinds.
+        web.StreamResponse.__init__(self, status=status)
+        self.body: bytes = body
+        self._type = content_type
+        self._head = ""
+
+    def is_usual(self, request: web.BaseRequest) -> bool:
+        """Whether the head needs no other headers than those that every answer has."""
+        return (
+            not (self.headers or self._cookies or self._keep_alive is False)
+            and request.keep_alive
+            and request.method != METH_HEAD
+            and request.version == HttpVersion11
+        )
+
+    def build_head(self, lines: str) -> None:
+        """Build the head with these headers, as they are sent."""
+        self._head = (
+            f"HTTP/1.1 {self.status} {self.reason}\r\nContent-Type: {self._type}\r\n{lines}"
+            f"Date: {rfc822_formatted_time()}\r\nContent-Length: {len(self.body)}\r\n\r\n"
+        )
+        self._keep_alive = True
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        if not self._head:
+            self.headers[CONTENT_TYPE] = self._type
+            return await super().prepare(request)
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError
+        transport.write(self._head.encode() + self.body)
+        # Or a client that sends on and on, and reads nothing, would fill the memory.
+        if transport.get_write_buffer_size():
+            await request.writer.drain()
+        return request.writer
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        if not self._head:
+            await super().write_eof(data)
