@@ -7,6 +7,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from service.domain.clock import Clock, utc_now
+from service.domain.emails import allow_domains
 from service.domain.errors import Unavailable
 from service.domain.jobs import JobKind
 from service.domain.oauth import GRANTS_FOR_USERS, Client
@@ -14,7 +15,6 @@ from service.domain.passwords import PasswordRules, names_in
 from service.domain.scopes import Scope
 from service.domain.security_events import Origin
 from service.domain.sessions import SWAGGER_UI
-from service.domain.users import allow_domains
 from service.postgresql import database
 from service.postgresql.database import Database
 from service.providers import make_provider
@@ -41,11 +41,13 @@ from service.use_cases.mail_tokens import MailTokens
 from service.use_cases.mails import Mails
 from service.use_cases.oauth import OAuth
 from service.use_cases.oauth_clients import OAuthClients
+from service.use_cases.passwords import Passwords
 from service.use_cases.personal_data import PersonalData
 from service.use_cases.referral_codes import ReferralCodes
 from service.use_cases.referrals import Referrals
 from service.use_cases.security_events import SecurityEvents
 from service.use_cases.sessions import Sessions
+from service.use_cases.shared import Shared
 from service.use_cases.users import Users
 
 CALLBACK_PATH: Final = "/api/v1/auth/providers/{provider}/callback"
@@ -70,6 +72,7 @@ class Services:
     refusals: Refusals
     security_events: SecurityEvents
     users: Users
+    passwords: Passwords
     claims: Claims
     sessions: Sessions
     oauth: OAuth
@@ -122,38 +125,27 @@ def _build(
     hasher: PasswordHasher,
     http: HttpClient,
 ) -> Services:
-    confirmed_only, hash_key = settings.confirmation_required, settings.hash_key
-    password_rules = _password_rules(settings)
     # With another EMAIL_CONFIRMATION other codes are live.
-    cache = Cache(redis, clock, b"c" if confirmed_only else b"")
-    invalidation = CacheInvalidation(postgresql, cache, redis)
-    jobs = Jobs(postgresql, _kinds_done(settings), clock)
-    events = SecurityEvents(postgresql, clock, origin, hash_key)
-    users = Users(
-        postgresql,
-        invalidation,
-        jobs,
-        hasher,
-        events,
-        clock,
-        password_rules=password_rules,
-        hash_key=hash_key,
-        confirmation_required=confirmed_only,
+    cache = Cache(redis, clock, b"c" if settings.confirmation_required else b"")
+    shared = Shared(
+        database=postgresql,
+        clock=clock,
+        jobs=Jobs(postgresql, _kinds_done(settings), clock),
+        invalidation=CacheInvalidation(postgresql, cache, redis),
+        events=SecurityEvents(postgresql, clock, origin, settings.hash_key),
+        hasher=hasher,
+        password_rules=_password_rules(settings),
+        hash_key=settings.hash_key,
+        confirmation_required=settings.confirmation_required,
     )
-    claims = Claims(postgresql, jobs, users, hasher, clock, password_rules=password_rules)
+    users = Users(shared)
+    claims = Claims(shared, users)
     sessions = Sessions(
-        postgresql,
+        shared,
         cache,
-        invalidation,
-        jobs,
-        hasher,
         AccessTokens(settings.signing_keys, settings.public_url, settings.access_token_ttl),
         RefreshTokens(settings.refresh_token_keys),
-        events,
-        clock,
-        lifetime=settings.refresh_token_ttl,
-        password_rules=password_rules,
-        confirmation_required=confirmed_only,
+        settings.refresh_token_ttl,
     )
     providers = {
         of.name: make_provider(
@@ -167,56 +159,32 @@ def _build(
         database=postgresql,
         redis=redis,
         hasher=hasher,
-        rate_limiter=RateLimiter(redis, clock, hash_key),
-        failures=Failures(redis, clock, hash_key),
-        known_addresses=KnownAddresses(redis, clock, hash_key),
-        jobs=jobs,
-        cache_invalidation=invalidation,
+        rate_limiter=RateLimiter(redis, clock, settings.hash_key),
+        failures=Failures(redis, clock, settings.hash_key),
+        known_addresses=KnownAddresses(redis, clock, settings.hash_key),
+        jobs=shared.jobs,
+        cache_invalidation=shared.invalidation,
         housekeeping=Housekeeping(postgresql, clock),
         refusals=Refusals(postgresql, clock),
-        security_events=events,
+        security_events=shared.events,
         users=users,
+        passwords=Passwords(shared),
         claims=claims,
         sessions=sessions,
-        oauth=OAuth(postgresql, invalidation, sessions, events, clock, _built_in_clients(settings)),
-        identities=Identities(
-            postgresql,
-            invalidation,
-            jobs,
-            users,
-            claims,
-            sessions,
-            providers,
-            events,
-            clock,
-            confirmation_required=confirmed_only,
-        ),
-        mail_tokens=MailTokens(
-            postgresql,
-            invalidation,
-            jobs,
-            users,
-            claims,
-            hasher,
-            events,
-            clock,
-            password_rules=password_rules,
-        ),
-        account_changes=AccountChanges(postgresql, invalidation, jobs, users, events, clock),
+        oauth=OAuth(shared, sessions, _built_in_clients(settings)),
+        identities=Identities(shared, users, claims, sessions, providers),
+        mail_tokens=MailTokens(shared, claims),
+        account_changes=AccountChanges(shared),
         email_verification=EmailVerification(
-            postgresql,
+            shared,
             cache,
             HunterVerifier(settings.hunter, http) if settings.hunter else None,
-            clock,
             mail_is_sent=settings.mail is not None,
-            hash_key=hash_key,
         ),
         enrichments=Enrichments(postgresql, _enrich(settings.enrichment, http, clock)),
-        referral_codes=ReferralCodes(
-            postgresql, cache, invalidation, clock, confirmed_only=confirmed_only
-        ),
+        referral_codes=ReferralCodes(shared, cache),
         referrals=Referrals(postgresql),
-        personal_data=PersonalData(postgresql, events, clock),
+        personal_data=PersonalData(shared),
     )
 
 

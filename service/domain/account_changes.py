@@ -6,8 +6,8 @@ from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
+from service.domain.emails import Email
 from service.domain.jobs import PARKED_FOR
-from service.domain.users import Email
 
 UNDO_LIVES: Final = timedelta(hours=72)
 """From when the mail is sent."""

@@ -5,8 +5,8 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
+from service.domain.emails import Email
 from service.domain.identities import Identity
-from service.domain.users import Email
 
 CLAIM_LIVES: Final = timedelta(hours=24)
 MOST_RESENT: Final = 3

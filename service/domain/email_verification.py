@@ -7,8 +7,8 @@ from typing import Final
 
 from disposable_email_domains import blocklist
 
+from service.domain.emails import Email, parse_email
 from service.domain.errors import EmailMalformed
-from service.domain.users import Email, parse_email
 
 LOCAL: Final = "local"
 """`source` of what was found out without asking anybody."""

@@ -6,7 +6,7 @@ from typing import Final
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from service.domain.users import Email
+from service.domain.emails import Email
 
 SIGN_IN_LIVES: Final = timedelta(minutes=10)
 

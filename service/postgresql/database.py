@@ -43,6 +43,7 @@ from service.repositories.mailboxes import MailboxRepository
 from service.repositories.migrations import MigrationRepository
 from service.repositories.oauth_clients import OAuthClientRepository
 from service.repositories.personal_data import PersonalDataRepository
+from service.repositories.referral_code_uses import ReferralCodeUseRepository
 from service.repositories.referral_codes import ReferralCodeRepository
 from service.repositories.referrals import ReferralRepository
 from service.repositories.security_events import SecurityEventRepository
@@ -194,6 +195,10 @@ class Repositories:
     @property
     def personal_data(self) -> PersonalDataRepository:
         return PersonalDataRepository(self._connection)
+
+    @property
+    def referral_code_uses(self) -> ReferralCodeUseRepository:
+        return ReferralCodeUseRepository(self._connection)
 
     @property
     def referral_codes(self) -> ReferralCodeRepository:

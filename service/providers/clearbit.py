@@ -5,10 +5,10 @@ from http import HTTPStatus
 from typing import Final
 
 from service.domain.clock import Clock
+from service.domain.emails import Email
 from service.domain.enrichment import Enrichment
 from service.domain.errors import ProviderUnavailable
 from service.domain.jobs import RetryLater
-from service.domain.users import Email
 from service.providers.http import HttpClient
 from service.providers.hunter import enrichment_of
 from service.settings.settings import EnrichmentSettings

@@ -71,7 +71,7 @@ DELETE_EXPIRED: Final = """
 
 
 class AuthorizationCodeRepository:
-    """Authorization codes, one statement a method."""
+    """Authorization codes, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

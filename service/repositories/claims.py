@@ -6,9 +6,9 @@ from typing import Final
 from uuid import UUID
 
 from service.domain.claims import Claim
+from service.domain.emails import Email
 from service.domain.errors import ReferralCodeUnusable
 from service.domain.identities import Identity
-from service.domain.users import Email
 from service.repositories.connection import Connection, rows_in
 from service.repositories.constraints import on_violation
 
@@ -64,7 +64,7 @@ DELETE_EXPIRED: Final = """
 
 
 class ClaimRepository:
-    """Claims, one statement a method. With a claim its mailed tokens are deleted."""
+    """Claims, one statement per method. With a claim its mailed tokens are deleted."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -29,7 +29,7 @@ DELETE_OF_USER: Final = """
 
 
 class ConfirmationRepository:
-    """Confirmations, one statement a method."""
+    """Confirmations, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -34,7 +34,7 @@ DELETE_OF_USER: Final = """
 
 
 class EnrichmentRepository:
-    """Enrichments, one statement a method."""
+    """Enrichments, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

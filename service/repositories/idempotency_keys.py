@@ -7,16 +7,6 @@ from uuid import UUID
 from service.domain.idempotency import Answer, IdempotencyKey
 from service.repositories.connection import Connection, rows_in
 
-# One request of a user at a time, so that DELETE_SURPLUS counts exactly, and erasing the account
-# waits for what is to be erased.
-LOCK_USER: Final = """
-    SELECT user_id
-      FROM users
-     WHERE user_id = $1
-       AND erased_at IS NULL
-       FOR NO KEY UPDATE
-"""
-
 # Waits for another request with the same key to commit or roll back. A key that has had its time
 # is taken over.
 CLAIM: Final = """
@@ -76,14 +66,10 @@ DELETE_OLD: Final = """
 
 
 class IdempotencyKeyRepository:
-    """Idempotency keys, one statement a method."""
+    """Idempotency keys, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-
-    async def lock_user(self, user_id: UUID) -> bool:
-        """Keep others of the user's keys from being claimed; return False if the user is erased."""
-        return await self._connection.fetchval(LOCK_USER, user_id) is not None
 
     async def claim(self, key: IdempotencyKey, now: datetime, forgotten_before: datetime) -> bool:
         """Store the key; return False where an earlier request has stored it."""

@@ -102,7 +102,7 @@ DELETE_PARKED_OF_USER: Final = """
 
 
 class JobRepository:
-    """Jobs, one statement a method."""
+    """Jobs, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -73,7 +73,7 @@ DELETE_OLD: Final = """
 
 
 class MailboxRepository:
-    """Mailboxes, one statement a method."""
+    """Mailboxes, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -13,7 +13,7 @@ FIND_APPLIED: Final = """
 
 
 class MigrationRepository:
-    """Applied migrations, one statement a method."""
+    """Applied migrations, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -4,7 +4,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from service.domain.pages import Cursor
-from service.repositories.connection import Connection
+from service.repositories.connection import LAST_ID, Connection
 
 ACCOUNT: Final = """
     SELECT user_id AS id, email, email_confirmed_at, role, promoted_at, created_at, disabled_at,
@@ -74,12 +74,11 @@ SECURITY_EVENTS: Final = """
      WHERE user_id = $1
      ORDER BY occurred_at, security_event_id
 """
-_LAST_ID: Final = UUID(int=2**128 - 1)
 Row = dict[str, Any]
 
 
 class PersonalDataRepository:
-    """What the tables hold about one person, one statement a method."""
+    """What the tables hold about one person, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -109,9 +108,9 @@ class PersonalDataRepository:
         row = await self._connection.fetchrow(REFERRAL, user_id)
         return None if row is None else dict(row)
 
-    async def referrals(self, user_id: UUID, limit: int, behind: Cursor | None) -> list[Row]:
+    async def referrals(self, user_id: UUID, limit: int, after: Cursor | None) -> list[Row]:
         """Return up to `limit` of those who registered with the user's codes, newest first."""
-        at, last_id = (behind.at, behind.row_id) if behind else (None, _LAST_ID)
+        at, last_id = (after.at, after.row_id) if after else (None, LAST_ID)
         return await self._all(REFERRALS, user_id, at, last_id, limit)
 
     async def security_events(self, user_id: UUID) -> list[Row]:

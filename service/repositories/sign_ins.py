@@ -42,7 +42,7 @@ DELETE_EXPIRED: Final = """
 
 
 class SignInRepository:
-    """Sign-ins, one statement a method."""
+    """Sign-ins, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

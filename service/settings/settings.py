@@ -20,9 +20,9 @@ from dotenv import dotenv_values
 from jwt.exceptions import PyJWTError
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate, validates_schema
 
+from service.domain.emails import parse_email
 from service.domain.errors import EmailMalformed
 from service.domain.identities import is_safe_url
-from service.domain.users import parse_email
 from service.postgresql.urls import (
     PRIMARY_KINDS,
     STANDBY_KINDS,

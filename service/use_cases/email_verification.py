@@ -5,15 +5,14 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from service.domain.clock import Clock
 from service.domain.email_verification import LOCAL, Verdict, Verification, verify_locally
+from service.domain.emails import Email, parse_email
 from service.domain.errors import ProviderUnavailable
 from service.domain.jobs import Job, RetryLater, poll_again
 from service.domain.keyed_hashes import keyed_hash
-from service.domain.users import Email, parse_email
-from service.postgresql.database import Database
 from service.providers.hunter import SOURCE, HunterVerifier
 from service.redis.cache import Cache, Entry
+from service.use_cases.shared import Shared
 
 KEPT_FOR: Final = timedelta(days=1)
 """How long a verdict is repeated before Hunter, who is paid for each, is asked again."""
@@ -25,20 +24,18 @@ class EmailVerification:
 
     def __init__(
         self,
-        database: Database,
+        shared: Shared,
         cache: Cache,
         verifier: HunterVerifier | None,
-        clock: Clock,
         *,
         mail_is_sent: bool,
-        hash_key: bytes,
     ) -> None:
-        self._database = database
+        self._database = shared.database
         self._cache = cache
         self._verifier = verifier
-        self._clock = clock
+        self._clock = shared.clock
         self._mail_is_sent = mail_is_sent
-        self._hash_key = hash_key
+        self._hash_key = shared.hash_key
 
     async def check(self, text: str) -> Verification:
         """Return the verdict on what may be an e-mail: now, or as found out in the last day."""

@@ -3,10 +3,10 @@
 from collections.abc import Awaitable, Callable
 from uuid import UUID
 
+from service.domain.emails import Email, parse_email
 from service.domain.enrichment import Enrichment
 from service.domain.errors import EnrichmentNotFound
 from service.domain.jobs import Job, RetryLater, poll_again
-from service.domain.users import Email, parse_email
 from service.postgresql.database import Database
 
 Enrich = Callable[[Email], Awaitable[Enrichment | None]]

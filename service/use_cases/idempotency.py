@@ -70,9 +70,10 @@ class Refusals:
 
 
 async def _claim(repositories: Repositories, key: IdempotencyKey, now: datetime) -> None:
+    """Claim the key, one of a user's at a time, so that `delete_surplus` counts exactly."""
     stored = repositories.idempotency_keys
-    if key.user_id is not None and not await stored.lock_user(key.user_id):
-        raise InvalidToken
+    if key.user_id is not None and await repositories.users.hold(key.user_id) is None:
+        raise InvalidToken  # erased since the session was checked
     if not await stored.claim(key, now, now - KEPT_FOR):
         await _refuse_second(repositories, key, now)
     elif key.user_id is not None:

@@ -15,12 +15,13 @@ from service.domain import mails
 from service.domain.account_changes import UNDO_LIVES, UNSENT_FOR, AccountChange
 from service.domain.claims import MOST_RESENT
 from service.domain.clock import Clock
+from service.domain.emails import Email, hash_mailbox, parse_email
 from service.domain.errors import EmailMalformed
 from service.domain.jobs import Job, JobKind, PermanentFailure
 from service.domain.mails import TOKEN_LIVES, Mail, MailKind, MailToken, Share, TokenPurpose
 from service.domain.oauth import hash_secret, new_secret
 from service.domain.sessions import Caller
-from service.domain.users import Email, User, hash_mailbox, parse_email
+from service.domain.users import User
 from service.postgresql.database import Database
 
 if TYPE_CHECKING:

@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from service.domain.clock import Clock
+from service.domain.emails import parse_email
 from service.domain.errors import UserNotFound
 from service.domain.pages import Cursor
 from service.domain.referral_codes import ReferralCode
-from service.domain.users import User, parse_email
-from service.postgresql.database import Database, Repositories
-from service.use_cases.security_events import SecurityEvents
+from service.domain.users import User
+from service.postgresql.database import Repositories
+from service.use_cases.shared import Shared
 
 AT_ONCE: Final = 10_000
 """So many rows are read by one statement."""
@@ -30,10 +30,10 @@ class Found:
 class PersonalData:
     """Accounts as operators look for them, and export them."""
 
-    def __init__(self, database: Database, events: SecurityEvents, clock: Clock) -> None:
-        self._database = database
-        self._events = events
-        self._clock = clock
+    def __init__(self, shared: Shared) -> None:
+        self._database = shared.database
+        self._events = shared.events
+        self._clock = shared.clock
 
     async def find(self, text: str) -> Found:
         """Return the account with that email address, id or hash from the log.
@@ -90,7 +90,7 @@ class PersonalData:
     async def _of_hash(self, repositories: Repositories, log_hash: str) -> UUID | None:
         """Return whose hash it is: it cannot be reckoned back, so that all are tried."""
         last = UUID(int=0)
-        while ids := await repositories.users.ids_behind(last, AT_ONCE):
+        while ids := await repositories.users.ids_after(last, AT_ONCE):
             for user_id in ids:
                 if self._events.account_hash(user_id) == log_hash:
                     return user_id
@@ -100,8 +100,8 @@ class PersonalData:
 
 async def _all_referrals(repositories: Repositories, user_id: UUID) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    behind = None
-    while page := await repositories.personal_data.referrals(user_id, AT_ONCE, behind):
+    after = None
+    while page := await repositories.personal_data.referrals(user_id, AT_ONCE, after):
         found += page
-        behind = Cursor(page[-1]["registered_at"], page[-1]["id"])
+        after = Cursor(page[-1]["registered_at"], page[-1]["id"])
     return found

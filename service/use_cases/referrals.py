@@ -17,7 +17,7 @@ MOST_PAGES: Final = 50
 
 class _Wanted(NamedTuple):
     referrer_id: UUID
-    behind: Cursor | None
+    after: Cursor | None
     limit: int
 
 
@@ -33,7 +33,7 @@ class Referrals:
         caller_id: UUID | None,
         referrer_id: UUID | None,
         limit: int,
-        behind: Cursor | None,
+        after: Cursor | None,
     ) -> Page[Referral]:
         """Return a page of the referrer's referrals, newest first.
 
@@ -49,7 +49,7 @@ class Referrals:
                 if referrer_id is None or await repositories.users.find(referrer_id) is None:
                     raise UserNotFound
         assert referrer_id is not None
-        referrals = await self._pages.find(_Wanted(referrer_id, behind, limit + 1)) or []
+        referrals = await self._pages.find(_Wanted(referrer_id, after, limit + 1)) or []
         return Page.of(referrals, limit, lambda last: Cursor(last.registered_at, last.user_id))
 
     async def _read(self, wanted: Sequence[_Wanted]) -> dict[_Wanted, list[Referral]]:
@@ -60,7 +60,7 @@ class Referrals:
         return found
 
     async def _newest_of(self, wanted: Sequence[_Wanted], limit: int) -> list[list[Referral]]:
-        places = [(one.referrer_id, one.behind) for one in wanted]
+        places = [(one.referrer_id, one.after) for one in wanted]
         return await self._database.from_standby(
             lambda stored: stored.referrals.newest_of_several(places, limit)
         )

@@ -29,7 +29,7 @@ def statements() -> dict[tuple[str, str], str]:
         for name, text in vars(
             importlib.import_module(f"{repositories.__name__}.{module.name}")
         ).items()
-        if name.isupper() and isinstance(text, str)
+        if name.isupper() and not name.startswith("_") and isinstance(text, str)
     }
 
 

@@ -18,6 +18,7 @@ import pytest
 from uuid6 import uuid7
 
 from service.domain.claims import Claim
+from service.domain.emails import parse_email
 from service.domain.errors import (
     DatabaseUnavailable,
     EmailTaken,
@@ -39,9 +40,10 @@ from service.domain.referral_codes import (
 from service.domain.scopes import OF_CLIENTS, Scope
 from service.domain.security_events import Origin
 from service.domain.sessions import FIRST_PARTY, Session
-from service.domain.users import Role, parse_email
+from service.domain.users import Role
 from service.postgresql.database import Database, Repositories, TransactionConflict, retried
 from service.use_cases.cache_invalidation import CODE_KEY
+from service.use_cases.locks import end_code, hold_user_of
 from tests.conftest import Servers
 from tests.factories import new_email
 
@@ -75,7 +77,7 @@ async def new_code(transactions: Database, max_uses: int | None = None) -> Refer
 
 async def take(transactions: Database, code: ReferralCode) -> TakenReferralCode | None:
     async with transactions.transaction() as repositories:
-        return await repositories.referral_codes.take(code.code, NOW, confirmed_only=False)
+        return await repositories.referral_code_uses.take(code.code, NOW, confirmed_only=False)
 
 
 async def refer_to(
@@ -94,16 +96,15 @@ async def refer_to(
 async def refer(repositories: Repositories, code: ReferralCode, slot: int) -> None:
     """Do all that a registration with the code does to it."""
     user_id = await new_user(repositories)
-    taken = await repositories.referral_codes.take(code.code, NOW, confirmed_only=False)
+    taken = await repositories.referral_code_uses.take(code.code, NOW, confirmed_only=False)
     assert taken is not None
     await refer_to(repositories, user_id, taken.owner_id, user_id.bytes)
-    await repositories.referral_codes.count_use(taken.referral_code_id, slot)
+    await repositories.referral_code_uses.count_use(taken.referral_code_id, slot)
 
 
 async def delete(transactions: Database, code: ReferralCode) -> bool:
     async with transactions.transaction() as repositories:
-        ended = await repositories.referral_codes.end_of_owner(code.owner_id, NOW, CODE_KEY)
-        return ended is not None and ended[0]
+        return (await end_code(repositories, code.owner_id, NOW)).was_live
 
 
 async def until_blocked(database: asyncpg.Connection, work: Awaitable[T]) -> "asyncio.Task[T]":
@@ -149,7 +150,7 @@ async def test_a_use_that_is_rolled_back_is_there_for_the_next(
     code = await new_code(transactions, max_uses=1)
     with suppress(ZeroDivisionError):
         async with transactions.transaction() as repositories:
-            assert await repositories.referral_codes.take(code.code, NOW, confirmed_only=False)
+            assert await repositories.referral_code_uses.take(code.code, NOW, confirmed_only=False)
             waiting = await until_blocked(database, take(transactions, code))
             raise ZeroDivisionError
     assert await waiting
@@ -190,7 +191,7 @@ async def test_a_deletion_waits_for_an_open_registration(
     """Without FOR SHARE the code would be gone before the registration with it is there."""
     code = await new_code(transactions, max_uses)
     async with transactions.transaction() as repositories:
-        assert await repositories.referral_codes.take(code.code, NOW, confirmed_only=False)
+        assert await repositories.referral_code_uses.take(code.code, NOW, confirmed_only=False)
         deletion = await until_blocked(database, delete(transactions, code))
     assert await deletion
     assert await take(transactions, code) is None
@@ -220,9 +221,7 @@ async def test_a_deletion_finds_the_code_however_often_it_is_replaced(
             deletions += 1
             with suppress(Undone):
                 async with transactions.transaction() as repositories:
-                    assert await repositories.referral_codes.end_of_owner(
-                        code.owner_id, NOW, CODE_KEY
-                    )
+                    assert (await end_code(repositories, code.owner_id, NOW)).ended
                     raise Undone
 
     await asyncio.gather(delete_it(), *(replace_it() for _ in range(3)))
@@ -234,9 +233,7 @@ async def test_a_registration_that_waits_for_a_deletion_finds_no_code(
 ) -> None:
     code = await new_code(transactions, max_uses)
     async with transactions.transaction() as repositories:
-        ended = await repositories.referral_codes.end_of_owner(code.owner_id, NOW, CODE_KEY)
-        assert ended is not None
-        assert ended[0]
+        assert (await end_code(repositories, code.owner_id, NOW)).was_live
         registration = await until_blocked(database, take(transactions, code))
     assert await registration is None
 
@@ -257,9 +254,9 @@ async def test_a_code_lives_until_its_expiry(
     async with transactions.transaction() as repositories:
         codes = repositories.referral_codes
         assert (await codes.find_live(code.owner_id, at) is not None) is lives
-        assert (await codes.take(code.code, at, confirmed_only=False) is not None) is lives
-        ended = await codes.end_of_owner(code.owner_id, at, CODE_KEY)
-        assert (ended is not None and ended[0]) is lives
+        taken = await repositories.referral_code_uses.take(code.code, at, confirmed_only=False)
+        assert (taken is not None) is lives
+        assert (await end_code(repositories, code.owner_id, at)).was_live is lives
 
 
 @pytest.mark.parametrize("max_uses", [None, 5], ids=["unlimited", "limited"])
@@ -286,10 +283,10 @@ async def take_by_id(
     transactions: Database, code: ReferralCode, at: datetime = NOW
 ) -> TakenReferralCode | None:
     async with transactions.transaction() as repositories:
-        codes = repositories.referral_codes
-        taken = await codes.take_by_id(code.referral_code_id, at)
+        uses = repositories.referral_code_uses
+        taken = await uses.take_by_id(code.referral_code_id, at)
         if taken is not None and taken.max_uses is None:
-            await codes.count_use(taken.referral_code_id, slot=at.microsecond % 2)
+            await uses.count_use(taken.referral_code_id, slot=at.microsecond % 2)
         return taken
 
 
@@ -338,7 +335,7 @@ async def test_confirmations_with_an_unlimited_code_wait_for_nobody(
     """With FOR UPDATE in place of FOR SHARE the second would wait."""
     code = await new_code(transactions)
     async with transactions.transaction() as first:
-        assert await first.referral_codes.take_by_id(code.referral_code_id, NOW)
+        assert await first.referral_code_uses.take_by_id(code.referral_code_id, NOW)
         async with asyncio.timeout(1):
             assert await take_by_id(transactions, code)
 
@@ -353,7 +350,7 @@ async def test_a_code_that_has_died_since_still_counts(
     async with transactions.transaction() as repositories:
         codes = repositories.referral_codes
         if end == "deleted":
-            await codes.end_of_owner(code.owner_id, NOW, CODE_KEY)
+            await end_code(repositories, code.owner_id, NOW)
         elif end == "replaced":
             await codes.add(another, CODE_KEY, confirmed_only=False, replacing=True)
         elif end == "disabled":
@@ -361,7 +358,7 @@ async def test_a_code_that_has_died_since_still_counts(
         else:
             at = NOW + LIFE
             if end == "expired and ended":
-                await codes.end_of_owner(code.owner_id, at, CODE_KEY)
+                await end_code(repositories, code.owner_id, at)
     dead = "SELECT ended_at, end_reason FROM referral_codes WHERE referral_code_id = $1"
     before = await database.fetchrow(dead, code.referral_code_id)
     for used_up in (False, max_uses is not None):
@@ -400,7 +397,7 @@ async def test_a_use_that_waits_for_a_limit_begins_anew(
         codes = repositories.referral_codes
         assert await codes.lock_live(code.owner_id, confirmed_only=False) == code.referral_code_id
         waiting = await until_blocked(database, work(transactions, code))
-        await codes.change(replace(code, max_uses=1), NOW, CODE_KEY)
+        await codes.change(replace(code, max_uses=1), NOW)
     with pytest.raises(TransactionConflict):
         await waiting
     results = await asyncio.gather(*(work(transactions, code) for _ in range(5)))
@@ -419,7 +416,7 @@ async def test_a_limit_waits_for_the_uses_that_are_being_counted(
             await codes.lock_live(code.owner_id, confirmed_only=False)
             found = await codes.find_live(code.owner_id, NOW)
             assert found is not None
-            await codes.change(replace(found, max_uses=2), NOW, CODE_KEY)
+            await codes.change(replace(found, max_uses=2), NOW)
             return await codes.find_live(code.owner_id, NOW)
 
     async with transactions.transaction() as repositories:
@@ -427,19 +424,6 @@ async def test_a_limit_waits_for_the_uses_that_are_being_counted(
         limiting = await until_blocked(database, limit())
     assert await limiting == replace(code, max_uses=2, uses=1)
     assert await database.fetchval("SELECT count(*) FROM referral_code_uses") == 0
-
-
-async def test_a_change_is_a_job_in_its_transaction(
-    transactions: Database, database: asyncpg.Connection
-) -> None:
-    """For a process that is killed before it removes from the cache what is old."""
-    code = await new_code(transactions)
-    await database.execute("DELETE FROM jobs")
-    async with transactions.transaction() as repositories:
-        codes = repositories.referral_codes
-        email_key = await codes.change(replace(code, max_uses=5), NOW, CODE_KEY)
-    [job] = await database.fetch("SELECT kind, payload FROM jobs")
-    assert (job["kind"], job["payload"]) == ("forget", f'["{CODE_KEY}{email_key}"]')
 
 
 @pytest.mark.parametrize("write", ["add", "delete", "change", "use up"])
@@ -460,11 +444,10 @@ async def test_what_a_write_makes_old_is_under_the_email_address_of_its_commit(
                 again = replace(code, referral_code_id=uuid7())
                 return (await codes.add(again, CODE_KEY, confirmed_only=False))[0]
             if write == "delete":
-                ended = await codes.end_of_owner(code.owner_id, NOW, CODE_KEY)
-                return ended and ended[1]
+                return (await end_code(repositories, code.owner_id, NOW)).owner_email_key
             if write == "change":
-                return await codes.change(replace(code, max_uses=2), NOW, CODE_KEY)
-            taken = await codes.take(code.code, NOW, confirmed_only=False)
+                return await codes.change(replace(code, max_uses=2), NOW)
+            taken = await repositories.referral_code_uses.take(code.code, NOW, confirmed_only=False)
             return taken.owner_email_key if taken else None
 
     async with transactions.transaction() as repositories:
@@ -615,7 +598,8 @@ async def test_only_the_codes_of_confirmed_owners_count_where_that_is_asked(
     for max_uses in (None, 5):
         code = await new_code(transactions, max_uses)
         async with transactions.transaction() as repositories:
-            codes, users = repositories.referral_codes, repositories.users
+            codes, uses = repositories.referral_codes, repositories.referral_code_uses
+            users = repositories.users
             email_key = await users.find_email_key(code.owner_id)
             assert email_key is not None
             for confirmed in (False, True):
@@ -623,9 +607,9 @@ async def test_only_the_codes_of_confirmed_owners_count_where_that_is_asked(
                     await users.confirm_email(code.owner_id, email_key, NOW)
                 for confirmed_only in (False, True):
                     counts = confirmed or not confirmed_only
-                    found = await codes.find_usable(code.code, NOW, confirmed_only=confirmed_only)
+                    found = await uses.find_usable(code.code, NOW, confirmed_only=confirmed_only)
                     assert found == (code.referral_code_id if counts else None)
-                    taken = await codes.take(code.code, NOW, confirmed_only=confirmed_only)
+                    taken = await uses.take(code.code, NOW, confirmed_only=confirmed_only)
                     assert (taken is not None) is counts
                     live = await codes.find_live_by_emails(
                         [email_key], NOW, confirmed_only=confirmed_only
@@ -776,7 +760,7 @@ async def test_a_session_of_a_machine_whose_clock_is_slow_does_not_end_as_it_beg
 async def test_of_20_keys_of_a_user_at_once_as_many_are_kept_as_may(
     transactions: Database, database: asyncpg.Connection
 ) -> None:
-    """Without FOR NO KEY UPDATE in LOCK_USER some would not see the others, and more would stay."""
+    """Without FOR NO KEY UPDATE in HOLD some would not see the others, and more would stay."""
     async with transactions.transaction() as repositories:
         user_id = await new_user(repositories)
 
@@ -784,7 +768,7 @@ async def test_of_20_keys_of_a_user_at_once_as_many_are_kept_as_may(
         key = IdempotencyKey(str(user_id), f"key {number}", b"fingerprint", user_id)
         async with transactions.transaction() as repositories:
             keys = repositories.idempotency_keys
-            assert await keys.lock_user(user_id)
+            assert await repositories.users.hold(user_id)
             assert await keys.claim(key, NOW, NOW - LIFE)
             await keys.delete_surplus(key, 5)
 
@@ -795,13 +779,13 @@ async def test_of_20_keys_of_a_user_at_once_as_many_are_kept_as_may(
 async def test_no_key_is_claimed_of_an_account_that_is_being_erased(
     transactions: Database, database: asyncpg.Connection
 ) -> None:
-    """Without the lock in LOCK_USER it is, and what is kept under it outlives the account."""
+    """Without the lock in HOLD it is, and what is kept under it outlives the account."""
     async with transactions.transaction() as repositories:
         user_id = await new_user(repositories)
 
     async def lock() -> bool:
         async with transactions.transaction() as repositories:
-            return await repositories.idempotency_keys.lock_user(user_id)
+            return await repositories.users.hold(user_id) is not None
 
     async with transactions.transaction() as repositories:
         await erase(repositories, user_id)
@@ -876,10 +860,10 @@ async def test_a_transaction_that_deadlocks_is_tried_again(transactions: Databas
     async def lock(first: UUID, second: UUID) -> None:
         try:
             async with transactions.transaction() as repositories:
-                await repositories.referral_codes.lock_owner(first)
+                await repositories.users.hold(first)
                 if not conflicts:
                     await both_hold_one.wait()
-                await repositories.referral_codes.lock_owner(second)
+                await repositories.users.hold(second)
         except TransactionConflict as conflict:
             conflicts.append(conflict)
             raise
@@ -899,7 +883,7 @@ database.LIMITS["idle_in_transaction_session_timeout"] = "500ms"
 async def main(url, owner_id):
     async with database.connect(url, 1) as postgresql:
         async with postgresql.transaction() as repositories:
-            await repositories.referral_codes.lock_owner(UUID(owner_id))
+            await repositories.users.hold(UUID(owner_id))
             print("holds it", flush=True)
             await asyncio.Event().wait()
 
@@ -918,7 +902,7 @@ async def test_the_locks_of_a_process_that_is_suspended_amid_a_transaction_go_aw
         assert await process.stdout.readline() == b"holds it\n"
         process.send_signal(signal.SIGSTOP)
         async with transactions.transaction() as repositories:
-            await repositories.referral_codes.lock_owner(owner_id)
+            await repositories.users.hold(owner_id)
     finally:
         process.kill()
         await process.wait()
@@ -1116,14 +1100,14 @@ async def test_of_two_referrals_of_one_mailbox_at_once_one_is_without_a_flag(
 async def test_an_identity_that_is_being_removed_signs_nobody_in(
     transactions: Database, database: asyncpg.Connection
 ) -> None:
-    """Without LOCK_USER it does, and the session outlives a new password."""
+    """Without HOLD in hold_user_of it does, and the session outlives a new password."""
     async with transactions.transaction() as repositories:
         user_id = await new_user(repositories)
         await repositories.identities.add(MALLORY, user_id, NOW)
 
     async def find() -> UUID | None:
         async with transactions.transaction() as repositories:
-            return await repositories.identities.find_user_id(MALLORY)
+            return await hold_user_of(repositories, MALLORY)
 
     async with transactions.transaction() as repositories:
         await repositories.users.lock(user_id)
@@ -1142,7 +1126,7 @@ async def test_a_sign_in_and_the_end_of_its_identity_do_not_wait_for_each_other(
 
     async def sign_in() -> UUID | None:
         async with transactions.transaction() as repositories:
-            found = await repositories.identities.find_user_id(MALLORY)
+            found = await hold_user_of(repositories, MALLORY)
             if found is not None:
                 await repositories.users.lock(found)
             return found
