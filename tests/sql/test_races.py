@@ -40,10 +40,10 @@ from service.domain.referral_codes import (
 from service.domain.scopes import OF_CLIENTS, Scope
 from service.domain.security_events import Origin
 from service.domain.sessions import FIRST_PARTY, Session
-from service.domain.users import Role
+from service.domain.users import LockedUser, Role
 from service.postgresql.database import Database, Repositories, TransactionConflict, retried
 from service.use_cases.cache_invalidation import CODE_KEY
-from service.use_cases.locks import end_code, hold_user_of
+from service.use_cases.locks import end_code, end_code_and_lock, hold_user_of
 from tests.conftest import Servers
 from tests.factories import new_email
 
@@ -455,6 +455,26 @@ async def test_what_a_write_makes_old_is_under_the_email_address_of_its_commit(
         await repositories.users.change_email(code.owner_id, new, NOW)
         writing = await until_blocked(database, written())
     assert await writing == new.key
+
+
+async def test_a_replacement_and_the_end_of_the_account_do_not_wait_for_each_other(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """Without `hold` in end_code_and_lock they do: each holds what the other locks next."""
+    code = await new_code(transactions)
+    other = issue_referral_code(code.owner_id, NewReferralCode(expires_in_days=1), NOW)
+
+    async def end() -> LockedUser | None:
+        async with transactions.transaction() as repositories:
+            return await end_code_and_lock(repositories, code.owner_id, NOW)
+
+    async with transactions.transaction() as repositories:
+        await repositories.users.hold(code.owner_id)
+        ending = await until_blocked(database, end())
+        await repositories.referral_codes.add(other, CODE_KEY, confirmed_only=False, replacing=True)
+    assert await ending is not None
+    async with transactions.autocommit() as repositories:
+        assert await repositories.referral_codes.find_live(code.owner_id, NOW) is None
 
 
 # Names.
