@@ -17,8 +17,8 @@ MOST_RESENT: Final = 3
 class Claim:
     """A registration that becomes the account once its own token comes back.
 
-    Until then it is nobody's account: it signs nobody in, and its code counts no use. It has a
-    password or an identity, never both.
+    Until then it signs nobody in, and its code counts no use. It has either a password or an
+    identity.
     """
 
     claim_id: UUID

@@ -28,10 +28,10 @@ _GMAIL: Final = frozenset({"gmail.com", "googlemail.com"})
 
 
 def fold_mailbox(email_key: str) -> str:
-    """Return what the addresses of one mailbox have in common, as far as it is known.
+    """Return what the addresses of one mailbox have in common, as far as known.
 
-    A tag after `+` is cut off everywhere, Gmail's dots and second domain at Gmail. Two accounts
-    may share a mailbox: this limits mails and flags referrals, and never says who someone is.
+    A tag after `+` is removed everywhere, Gmail's dots and second domain at Gmail. Two accounts may
+    share a mailbox: it limits mails and flags referrals, but identifies nobody.
     """
     local_part, _, domain = email_key.rpartition("@")
     local_part = local_part.partition("+")[0] or local_part
@@ -41,21 +41,21 @@ def fold_mailbox(email_key: str) -> str:
 
 
 def hash_mailbox(email_key: str, hash_key: bytes) -> bytes:
-    """Return what stands for a mailbox in the database: nobody without the key knows whose."""
+    """Return the mailbox's pseudonym in the database, which cannot be computed without the key."""
     return hmac.digest(hash_key, b"mailbox " + fold_mailbox(email_key).encode(), "sha256")
 
 
-# What the parser is sure to leave as it is. No two hyphens in a row, as in IDNA's "xn--".
+# What the parser leaves unchanged. No two hyphens in a row, as in IDNA's "xn--".
 _PLAIN: Final = re.compile(
     r"[a-z0-9]+(?:[._+-][a-z0-9]+)*@(?:[a-z0-9]+(?:-[a-z0-9]+)*\.)+[a-z]{2,63}", re.ASCII
 )
 
 
 def key_of(text: str) -> str:
-    """Return the key of an e-mail to look for; raise EmailMalformed if nobody can have it.
+    """Return the key to look up an email address by; raise EmailMalformed.
 
-    Where the form is plain the key is the text, which saves the parser's 20 µs. It is not checked
-    then: for the key of an account, parse the e-mail. White space around it does not count.
+    A plain text is its own key, unchecked, which saves the parser's 20 µs: to store an account,
+    parse the address. White space around it is ignored.
     """
     return text if _PLAIN.fullmatch(text) else parse_email(text.strip()).key
 
@@ -66,31 +66,30 @@ _allowed_domains: Final[set[str]] = set()
 
 
 def allow_domains(domains: Iterable[str]) -> None:
-    """Let email addresses of this process have these domains, and what is under them.
+    """Accept these domains and their subdomains in this process.
 
-    Only those that no public address has, `local` or `localhost`, need it.
+    Only domains that no public address has, such as `local` or `localhost`, need it.
     """
     _allowed_domains.clear()
     _allowed_domains.update(domains)
 
 
 def parse_email(text: str, allowed: Collection[str] = _allowed_domains) -> Email:
-    """Return the e-mail in `text`; raise EmailMalformed with the reason.
+    """Return the email address in `text`; raise EmailMalformed with the reason.
 
-    The local part is ASCII: what Unicode takes for the same letter differs from one library to
-    the next, and two of them disagreeing about a key is how accounts get stolen (CVE-2019-19844).
-    Nor may it look like an encoded word (RFC 2047), which a mail's header would turn into another
-    address.
+    The local part is ASCII: libraries differ in what they take for the same letter, and two that
+    disagree about a key is how accounts get stolen (CVE-2019-19844). Nor may it look like an
+    encoded word (RFC 2047), which a mail's header would turn into another address.
     """
     special = _allowed_domain_of(text, allowed) if allowed else ""
     try:
         text.encode()  # a lone surrogate is no text
         parsed = validate_email(
-            # The library refuses every special domain but one, which takes its place here.
+            # The library rejects every special domain but this one, which stands in for it.
             f"{text[: -len(special)]}test" if special else text,
-            check_deliverability=False,  # it would ask the DNS, and wait
+            check_deliverability=False,  # it would wait for the DNS
             allow_smtputf8=False,
-            test_environment=True,  # *.test: the names that test suites are told to use
+            test_environment=True,  # *.test: names reserved for tests
         )
     except UnicodeEncodeError as error:
         raise EmailMalformed from error

@@ -7,14 +7,14 @@ from uuid import UUID
 
 KEPT_FOR: Final = timedelta(hours=24)
 MOST_KEPT: Final = 1000
-"""Keys of a user: one more, and the oldest is forgotten."""
+"""Per user: another key makes the oldest be forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
     """A client's key. `scope` is who may repeat it, `fingerprint` a keyed hash of the request.
 
-    `user_id` is who is signed in: what is kept under the key is erased with the account.
+    `user_id` is the signed-in user, with whose account the kept answer is erased.
     """
 
     scope: str

@@ -10,7 +10,7 @@ from service.domain.emails import Email
 
 
 class Role(StrEnum):
-    """What a user may do; domain/scopes.py says what that is."""
+    """What a user may do; see domain/scopes.py."""
 
     USER = "user"
     ADMIN = "admin"
@@ -28,7 +28,7 @@ class User:
     disabled: bool
     referrer_id: UUID | None
     awaits_confirmation: bool = False
-    """Whether nobody can sign in to it before the e-mail is confirmed."""
+    """Whether signing in has to wait until the email address is confirmed."""
     email_verification: Verification | None = None
     referral_flags: tuple[str, ...] = ()
     """What is suspicious about the account as a referral."""
@@ -36,7 +36,7 @@ class User:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admin:
-    """An admin as operators see one. `promoted_at` is None where nobody wrote it down yet."""
+    """An admin as operators see one. `promoted_at` is None for those of older releases."""
 
     user_id: UUID
     email: str
