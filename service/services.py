@@ -56,7 +56,7 @@ CALLBACK_PATH: Final = "/api/v1/auth/providers/{provider}/callback"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """The use cases, and what handlers and background tasks need beside them."""
+    """The use cases, and what else handlers and background tasks need."""
 
     settings: Settings
     clock: Clock
@@ -94,9 +94,9 @@ async def open_services(
     *,
     connections: int = 1,
 ) -> AsyncIterator[Services]:
-    """Open what the use cases need, with at most so many connections to PostgreSQL, and close it.
+    """Open what the use cases need, with at most `connections` to PostgreSQL, and close it.
 
-    `origin` says who is behind the present call; for a command nobody is.
+    `origin` returns where the current request came from; commands have none.
     """
     allow_domains(settings.email_domains_allowed)
     async with AsyncExitStack() as stack:
@@ -189,7 +189,7 @@ def _build(
 
 
 def make_worker(services: Services) -> Worker:
-    """Return what does the jobs of the kinds that the settings name somebody for."""
+    """Return the worker for the kinds of jobs that the settings provide for."""
     settings = services.settings
     handlers: dict[JobKind, Handler] = {}
     if settings.hunter:
@@ -197,7 +197,7 @@ def make_worker(services: Services) -> Worker:
     if settings.enrichment:
         handlers[JobKind.ENRICH] = services.enrichments.fetch
     if settings.mail:
-        # Here, because its libraries take a thirtieth of each start.
+        # Here, because importing its libraries takes a thirtieth of each start.
         from service.providers.mail import Mailer
 
         mails = Mails(
@@ -216,7 +216,7 @@ def make_worker(services: Services) -> Worker:
 async def open_clients(
     database_url: str, prepared_statements: bool, redis_url: str | None
 ) -> AsyncIterator[OAuthClients]:
-    """Yield the OAuth clients for a command, which needs no other settings than these."""
+    """Yield the OAuth clients for a command, which needs no other settings."""
     async with AsyncExitStack() as stack:
         postgresql = await stack.enter_async_context(
             database.connect(database_url, 1, prepared_statements)
@@ -230,13 +230,13 @@ async def open_clients(
 
 @asynccontextmanager
 async def open_jobs(database_url: str, prepared_statements: bool) -> AsyncIterator[Jobs]:
-    """Yield the jobs for a command, which needs no other settings than these."""
+    """Yield the jobs for a command, which needs no other settings."""
     async with database.connect(database_url, 1, prepared_statements) as postgresql:
         yield Jobs(postgresql, (), utc_now)
 
 
 async def invalidate(invalidation: CacheInvalidation) -> None:
-    """Have Redis forget what is no longer true; if it cannot, a running service will."""
+    """Make Redis forget what is outdated; if it is away, a running service will do so later."""
     with suppress(RedisAway, Unavailable):
         await invalidation.work_off()
 
@@ -249,7 +249,7 @@ def _password_rules(settings: Settings) -> PasswordRules:
 
 
 def _kinds_done(settings: Settings) -> list[JobKind]:
-    """Return the kinds of jobs that somebody does: no other is worth planning."""
+    """Return the kinds of jobs that the settings provide for: no others are planned."""
     doers = {
         JobKind.MAIL: settings.mail,
         JobKind.VERIFY_EMAIL: settings.hunter,

@@ -42,6 +42,7 @@ from service.repositories.mail_tokens import MailTokenRepository
 from service.repositories.mailboxes import MailboxRepository
 from service.repositories.migrations import MigrationRepository
 from service.repositories.oauth_clients import OAuthClientRepository
+from service.repositories.outdated import OutdatedRepository
 from service.repositories.personal_data import PersonalDataRepository
 from service.repositories.referral_code_uses import ReferralCodeUseRepository
 from service.repositories.referral_codes import ReferralCodeRepository
@@ -191,6 +192,10 @@ class Repositories:
     @property
     def oauth_clients(self) -> OAuthClientRepository:
         return OAuthClientRepository(self._connection)
+
+    @property
+    def outdated(self) -> OutdatedRepository:
+        return OutdatedRepository(self._connection)
 
     @property
     def personal_data(self) -> PersonalDataRepository:

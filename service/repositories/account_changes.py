@@ -7,7 +7,7 @@ from uuid import UUID
 from service.domain.account_changes import AccountChange, ChangeKind
 from service.domain.emails import Email
 from service.domain.identities import Identity
-from service.repositories.connection import Connection, rows_in
+from service.repositories.connection import Connection
 
 # The caller has locked the user, so no two changes get the same number.
 INSERT: Final = """
@@ -74,14 +74,6 @@ DELETE_OF_USER: Final = """
      WHERE user_id = $1
 """
 
-DELETE_EXPIRED: Final = """
-    DELETE FROM account_changes
-     WHERE account_change_id IN (
-        SELECT account_change_id FROM account_changes
-         WHERE expires_at <= $1 ORDER BY expires_at LIMIT 1000
-     )
-"""
-
 
 class AccountChangeRepository:
     """Changes that can be undone, one statement per method."""
@@ -136,10 +128,6 @@ class AccountChangeRepository:
 
     async def delete_of_user(self, user_id: UUID) -> None:
         await self._connection.execute(DELETE_OF_USER, user_id)
-
-    async def delete_expired(self, now: datetime) -> int:
-        """Delete up to 1,000 changes that can no longer be undone; return how many."""
-        return rows_in(await self._connection.execute(DELETE_EXPIRED, now))
 
     async def _one(self, statement: str, *arguments: Any) -> AccountChange | None:
         row = await self._connection.fetchrow(statement, *arguments)

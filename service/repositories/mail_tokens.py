@@ -7,7 +7,7 @@ from uuid import UUID
 
 from service.domain.emails import Email
 from service.domain.mails import MailToken, TokenPurpose
-from service.repositories.connection import Connection, rows_in
+from service.repositories.connection import Connection
 
 # The share lock makes the account's erasure wait, or be seen.
 INSERT: Final = """
@@ -69,13 +69,6 @@ DELETE_OF_USER: Final = """
      WHERE user_id = $1
 """
 
-DELETE_EXPIRED: Final = """
-    DELETE FROM mail_tokens
-     WHERE token_hash IN (
-        SELECT token_hash FROM mail_tokens WHERE expires_at <= $1 ORDER BY expires_at LIMIT 1000
-     )
-"""
-
 
 class MailTokenRepository:
     """Tokens in mails, one statement per method."""
@@ -121,10 +114,6 @@ class MailTokenRepository:
 
     async def delete_of_user(self, user_id: UUID) -> None:
         await self._connection.execute(DELETE_OF_USER, user_id)
-
-    async def delete_expired(self, now: datetime) -> int:
-        """Delete up to 1,000 tokens that have expired; return how many."""
-        return rows_in(await self._connection.execute(DELETE_EXPIRED, now))
 
     async def _one(self, statement: str, *arguments: Any) -> MailToken | None:
         row = await self._connection.fetchrow(statement, *arguments)

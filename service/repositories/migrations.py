@@ -1,4 +1,4 @@
-"""The SQL of what yoyo has noted: which migrations are applied."""
+"""The SQL of yoyo's record of applied migrations."""
 
 from collections.abc import Sequence
 from typing import Final

@@ -8,7 +8,7 @@ from uuid6 import uuid7
 
 from service.domain.pages import Cursor
 from service.domain.security_events import Activity, Origin, SecurityEvent
-from service.repositories.connection import LAST_ID, Connection, rows_in
+from service.repositories.connection import LAST_ID, Connection
 
 # The lock makes the account's erasure wait, or be seen: nothing is stored of an erased account.
 INSERT: Final = """
@@ -56,13 +56,6 @@ DELETE_OF_USER: Final = """
     RETURNING occurred_at, security_event_id
 """
 
-DELETE_OLD: Final = """
-    DELETE FROM security_events
-     WHERE security_event_id IN (
-        SELECT security_event_id FROM security_events
-         WHERE occurred_at <= $1 ORDER BY occurred_at LIMIT 1000
-     )
-"""
 MOST_AT_ONCE: Final = 1000
 """Rows that one statement deletes."""
 
@@ -110,7 +103,3 @@ class SecurityEventRepository:
             if len(rows) < MOST_AT_ONCE:
                 return
             last = min((row["occurred_at"], row["security_event_id"]) for row in rows)
-
-    async def delete_old(self, before: datetime) -> int:
-        """Delete up to 1,000 events that are older; return how many."""
-        return rows_in(await self._connection.execute(DELETE_OLD, before))

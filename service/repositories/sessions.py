@@ -9,7 +9,7 @@ from service.domain.pages import Cursor
 from service.domain.scopes import Scope
 from service.domain.sessions import Session
 from service.domain.users import Role
-from service.repositories.connection import LAST_ID, Connection, rows_in
+from service.repositories.connection import LAST_ID, Connection
 
 MOST_AT_ONCE: Final = 1000
 """Rows that one statement ends or deletes: it finishes long before its timeout."""
@@ -205,21 +205,6 @@ DELETE_OF_USER: Final = """
     RETURNING session_id, ended_at IS NULL AS is_open
 """
 
-DELETE_EXPIRED: Final = """
-    DELETE FROM sessions
-     WHERE session_id = ANY (ARRAY(
-        SELECT session_id FROM sessions WHERE expires_at <= $1 ORDER BY expires_at LIMIT 1000
-           FOR UPDATE SKIP LOCKED
-     ))
-"""
-
-DELETE_ENDED: Final = """
-    DELETE FROM sessions
-     WHERE session_id = ANY (ARRAY(
-        SELECT session_id FROM sessions WHERE ended_at <= $1 ORDER BY ended_at LIMIT 1000
-           FOR UPDATE SKIP LOCKED
-     ))
-"""
 _BEGINNING: Final = (datetime(1, 1, 2, tzinfo=UTC), UUID(int=0))
 
 
@@ -350,14 +335,6 @@ class SessionRepository:
             if len(rows) < MOST_AT_ONCE:
                 return were_open
             last = max(row["session_id"] for row in rows)
-
-    async def delete_expired(self, now: datetime) -> int:
-        """Delete up to 1,000 sessions that have expired; return how many."""
-        return rows_in(await self._connection.execute(DELETE_EXPIRED, now))
-
-    async def delete_ended(self, before: datetime) -> int:
-        """Delete up to 1,000 sessions that ended before then; return how many."""
-        return rows_in(await self._connection.execute(DELETE_ENDED, before))
 
 
 def _with_role(row: Any) -> tuple[Session, Role]:

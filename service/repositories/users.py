@@ -328,12 +328,9 @@ class UserRepository:
         row = await self._connection.fetchrow(statement, key)
         if row is None:
             return None
-        return LockedUser(
-            user_id=row["user_id"],
-            role=Role(row["role"]),
-            email=Email(row["email"], row["email_key"]),
-            email_confirmed=row["email_confirmed"],
-        )
+        columns = dict(row)
+        email = Email(columns.pop("email"), columns.pop("email_key"))
+        return LockedUser(**{**columns, "role": Role(row["role"]), "email": email})
 
     async def lock_admins(self, user_id: UUID) -> list[UUID]:
         """Return all admins who can act, if this is one; all stay so until the transaction ends."""
@@ -373,25 +370,17 @@ class UserRepository:
 
 
 def _user(row: Any) -> User:
-    verification = None
-    if row["email_verdict"] is not None:
-        verification = Verification(
-            verdict=Verdict(row["email_verdict"]),
-            source=row["email_verdict_source"],
-            checked_at=row["email_checked_at"],
-        )
-    return User(
-        user_id=row["user_id"],
-        email=row["email"],
-        email_confirmed=row["email_confirmed"],
-        role=Role(row["role"]),
-        created_at=row["created_at"],
-        disabled=row["disabled"],
-        referrer_id=row["referrer_id"],
-        awaits_confirmation=row["awaits_confirmation"],
-        email_verification=verification,
-        referral_flags=tuple(row["referral_flags"]),
+    columns = dict(row)
+    verdict = columns.pop("email_verdict")
+    source, at = columns.pop("email_verdict_source"), columns.pop("email_checked_at")
+    columns["email_verification"] = (
+        None
+        if verdict is None
+        else Verification(verdict=Verdict(verdict), source=source, checked_at=at)
     )
+    columns["role"] = Role(row["role"])
+    columns["referral_flags"] = tuple(row["referral_flags"])
+    return User(**columns)
 
 
 def _credentials(row: Any) -> Credentials:

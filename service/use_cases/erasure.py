@@ -1,6 +1,6 @@
 """Erasing an account, and giving one to the owner of its email address.
 
-Erasing removes what says who somebody is or what they did. The row in `users` stays, without a
+Erasing removes what says who somebody is and what they did. The row in `users` stays, without a
 name, and with it what belongs to others: a referrer's count and the names of codes, which are never
 given out again. tests/api/test_erasure.py checks that no table with a user's data is forgotten.
 """

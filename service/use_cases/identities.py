@@ -1,4 +1,4 @@
-"""Signing in with another issuer: beginning there, and coming back as somebody."""
+"""Signing in with another issuer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -49,7 +49,7 @@ from service.use_cases.users import Users
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """Where to send the browser, and the secret by which it is known when it comes back."""
+    """Where to send the browser, and the secret that identifies it when it comes back."""
 
     url: str
     browser: str
@@ -151,8 +151,7 @@ class Identities:
 
     async def list_of(self, user_id: UUID) -> list[LinkedIdentity]:
         """Return the identities that sign in to the account, newest first."""
-        async with self._database.autocommit() as repositories:
-            identities = await repositories.identities.of_user(user_id)
+        identities = await self._database.read(lambda stored: stored.identities.of_user(user_id))
         return [replace(one, provider=self._name_of.get(one.issuer)) for one in identities]
 
     @retried
@@ -219,7 +218,7 @@ class Identities:
                 tokens = None
                 refusal = EmailNotConfirmed()
                 if user is None:
-                    pass  # a claim, which is to be committed
+                    pass  # a claim, which must be committed
                 elif user.disabled or self._users.judge(user).awaits_confirmation:
                     if user.disabled:
                         refusal = AccountDisabled()

@@ -1,4 +1,4 @@
-"""The order in which transactions lock rows, so that no two wait for each other.
+"""The order in which transactions lock rows, which keeps them from deadlocks.
 
 1. the OAuth client
 2. all admins, by id: `spare_last_admin`
@@ -8,9 +8,9 @@
 6. the user, with `lock`: `end_code_and_lock`
 7. what belongs to the user: tokens, authorization codes, sessions, identities, changes
 
-A transaction may skip steps, but not go back. Whoever uses or changes a code locks it before its
-owner, and its owner only against an end (FOR KEY SHARE), which `hold` allows and `lock` does not:
-between 4 and 6 the uses of the code that are under way can finish.
+A transaction may skip steps, but not go back. Using or changing a code locks the code before its
+owner, and the owner only FOR KEY SHARE, which `hold` allows and `lock` does not: between 4 and 6
+current uses of the code can finish.
 
 Where the order cannot be kept, PostgreSQL ends one of the two transactions, and `retried` runs it
 again: a session that is revoked by its token is locked before its user is known, and undoing a
@@ -62,8 +62,8 @@ async def end_code_and_lock(
 async def hold_user_of(repositories: Repositories, identity: Identity) -> UUID | None:
     """Return whose identity it is, and hold that user until the transaction ends.
 
-    The end of the identity waits, or is seen: resetting the password leaves no session of somebody
-    who signs in with it at that moment.
+    Unlinking the identity waits, or is seen: after a reset of the password no session is left of
+    somebody who signs in with it at that moment.
     """
     user_id = await repositories.identities.find_user_id(identity)
     while user_id is not None:

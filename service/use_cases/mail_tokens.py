@@ -141,7 +141,7 @@ class MailTokens:
         if token.session_id is None:
             raise TokenUnusable
         if not await repositories.sessions.lock_open(token.session_id, user_id, now):
-            raise TokenUnusable  # signed out, or disabled, since: the change was given up
+            raise TokenUnusable  # signed out, or disabled, since
         try:
             await repositories.users.change_email(user_id, token.email, now)
         except EmailTaken as error:  # since the mail was sent

@@ -1,6 +1,6 @@
-"""The authorization server: what users grant to clients, and what clients get for it.
+"""The authorization server: what users grant to clients, and the tokens that clients get.
 
-Its refusals are OAuthError, in the words of RFC 6749.
+It refuses with OAuthError, as RFC 6749 defines.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ from service.use_cases.shared import Shared
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthorizationRequest:
-    """What a client asks a user for. It may be trusted as far as `OAuth.read_request` checks it."""
+    """What a client asks a user for, as checked by `OAuth.read_request`."""
 
     client: Client
     redirect_uri: str
@@ -66,8 +66,8 @@ class OAuth:
     async def read_request(self, parameters: Mapping[str, str]) -> AuthorizationRequest:
         """Return the authorization request (RFC 6749, 4.1.1).
 
-        Raises OAuthError while it is not certain where the browser may be sent, RequestRefused
-        after.
+        Raises OAuthError until the redirect URI is known to be the client's, RequestRefused after
+        that.
         """
         client = await self.find_client(parameters.get("client_id", ""))
         redirect_uri = parameters.get("redirect_uri", "")
@@ -151,7 +151,7 @@ class OAuth:
             or client.may_less_than(request.client)
             or not client.has_redirects_of(request.client)
         ):
-            raise OAuthError("invalid_request", "The application has changed meanwhile.")
+            raise OAuthError("invalid_request", "The application has just been changed.")
         secret = new_secret()
         now = self._clock()
         code = AuthorizationCode(
@@ -243,12 +243,12 @@ class OAuth:
         try:
             return await self._sessions.open_of_client(client.client_id, scopes)
         except InvalidCredentials as error:  # changed or deleted since it was read
-            raise OAuthError("invalid_client", "The client has changed meanwhile.") from error
+            raise OAuthError("invalid_client", "The client has just been changed.") from error
 
     async def revoke(self, client: Client, token: str) -> None:
         """End the session of one of the client's tokens, of either kind (RFC 7009).
 
-        A token that is of no use already, or another client's, changes nothing.
+        Does nothing for a token that no longer works, or is another client's.
         """
         try:
             access = await self._sessions.authenticate(token)
@@ -272,7 +272,7 @@ class OAuth:
         return found if is_its_own or client.resource_server else None
 
     async def _find(self, token: str) -> AccessToken | Session | None:
-        """Return what an access token says, or the session of the newest refresh token."""
+        """Return an access token's claims, or the session of its newest refresh token."""
         try:
             return await self._sessions.authenticate(token)
         except InvalidToken:
@@ -299,12 +299,11 @@ class OAuth:
         if built_in := self._built_in.get(client_id):
             return built_in
         if not client_id.isascii() or not client_id.isprintable():
-            return None  # PostgreSQL takes neither NUL nor half a surrogate pair
-        async with self._database.autocommit() as repositories:
-            return await repositories.oauth_clients.find(client_id)
+            return None  # PostgreSQL accepts neither NUL nor half a surrogate pair
+        return await self._database.read(lambda stored: stored.oauth_clients.find(client_id))
 
     async def _share(self, repositories: Repositories, client: Client) -> Client | None:
-        """Return the client as it is now and until the transaction ends, if there still is one."""
+        """Return the client as it stays until the transaction ends, if it still exists."""
         if client.client_id in self._built_in:
             return client
         return await repositories.oauth_clients.share(client.client_id)

@@ -99,9 +99,9 @@ class ReferralCodes:
 
     @retried
     async def change(self, owner_id: UUID, change: ReferralCodeChange) -> ReferralCode:
-        """Give the live code another expiry or limit, its uses kept; return it as it is then.
+        """Give the live code another expiry or limit, keeping its uses; return it.
 
-        A limit that its uses have reached ends it, as the last use would have. Raises
+        A limit that is already reached ends it, as the last use would have. Raises
         ReferralCodeNotFound, EmailNotConfirmed, InvalidInput or ExpiryOutOfRange.
         """
         now = self._clock()
@@ -166,11 +166,10 @@ class ReferralCodes:
         write: Callable[[PublicReferralCode], bytes],
         check: Callable[[], Awaitable[None]],
     ) -> bytes:
-        """Return the live code of the account with the e-mail, as `write` writes it.
+        """Return the live code of the account with the email address, as `write` writes it.
 
-        Raises ReferralCodeNotFound; the same for an e-mail that nobody has: a stranger learns
-        nothing from it. What was written is kept in the cache, and not written again for the next
-        one who asks. `check` raises where the caller may not have PostgreSQL asked.
+        Raises ReferralCodeNotFound, also for an unknown address: it reveals no accounts. The cache
+        keeps what was written. `check` raises if the caller may not query PostgreSQL.
         """
         try:
             email_key = key_of(email)

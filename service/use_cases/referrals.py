@@ -12,7 +12,7 @@ from service.postgresql.batch_loader import BatchLoader
 from service.postgresql.database import Database
 
 MOST_PAGES: Final = 50
-"""Pages read at once: a large one has a hundred rows."""
+"""Pages read by one statement; a page has up to a hundred rows."""
 
 
 class _Wanted(NamedTuple):
@@ -37,9 +37,9 @@ class Referrals:
     ) -> Page[Referral]:
         """Return a page of the referrer's referrals, newest first.
 
-        For the referrer, for admins, and for clients that speak for themselves (`caller_id` is
-        None); anyone else gets NotAllowed, whether there is such a referrer or not.
-        `referrer_id` None is an id that nobody can have. Who may see all gets UserNotFound.
+        For the referrer, admins, and clients on their own behalf (`caller_id` is None); anyone else
+        gets NotAllowed, whether or not the referrer exists. `referrer_id` None is an id that no
+        account can have. Admins and clients get UserNotFound.
         """
         if caller_id is None or referrer_id != caller_id:
             async with self._database.autocommit() as repositories:

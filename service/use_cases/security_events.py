@@ -24,7 +24,7 @@ log = logging.getLogger("service.security")
 
 
 def log_event(event: SecurityEvent, origin: Origin, **about: str | int | None) -> None:
-    """Log an event: its name, where it came from, and what it is about."""
+    """Log an event with its origin."""
     log.log(
         logging.WARNING if event in _WARNINGS else logging.INFO,
         event.value,
@@ -33,7 +33,7 @@ def log_event(event: SecurityEvent, origin: Origin, **about: str | int | None) -
 
 
 class SecurityEvents:
-    """Records what happens to accounts. `origin` returns where the present request came from."""
+    """Records what happens to accounts. `origin` returns where the current request came from."""
 
     def __init__(
         self, database: Database, clock: Clock, origin: Callable[[], Origin], hash_key: bytes
@@ -111,7 +111,7 @@ class SecurityEvents:
         reason: str | None = None,
         count: int | None = None,
     ) -> None:
-        """Log an event at once. `account` is the user's id, or the email key of no account."""
+        """Log an event now. `account` is the user's id, or an email key without an account."""
         log_event(
             event,
             self._origin(),

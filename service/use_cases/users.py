@@ -179,8 +179,7 @@ class Users:
         Raises EmailMalformed.
         """
         key = parse_email(email).key
-        async with self._database.autocommit() as repositories:
-            user = await repositories.users.find_by_email(key)
+        user = await self._database.read(lambda stored: stored.users.find_by_email(key))
         return Page([self.judge(user)] if user else [], None)
 
     @retried
@@ -282,7 +281,7 @@ class Users:
         """
         now = self._clock()
         async with self._database.transaction() as repositories:
-            # Locked, so that the confirmed address is the one that was named.
+            # Locked: the confirmed address must be the one that was given.
             user = await repositories.users.lock_by_email(parse_email(email).key)
             if user is None:
                 raise UserNotFound
@@ -326,8 +325,7 @@ class Users:
 
     async def admins(self) -> list[Admin]:
         """Return all admins."""
-        async with self._database.autocommit() as repositories:
-            return await repositories.users.list_admins()
+        return await self._database.read(lambda stored: stored.users.list_admins())
 
     async def _set_admin(
         self,

@@ -38,6 +38,7 @@ def test_every_table_has_its_statements() -> None:
         "mailboxes",
         "migrations",
         "oauth_clients",
+        "outdated",
         "personal_data",
         "referral_code_uses",
         "referral_codes",
