@@ -21,19 +21,3 @@ class IdempotencyKey:
     key: str
     fingerprint: bytes
     user_id: UUID | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer as it was sent."""
-
-    status: int
-    body: bytes
-
-
-class AlreadyAnswered(Exception):
-    """The request is a repetition; `answer` is what the first one got."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer.status)
-        self.answer = answer

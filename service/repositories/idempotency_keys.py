@@ -1,10 +1,11 @@
 """The SQL of idempotency keys."""
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from service.domain.idempotency import Answer, IdempotencyKey
+from service.domain.idempotency import IdempotencyKey
 from service.repositories.connection import Connection
 
 # Waits for another request with the same key to commit or roll back. An expired key is taken over.
@@ -54,6 +55,14 @@ DELETE_OF_USER: Final = """
      WHERE user_id = $1
         OR scope = $2
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer as it was sent over HTTP."""
+
+    status: int
+    body: bytes
 
 
 class IdempotencyKeyRepository:

@@ -8,16 +8,19 @@ from uuid import UUID
 
 from service.domain.clock import Clock
 from service.domain.errors import IdempotencyKeyReused, InvalidToken
-from service.domain.idempotency import (
-    KEPT_FOR,
-    MOST_KEPT,
-    AlreadyAnswered,
-    Answer,
-    IdempotencyKey,
-)
+from service.domain.idempotency import KEPT_FOR, MOST_KEPT, IdempotencyKey
 from service.postgresql.database import Database, Repositories
+from service.repositories.idempotency_keys import Answer
 
 T = TypeVar("T")
+
+
+class AlreadyAnswered(Exception):
+    """The request is a repetition; `answer` is what the first one got."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
 
 
 class AnswerOnce(Generic[T]):

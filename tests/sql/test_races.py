@@ -27,7 +27,7 @@ from service.domain.errors import (
     ReferralCodeTaken,
     ReferralCodeUnusable,
 )
-from service.domain.idempotency import Answer, IdempotencyKey
+from service.domain.idempotency import IdempotencyKey
 from service.domain.identities import Identity
 from service.domain.mails import MailToken, Share, TokenPurpose
 from service.domain.oauth import Client
@@ -42,6 +42,7 @@ from service.domain.security_events import Origin
 from service.domain.sessions import FIRST_PARTY, Session
 from service.domain.users import LockedUser, Role
 from service.postgresql.database import Database, Repositories, TransactionConflict, retried
+from service.repositories.idempotency_keys import Answer
 from service.use_cases.cache_invalidation import CODE_KEY
 from service.use_cases.locks import end_code, end_code_and_lock, hold_user_of
 from tests.conftest import Servers

@@ -11,7 +11,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.hdrs import CONTENT_TYPE, METH_HEAD
 from marshmallow import Schema, fields
 
-from service.domain.idempotency import Answer
+from service.repositories.idempotency_keys import Answer
 
 JSON: Final = "application/json"
 # Made once: json.dumps makes one for each document unless it is of the usual kind.
