@@ -7,6 +7,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from service.domain.clock import Clock, utc_now
+from service.domain.emails import allow_domains
 from service.domain.errors import Unavailable
 from service.domain.jobs import JobKind
 from service.domain.oauth import GRANTS_FOR_USERS, Client
@@ -14,7 +15,6 @@ from service.domain.passwords import PasswordRules, names_in
 from service.domain.scopes import Scope
 from service.domain.security_events import Origin
 from service.domain.sessions import SWAGGER_UI
-from service.domain.users import allow_domains
 from service.postgresql import database
 from service.postgresql.database import Database
 from service.providers.clearbit import ClearbitEnricher
@@ -43,11 +43,13 @@ from service.use_cases.mail_tokens import MailTokens
 from service.use_cases.mails import Mails
 from service.use_cases.oauth import OAuth
 from service.use_cases.oauth_clients import OAuthClients
+from service.use_cases.passwords import Passwords
 from service.use_cases.personal_data import PersonalData
 from service.use_cases.referral_codes import ReferralCodes
 from service.use_cases.referrals import Referrals
 from service.use_cases.security_events import SecurityEvents
 from service.use_cases.sessions import Sessions
+from service.use_cases.shared import Shared
 from service.use_cases.users import Users
 
 CALLBACK_PATH: Final = "/api/v1/auth/providers/{provider}/callback"
@@ -56,7 +58,7 @@ CALLBACK_PATH: Final = "/api/v1/auth/providers/{provider}/callback"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """The use cases, and what handlers and background tasks need beside them."""
+    """The use cases, and what else handlers and background tasks need."""
 
     settings: Settings
     clock: Clock
@@ -72,6 +74,7 @@ class Services:
     refusals: Refusals
     security_events: SecurityEvents
     users: Users
+    passwords: Passwords
     claims: Claims
     sessions: Sessions
     oauth: OAuth
@@ -93,9 +96,9 @@ async def open_services(
     *,
     connections: int = 1,
 ) -> AsyncIterator[Services]:
-    """Open what the use cases need, with at most so many connections to PostgreSQL, and close it.
+    """Open what the use cases need, with at most `connections` to PostgreSQL, and close it.
 
-    `origin` says who is behind the present call; for a command nobody is.
+    `origin` returns where the current request came from; commands have none.
     """
     allow_domains(settings.email_domains_allowed)
     async with AsyncExitStack() as stack:
@@ -124,38 +127,27 @@ def _build(
     hasher: PasswordHasher,
     http: HttpClient,
 ) -> Services:
-    confirmed_only, hash_key = settings.confirmation_required, settings.hash_key
-    password_rules = _password_rules(settings)
     # With another EMAIL_CONFIRMATION other codes are live.
-    cache = Cache(redis, clock, b"c" if confirmed_only else b"")
-    invalidation = CacheInvalidation(postgresql, cache, redis)
-    jobs = Jobs(postgresql, _kinds_done(settings), clock)
-    events = SecurityEvents(postgresql, clock, origin, hash_key)
-    users = Users(
-        postgresql,
-        invalidation,
-        jobs,
-        hasher,
-        events,
-        clock,
-        password_rules=password_rules,
-        hash_key=hash_key,
-        confirmation_required=confirmed_only,
+    cache = Cache(redis, clock, b"c" if settings.confirmation_required else b"")
+    shared = Shared(
+        database=postgresql,
+        clock=clock,
+        jobs=Jobs(postgresql, _kinds_done(settings), clock),
+        invalidation=CacheInvalidation(postgresql, cache, redis),
+        events=SecurityEvents(postgresql, clock, origin, settings.hash_key),
+        hasher=hasher,
+        password_rules=_password_rules(settings),
+        hash_key=settings.hash_key,
+        confirmation_required=settings.confirmation_required,
     )
-    claims = Claims(postgresql, jobs, users, hasher, clock, password_rules=password_rules)
+    users = Users(shared)
+    claims = Claims(shared, users)
     sessions = Sessions(
-        postgresql,
+        shared,
         cache,
-        invalidation,
-        jobs,
-        hasher,
         AccessTokens(settings.signing_keys, settings.public_url, settings.access_token_ttl),
         RefreshTokens(settings.refresh_token_keys),
-        events,
-        clock,
-        lifetime=settings.refresh_token_ttl,
-        password_rules=password_rules,
-        confirmation_required=confirmed_only,
+        settings.refresh_token_ttl,
     )
     providers = {
         of.name: make_provider(
@@ -169,61 +161,37 @@ def _build(
         database=postgresql,
         redis=redis,
         hasher=hasher,
-        rate_limiter=RateLimiter(redis, clock, hash_key),
-        failures=Failures(redis, clock, hash_key),
-        known_addresses=KnownAddresses(redis, clock, hash_key),
-        jobs=jobs,
-        cache_invalidation=invalidation,
+        rate_limiter=RateLimiter(redis, clock, settings.hash_key),
+        failures=Failures(redis, clock, settings.hash_key),
+        known_addresses=KnownAddresses(redis, clock, settings.hash_key),
+        jobs=shared.jobs,
+        cache_invalidation=shared.invalidation,
         housekeeping=Housekeeping(postgresql, clock),
         refusals=Refusals(postgresql, clock),
-        security_events=events,
+        security_events=shared.events,
         users=users,
+        passwords=Passwords(shared),
         claims=claims,
         sessions=sessions,
-        oauth=OAuth(postgresql, invalidation, sessions, events, clock, _built_in_clients(settings)),
-        identities=Identities(
-            postgresql,
-            invalidation,
-            jobs,
-            users,
-            claims,
-            sessions,
-            providers,
-            events,
-            clock,
-            confirmation_required=confirmed_only,
-        ),
-        mail_tokens=MailTokens(
-            postgresql,
-            invalidation,
-            jobs,
-            users,
-            claims,
-            hasher,
-            events,
-            clock,
-            password_rules=password_rules,
-        ),
-        account_changes=AccountChanges(postgresql, invalidation, jobs, users, events, clock),
+        oauth=OAuth(shared, sessions, _built_in_clients(settings)),
+        identities=Identities(shared, users, claims, sessions, providers),
+        mail_tokens=MailTokens(shared, claims),
+        account_changes=AccountChanges(shared),
         email_verification=EmailVerification(
-            postgresql,
+            shared,
             cache,
             HunterVerifier(settings.hunter, http) if settings.hunter else None,
-            clock,
             mail_is_sent=settings.mail is not None,
-            hash_key=hash_key,
         ),
         enrichments=Enrichments(postgresql, _enrich(settings.enrichment, http, clock)),
-        referral_codes=ReferralCodes(
-            postgresql, cache, invalidation, clock, confirmed_only=confirmed_only
-        ),
+        referral_codes=ReferralCodes(shared, cache),
         referrals=Referrals(postgresql),
-        personal_data=PersonalData(postgresql, events, clock),
+        personal_data=PersonalData(shared),
     )
 
 
 def make_worker(services: Services) -> Worker:
-    """Return what does the jobs of the kinds that the settings name somebody for."""
+    """Return the worker for the kinds of jobs that the settings provide for."""
     settings = services.settings
     handlers: dict[JobKind, Handler] = {}
     if settings.hunter:
@@ -231,7 +199,7 @@ def make_worker(services: Services) -> Worker:
     if settings.enrichment:
         handlers[JobKind.ENRICH] = services.enrichments.fetch
     if settings.mail:
-        # Here, because its libraries take a thirtieth of each start.
+        # Here, because importing its libraries takes a thirtieth of each start.
         from service.providers.mail import Mailer
 
         mails = Mails(
@@ -270,7 +238,7 @@ async def open_jobs(settings: DatabaseSettings) -> AsyncIterator[Jobs]:
 
 
 async def invalidate(invalidation: CacheInvalidation) -> None:
-    """Have Redis forget what is no longer true; if it cannot, a running service will."""
+    """Make Redis forget what is outdated; if it is away, a running service will do so later."""
     with suppress(RedisAway, Unavailable):
         await invalidation.work_off()
 
@@ -283,7 +251,7 @@ def _password_rules(settings: Settings) -> PasswordRules:
 
 
 def _kinds_done(settings: Settings) -> list[JobKind]:
-    """Return the kinds of jobs that somebody does: no other is worth planning."""
+    """Return the kinds of jobs that the settings provide for: no others are planned."""
     doers = {
         JobKind.MAIL: settings.mail,
         JobKind.VERIFY_EMAIL: settings.hunter,

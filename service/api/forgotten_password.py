@@ -105,7 +105,7 @@ async def submit_form(request: web.Request) -> web.Response:
     resetting = form.get("step") == "reset"
     try:
         if resetting:
-            await request.app[SERVICES].mail_tokens.reset_password(
+            await request.app[SERVICES].passwords.reset(
                 form.get("token", "").strip(), form.get("new_password", "")
             )
             return await _show(request, "done", form, nonce)

@@ -112,9 +112,7 @@ async def reset_password(request: web.Request) -> web.Response:
         PasswordReset,
         ("new_password", lambda its: users.check_password(its["new_password"])),
     )
-    account = await request.app[SERVICES].mail_tokens.reset_password(
-        reset.token, reset.new_password
-    )
+    account = await request.app[SERVICES].passwords.reset(reset.token, reset.new_password)
     await forget_failures(request, account)
     return no_content()
 

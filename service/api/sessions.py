@@ -215,7 +215,7 @@ async def change_password(request: web.Request) -> web.Response:
         ("new_password", lambda its: users.check_password(its["new_password"])),
     )
     async with password_attempt(request, str(caller.user_id)):
-        await request.app[SERVICES].sessions.change_password(
+        await request.app[SERVICES].passwords.change(
             caller, change.current_password, change.new_password
         )
     return no_content()

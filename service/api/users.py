@@ -24,6 +24,7 @@ from service.api.http.requests import (
 )
 from service.api.http.responses import answer, no_content, to_json
 from service.api.password_attempts import password_attempt
+from service.domain.emails import parse_email
 from service.domain.errors import (
     EmailMalformed,
     EmailTaken,
@@ -35,7 +36,7 @@ from service.domain.errors import (
     SignInTooOld,
     TooMany,
 )
-from service.domain.users import Role, User, parse_email
+from service.domain.users import Role, User
 from service.use_cases.users import Registration
 
 EXAMPLE_EMAIL = "anna@example.com"

@@ -6,13 +6,13 @@ from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
+from service.domain.emails import Email
 from service.domain.jobs import PARKED_FOR
-from service.domain.users import Email
 
 UNDO_LIVES: Final = timedelta(hours=72)
 """From when the mail is sent."""
 UNSENT_FOR: Final = PARKED_FOR + timedelta(days=1)
-"""How long a change is kept whose mail has not been sent: longer than the mail is tried."""
+"""How long a change is kept while its mail is unsent: longer than sending is tried."""
 
 
 class ChangeKind(StrEnum):
@@ -26,8 +26,8 @@ class ChangeKind(StrEnum):
 class AccountChange:
     """A change, and what undoing it needs.
 
-    `email` is where the mail goes: the address before the change, with whether it was confirmed;
-    or the account's own when an identity was linked, which `issuer` and `subject` name.
+    `email` is where the mail goes: the address before the change, and whether it was confirmed; or
+    the account's own if an identity was linked, which `issuer` and `subject` name.
     """
 
     account_change_id: UUID

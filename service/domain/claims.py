@@ -5,8 +5,8 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
+from service.domain.emails import Email
 from service.domain.identities import Identity
-from service.domain.users import Email
 
 CLAIM_LIVES: Final = timedelta(hours=24)
 MOST_RESENT: Final = 3
@@ -17,8 +17,8 @@ MOST_RESENT: Final = 3
 class Claim:
     """A registration that becomes the account once its own token comes back.
 
-    Until then it is nobody's account: it signs nobody in, and its code counts no use. It has a
-    password or an identity, never both.
+    Until then it signs nobody in, and its code counts no use. It has either a password or an
+    identity.
     """
 
     claim_id: UUID

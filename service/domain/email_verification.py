@@ -1,4 +1,4 @@
-"""What is known about an e-mail: whether mail to it arrives, and at whom."""
+"""What is known about an email address: whether mail to it arrives."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,15 +7,15 @@ from typing import Final
 
 from disposable_email_domains import blocklist
 
+from service.domain.emails import Email, parse_email
 from service.domain.errors import EmailMalformed
-from service.domain.users import Email, parse_email
 
 LOCAL: Final = "local"
-"""`source` of what was found out without asking anybody."""
+"""`source` of a verdict made without a provider."""
 
 
 class Verdict(StrEnum):
-    """Hunter's words for it, which this service uses too."""
+    """Hunter's terms."""
 
     VALID = "valid"
     INVALID = "invalid"
@@ -26,13 +26,13 @@ class Verdict(StrEnum):
 
     @property
     def is_bad(self) -> bool:
-        """Whether an account with such an e-mail has to confirm it. The others change nothing."""
+        """Whether an account with such an email address has to confirm it."""
         return self in {Verdict.INVALID, Verdict.DISPOSABLE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """A verdict, whose it is, and from when."""
+    """A verdict, its source and its time."""
 
     verdict: Verdict
     source: str
@@ -40,13 +40,13 @@ class Verification:
 
 
 def is_disposable(email: Email) -> bool:
-    """Whether the e-mail is of a service that gives throw-away ones, or of a subdomain of it."""
+    """Whether the address belongs to a service of throw-away addresses, or a subdomain of one."""
     labels = email.key.partition("@")[2].split(".")
     return any(".".join(labels[start:]) in blocklist for start in range(len(labels) - 1))
 
 
 def verify_locally(text: str) -> tuple[Verdict, Email | None]:
-    """Return what syntax and the list of disposable domains tell, and the e-mail if it is one."""
+    """Return the verdict of syntax and the list of disposable domains, and the parsed address."""
     try:
         email = parse_email(text)
     except EmailMalformed:

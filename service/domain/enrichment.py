@@ -1,4 +1,4 @@
-"""What a data provider says about the person behind an e-mail, and about the company."""
+"""What a data provider knows about a user: the person and the company."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,10 +22,10 @@ class Enrichment:
 
 
 def clean(document: Any) -> dict[str, Any] | None:
-    """Return an object from outside as it can be stored and shown, None if it is none.
+    """Return a provider's object as it can be stored and shown; None if it is no object.
 
-    Nothing too long, too deep or too many; no character that is not printable, because that is
-    how PostgreSQL, terminals and pages are deceived.
+    Limited in length, depth and number, and without unprintable characters, which can deceive
+    PostgreSQL, terminals and pages.
     """
     return _clean_object(document, 1) if isinstance(document, dict) else None
 

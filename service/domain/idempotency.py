@@ -7,33 +7,17 @@ from uuid import UUID
 
 KEPT_FOR: Final = timedelta(hours=24)
 MOST_KEPT: Final = 1000
-"""Keys of a user: one more, and the oldest is forgotten."""
+"""Per user: another key makes the oldest be forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
     """A client's key. `scope` is who may repeat it, `fingerprint` a keyed hash of the request.
 
-    `user_id` is who is signed in: what is kept under the key is erased with the account.
+    `user_id` is the signed-in user, with whose account the kept answer is erased.
     """
 
     scope: str
     key: str
     fingerprint: bytes
     user_id: UUID | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer as it was sent."""
-
-    status: int
-    body: bytes
-
-
-class AlreadyAnswered(Exception):
-    """The request is a repetition; `answer` is what the first one got."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer.status)
-        self.answer = answer

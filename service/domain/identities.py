@@ -1,4 +1,4 @@
-"""Signing in with another issuer: who somebody is there, and the way there and back."""
+"""Signing in with another issuer: identities, and the round trip to the issuer."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -6,21 +6,21 @@ from typing import Final
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from service.domain.users import Email
+from service.domain.emails import Email
 
 SIGN_IN_LIVES: Final = timedelta(minutes=10)
 
 
 class IdentityTaken(Exception):
-    """Another sign-in has just stored this identity: to be looked for again, and told to nobody."""
+    """Another sign-in has just stored this identity: look it up again. No client sees this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Who somebody is to an issuer. `issuer` and `subject` name the person, and nothing else does.
+    """Who somebody is to an issuer: `issuer` and `subject` identify the person, nothing else does.
 
-    `email` is None where the issuer gives none that an account can have. `email_verified` is
-    what the issuer says of it.
+    `email` is None if the issuer gives none that an account can have. `email_verified` is the
+    issuer's claim.
     """
 
     issuer: str
@@ -33,9 +33,8 @@ class Identity:
 class LinkedIdentity:
     """An identity that signs in to an account, as the owner of the account sees it.
 
-    `email` is the address that the identity came with; None where it is not known. `provider` is
-    the name of its issuer here; None where the issuer is not set up any more: then the identity
-    signs nobody in.
+    `email` is the address that the identity came with, if known. `provider` is the issuer's name in
+    the settings; None if it is no longer there, and the identity cannot sign in.
     """
 
     identity_id: UUID
@@ -47,10 +46,10 @@ class LinkedIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignIn:
-    """A sign-in that has begun: what the issuer's answer is checked against, once.
+    """A sign-in that has begun, against which the issuer's answer is checked, once.
 
-    `authorization_request` is the query of the request to /oauth/authorize that it is to go on
-    with, if an application wants access.
+    `authorization_request` is the query of the request to /oauth/authorize that it continues with,
+    if an application wants access.
     """
 
     state_hash: bytes
@@ -74,7 +73,7 @@ class AuthorizationAnswer:
 
 
 def is_safe_url(url: str) -> bool:
-    """Whether nobody on the way there can read or change what is sent: https, or on loopback."""
+    """Whether what is sent is protected from others: https, or on loopback."""
     try:
         parts = urlsplit(url)
         _ = parts.port  # raises where it is no number

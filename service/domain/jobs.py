@@ -1,4 +1,4 @@
-"""Work that follows a write, may fail and must not be lost: when it is tried, and how often."""
+"""Work that follows a write, may fail and must not be lost: when and how often it is tried."""
 
 import random
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ CLAIMED_FOR: Final = timedelta(seconds=30)
 """Longer than any job takes: after this another worker may do it."""
 PARKED_FOR: Final = timedelta(days=30)
 MOST_POLLS: Final = 3
-"""So often a service that is still looking is asked again."""
+"""How often a service that is still looking is asked again."""
 _FIRST_WAIT: Final = timedelta(seconds=5)
 _LONGEST_WAIT: Final = timedelta(hours=1)
 
 
 class JobKind(StrEnum):
-    """What is to be done, and so what a job's payload means."""
+    """What a job does, which determines its payload."""
 
     FORGET = "forget"
     MAIL = "mail"
@@ -29,7 +29,7 @@ class JobKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A piece of work. `tries` counts the present one, and what a killed worker has begun."""
+    """A piece of work. `tries` includes the current one, and those of killed workers."""
 
     job_id: UUID
     kind: JobKind
@@ -40,7 +40,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobState:
-    """How a job stands, as operators see it: without the payload, which is personal data."""
+    """A job as operators see it: without the payload, which is personal data."""
 
     job_id: UUID
     kind: str
@@ -53,7 +53,7 @@ class JobState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
-    """How many jobs of a kind wait or are parked, and since when the oldest one waits."""
+    """How many jobs of a kind are pending or parked, and when the oldest pending one was made."""
 
     kind: str
     pending: int
@@ -62,7 +62,7 @@ class Backlog:
 
 
 class RetryLater(Exception):
-    """The work has not failed, but can only be done in `wait`, then with `payload` if given."""
+    """The work has to wait, which is no failure; `payload`, if given, replaces the job's."""
 
     def __init__(self, wait: timedelta, payload: Any = None) -> None:
         super().__init__(f"in {wait}")
@@ -71,13 +71,13 @@ class RetryLater(Exception):
 
 
 class PermanentFailure(Exception):
-    """Trying again would end in the same way: the job is parked at once."""
+    """Trying again would fail the same way: the job is parked immediately."""
 
 
 def poll_again(job: Job, retry_later: RetryLater) -> None:
-    """Raise RetryLater to ask once more, each time three times later; return after MOST_POLLS.
+    """Raise RetryLater to ask again, waiting three times longer each time; return after MOST_POLLS.
 
-    Failures do not count: a service that was away for hours is asked as often as any other.
+    Failures do not count: a service that was down for hours is asked as often as any other.
     """
     polls = job.payload.get("polls", 0)
     if polls < MOST_POLLS:
@@ -87,10 +87,9 @@ def poll_again(job: Job, retry_later: RetryLater) -> None:
 
 
 def wait_after(tries: int) -> timedelta:
-    """Return how long a job that has failed so often waits.
+    """Return how long to wait after so many failures: twice as long each time.
 
-    Twice as long each time, and never two jobs for the same time: what failed together would
-    come back together.
+    With jitter: jobs that failed together must not come back together.
     """
     longest: timedelta = min(_FIRST_WAIT * 2 ** min(tries - 1, 20), _LONGEST_WAIT)
-    return longest * random.uniform(0.5, 1)  # noqa: S311  # nobody gains by guessing it
+    return longest * random.uniform(0.5, 1)  # noqa: S311

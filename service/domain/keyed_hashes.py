@@ -1,11 +1,11 @@
-"""What stands for an email address or a network address where it must not be read."""
+"""Pseudonyms of email and network addresses."""
 
 import hmac
 
 
 def keyed_hash(hash_key: bytes, kind: str, text: str) -> str:
-    """Return 32 hexadecimal digits that only those who have the key can compute from `text`.
+    """Return 32 hexadecimal digits that cannot be computed from `text` without the key.
 
-    `kind` keeps hashes of different tables apart, so that nobody can join them.
+    `kind` makes the hashes of different tables differ, so they cannot be joined.
     """
     return hmac.digest(hash_key, f"{kind} {text}".encode(), "sha256").hex()[:32]

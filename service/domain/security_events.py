@@ -1,4 +1,4 @@
-"""What happens to an account that its owner, or an operator at night, wants to know of."""
+"""What happens to an account that its owner or an operator wants to know."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -7,7 +7,7 @@ from typing import Final
 from uuid import UUID
 
 KEPT_FOR: Final = timedelta(days=90)
-"""How long the owner of an account sees what happened to it."""
+"""How long an account's owner sees its events."""
 
 
 class SecurityEvent(StrEnum):

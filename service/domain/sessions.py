@@ -12,25 +12,25 @@ RECENT: Final = timedelta(minutes=10)
 LONGEST_USER_AGENT: Final = 200
 """In characters: what is kept of a User-Agent header."""
 MOST_OPEN_SESSIONS: Final = 100
-"""Of a user: signing in once more ends the oldest."""
+"""Per user: another sign-in ends the oldest."""
 ENDED_KEPT_FOR: Final = timedelta(days=1)
-"""For operators who look into what has happened; nothing else asks for a session that has ended."""
+"""For operators who investigate."""
 FIRST_PARTY: Final = "first-party"
 """`client_id` of what signs in at /auth/login."""
 SWAGGER_UI: Final = "swagger-ui"
 """`client_id` of the page at /docs, which is part of the service."""
 SIGN_IN_PAGE: Final = "sign-in-page"
-"""`client_id` of what the page at /oauth/authorize knows a browser by, and of no session."""
+"""`client_id` of the tokens by which /oauth/authorize recognises a browser, and of no session."""
 OURS: Final = frozenset({FIRST_PARTY, SWAGGER_UI})
-"""The clients that are no other application."""
+"""The clients that are part of this service."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     """One sign-in of a user to a client, or a client's own, without a user.
 
-    `counter` is how often its refresh token was rotated, `origin` how it began. `scopes` are what
-    the user granted; None stands for all that the user may do, now and later.
+    `counter` counts the rotations of its refresh token, `origin` is how it began. `scopes` are what
+    the user granted; None is all that the user may do, now and later.
     """
 
     session_id: UUID
@@ -45,7 +45,7 @@ class Session:
     expires_at: datetime
 
     def has_just_begun(self, now: datetime) -> bool:
-        """Whether its user has just signed in here, which stands for a password there is not."""
+        """Whether its user has just signed in here, which replaces a missing password."""
         return self.client_id == FIRST_PARTY and now < self.created_at + RECENT
 
 
@@ -61,8 +61,8 @@ class Caller:
 class Tokens:
     """What signing in or refreshing gives.
 
-    `expires_in` is the access token's life in seconds. A client that speaks for itself gets no
-    refresh token: it can always sign in again.
+    `expires_in` is the access token's life in seconds. A client's own session has no refresh token:
+    the client can always sign in again.
     """
 
     access_token: str
@@ -75,7 +75,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """What the database knows for checking a password."""
+    """What is stored to verify a password against."""
 
     user_id: UUID
     role: Role

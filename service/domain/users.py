@@ -1,24 +1,16 @@
-"""Who has an account, and what counts as the same e-mail."""
+"""Who has an account."""
 
-import hmac
-import re
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from email_validator import EmailNotValidError, validate_email
-
-from service.domain.errors import EmailMalformed
-
-if TYPE_CHECKING:
-    from service.domain.email_verification import Verification
+from service.domain.email_verification import Verification
+from service.domain.emails import Email
 
 
 class Role(StrEnum):
-    """What a user may do; domain/scopes.py says what that is."""
+    """What a user may do; see domain/scopes.py."""
 
     USER = "user"
     ADMIN = "admin"
@@ -36,15 +28,15 @@ class User:
     disabled: bool
     referrer_id: UUID | None
     awaits_confirmation: bool = False
-    """Whether nobody can sign in to it before the e-mail is confirmed."""
-    email_verification: "Verification | None" = None
+    """Whether signing in has to wait until the email address is confirmed."""
+    email_verification: Verification | None = None
     referral_flags: tuple[str, ...] = ()
     """What is suspicious about the account as a referral."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admin:
-    """An admin as operators see one. `promoted_at` is None where nobody wrote it down yet."""
+    """An admin as operators see one. `promoted_at` is None for those of older releases."""
 
     user_id: UUID
     email: str
@@ -53,99 +45,11 @@ class Admin:
     disabled: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Email:
-    """An e-mail as given (`shown`), and the key by which two spellings are one account."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockedUser:
+    """What cannot change of an account until the transaction that has locked it ends."""
 
-    shown: str
-    key: str
-
-    @property
-    def mailbox(self) -> str:
-        """The address for mail servers: the local part as given, the domain in ASCII."""
-        return f"{self.shown.rpartition('@')[0]}@{self.key.rpartition('@')[2]}"
-
-
-_GMAIL: Final = frozenset({"gmail.com", "googlemail.com"})
-
-
-def fold_mailbox(email_key: str) -> str:
-    """Return what the addresses of one mailbox have in common, as far as it is known.
-
-    A tag after `+` is cut off everywhere, Gmail's dots and second domain at Gmail. Two accounts
-    may share a mailbox: this limits mails and flags referrals, and never says who someone is.
-    """
-    local_part, _, domain = email_key.rpartition("@")
-    local_part = local_part.partition("+")[0] or local_part
-    if domain in _GMAIL:
-        local_part, domain = local_part.replace(".", ""), "gmail.com"
-    return f"{local_part}@{domain}"
-
-
-def hash_mailbox(email_key: str, hash_key: bytes) -> bytes:
-    """Return what stands for a mailbox in the database: nobody without the key knows whose."""
-    return hmac.digest(hash_key, b"mailbox " + fold_mailbox(email_key).encode(), "sha256")
-
-
-# What the parser is sure to leave as it is. No two hyphens in a row, as in IDNA's "xn--".
-_PLAIN: Final = re.compile(
-    r"[a-z0-9]+(?:[._+-][a-z0-9]+)*@(?:[a-z0-9]+(?:-[a-z0-9]+)*\.)+[a-z]{2,63}", re.ASCII
-)
-
-
-def key_of(text: str) -> str:
-    """Return the key of an e-mail to look for; raise EmailMalformed if nobody can have it.
-
-    Where the form is plain the key is the text, which saves the parser's 20 µs. It is not checked
-    then: for the key of an account, parse the e-mail. White space around it does not count.
-    """
-    return text if _PLAIN.fullmatch(text) else parse_email(text.strip()).key
-
-
-_ENCODED_WORD: Final = re.compile(r"=\?[^?]*\?[^?]*\?[^?]*\?=")
-"""RFC 2047, 2. A local part may have `=` before `?` and be none."""
-_allowed_domains: Final[set[str]] = set()
-
-
-def allow_domains(domains: Iterable[str]) -> None:
-    """Let email addresses of this process have these domains, and what is under them.
-
-    Only those that no public address has, `local` or `localhost`, need it.
-    """
-    _allowed_domains.clear()
-    _allowed_domains.update(domains)
-
-
-def parse_email(text: str, allowed: Collection[str] = _allowed_domains) -> Email:
-    """Return the e-mail in `text`; raise EmailMalformed with the reason.
-
-    The local part is ASCII: what Unicode takes for the same letter differs from one library to
-    the next, and two of them disagreeing about a key is how accounts get stolen (CVE-2019-19844).
-    Nor may it look like an encoded word (RFC 2047), which a mail's header would turn into another
-    address.
-    """
-    special = _allowed_domain_of(text, allowed) if allowed else ""
-    try:
-        text.encode()  # a lone surrogate is no text
-        parsed = validate_email(
-            # The library refuses every special domain but one, which takes its place here.
-            f"{text[: -len(special)]}test" if special else text,
-            check_deliverability=False,  # it would ask the DNS, and wait
-            allow_smtputf8=False,
-            test_environment=True,  # *.test: the names that test suites are told to use
-        )
-    except UnicodeEncodeError as error:
-        raise EmailMalformed from error
-    except EmailNotValidError as error:
-        raise EmailMalformed(str(error)) from error
-    if _ENCODED_WORD.search(parsed.local_part):
-        raise EmailMalformed("The part before the @-sign cannot stand in the header of a mail.")
-    domain = parsed.ascii_domain
-    if special:
-        domain = f"{domain.removesuffix('test')}{special}"
-    return Email(text, f"{parsed.local_part.lower()}@{domain}")
-
-
-def _allowed_domain_of(text: str, allowed: Collection[str]) -> str:
-    domain = f".{text.rpartition('@')[2].lower()}"
-    return next((special for special in allowed if domain.endswith(f".{special}")), "")
+    user_id: UUID
+    role: Role
+    email: Email
+    email_confirmed: bool

@@ -39,7 +39,9 @@ from service.repositories.mail_tokens import MailTokenRepository
 from service.repositories.mailboxes import MailboxRepository
 from service.repositories.migrations import MigrationRepository
 from service.repositories.oauth_clients import OAuthClientRepository
+from service.repositories.outdated import OutdatedRepository
 from service.repositories.personal_data import PersonalDataRepository
+from service.repositories.referral_code_uses import ReferralCodeUseRepository
 from service.repositories.referral_codes import ReferralCodeRepository
 from service.repositories.referrals import ReferralRepository
 from service.repositories.security_events import SecurityEventRepository
@@ -111,7 +113,9 @@ class Repositories:
         self.mail_tokens = MailTokenRepository(connection)
         self.mailboxes = MailboxRepository(connection)
         self.oauth_clients = OAuthClientRepository(connection)
+        self.outdated = OutdatedRepository(connection)
         self.personal_data = PersonalDataRepository(connection)
+        self.referral_code_uses = ReferralCodeUseRepository(connection)
         self.referral_codes = ReferralCodeRepository(connection)
         self.referrals = ReferralRepository(connection)
         self.security_events = SecurityEventRepository(connection)

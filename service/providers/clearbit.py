@@ -5,8 +5,8 @@ from http import HTTPStatus
 from typing import Final
 
 from service.domain.clock import Clock
+from service.domain.emails import Email
 from service.domain.enrichment import Enrichment
-from service.domain.users import Email
 from service.providers.http import HttpClient
 from service.providers.hunter import enrichment_of, raise_if_later
 from service.providers.settings import EnrichmentSettings

@@ -7,10 +7,10 @@ from typing import Final
 
 from service.domain.clock import Clock
 from service.domain.email_verification import Verdict
+from service.domain.emails import Email
 from service.domain.enrichment import Enrichment, clean
 from service.domain.errors import ProviderUnavailable
 from service.domain.jobs import RetryLater
-from service.domain.users import Email
 from service.providers.http import HttpClient, Reply
 from service.providers.settings import EnrichmentSettings, HunterSettings
 

@@ -13,10 +13,10 @@ from typing import Final
 import aiosmtplib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from service.domain.emails import Email
 from service.domain.errors import ProviderUnavailable
 from service.domain.jobs import PermanentFailure
 from service.domain.mails import Mail
-from service.domain.users import Email
 from service.providers.circuit_breaker import CircuitBreaker
 from service.providers.settings import MailSettings, SmtpSettings
 from service.telemetry.metrics import PROVIDER_CALLS

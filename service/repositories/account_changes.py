@@ -5,11 +5,11 @@ from typing import Any, Final
 from uuid import UUID
 
 from service.domain.account_changes import AccountChange, ChangeKind
+from service.domain.emails import Email
 from service.domain.identities import Identity
-from service.domain.users import Email
-from service.repositories.connection import Connection, rows_in
+from service.repositories.connection import Connection
 
-# The caller holds the user's row, so that no two changes get one number.
+# The caller has locked the user, so no two changes get the same number.
 INSERT: Final = """
     INSERT INTO account_changes (account_change_id, user_id, number, kind, email, email_key,
                                  email_confirmed, issuer, subject, expires_at)
@@ -18,13 +18,17 @@ INSERT: Final = """
      WHERE user_id = $2
 """
 
-OFFER: Final = """
+_COLUMNS: Final = """
+    account_change_id, user_id, number, kind, email, email_key, email_confirmed, issuer, subject,
+    password_changed
+"""
+
+OFFER: Final = f"""
     UPDATE account_changes
        SET token_hash = $2, expires_at = $3
      WHERE account_change_id = $1
        AND NOT undone
-    RETURNING account_change_id, user_id, number, kind, email, email_key, email_confirmed,
-              issuer, subject, password_changed
+    RETURNING {_COLUMNS}
 """
 
 FIND_USER_ID: Final = """
@@ -34,14 +38,13 @@ FIND_USER_ID: Final = """
        AND expires_at > $2
 """
 
-# Taking the token away is what makes it good for once: of two requests one gets the row.
-TAKE: Final = """
+# Removing the token makes it good for one use: of two requests one gets the row.
+TAKE: Final = f"""
     UPDATE account_changes
        SET undone = true, token_hash = NULL, expires_at = 'infinity'
      WHERE token_hash = $1
        AND expires_at > $2
-    RETURNING account_change_id, user_id, number, kind, email, email_key, email_confirmed,
-              issuer, subject, password_changed
+    RETURNING {_COLUMNS}
 """
 
 NOTE_NEW_HASH: Final = """
@@ -71,17 +74,9 @@ DELETE_OF_USER: Final = """
      WHERE user_id = $1
 """
 
-DELETE_EXPIRED: Final = """
-    DELETE FROM account_changes
-     WHERE account_change_id IN (
-        SELECT account_change_id FROM account_changes
-         WHERE expires_at <= $1 ORDER BY expires_at LIMIT 1000
-     )
-"""
-
 
 class AccountChangeRepository:
-    """Changes that can be undone, one statement a method."""
+    """Changes that can be undone, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -108,16 +103,16 @@ class AccountChangeRepository:
         return await self._one(OFFER, account_change_id, token_hash, expires_at)
 
     async def find_user_id(self, token_hash: bytes, now: datetime) -> UUID | None:
-        """Return whose change the token can undo."""
+        """Return the id of the user whose change the token can undo."""
         user_id: UUID | None = await self._connection.fetchval(FIND_USER_ID, token_hash, now)
         return user_id
 
     async def take(self, token_hash: bytes, now: datetime) -> AccountChange | None:
-        """Return the change that the token can undo, once, and note that it is undone."""
+        """Mark the change that the token can undo as undone, and return it."""
         return await self._one(TAKE, token_hash, now)
 
     async def note_new_password(self, user_id: UUID) -> None:
-        """Note that the password is another one than at the user's changes so far."""
+        """Note that the password has changed since the user's changes so far."""
         await self._connection.execute(NOTE_NEW_HASH, user_id)
 
     async def is_refused(self, user_id: UUID, identity: Identity) -> bool:
@@ -128,15 +123,11 @@ class AccountChangeRepository:
         return refused
 
     async def delete_from(self, change: AccountChange) -> None:
-        """Delete the change, and what was changed on the account after it."""
+        """Delete the change and all later ones of the account."""
         await self._connection.execute(DELETE_FROM, change.user_id, change.number)
 
     async def delete_of_user(self, user_id: UUID) -> None:
         await self._connection.execute(DELETE_OF_USER, user_id)
-
-    async def delete_expired(self, now: datetime) -> int:
-        """Delete up to 1,000 changes that can no longer be undone; return how many."""
-        return rows_in(await self._connection.execute(DELETE_EXPIRED, now))
 
     async def _one(self, statement: str, *arguments: Any) -> AccountChange | None:
         row = await self._connection.fetchrow(statement, *arguments)

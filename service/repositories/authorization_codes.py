@@ -6,9 +6,9 @@ from uuid import UUID
 
 from service.domain.oauth import AuthorizationCode
 from service.domain.scopes import Scope
-from service.repositories.connection import Connection, rows_in
+from service.repositories.connection import Connection
 
-# The share lock, as for a session: what was allowed with an old password is worth nothing.
+# FOR SHARE, as for a session: nothing granted with an old password outlives its change.
 INSERT: Final = """
     INSERT INTO authorization_codes (code_hash, client_id, user_id, redirect_uri, scopes,
                                      code_challenge, created_at, expires_at)
@@ -22,9 +22,7 @@ INSERT: Final = """
     RETURNING code_hash
 """
 
-# The user before the code, as a change of password locks them: the other way round the two would
-# wait for each other. The lock is that which beginning the session takes: of two that share the row
-# neither would get it.
+# The lock that beginning the session takes: two that share the row could not both upgrade to it.
 LOCK_USER: Final = """
     SELECT u.user_id
       FROM authorization_codes c
@@ -33,7 +31,7 @@ LOCK_USER: Final = """
        FOR NO KEY UPDATE OF u
 """
 
-# The lock makes parallel redemptions of one code queue, so that the second sees the first.
+# The lock makes parallel redemptions of one code queue: the second sees the first.
 LOCK: Final = """
     SELECT code_hash, client_id, user_id, redirect_uri, scopes, code_challenge,
            created_at, expires_at, session_id, redeemed_at IS NOT NULL AS redeemed
@@ -60,24 +58,15 @@ DELETE_OF_CLIENT: Final = """
        AND redeemed_at IS NULL
 """
 
-# A day longer than they can be redeemed, so that a replay still ends what the code gave.
-DELETE_EXPIRED: Final = """
-    DELETE FROM authorization_codes
-     WHERE code_hash IN (
-        SELECT code_hash FROM authorization_codes
-         WHERE expires_at <= $1::timestamptz - interval '1 day' ORDER BY expires_at LIMIT 1000
-     )
-"""
-
 
 class AuthorizationCodeRepository:
-    """Authorization codes, one statement a method."""
+    """Authorization codes, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def add(self, code: AuthorizationCode, password_hash: str | None) -> bool:
-        """Store the code if the user may sign in and the hash, if any, is still the one given."""
+        """Store the code; return False if the user may not sign in, or the hash has changed."""
         code_hash = await self._connection.fetchval(
             INSERT,
             code.code_hash,
@@ -93,28 +82,24 @@ class AuthorizationCodeRepository:
         return code_hash is not None
 
     async def lock_user(self, code_hash: bytes) -> None:
-        """Keep the code's user from changing until this transaction ends."""
+        """Hold the code's user until the transaction ends."""
         await self._connection.fetchval(LOCK_USER, code_hash)
 
     async def lock(self, code_hash: bytes) -> AuthorizationCode | None:
-        """Return the code, for this transaction alone until it ends."""
+        """Return the code, locked until the transaction ends."""
         row = await self._connection.fetchrow(LOCK, code_hash)
         if row is None:
             return None
         return AuthorizationCode(**{**row, "scopes": frozenset(map(Scope, row["scopes"]))})
 
     async def redeem(self, code_hash: bytes, session_id: UUID, now: datetime) -> None:
-        """Note what the code has given."""
+        """Note which session the code has given."""
         await self._connection.execute(REDEEM, code_hash, now, session_id)
 
     async def delete_of_user(self, user_id: UUID) -> None:
-        """Delete what the user has granted and no client has redeemed."""
+        """Delete the user's codes that were not redeemed."""
         await self._connection.execute(DELETE_OF_USER, user_id)
 
     async def delete_of_client(self, client_id: str) -> None:
-        """Delete what users have granted the client and it has not redeemed."""
+        """Delete the client's codes that were not redeemed."""
         await self._connection.execute(DELETE_OF_CLIENT, client_id)
-
-    async def delete_expired(self, now: datetime) -> int:
-        """Delete up to 1,000 codes that expired a day ago; return how many."""
-        return rows_in(await self._connection.execute(DELETE_EXPIRED, now))

@@ -6,10 +6,10 @@ from typing import Final
 from uuid import UUID
 
 from service.domain.claims import Claim
+from service.domain.emails import Email
 from service.domain.errors import ReferralCodeUnusable
 from service.domain.identities import Identity
-from service.domain.users import Email
-from service.repositories.connection import Connection, rows_in
+from service.repositories.connection import Connection
 from service.repositories.constraints import on_violation
 
 INSERT: Final = """
@@ -35,8 +35,8 @@ NEWEST_OF_EMAIL: Final = """
      LIMIT $3
 """
 
-# All of them, in one order: of two confirmations one waits here for the other, instead of each
-# for what the other is about to delete.
+# All of them, in one order: of two confirmations one waits here, instead of each for what the other
+# is about to delete.
 LOCK_FOR_CONFIRMATION: Final = """
     SELECT claim_id
       FROM claims
@@ -55,22 +55,15 @@ DELETE_OF_EMAIL: Final = """
      WHERE email_key = $1
 """
 
-DELETE_EXPIRED: Final = """
-    DELETE FROM claims
-     WHERE claim_id IN (
-        SELECT claim_id FROM claims WHERE expires_at <= $1 ORDER BY expires_at LIMIT 1000
-     )
-"""
-
 
 class ClaimRepository:
-    """Claims, one statement a method. With a claim its mailed tokens are deleted."""
+    """Claims, one statement per method. With a claim its mailed tokens are deleted."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def add(self, claim: Claim) -> None:
-        """Store it; raise ReferralCodeUnusable if its code has been deleted for good."""
+        """Store it; raise ReferralCodeUnusable if the row of its code is gone."""
         with on_violation({"claims_referral_code_exists": ReferralCodeUnusable}):
             await self._connection.execute(
                 INSERT,
@@ -90,21 +83,13 @@ class ClaimRepository:
         row = await self._connection.fetchrow(FIND, claim_id, at)
         if row is None:
             return None
-        email = Email(row["email"], row["email_key"])
+        members = dict(row)
+        email = Email(members.pop("email"), members.pop("email_key"))
+        issuer, subject = members.pop("issuer"), members.pop("subject")
         identity = None
-        if row["issuer"] is not None:
-            identity = Identity(
-                issuer=row["issuer"], subject=row["subject"], email=email, email_verified=False
-            )
-        return Claim(
-            claim_id=row["claim_id"],
-            email=email,
-            password_hash=row["password_hash"],
-            identity=identity,
-            referral_code_id=row["referral_code_id"],
-            created_at=row["created_at"],
-            expires_at=row["expires_at"],
-        )
+        if issuer is not None:
+            identity = Identity(issuer=issuer, subject=subject, email=email, email_verified=False)
+        return Claim(**members, email=email, identity=identity)
 
     async def newest_of_email(self, email_key: str, at: datetime, limit: int) -> Sequence[UUID]:
         """Return up to `limit` claims of the address that live at that time, newest first."""
@@ -112,7 +97,7 @@ class ClaimRepository:
         return [row["claim_id"] for row in rows]
 
     async def lock_for_confirmation(self, token_hash: bytes) -> None:
-        """Let one confirmation of the address that the token was mailed to go on at a time."""
+        """Allow one confirmation at a time of the address that the token was mailed to."""
         await self._connection.fetch(LOCK_FOR_CONFIRMATION, token_hash)
 
     async def delete(self, claim_id: UUID) -> None:
@@ -120,7 +105,3 @@ class ClaimRepository:
 
     async def delete_of_email(self, email_key: str) -> None:
         await self._connection.execute(DELETE_OF_EMAIL, email_key)
-
-    async def delete_expired(self, now: datetime) -> int:
-        """Delete up to 1,000 claims that have expired; return how many."""
-        return rows_in(await self._connection.execute(DELETE_EXPIRED, now))

@@ -12,7 +12,7 @@ INSERT: Final = """
      WHERE user_id = $2
 """
 
-# An account that is erased, or has another address by now, has been confirmed at another time.
+# An account that is erased, or has another address by now, has another time of confirmation.
 STILL_HOLDS: Final = """
     SELECT EXISTS (
         SELECT FROM confirmations c
@@ -29,7 +29,7 @@ DELETE_OF_USER: Final = """
 
 
 class ConfirmationRepository:
-    """Confirmations, one statement a method."""
+    """Confirmations, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -39,7 +39,7 @@ class ConfirmationRepository:
         await self._connection.execute(INSERT, token_hash, user_id)
 
     async def still_holds(self, token_hash: bytes) -> bool:
-        """Return whether the token was used for an address that its account still has."""
+        """Return whether the token confirmed the address that its account still has."""
         holds: bool = await self._connection.fetchval(STILL_HOLDS, token_hash)
         return holds
 

@@ -1,6 +1,7 @@
 """What a repository works on."""
 
-from typing import TypeAlias
+from typing import Final, TypeAlias
+from uuid import UUID
 
 import asyncpg.pool
 
@@ -10,6 +11,10 @@ Connection: TypeAlias = (
 )
 
 
+LAST_ID: Final = UUID(int=2**128 - 1)
+"""Comes after every id: where the first page of a list begins that has the newest first."""
+
+
 def rows_in(status: str) -> int:
-    """Return how many rows a statement has changed, as its status says: `DELETE 12`."""
+    """Return how many rows a statement changed, from its status: `DELETE 12`."""
     return int(status.rpartition(" ")[2])

@@ -10,8 +10,7 @@ from asyncpg import IntegrityConstraintViolationError
 def on_violation(errors: Mapping[str, type[Exception]]) -> Iterator[None]:
     """Raise the error that `errors` holds for the constraint violated inside the block.
 
-    Any other violation passes through unchanged: a constraint that nobody expected is a bug of
-    ours, and must end as a 500, not as a polite answer.
+    Other violations pass through: an unexpected one is a bug, and must end as a 500.
     """
     try:
         yield

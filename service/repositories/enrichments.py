@@ -7,8 +7,8 @@ from uuid import UUID
 from service.domain.enrichment import Enrichment
 from service.repositories.connection import Connection
 
-# The share lock makes the account's end, or a change of its e-mail, wait or be seen: nothing is
-# stored of an erased one, nor of an e-mail that is another's by now.
+# The share lock makes erasure, or a change of the email address, wait or be seen: nothing is stored
+# for an erased account or a previous address.
 UPSERT: Final = """
     INSERT INTO enrichments (user_id, person, company, source, fetched_at)
     SELECT user_id, $2::jsonb, $3::jsonb, $4, $5
@@ -34,13 +34,13 @@ DELETE_OF_USER: Final = """
 
 
 class EnrichmentRepository:
-    """Enrichments, one statement a method."""
+    """Enrichments, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def keep(self, user_id: UUID, email_key: str, enrichment: Enrichment) -> None:
-        """Store it in the place of an older one, if the account still has the e-mail."""
+        """Store it, replacing an older one, if the account still has the email address."""
         await self._connection.execute(
             UPSERT,
             user_id,

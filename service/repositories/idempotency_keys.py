@@ -1,24 +1,14 @@
 """The SQL of idempotency keys."""
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from service.domain.idempotency import Answer, IdempotencyKey
-from service.repositories.connection import Connection, rows_in
+from service.domain.idempotency import IdempotencyKey
+from service.repositories.connection import Connection
 
-# One request of a user at a time, so that DELETE_SURPLUS counts exactly, and erasing the account
-# waits for what is to be erased.
-LOCK_USER: Final = """
-    SELECT user_id
-      FROM users
-     WHERE user_id = $1
-       AND erased_at IS NULL
-       FOR NO KEY UPDATE
-"""
-
-# Waits for another request with the same key to commit or roll back. A key that has had its time
-# is taken over.
+# Waits for another request with the same key to commit or roll back. An expired key is taken over.
 CLAIM: Final = """
     INSERT INTO idempotency_keys AS k (scope, idempotency_key, fingerprint, created_at)
     VALUES ($1, $2, $3, $4)
@@ -44,7 +34,7 @@ KEEP: Final = """
        AND idempotency_key = $2
 """
 
-# The one that has just been claimed stays, whatever other machines' clocks say.
+# The new key stays, whatever other machines' clocks say.
 DELETE_SURPLUS: Final = """
     DELETE FROM idempotency_keys
      WHERE scope = $1
@@ -59,34 +49,30 @@ DELETE_SURPLUS: Final = """
      ))
 """
 
-# What a user was refused was once kept without the user's id, but in the user's scope.
+# Older releases kept refusals without the user's id, but in the user's scope.
 DELETE_OF_USER: Final = """
     DELETE FROM idempotency_keys
      WHERE user_id = $1
         OR scope = $2
 """
 
-DELETE_OLD: Final = """
-    DELETE FROM idempotency_keys
-     WHERE (scope, idempotency_key) IN (
-        SELECT scope, idempotency_key FROM idempotency_keys
-         WHERE created_at <= $1 ORDER BY created_at LIMIT 1000
-     )
-"""
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer as it was sent over HTTP."""
+
+    status: int
+    body: bytes
 
 
 class IdempotencyKeyRepository:
-    """Idempotency keys, one statement a method."""
+    """Idempotency keys, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def lock_user(self, user_id: UUID) -> bool:
-        """Keep others of the user's keys from being claimed; return False if the user is erased."""
-        return await self._connection.fetchval(LOCK_USER, user_id) is not None
-
     async def claim(self, key: IdempotencyKey, now: datetime, forgotten_before: datetime) -> bool:
-        """Store the key; return False where an earlier request has stored it."""
+        """Store the key; return False if an earlier request has."""
         claimed = await self._connection.fetchval(
             CLAIM, key.scope, key.key, key.fingerprint, now, forgotten_before
         )
@@ -100,22 +86,18 @@ class IdempotencyKeyRepository:
         return None if row is None else (row["fingerprint"], Answer(row["status"], row["body"]))
 
     async def keep(self, key: IdempotencyKey, answer: Answer, user_id: UUID | None) -> None:
-        """Store the answer to give again; `user_id` is whose data it holds."""
+        """Store the answer to repeat, which holds data of `user_id`."""
         await self._connection.execute(
             KEEP, key.scope, key.key, answer.status, answer.body, user_id
         )
 
     async def delete_surplus(self, key: IdempotencyKey, most_kept: int) -> None:
-        """Delete the oldest keys of the scope, up to 1,000, so that `most_kept` are left.
+        """Delete the oldest keys of the scope, up to 1,000, beyond `most_kept`.
 
-        In the transaction that has claimed the key, which stays.
+        In the transaction that claimed the key, which stays.
         """
         await self._connection.execute(DELETE_SURPLUS, key.scope, key.key, most_kept)
 
     async def delete_of_user(self, user_id: UUID) -> None:
         """Delete the keys of the user, and those whose answers hold the user's data."""
         await self._connection.execute(DELETE_OF_USER, user_id, str(user_id))
-
-    async def delete_old(self, forgotten_before: datetime) -> int:
-        """Delete up to 1,000 keys that have had their time; return how many."""
-        return rows_in(await self._connection.execute(DELETE_OLD, forgotten_before))

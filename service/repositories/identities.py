@@ -16,15 +16,6 @@ FIND_USER_ID: Final = """
        AND subject = $2
 """
 
-# The user before the identity, as whoever ends identities does. It makes their end wait, or be
-# seen: a reset of the password leaves no session behind of somebody who signs in at that moment.
-LOCK_USER: Final = """
-    SELECT user_id
-      FROM users
-     WHERE user_id = $1
-       FOR NO KEY UPDATE
-"""
-
 OF_USER: Final = """
     SELECT identity_id, issuer, email, created_at
       FROM identities
@@ -32,7 +23,7 @@ OF_USER: Final = """
      ORDER BY created_at DESC, identity_id DESC
 """
 
-# No violation of identities_of_one_user: PostgreSQL would log the subject, which may be an address.
+# ON CONFLICT, because PostgreSQL would log the subject of a violation, which may be an address.
 INSERT: Final = """
     INSERT INTO identities (identity_id, issuer, subject, user_id, email, email_key, created_at)
     VALUES ($1, $2, $3, $4, $5, $6, $7)
@@ -52,7 +43,7 @@ UNLINK: Final = """
      WHERE identity_id = $1
 """
 
-# An address that is not known is another one.
+# An unknown address counts as another one.
 DELETE_OF_OTHER_EMAILS: Final = """
     DELETE FROM identities
      WHERE user_id = $1
@@ -66,21 +57,15 @@ DELETE_OF_USER: Final = """
 
 
 class IdentityRepository:
-    """Identities, one statement a method."""
+    """Identities, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def find_user_id(self, identity: Identity) -> UUID | None:
-        """Return whose identity it is, and lock the user until the transaction ends."""
-        key = identity.issuer, identity.subject
-        user_id: UUID | None = await self._connection.fetchval(FIND_USER_ID, *key)
-        while user_id is not None:
-            await self._connection.execute(LOCK_USER, user_id)
-            present: UUID | None = await self._connection.fetchval(FIND_USER_ID, *key)
-            if present == user_id:
-                break
-            user_id = present  # another's, or nobody's, since
+        user_id: UUID | None = await self._connection.fetchval(
+            FIND_USER_ID, identity.issuer, identity.subject
+        )
         return user_id
 
     async def of_user(self, user_id: UUID) -> list[LinkedIdentity]:
@@ -88,7 +73,7 @@ class IdentityRepository:
         return [LinkedIdentity(**row) for row in await self._connection.fetch(OF_USER, user_id)]
 
     async def add(self, identity: Identity, user_id: UUID, now: datetime) -> None:
-        """Store whose identity it is; raise IdentityTaken."""
+        """Link the identity to the user; raise IdentityTaken."""
         stored = await self._connection.fetchval(
             INSERT,
             uuid7(),

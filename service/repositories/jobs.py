@@ -9,7 +9,7 @@ from uuid import UUID
 from uuid6 import uuid7
 
 from service.domain.jobs import Backlog, Job, JobKind, JobState
-from service.repositories.connection import Connection, rows_in
+from service.repositories.connection import Connection
 
 INSERT: Final = """
     INSERT INTO jobs (job_id, kind, payload, created_at, due_at)
@@ -41,7 +41,7 @@ CLAIM: Final = """
     RETURNING job_id, kind, payload, tries, created_at
 """
 
-# Unless another worker has claimed it meanwhile, because this one took too long.
+# Unless another worker has claimed it since, because this one took too long.
 POSTPONE: Final = """
     UPDATE jobs
        SET due_at = $3, last_error = $4, payload = coalesce($5, payload)
@@ -86,14 +86,7 @@ BACKLOGS: Final = """
      GROUP BY kind
 """
 
-DELETE_PARKED: Final = """
-    DELETE FROM jobs
-     WHERE job_id IN (
-        SELECT job_id FROM jobs WHERE parked_at <= $1 ORDER BY parked_at LIMIT 1000
-     )
-"""
-
-# The others find nobody any more, and are gone when they are done.
+# Other jobs find no account any more, and are deleted once done.
 DELETE_PARKED_OF_USER: Final = """
     DELETE FROM jobs
      WHERE parked_at IS NOT NULL
@@ -102,13 +95,13 @@ DELETE_PARKED_OF_USER: Final = """
 
 
 class JobRepository:
-    """Jobs, one statement a method."""
+    """Jobs, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def add(self, kind: JobKind, payload: Any, now: datetime) -> None:
-        """Store a job that nobody claims."""
+        """Store a job that is done without being claimed."""
         await self._insert({kind: payload}, now, None)
 
     async def add_due(
@@ -117,7 +110,7 @@ class JobRepository:
         now: datetime,
         head_start: timedelta = timedelta(),
     ) -> None:
-        """Store a job of each kind, to be claimed at once, as if it had been due for so long."""
+        """Store a job of each kind, already due for `head_start`."""
         await self._insert(payloads, now, now - head_start)
 
     async def _insert(
@@ -136,14 +129,14 @@ class JobRepository:
         return [_job(row) for row in await self._connection.fetch(OLDEST, kind, limit)]
 
     async def claim(self, kind: JobKind, now: datetime, until: datetime) -> Job | None:
-        """Return the job that has been due for longest, which is nobody else's `until` then."""
+        """Claim the job that has been due for longest `until` then, and return it."""
         row = await self._connection.fetchrow(CLAIM, kind, now, until)
         return None if row is None else _job(row)
 
     async def postpone(
         self, job: Job, due_at: datetime, error: str | None, payload: Any = None
     ) -> None:
-        """Have the job done later, with another payload if there is one."""
+        """Make the job due later, with another payload if one is given."""
         changed = None if payload is None else json.dumps(payload)
         await self._connection.execute(POSTPONE, job.job_id, job.tries, due_at, error, changed)
 
@@ -158,26 +151,17 @@ class JobRepository:
         return [JobState(**row) for row in rows]
 
     async def retry(self, job_id: UUID | None, now: datetime) -> int:
-        """Make a parked job, or without an id all of them, due again; return how many were."""
+        """Make a parked job due again, or all of them without an id; return how many."""
         return len(await self._connection.fetch(RETRY, job_id, now))
 
     async def backlogs(self) -> list[Backlog]:
         return [Backlog(**row) for row in await self._connection.fetch(BACKLOGS)]
 
-    async def delete_parked(self, before: datetime) -> int:
-        """Delete up to 1,000 jobs that were parked before then; return how many."""
-        return rows_in(await self._connection.execute(DELETE_PARKED, before))
-
     async def delete_parked_of_user(self, user_id: UUID, email_key: str) -> None:
-        """Delete what was given up of an account, and of anybody's mails to its e-mail."""
+        """Delete the parked jobs of an account, and those of mails to its email address."""
         await self._connection.execute(DELETE_PARKED_OF_USER, str(user_id), email_key)
 
 
 def _job(row: Any) -> Job:
-    return Job(
-        job_id=row["job_id"],
-        kind=JobKind(row["kind"]),
-        payload=json.loads(row["payload"]),
-        tries=row["tries"],
-        created_at=row["created_at"],
-    )
+    kind, payload = JobKind(row["kind"]), json.loads(row["payload"])
+    return Job(**{**row, "kind": kind, "payload": payload})

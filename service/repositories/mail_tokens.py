@@ -5,11 +5,11 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+from service.domain.emails import Email
 from service.domain.mails import MailToken, TokenPurpose
-from service.domain.users import Email
-from service.repositories.connection import Connection, rows_in
+from service.repositories.connection import Connection
 
-# The share lock makes the account's end wait, or be seen.
+# The share lock makes the account's erasure wait, or be seen.
 INSERT: Final = """
     INSERT INTO mail_tokens (token_hash, purpose, user_id, email, email_key, created_at, expires_at,
                              session_id)
@@ -21,7 +21,7 @@ INSERT: Final = """
     RETURNING token_hash
 """
 
-# So does this lock for the claim's.
+# The lock does the same for a claim.
 INSERT_OF_CLAIM: Final = """
     INSERT INTO mail_tokens (token_hash, purpose, claim_id, email, email_key,
                              created_at, expires_at)
@@ -32,23 +32,25 @@ INSERT_OF_CLAIM: Final = """
     RETURNING token_hash
 """
 
-FIND: Final = """
-    SELECT token_hash, purpose, user_id, claim_id, email, email_key, created_at, expires_at,
-           session_id
+_COLUMNS: Final = """
+    token_hash, purpose, user_id, claim_id, email, email_key, created_at, expires_at, session_id
+"""
+
+FIND: Final = f"""
+    SELECT {_COLUMNS}
       FROM mail_tokens
      WHERE token_hash = $1
        AND purpose = ANY ($2)
        AND expires_at > $3
 """
 
-# Deleting is what makes it good for once: of two requests one gets the row.
-TAKE: Final = """
+# Deleting makes it good for one use: of two requests one gets the row.
+TAKE: Final = f"""
     DELETE FROM mail_tokens
      WHERE token_hash = $1
        AND purpose = ANY ($2)
        AND expires_at > $3
-    RETURNING token_hash, purpose, user_id, claim_id, email, email_key, created_at, expires_at,
-              session_id
+    RETURNING {_COLUMNS}
 """
 
 HAND_OVER: Final = """
@@ -67,22 +69,15 @@ DELETE_OF_USER: Final = """
      WHERE user_id = $1
 """
 
-DELETE_EXPIRED: Final = """
-    DELETE FROM mail_tokens
-     WHERE token_hash IN (
-        SELECT token_hash FROM mail_tokens WHERE expires_at <= $1 ORDER BY expires_at LIMIT 1000
-     )
-"""
-
 
 class MailTokenRepository:
-    """Tokens in mails, one statement a method."""
+    """Tokens in mails, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def add(self, token: MailToken) -> bool:
-        """Store it, unless its account is erased or its claim gone; return whether it was."""
+        """Store it; return False if its account is erased or its claim is gone."""
         about = (
             token.token_hash,
             token.purpose,
@@ -107,11 +102,11 @@ class MailTokenRepository:
     async def take(
         self, token_hash: bytes, purposes: Sequence[TokenPurpose], now: datetime
     ) -> MailToken | None:
-        """Return the token if it is still good, once; afterwards there is none."""
+        """Delete the token and return it, if it is still good."""
         return await self._one(TAKE, token_hash, purposes, now)
 
     async def hand_over(self, claim_id: UUID, user_id: UUID) -> None:
-        """Make the claim's tokens tokens of the account that the claim has become."""
+        """Give the claim's tokens to the account that the claim has become."""
         await self._connection.execute(HAND_OVER, claim_id, user_id)
 
     async def delete(self, token_hash: bytes) -> None:
@@ -120,21 +115,10 @@ class MailTokenRepository:
     async def delete_of_user(self, user_id: UUID) -> None:
         await self._connection.execute(DELETE_OF_USER, user_id)
 
-    async def delete_expired(self, now: datetime) -> int:
-        """Delete up to 1,000 tokens that have expired; return how many."""
-        return rows_in(await self._connection.execute(DELETE_EXPIRED, now))
-
     async def _one(self, statement: str, *arguments: Any) -> MailToken | None:
         row = await self._connection.fetchrow(statement, *arguments)
         if row is None:
             return None
-        return MailToken(
-            token_hash=row["token_hash"],
-            purpose=TokenPurpose(row["purpose"]),
-            user_id=row["user_id"],
-            claim_id=row["claim_id"],
-            email=Email(row["email"], row["email_key"]),
-            created_at=row["created_at"],
-            expires_at=row["expires_at"],
-            session_id=row["session_id"],
-        )
+        members = dict(row)
+        email = Email(members.pop("email"), members.pop("email_key"))
+        return MailToken(**{**members, "purpose": TokenPurpose(row["purpose"]), "email": email})

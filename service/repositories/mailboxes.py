@@ -12,11 +12,10 @@ from service.domain.mails import (
     MOST_MAILS_AN_HOUR,
     Share,
 )
-from service.repositories.connection import Connection, rows_in
+from service.repositories.connection import Connection
 
-# One statement, which locks the row and looks at it as it then is: workers in parallel send no
-# more than one after the other. $5 and $6 are an hour and a day ago, $7 to $10 the limits. What
-# was counted for an earlier try of the same job does not count beside it.
+# One statement, which locks the row before it looks: parallel workers send no more than one worker
+# would. $5 and $6 are an hour and a day ago, $7 to $10 the limits. Tries of one job count once.
 COUNT: Final = """
     INSERT INTO mailboxes AS box (mailbox_hash, job_ids, sent_at, are_resets, counted_at)
     VALUES ($1, ARRAY[$2::uuid], ARRAY[$3::timestamptz], ARRAY[$4 = 'reset'], $3)
@@ -64,22 +63,15 @@ TAKE_BACK: Final = """
      WHERE mailbox_hash = $1
 """
 
-DELETE_OLD: Final = """
-    DELETE FROM mailboxes
-     WHERE mailbox_hash IN (
-        SELECT mailbox_hash FROM mailboxes WHERE counted_at <= $1 ORDER BY counted_at LIMIT 1000
-     )
-"""
-
 
 class MailboxRepository:
-    """Mailboxes, one statement a method."""
+    """Mailboxes, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def count(self, mailbox_hash: bytes, job_id: UUID, share: Share, now: datetime) -> bool:
-        """Count the mail of a job, which is about to be sent; return whether it may be."""
+        """Count a job's mail, which is about to be sent; return whether it may be sent."""
         counted = await self._connection.fetchval(
             COUNT,
             mailbox_hash,
@@ -96,9 +88,5 @@ class MailboxRepository:
         return counted is not None
 
     async def take_back(self, mailbox_hash: bytes, job_id: UUID) -> None:
-        """Do as if the job's mail had not been counted: it was not sent."""
+        """Stop counting the job's mail, which was not sent."""
         await self._connection.execute(TAKE_BACK, mailbox_hash, job_id)
-
-    async def delete_old(self, before: datetime) -> int:
-        """Delete up to 1,000 mailboxes without a mail since then; return how many."""
-        return rows_in(await self._connection.execute(DELETE_OLD, before))

@@ -1,4 +1,4 @@
-"""The SQL of what yoyo has noted: which migrations are applied."""
+"""The SQL of yoyo's record of applied migrations."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -13,7 +13,7 @@ FIND_APPLIED: Final = """
 
 
 class MigrationRepository:
-    """Applied migrations, one statement a method."""
+    """Applied migrations, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

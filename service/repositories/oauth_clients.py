@@ -13,27 +13,22 @@ INSERT: Final = """
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 """
 
-FIND: Final = """
-    SELECT client_id, name, secret_hash, redirect_uris, scopes, grants, own_scopes,
-           resource_server, previous_secret_hash, previous_secret_expires_at
-      FROM oauth_clients
-     WHERE client_id = $1
-       AND deleted_at IS NULL
-"""
-
-# What is given to a client is written under this lock, so that a change of the client, or its
-# deletion, either is seen here or sees what was given.
-SHARE: Final = f"{FIND} FOR SHARE"
-
-LOCK: Final = f"{FIND} FOR UPDATE"
-
-LIST: Final = """
+_SELECT: Final = """
     SELECT client_id, name, secret_hash, redirect_uris, scopes, grants, own_scopes,
            resource_server, previous_secret_hash, previous_secret_expires_at
       FROM oauth_clients
      WHERE deleted_at IS NULL
-     ORDER BY created_at, client_id
 """
+
+FIND: Final = f"{_SELECT} AND client_id = $1"
+
+# What is granted to a client is written under this lock: a change of the client, or its deletion,
+# is either seen here or sees the grant.
+SHARE: Final = f"{FIND} FOR SHARE"
+
+LOCK: Final = f"{FIND} FOR UPDATE"
+
+LIST: Final = f"{_SELECT} ORDER BY created_at, client_id"
 
 UPDATE: Final = """
     UPDATE oauth_clients
@@ -53,7 +48,7 @@ DELETE: Final = """
 
 
 class OAuthClientRepository:
-    """OAuth clients, one statement a method."""
+    """OAuth clients, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -114,16 +109,11 @@ class OAuthClientRepository:
 def _client(row: Any) -> Client:
     grants = frozenset(map(Grant, row["grants"]))
     for_users = Grant.AUTHORIZATION_CODE in grants
-    return Client(
-        client_id=row["client_id"],
-        name=row["name"],
-        secret_hash=row["secret_hash"],
-        redirect_uris=tuple(row["redirect_uris"]),
+    columns = {
+        "redirect_uris": tuple(row["redirect_uris"]),
         # Those of a client that never acted for users are left from before there were grants.
-        scopes=frozenset(map(Scope, row["scopes"])) if for_users else frozenset(),
-        grants=grants,
-        own_scopes=frozenset(map(Scope, row["own_scopes"])),
-        resource_server=row["resource_server"],
-        previous_secret_hash=row["previous_secret_hash"],
-        previous_secret_expires_at=row["previous_secret_expires_at"],
-    )
+        "scopes": frozenset(map(Scope, row["scopes"])) if for_users else frozenset(),
+        "grants": grants,
+        "own_scopes": frozenset(map(Scope, row["own_scopes"])),
+    }
+    return Client(**{**row, **columns})

@@ -1,10 +1,10 @@
-"""The SQL of what is held about a person, to be given to that person: no hashes, no one else's."""
+"""The SQL of exporting what is stored about a person: without hashes and data of others."""
 
 from typing import Any, Final
 from uuid import UUID
 
 from service.domain.pages import Cursor
-from service.repositories.connection import Connection
+from service.repositories.connection import LAST_ID, Connection
 
 ACCOUNT: Final = """
     SELECT user_id AS id, email, email_confirmed_at, role, promoted_at, created_at, disabled_at,
@@ -74,12 +74,20 @@ SECURITY_EVENTS: Final = """
      WHERE user_id = $1
      ORDER BY occurred_at, security_event_id
 """
-_LAST_ID: Final = UUID(int=2**128 - 1)
+_OF_USER: Final = {
+    "identities": IDENTITIES,
+    "sessions": SESSIONS,
+    "granted_to_clients": GRANTS,
+    "mails_under_way": MAIL_TOKENS,
+    "referral_codes": CODES,
+    "security_events": SECURITY_EVENTS,
+    "referral": REFERRAL,
+}
 Row = dict[str, Any]
 
 
 class PersonalDataRepository:
-    """What the tables hold about one person, one statement a method."""
+    """What is stored about one person."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -88,34 +96,14 @@ class PersonalDataRepository:
         row = await self._connection.fetchrow(ACCOUNT, user_id)
         return None if row is None else dict(row)
 
-    async def identities(self, user_id: UUID) -> list[Row]:
-        return await self._all(IDENTITIES, user_id)
+    async def of_user(self, user_id: UUID) -> dict[str, list[Row]]:
+        """Return the rest, except the referrals, by its name in the export."""
+        return {name: await self._all(text, user_id) for name, text in _OF_USER.items()}
 
-    async def sessions(self, user_id: UUID) -> list[Row]:
-        return await self._all(SESSIONS, user_id)
-
-    async def grants(self, user_id: UUID) -> list[Row]:
-        """Return what the user has allowed clients in the last day."""
-        return await self._all(GRANTS, user_id)
-
-    async def mail_tokens(self, user_id: UUID) -> list[Row]:
-        return await self._all(MAIL_TOKENS, user_id)
-
-    async def codes(self, user_id: UUID) -> list[Row]:
-        return await self._all(CODES, user_id)
-
-    async def referral(self, user_id: UUID) -> Row | None:
-        """Return with whose code the user has registered."""
-        row = await self._connection.fetchrow(REFERRAL, user_id)
-        return None if row is None else dict(row)
-
-    async def referrals(self, user_id: UUID, limit: int, behind: Cursor | None) -> list[Row]:
+    async def referrals(self, user_id: UUID, limit: int, after: Cursor | None) -> list[Row]:
         """Return up to `limit` of those who registered with the user's codes, newest first."""
-        at, last_id = (behind.at, behind.row_id) if behind else (None, _LAST_ID)
+        at, last_id = (after.at, after.row_id) if after else (None, LAST_ID)
         return await self._all(REFERRALS, user_id, at, last_id, limit)
-
-    async def security_events(self, user_id: UUID) -> list[Row]:
-        return await self._all(SECURITY_EVENTS, user_id)
 
     async def _all(self, statement: str, *arguments: Any) -> list[Row]:
         return [dict(row) for row in await self._connection.fetch(statement, *arguments)]

@@ -1,11 +1,10 @@
-"""The SQL of referral codes."""
+"""The SQL of referral codes; that of using them is in referral_code_uses.py."""
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
-from asyncpg import SerializationError
 from uuid6 import uuid7
 
 from service.domain.errors import (
@@ -16,19 +15,21 @@ from service.domain.errors import (
 )
 from service.domain.pages import Cursor
 from service.domain.referral_codes import (
+    EndedReferralCode,
     OwnReferralCode,
     PublicReferralCode,
     ReferralCode,
     ReferralCodeState,
-    TakenReferralCode,
 )
-from service.repositories.connection import Connection
+from service.repositories.connection import LAST_ID, Connection
 from service.repositories.constraints import on_violation
 
-# What has expired holds neither its owner nor its name. It is ended first, because the new row
-# waits for the count; so is, where $9 says so, the owner's live code. Then the owner is locked, so
-# that a code is not made beside the account's erasure or a change of its email address. The job is
-# what use_cases/cache_invalidation.py plans for other writes.
+# An expired code holds neither its owner nor its name. It is ended first, because the new row waits
+# for the count; so is, if $9 says so, the owner's live code. Then the owner is locked, so that no
+# code is made during the account's erasure or a change of its email address.
+#
+# The only write that plans its job (see repositories/jobs.py) itself: a transaction around two
+# statements would take four round trips instead of one to create a code.
 ADD: Final = """
     WITH ended AS (
         UPDATE referral_codes
@@ -79,8 +80,8 @@ FIND_LIVE: Final = """
        AND c.expires_at > $2
 """
 
-# The release before this one stores no reason. An expired code it has ended at its expiry or
-# later, a replaced one at the instant at which the next one was made.
+# Codes ended by older releases have no reason: those ended an expired code at its expiry or later,
+# a replaced one at the instant its successor was made.
 NEWEST_OF_OWNER: Final = """
     SELECT c.referral_code_id, c.code, c.created_at, c.expires_at, c.max_uses,
            c.uses + COALESCE((SELECT sum(u.uses) FROM referral_code_uses u
@@ -103,7 +104,7 @@ NEWEST_OF_OWNER: Final = """
       FROM referral_codes c
      WHERE c.owner_id = $1
        AND (c.created_at, c.referral_code_id)
-           < (COALESCE($3::timestamptz, 'infinity'), COALESCE($4::uuid, $6))
+           < (COALESCE($3::timestamptz, 'infinity'), $4)
      ORDER BY c.created_at DESC, c.referral_code_id DESC
      LIMIT $5
 """
@@ -119,40 +120,6 @@ FIND_LIVE_BY_EMAILS: Final = """
        AND c.expires_at > $2
 """
 
-# As it was typed, or otherwise what the owner of its name has now: look-alikes are folded as the
-# trigger on referral_codes does it. Two owners may have live codes that look alike, from before
-# names had owners: each is found by its own spelling, any other one leads to the name's owner.
-FIND_USABLE: Final = """
-    SELECT c.referral_code_id, c.owner_id, c.code, c.expires_at
-      FROM referral_codes c
-      JOIN users u ON u.user_id = c.owner_id
-     WHERE c.referral_code_id = COALESCE(
-                (SELECT exact.referral_code_id
-                   FROM referral_codes exact
-                  WHERE exact.code = $1
-                    AND exact.ended_at IS NULL
-                    AND exact.expires_at > $2),
-                (SELECT alike.referral_code_id
-                   FROM referral_code_names n
-                   JOIN referral_codes alike ON alike.owner_id = n.owner_id
-                  WHERE n.name = translate($1, 'OIL', '011')
-                    AND alike.ended_at IS NULL
-                    AND translate(alike.code, 'OIL', '011') = n.name)
-           )
-       AND c.ended_at IS NULL
-       AND c.expires_at > $2
-       AND u.disabled_at IS NULL
-       AND u.erased_at IS NULL
-       AND (u.email_confirmed_at IS NOT NULL OR NOT $3)
-"""
-
-LOCK_OWNER: Final = """
-    SELECT user_id
-      FROM users
-     WHERE user_id = $1
-       FOR NO KEY UPDATE
-"""
-
 LOCK_LIVE: Final = """
     SELECT c.referral_code_id, u.email_confirmed_at IS NOT NULL AS confirmed
       FROM referral_codes c
@@ -162,7 +129,8 @@ LOCK_LIVE: Final = """
        FOR UPDATE OF c
 """
 
-# Of a row that is locked. Uses that get a limit are counted in the row from then on.
+# The row is locked. Uses of a code that gets a limit are counted in the row from then on. The owner
+# is locked, so that the email address is the one that look-ups go by at the commit.
 CHANGE: Final = """
     WITH counted AS (
         DELETE FROM referral_code_uses
@@ -177,25 +145,16 @@ CHANGE: Final = """
                end_reason = CASE WHEN $4 >= $3 THEN 'used-up' END
          WHERE referral_code_id = $1
         RETURNING owner_id
-    ), owner AS (
-        SELECT u.email_key
-          FROM changed c
-          JOIN users u ON u.user_id = c.owner_id
-           FOR KEY SHARE OF u
-    ), planned AS (
-        INSERT INTO jobs (job_id, kind, payload, created_at)
-        SELECT $6, 'forget', jsonb_build_array($7::text || email_key), $5
-          FROM owner
-         WHERE email_key IS NOT NULL
     )
-    SELECT email_key
-      FROM owner
+    SELECT u.email_key
+      FROM changed c
+      JOIN users u ON u.user_id = c.owner_id
+       FOR KEY SHARE OF u
 """
 
-# `was_there` is of the statement's snapshot: a code that is there, but is not ended, was ended by
-# another transaction first, for which this one waited. That may have put a new code in its place,
-# which the statement does not see. The owner is locked, so that the email address is the one that
-# look-ups go by when this is committed.
+# `was_there` is of the statement's snapshot: a code that was there but is not ended was ended by
+# another transaction, which this one waited for and which may have put a new code in its place.
+# The owner is locked as in CHANGE.
 END_OF_OWNER: Final = """
     WITH ended AS (
         UPDATE referral_codes
@@ -209,13 +168,9 @@ END_OF_OWNER: Final = """
           FROM ended e
           JOIN users u ON u.user_id = e.owner_id
            FOR KEY SHARE OF u
-    ), planned AS (
-        INSERT INTO jobs (job_id, kind, payload, created_at)
-        SELECT $3, 'forget', jsonb_build_array($4::text || email_key), $2
-          FROM owner
-         WHERE email_key IS NOT NULL
     )
-    SELECT o.expires_at, o.email_key, was_there
+    SELECT was_there, o.expires_at IS NOT NULL AS ended,
+           COALESCE(o.expires_at > $2, false) AS was_live, o.email_key AS owner_email_key
       FROM (SELECT EXISTS (SELECT FROM referral_codes WHERE owner_id = $1 AND ended_at IS NULL)
            ) AS snapshot (was_there)
       LEFT JOIN owner o ON true
@@ -227,99 +182,8 @@ DISOWN_NAMES: Final = """
      WHERE owner_id = $1
 """
 
-# Two ways to take a code. With `max_uses` the row is updated, so that registrations queue and the
-# limit is exact. Without, they share the row: they wait for nobody, only a deletion waits for them.
-# The owner is locked for the email address, as in END_OF_OWNER.
-TAKE: Final = """
-    WITH counted AS (
-        UPDATE referral_codes c
-           SET uses = c.uses + 1,
-               ended_at = CASE WHEN c.uses + 1 >= c.max_uses THEN $2::timestamptz END,
-               end_reason = CASE WHEN c.uses + 1 >= c.max_uses THEN 'used-up' END
-          FROM users u
-         WHERE c.code = $1
-           AND c.ended_at IS NULL
-           AND c.expires_at > $2
-           AND c.max_uses IS NOT NULL
-           AND u.user_id = c.owner_id
-           AND u.disabled_at IS NULL
-           AND (u.email_confirmed_at IS NOT NULL OR NOT $3)
-        RETURNING c.referral_code_id, c.owner_id, c.code, c.max_uses, c.ended_at
-    ), shared AS (
-        SELECT referral_code_id, owner_id, code, max_uses, ended_at
-          FROM referral_codes
-         WHERE code = $1
-           AND ended_at IS NULL
-           AND expires_at > $2
-           AND max_uses IS NULL
-           FOR SHARE
-    ), taken AS (
-        SELECT * FROM counted UNION ALL SELECT * FROM shared
-    )
-    SELECT t.referral_code_id, t.owner_id, u.email_key, t.code, t.max_uses,
-           t.ended_at IS NOT NULL AS used_up
-      FROM taken t
-      JOIN users u ON u.user_id = t.owner_id
-     WHERE u.disabled_at IS NULL
-       AND u.erased_at IS NULL
-       AND (u.email_confirmed_at IS NOT NULL OR NOT $3)
-       FOR KEY SHARE OF u
-"""
-
-# The same two ways. A code that has died stays as dead as it is.
-TAKE_BY_ID: Final = """
-    WITH counted AS (
-        UPDATE referral_codes c
-           SET uses = c.uses + 1,
-               ended_at = CASE WHEN c.ended_at IS NULL AND c.expires_at > $2
-                                AND c.uses + 1 >= c.max_uses
-                               THEN $2::timestamptz ELSE c.ended_at END,
-               end_reason = CASE WHEN c.ended_at IS NULL AND c.expires_at > $2
-                                  AND c.uses + 1 >= c.max_uses
-                                 THEN 'used-up' ELSE c.end_reason END
-          FROM users u
-         WHERE c.referral_code_id = $1
-           AND c.uses < c.max_uses
-           AND u.user_id = c.owner_id
-           AND u.erased_at IS NULL
-        RETURNING c.referral_code_id, c.owner_id, c.code, c.max_uses, c.uses
-    ), shared AS (
-        SELECT referral_code_id, owner_id, code, max_uses, uses
-          FROM referral_codes
-         WHERE referral_code_id = $1
-           AND max_uses IS NULL
-           FOR SHARE
-    ), taken AS (
-        SELECT * FROM counted UNION ALL SELECT * FROM shared
-    )
-    SELECT t.referral_code_id, t.owner_id, u.email_key, t.code, t.max_uses,
-           COALESCE(t.uses >= t.max_uses, false) AS used_up
-      FROM taken t
-      JOIN users u ON u.user_id = t.owner_id
-     WHERE u.erased_at IS NULL
-       FOR KEY SHARE OF u
-"""
-
-# Whether there is a use left of a code, dead or alive.
-IS_LEFT: Final = """
-    SELECT EXISTS (
-        SELECT FROM referral_codes c
-          JOIN users u ON u.user_id = c.owner_id
-         WHERE c.referral_code_id = $1
-           AND (c.max_uses IS NULL OR c.uses < c.max_uses)
-           AND u.erased_at IS NULL
-    )
-"""
-
-COUNT_USE: Final = """
-    INSERT INTO referral_code_uses (referral_code_id, slot, uses)
-    VALUES ($1, $2, 1)
-    ON CONFLICT (referral_code_id, slot)
-    DO UPDATE SET uses = referral_code_uses.uses + 1
-"""
-
-# A referral needs no look of its own: it is stored with a use of the code. What was used is marked,
-# so that the next round does not come by it again.
+# Referrals need no check of their own: each is stored with a use of the code. The next round skips
+# the codes that are marked as kept.
 DELETE_UNUSED: Final = """
     WITH ended AS (
         SELECT c.referral_code_id,
@@ -351,24 +215,29 @@ DELETE_UNUSED: Final = """
     )
     SELECT count(*) FROM ended
 """
-_LAST_ID: Final = UUID(int=2**128 - 1)
 
 
 class ReferralCodeRepository:
-    """Referral codes, one statement a method."""
+    """Referral codes as their owners manage them: one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def add(
-        self, code: ReferralCode, key: str, *, confirmed_only: bool, replacing: bool = False
+        self,
+        code: ReferralCode,
+        cache_prefix: str,
+        *,
+        confirmed_only: bool,
+        replacing: bool = False,
     ) -> tuple[str, bool]:
         """Store a live code; return its owner's email key, and whether it replaced a live one.
 
-        `key` is how the cache key begins that a job is to forget. Raises LiveReferralCodeExists
-        while its owner holds another (if it is `replacing`, only if that one has just been added),
-        ReferralCodeTaken if the name is another owner's, EmailNotConfirmed with `confirmed_only`
-        if the owner's email address is not confirmed, InvalidToken if the account is erased.
+        A job makes the cache forget `cache_prefix` with the email key. Raises
+        LiveReferralCodeExists while the owner has another code (when `replacing`, only one that was
+        added at the same moment), ReferralCodeTaken if the name is another owner's,
+        EmailNotConfirmed if `confirmed_only` and the owner's email address is not confirmed,
+        InvalidToken if the account is erased.
         """
         errors = {
             "referral_codes_one_live_per_owner": LiveReferralCodeExists,
@@ -384,7 +253,7 @@ class ReferralCodeRepository:
                 code.expires_at,
                 code.max_uses,
                 uuid7(),
-                key,
+                cache_prefix,
                 replacing,
                 confirmed_only,
             )
@@ -398,18 +267,11 @@ class ReferralCodeRepository:
         return None if row is None else ReferralCode(**row)
 
     async def newest_of_owner(
-        self, owner_id: UUID, now: datetime, limit: int, behind: Cursor | None
+        self, owner_id: UUID, now: datetime, limit: int, after: Cursor | None
     ) -> list[OwnReferralCode]:
-        """Return up to `limit` of the owner's codes, newest first, those behind the cursor."""
-        rows = await self._connection.fetch(
-            NEWEST_OF_OWNER,
-            owner_id,
-            now,
-            behind and behind.at,
-            behind and behind.row_id,
-            limit,
-            _LAST_ID,
-        )
+        """Return up to `limit` of the owner's codes, newest first, starting after the cursor."""
+        at, last_id = (after.at, after.row_id) if after else (None, LAST_ID)
+        rows = await self._connection.fetch(NEWEST_OF_OWNER, owner_id, now, at, last_id, limit)
         return [
             OwnReferralCode(**{**row, "state": ReferralCodeState(row["state"])}) for row in rows
         ]
@@ -417,9 +279,9 @@ class ReferralCodeRepository:
     async def find_live_by_emails(
         self, email_keys: Sequence[str], now: datetime, *, confirmed_only: bool
     ) -> dict[str, PublicReferralCode]:
-        """Return the live codes of those who have one, by email key.
+        """Return the live codes by email key.
 
-        With `confirmed_only` those whose email address is not confirmed have none.
+        If `confirmed_only`, an owner whose email address is not confirmed has none.
         """
         rows = await self._connection.fetch(FIND_LIVE_BY_EMAILS, email_keys, now, confirmed_only)
         return {
@@ -429,33 +291,11 @@ class ReferralCodeRepository:
             for row in rows
         }
 
-    async def find_usable(self, code: str, now: datetime, *, confirmed_only: bool) -> UUID | None:
-        """Return the id of the live code with which a person who types `code` can register now."""
-        row = await self._connection.fetchrow(FIND_USABLE, code, now, confirmed_only)
-        return None if row is None else row["referral_code_id"]
-
-    async def find_public(
-        self, code: str, now: datetime, *, confirmed_only: bool
-    ) -> PublicReferralCode | None:
-        """Return the code that `find_usable` finds, as anyone may see it."""
-        row = await self._connection.fetchrow(FIND_USABLE, code, now, confirmed_only)
-        return (
-            None
-            if row is None
-            else PublicReferralCode(
-                code=row["code"], expires_at=row["expires_at"], referrer_id=row["owner_id"]
-            )
-        )
-
-    async def lock_owner(self, owner_id: UUID) -> None:
-        """Let one replacement of an owner's code at a time go on until it commits."""
-        await self._connection.fetchval(LOCK_OWNER, owner_id)
-
     async def lock_live(self, owner_id: UUID, *, confirmed_only: bool) -> UUID | None:
         """Lock the owner's code that has not been ended, and return its id, if there is one.
 
-        Nobody counts a use of it, or ends it, until the transaction ends. Raises EmailNotConfirmed
-        with `confirmed_only` if the owner's email address is not confirmed.
+        No use of it is counted, and it does not end, until the transaction ends. Raises
+        EmailNotConfirmed if `confirmed_only` and the owner's email address is not confirmed.
         """
         row = await self._connection.fetchrow(LOCK_LIVE, owner_id)
         if row is None:
@@ -465,71 +305,25 @@ class ReferralCodeRepository:
         referral_code_id: UUID = row["referral_code_id"]
         return referral_code_id
 
-    async def change(self, code: ReferralCode, now: datetime, key: str) -> str | None:
+    async def change(self, code: ReferralCode, now: datetime) -> str | None:
         """Store expiry and limit of a code that is locked; return its owner's email key.
 
-        The code ends if no use is left. `key` is how the cache key begins that a job is to forget.
+        The code ends if no use is left.
         """
         email_key: str | None = await self._connection.fetchval(
-            CHANGE,
-            code.referral_code_id,
-            code.expires_at,
-            code.max_uses,
-            code.uses,
-            now,
-            uuid7(),
-            key,
+            CHANGE, code.referral_code_id, code.expires_at, code.max_uses, code.uses, now
         )
         return email_key
 
-    async def end_of_owner(
-        self, owner_id: UUID, now: datetime, key: str
-    ) -> tuple[bool, str | None] | None:
-        """End the owner's code; return whether it was live until now, and the email key.
-
-        `key` is how the cache key begins that a job is to forget. None if there is nothing to end.
-        """
-        while True:
-            row = await self._connection.fetchrow(END_OF_OWNER, owner_id, now, uuid7(), key)
-            assert row is not None
-            if row["expires_at"] is not None:
-                return row["expires_at"] > now, row["email_key"]
-            if not row["was_there"]:
-                return None
+    async def end_of_owner(self, owner_id: UUID, now: datetime) -> EndedReferralCode:
+        """End the owner's code; see use_cases/locks.py for one that is replaced at this moment."""
+        row = await self._connection.fetchrow(END_OF_OWNER, owner_id, now)
+        assert row is not None
+        return EndedReferralCode(**row)
 
     async def disown_names(self, owner_id: UUID) -> None:
-        """Forget whose the owner's names were: they stay taken."""
+        """Forget the owner of the names, which stay taken."""
         await self._connection.execute(DISOWN_NAMES, owner_id)
-
-    async def take(
-        self, code: str, now: datetime, *, confirmed_only: bool
-    ) -> TakenReferralCode | None:
-        """Count one use of a live code towards `max_uses`; return it, or None if none lives.
-
-        With `confirmed_only` no code lives whose owner's email address is not confirmed.
-        """
-        row = await self._connection.fetchrow(TAKE, code, now, confirmed_only)
-        if row is None:
-            found = await self._connection.fetchrow(FIND_USABLE, code, now, confirmed_only)
-            if found is None:
-                return None
-            if found["code"] != code:  # it was typed with a look-alike
-                row = await self._connection.fetchrow(TAKE, found["code"], now, confirmed_only)
-        return _taken(row)
-
-    async def take_by_id(self, referral_code_id: UUID, now: datetime) -> TakenReferralCode | None:
-        """Count one use of a code that was live when its id was found.
-
-        It may have died since. Returns None if it is used up, or its owner's account erased.
-        """
-        row = await self._connection.fetchrow(TAKE_BY_ID, referral_code_id, now)
-        if row is None and not await self._connection.fetchval(IS_LEFT, referral_code_id):
-            return None
-        return _taken(row)
-
-    async def count_use(self, referral_code_id: UUID, slot: int) -> None:
-        """Count one use of a code that has no `max_uses`."""
-        await self._connection.execute(COUNT_USE, referral_code_id, slot)
 
     async def delete_unused(self, before: datetime) -> int:
         """Delete codes that ended before then and were never used.
@@ -538,22 +332,3 @@ class ReferralCodeRepository:
         """
         found: int = await self._connection.fetchval(DELETE_UNUSED, before)
         return found
-
-
-def _taken(row: Any) -> TakenReferralCode:
-    """Return the code of the row; raise SerializationError, and begin anew, if there is none.
-
-    Then it is there all the same: another transaction, for which this one has waited, has put it in
-    the place of one of the same name, or has given it a limit. With a second try in the same
-    transaction two that hold the row by now could wait for each other.
-    """
-    if row is None:
-        raise SerializationError("the referral code was changed by another transaction")
-    return TakenReferralCode(
-        referral_code_id=row["referral_code_id"],
-        owner_id=row["owner_id"],
-        owner_email_key=row["email_key"],
-        code=row["code"],
-        max_uses=row["max_uses"],
-        used_up=row["used_up"],
-    )

@@ -8,9 +8,9 @@ from uuid6 import uuid7
 
 from service.domain.pages import Cursor
 from service.domain.security_events import Activity, Origin, SecurityEvent
-from service.repositories.connection import Connection, rows_in
+from service.repositories.connection import LAST_ID, Connection
 
-# The lock makes the account's end wait, or be seen: nothing is stored of an erased one.
+# The lock makes the account's erasure wait, or be seen: nothing is stored of an erased account.
 INSERT: Final = """
     INSERT INTO security_events
            (security_event_id, user_id, event, occurred_at, address, user_agent)
@@ -21,7 +21,7 @@ INSERT: Final = """
        FOR KEY SHARE
 """
 
-# One row whether or not there is such an account: the time must not say which. The lock makes its
+# One row whether or not there is such an account: timing must not reveal it. The lock makes its
 # erasure wait, or be seen.
 INSERT_FAILED_SIGN_IN: Final = """
     INSERT INTO security_events
@@ -36,12 +36,12 @@ NEWEST: Final = """
      WHERE user_id = $1
        AND occurred_at > $2
        AND (occurred_at, security_event_id)
-           < (coalesce($4::timestamptz, 'infinity'), coalesce($5::uuid, $6))
+           < (coalesce($4::timestamptz, 'infinity'), $5)
      ORDER BY occurred_at DESC, security_event_id DESC
      LIMIT $3
 """
 
-# Each batch begins behind the one before it, and does not read the rows that are gone once more.
+# Each batch starts after the previous one, and so does not read deleted rows again.
 DELETE_OF_USER: Final = """
     DELETE FROM security_events
      WHERE security_event_id = ANY (ARRAY(
@@ -56,20 +56,12 @@ DELETE_OF_USER: Final = """
     RETURNING occurred_at, security_event_id
 """
 
-DELETE_OLD: Final = """
-    DELETE FROM security_events
-     WHERE security_event_id IN (
-        SELECT security_event_id FROM security_events
-         WHERE occurred_at <= $1 ORDER BY occurred_at LIMIT 1000
-     )
-"""
 MOST_AT_ONCE: Final = 1000
-"""So many rows one statement deletes."""
-_LAST_ID: Final = UUID(int=2**128 - 1)
+"""Rows that one statement deletes."""
 
 
 class SecurityEventRepository:
-    """Security events, one statement a method."""
+    """Security events, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -96,22 +88,18 @@ class SecurityEventRepository:
         return user_id
 
     async def newest(
-        self, user_id: UUID, since: datetime, limit: int, behind: Cursor | None
+        self, user_id: UUID, since: datetime, limit: int, after: Cursor | None
     ) -> list[Activity]:
         """Return up to `limit` of the user's events later than `since`, newest first."""
-        at, row_id = (behind.at, behind.row_id) if behind else (None, None)
-        rows = await self._connection.fetch(NEWEST, user_id, since, limit, at, row_id, _LAST_ID)
+        at, last_id = (after.at, after.row_id) if after else (None, LAST_ID)
+        rows = await self._connection.fetch(NEWEST, user_id, since, limit, at, last_id)
         return [Activity(**row) for row in rows]
 
     async def delete_of_user(self, user_id: UUID) -> None:
-        """Delete the user's events, in batches: strangers cause some too, by failing to sign in."""
-        last = (datetime(9999, 12, 31, tzinfo=UTC), _LAST_ID)
+        """Delete the user's events, however many: failed sign-ins of strangers are among them."""
+        last = (datetime(9999, 12, 31, tzinfo=UTC), LAST_ID)
         while True:
             rows = await self._connection.fetch(DELETE_OF_USER, user_id, *last)
             if len(rows) < MOST_AT_ONCE:
                 return
             last = min((row["occurred_at"], row["security_event_id"]) for row in rows)
-
-    async def delete_old(self, before: datetime) -> int:
-        """Delete up to 1,000 events that are older; return how many."""
-        return rows_in(await self._connection.execute(DELETE_OLD, before))

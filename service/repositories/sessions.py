@@ -9,14 +9,19 @@ from service.domain.pages import Cursor
 from service.domain.scopes import Scope
 from service.domain.sessions import Session
 from service.domain.users import Role
-from service.repositories.connection import Connection, rows_in
+from service.repositories.connection import LAST_ID, Connection
 
 MOST_AT_ONCE: Final = 1000
-"""So many rows one statement ends or deletes: it is done long before its time is up."""
+"""Rows that one statement ends or deletes: it finishes long before its timeout."""
 
-# The lock makes a change of password or a disabling wait, or this statement see it: a sign-in with
-# the old password leaves no session behind the change. Other sign-ins of the user wait too, so that
-# each sees the sessions of those before it, and END_SURPLUS counts exactly.
+_COLUMNS: Final = """
+    s.session_id, s.user_id, s.client_id, s.origin, s.scopes, s.counter, s.user_agent,
+    s.created_at, s.refreshed_at, s.expires_at
+"""
+
+# The lock makes a change of password or disabling the account wait, or this statement see it: a
+# sign-in with the old password leaves no session after the change. Other sign-ins of the user wait
+# too, so each sees the sessions before it, and END_SURPLUS counts exactly.
 INSERT: Final = """
     INSERT INTO sessions (session_id, user_id, client_id, origin, scopes, counter, user_agent,
                           created_at, refreshed_at, expires_at)
@@ -30,7 +35,7 @@ INSERT: Final = """
     RETURNING session_id
 """
 
-# The share lock, as for a user: a client that is changed or deleted leaves no session behind.
+# FOR SHARE for the same reason: a client that is changed or deleted keeps no session.
 INSERT_OF_CLIENT: Final = """
     INSERT INTO sessions (session_id, client_id, origin, scopes,
                           created_at, refreshed_at, expires_at)
@@ -55,7 +60,7 @@ EXPIRIES_IF_OPEN: Final = """
        AND u.erased_at IS NULL
 """
 
-ROTATE: Final = """
+ROTATE: Final = f"""
     UPDATE sessions s
        SET counter = s.counter + 1, refreshed_at = $3
       FROM users u
@@ -67,13 +72,11 @@ ROTATE: Final = """
        AND u.user_id = s.user_id
        AND u.disabled_at IS NULL
        AND u.erased_at IS NULL
-    RETURNING s.session_id, s.user_id, s.client_id, s.origin, s.scopes, s.counter, s.user_agent,
-              s.created_at, s.refreshed_at, s.expires_at, u.role
+    RETURNING {_COLUMNS}, u.role
 """
 
-FIND_OPEN: Final = """
-    SELECT s.session_id, s.user_id, s.client_id, s.origin, s.scopes, s.counter, s.user_agent,
-           s.created_at, s.refreshed_at, s.expires_at, u.role
+FIND_OPEN: Final = f"""
+    SELECT {_COLUMNS}, u.role
       FROM sessions s
       JOIN users u ON u.user_id = s.user_id
      WHERE s.session_id = $1
@@ -83,7 +86,7 @@ FIND_OPEN: Final = """
        AND u.erased_at IS NULL
 """
 
-# The caller holds the user's row. The share lock makes the session's end wait, or be seen.
+# The caller has locked the user. The share lock makes the session's end wait, or be seen.
 LOCK_OPEN: Final = """
     SELECT s.session_id
       FROM sessions s
@@ -97,36 +100,23 @@ LOCK_OPEN: Final = """
        FOR SHARE OF s
 """
 
-NEWEST_OPEN: Final = """
-    SELECT session_id, user_id, client_id, origin, scopes, counter, user_agent,
-           created_at, refreshed_at, expires_at
-      FROM sessions
-     WHERE user_id = $1
-       AND ended_at IS NULL
-       AND expires_at > $2
-     ORDER BY created_at DESC, session_id DESC
+NEWEST_OPEN: Final = f"""
+    SELECT {_COLUMNS}
+      FROM sessions s
+     WHERE s.user_id = $1
+       AND s.ended_at IS NULL
+       AND s.expires_at > $2
+       AND (s.created_at, s.session_id) < (coalesce($4::timestamptz, 'infinity'), $5)
+     ORDER BY s.created_at DESC, s.session_id DESC
      LIMIT $3
 """
 
-NEWEST_OPEN_BEHIND: Final = """
-    SELECT session_id, user_id, client_id, origin, scopes, counter, user_agent,
-           created_at, refreshed_at, expires_at
-      FROM sessions
-     WHERE user_id = $1
-       AND ended_at IS NULL
-       AND expires_at > $2
-       AND (created_at, session_id) < ($4, $5)
-     ORDER BY created_at DESC, session_id DESC
-     LIMIT $3
-"""
-
-END: Final = """
-    UPDATE sessions
+END: Final = f"""
+    UPDATE sessions s
        SET ended_at = $2
-     WHERE session_id = $1
-       AND ended_at IS NULL
-    RETURNING session_id, user_id, client_id, origin, scopes, counter, user_agent,
-              created_at, refreshed_at, expires_at
+     WHERE s.session_id = $1
+       AND s.ended_at IS NULL
+    RETURNING {_COLUMNS}
 """
 
 SHORTEN: Final = """
@@ -145,7 +135,7 @@ END_OWN: Final = """
     RETURNING session_id
 """
 
-# The one that has just begun stays, whatever other machines' clocks say.
+# The new session stays, whatever other machines' clocks say.
 END_SURPLUS: Final = """
     UPDATE sessions
        SET ended_at = $3
@@ -164,8 +154,8 @@ END_SURPLUS: Final = """
     RETURNING session_id
 """
 
-# Each batch begins behind the one before it, and does not read the rows that are done once more.
-# They are locked in order, so that those which others end meanwhile do not count towards the limit.
+# Each batch starts after the previous one, and so does not read finished rows again. The rows are
+# locked in order, so those that others end meanwhile do not count towards the limit.
 END_ALL_BUT: Final = """
     UPDATE sessions
        SET ended_at = $3
@@ -183,7 +173,7 @@ END_ALL_BUT: Final = """
     RETURNING created_at, session_id
 """
 
-# Locked in order, so that those which others end meanwhile do not count towards the limit.
+# Locked in order, as in END_ALL_BUT.
 END_OF_CLIENT: Final = """
     UPDATE sessions
        SET ended_at = $3
@@ -215,34 +205,19 @@ DELETE_OF_USER: Final = """
     RETURNING session_id, ended_at IS NULL AS is_open
 """
 
-DELETE_EXPIRED: Final = """
-    DELETE FROM sessions
-     WHERE session_id = ANY (ARRAY(
-        SELECT session_id FROM sessions WHERE expires_at <= $1 ORDER BY expires_at LIMIT 1000
-           FOR UPDATE SKIP LOCKED
-     ))
-"""
-
-DELETE_ENDED: Final = """
-    DELETE FROM sessions
-     WHERE session_id = ANY (ARRAY(
-        SELECT session_id FROM sessions WHERE ended_at <= $1 ORDER BY ended_at LIMIT 1000
-           FOR UPDATE SKIP LOCKED
-     ))
-"""
 _BEGINNING: Final = (datetime(1, 1, 2, tzinfo=UTC), UUID(int=0))
 
 
 class SessionRepository:
-    """Sessions, one statement a method."""
+    """Sessions: one statement per method, repeated for each batch of 1,000."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def add(self, session: Session, password_hash: str | None) -> bool:
-        """Store a user's session; return False, and do not, if the user may not sign in.
+        """Store a user's session; return False if the user may not sign in.
 
-        Nor if the password's hash is no longer the one given.
+        Nor if `password_hash` is given and no longer the user's.
         """
         session_id = await self._connection.fetchval(
             INSERT,
@@ -261,7 +236,7 @@ class SessionRepository:
         return session_id is not None
 
     async def add_of_client(self, session: Session) -> bool:
-        """Store the session of a client that speaks for itself; return False if it may not."""
+        """Store a session of a client of its own; return False if the client may not have one."""
         session_id = await self._connection.fetchval(
             INSERT_OF_CLIENT,
             session.session_id,
@@ -277,14 +252,14 @@ class SessionRepository:
     async def expiries_if_open(
         self, session_ids: Sequence[UUID], now: datetime
     ) -> dict[UUID, datetime]:
-        """Return when those of the sessions expire that live and whose user may act."""
+        """Return the expiry of each session that is open and whose user may act."""
         rows = await self._connection.fetch(EXPIRIES_IF_OPEN, session_ids, now)
         return {row["session_id"]: row["expires_at"] for row in rows}
 
     async def rotate(
         self, session_id: UUID, counter: int, client_id: str, now: datetime
     ) -> tuple[Session, Role] | None:
-        """Count one rotation if `counter` is the present one; return what it is then, else None."""
+        """Count one rotation if `counter` is current; return the session as it is then, or None."""
         row = await self._connection.fetchrow(ROTATE, session_id, counter, now, client_id)
         return None if row is None else _with_role(row)
 
@@ -294,7 +269,7 @@ class SessionRepository:
         return None if row is None else _with_role(row)
 
     async def lock_open(self, session_id: UUID, user_id: UUID, now: datetime) -> bool:
-        """Return whether the user may act in the session; it stays open until the transaction ends.
+        """Return whether the session is open; it stays so until the transaction ends.
 
         The caller has locked the user.
         """
@@ -302,15 +277,11 @@ class SessionRepository:
         return found is not None
 
     async def newest_open(
-        self, user_id: UUID, now: datetime, limit: int, behind: Cursor | None
+        self, user_id: UUID, now: datetime, limit: int, after: Cursor | None
     ) -> list[Session]:
         """Return up to `limit` of the user's open sessions, newest first."""
-        if behind is None:
-            rows = await self._connection.fetch(NEWEST_OPEN, user_id, now, limit)
-        else:
-            rows = await self._connection.fetch(
-                NEWEST_OPEN_BEHIND, user_id, now, limit, behind.at, behind.row_id
-            )
+        at, last_id = (after.at, after.row_id) if after else (None, LAST_ID)
+        rows = await self._connection.fetch(NEWEST_OPEN, user_id, now, limit, at, last_id)
         return [_session(row) for row in rows]
 
     async def end(self, session_id: UUID, now: datetime) -> Session | None:
@@ -319,19 +290,19 @@ class SessionRepository:
         return None if row is None else _session(row)
 
     async def shorten(self, session_id: UUID, expires_at: datetime) -> None:
-        """Let the session expire then, if it would do so later."""
+        """Make the session expire at `expires_at` at the latest."""
         await self._connection.execute(SHORTEN, session_id, expires_at)
 
     async def end_own(self, session_id: UUID, user_id: UUID, now: datetime) -> bool:
-        """End the session if it is the user's; return whether it was, and open."""
+        """End the session if it is the user's and open; return whether it was."""
         return await self._connection.fetchval(END_OWN, session_id, user_id, now) is not None
 
     async def end_surplus(
         self, user_id: UUID, new_session_id: UUID, most_open: int, now: datetime
     ) -> list[UUID]:
-        """End the user's oldest sessions, up to 1,000, so that `most_open` are left; return them.
+        """End the user's oldest sessions, up to 1,000, beyond `most_open`; return their ids.
 
-        In the transaction that has added the new one, which stays.
+        In the transaction that added the new session, which stays.
         """
         rows = await self._connection.fetch(END_SURPLUS, user_id, new_session_id, now, most_open)
         return [row["session_id"] for row in rows]
@@ -339,7 +310,7 @@ class SessionRepository:
     async def end_all_but(
         self, user_id: UUID, kept_session_id: UUID | None, now: datetime
     ) -> list[UUID]:
-        """End the user's sessions but the kept one, in batches; return those that were ended."""
+        """End the user's sessions except the kept one; return the ids of those ended."""
         ended: list[UUID] = []
         last = _BEGINNING
         while True:
@@ -349,16 +320,13 @@ class SessionRepository:
                 return ended
             last = max((row["created_at"], row["session_id"]) for row in rows)
 
-    async def end_of_client(self, client_id: str, behind: UUID, now: datetime) -> list[UUID]:
-        """End up to MOST_AT_ONCE of the client's sessions with ids behind that one; return them."""
-        rows = await self._connection.fetch(END_OF_CLIENT, client_id, behind, now)
+    async def end_of_client(self, client_id: str, after: UUID, now: datetime) -> list[UUID]:
+        """End up to MOST_AT_ONCE of the client's sessions with ids after that one; return them."""
+        rows = await self._connection.fetch(END_OF_CLIENT, client_id, after, now)
         return [row["session_id"] for row in rows]
 
     async def delete_of_user(self, user_id: UUID) -> list[UUID]:
-        """Delete the user's sessions, which say what browser the user has, in batches.
-
-        Returns those that were open.
-        """
+        """Delete the user's sessions, ended ones too; return the ids of those that were open."""
         were_open: list[UUID] = []
         _, last = _BEGINNING
         while True:
@@ -368,30 +336,13 @@ class SessionRepository:
                 return were_open
             last = max(row["session_id"] for row in rows)
 
-    async def delete_expired(self, now: datetime) -> int:
-        """Delete up to 1,000 sessions that have expired; return how many."""
-        return rows_in(await self._connection.execute(DELETE_EXPIRED, now))
-
-    async def delete_ended(self, before: datetime) -> int:
-        """Delete up to 1,000 sessions that ended before then; return how many."""
-        return rows_in(await self._connection.execute(DELETE_ENDED, before))
-
 
 def _with_role(row: Any) -> tuple[Session, Role]:
-    return _session(row), Role(row["role"])
+    columns = dict(row)
+    role = Role(columns.pop("role"))
+    return _session(columns), role
 
 
 def _session(row: Any) -> Session:
-    scopes = row["scopes"]
-    return Session(
-        session_id=row["session_id"],
-        user_id=row["user_id"],
-        client_id=row["client_id"],
-        origin=row["origin"],
-        scopes=None if scopes is None else frozenset(map(Scope, scopes)),
-        counter=row["counter"],
-        user_agent=row["user_agent"],
-        created_at=row["created_at"],
-        refreshed_at=row["refreshed_at"],
-        expires_at=row["expires_at"],
-    )
+    scopes = None if row["scopes"] is None else frozenset(map(Scope, row["scopes"]))
+    return Session(**{**row, "scopes": scopes})

@@ -1,10 +1,10 @@
-"""The SQL of sign-ins with other issuers that are under way."""
+"""The SQL of unfinished sign-ins with other issuers."""
 
 from datetime import datetime
 from typing import Final
 
 from service.domain.identities import SignIn
-from service.repositories.connection import Connection, rows_in
+from service.repositories.connection import Connection
 
 INSERT: Final = """
     INSERT INTO sign_ins (state_hash, browser_hash, provider, nonce, code_verifier, referral_code,
@@ -21,8 +21,8 @@ FIND_REQUEST: Final = """
        AND expires_at > $4
 """
 
-# Deleting is what makes it good for once: of two callbacks one gets the row. Another browser,
-# or another provider, gets nothing and ends nothing.
+# Deleting makes it good for one use: of two callbacks one gets the row. Another browser or provider
+# gets nothing and ends nothing.
 TAKE: Final = """
     DELETE FROM sign_ins
      WHERE state_hash = $1
@@ -33,16 +33,9 @@ TAKE: Final = """
               created_at, expires_at, authorization_request
 """
 
-DELETE_EXPIRED: Final = """
-    DELETE FROM sign_ins
-     WHERE state_hash IN (
-        SELECT state_hash FROM sign_ins WHERE expires_at <= $1 ORDER BY expires_at LIMIT 1000
-     )
-"""
-
 
 class SignInRepository:
-    """Sign-ins, one statement a method."""
+    """Sign-ins, one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -64,7 +57,7 @@ class SignInRepository:
     async def find_request(
         self, state_hash: bytes, browser_hash: bytes, provider: str, now: datetime
     ) -> str | None:
-        """Return what the sign-in that this browser began is to go on with, if anything."""
+        """Return what the sign-in that this browser began continues with, if anything."""
         request: str | None = await self._connection.fetchval(
             FIND_REQUEST, state_hash, browser_hash, provider, now
         )
@@ -73,10 +66,6 @@ class SignInRepository:
     async def take(
         self, state_hash: bytes, browser_hash: bytes, provider: str, now: datetime
     ) -> SignIn | None:
-        """Return the sign-in that this browser began, once; afterwards there is none."""
+        """Delete the sign-in that this browser began, and return it."""
         row = await self._connection.fetchrow(TAKE, state_hash, browser_hash, provider, now)
         return None if row is None else SignIn(**row)
-
-    async def delete_expired(self, now: datetime) -> int:
-        """Delete up to 1,000 sign-ins that have expired; return how many."""
-        return rows_in(await self._connection.execute(DELETE_EXPIRED, now))

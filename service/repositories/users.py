@@ -6,14 +6,16 @@ from typing import Any, Final
 from uuid import UUID
 
 from service.domain.email_verification import Verdict, Verification
+from service.domain.emails import Email
 from service.domain.errors import EmailTaken
 from service.domain.pages import Cursor
 from service.domain.sessions import Credentials
-from service.domain.users import Admin, Email, Role, User
-from service.repositories.connection import Connection
+from service.domain.users import Admin, LockedUser, Role, User
+from service.repositories.connection import LAST_ID, Connection
 from service.repositories.constraints import on_violation
 
-# No violation of users_email_unique: PostgreSQL would log the e-mail, and give up the transaction.
+# ON CONFLICT, because PostgreSQL would log the email address of a violation, and abort the
+# transaction.
 INSERT: Final = """
     INSERT INTO users (user_id, email, email_key, password_hash, role, created_at,
                        email_confirmed_at, confirmation_required,
@@ -23,73 +25,46 @@ INSERT: Final = """
     RETURNING user_id
 """
 
-FIND: Final = """
-    SELECT u.user_id, u.email, u.role, u.created_at, u.email_confirmed_at, u.disabled_at,
-           u.confirmation_required, u.email_verdict, u.email_verdict_source, u.email_checked_at,
-           r.referrer_id, r.flags
+_SELECT: Final = """
+    SELECT u.user_id, u.email, u.email_confirmed_at IS NOT NULL AS email_confirmed, u.role,
+           u.created_at, u.disabled_at IS NOT NULL AS disabled, r.referrer_id,
+           u.confirmation_required AND u.email_confirmed_at IS NULL AS awaits_confirmation,
+           u.email_verdict, u.email_verdict_source, u.email_checked_at,
+           coalesce(r.flags, '{}') AS referral_flags
       FROM users u
       LEFT JOIN referrals r ON r.user_id = u.user_id
-     WHERE u.user_id = $1
-       AND u.erased_at IS NULL
 """
 
-FIND_SEVERAL: Final = """
-    SELECT u.user_id, u.email, u.role, u.created_at, u.email_confirmed_at, u.disabled_at,
-           u.confirmation_required, u.email_verdict, u.email_verdict_source, u.email_checked_at,
-           r.referrer_id, r.flags
-      FROM users u
-      LEFT JOIN referrals r ON r.user_id = u.user_id
+FIND_SEVERAL: Final = f"""
+    {_SELECT}
      WHERE u.user_id = ANY ($1)
        AND u.erased_at IS NULL
 """
 
-FIND_BY_EMAIL: Final = """
-    SELECT u.user_id, u.email, u.role, u.created_at, u.email_confirmed_at, u.disabled_at,
-           u.confirmation_required, u.email_verdict, u.email_verdict_source, u.email_checked_at,
-           r.referrer_id, r.flags
-      FROM users u
-      LEFT JOIN referrals r ON r.user_id = u.user_id
+FIND_BY_EMAIL: Final = f"""
+    {_SELECT}
      WHERE u.email_key = $1
 """
 
-NEWEST: Final = """
-    SELECT u.user_id, u.email, u.role, u.created_at, u.email_confirmed_at, u.disabled_at,
-           u.confirmation_required, u.email_verdict, u.email_verdict_source, u.email_checked_at,
-           r.referrer_id, r.flags
-      FROM users u
-      LEFT JOIN referrals r ON r.user_id = u.user_id
+NEWEST: Final = f"""
+    {_SELECT}
      WHERE u.erased_at IS NULL
+       AND (u.created_at, u.user_id) < (coalesce($2::timestamptz, 'infinity'), $3)
      ORDER BY u.created_at DESC, u.user_id DESC
      LIMIT $1
 """
 
-NEWEST_BEHIND: Final = """
-    SELECT u.user_id, u.email, u.role, u.created_at, u.email_confirmed_at, u.disabled_at,
-           u.confirmation_required, u.email_verdict, u.email_verdict_source, u.email_checked_at,
-           r.referrer_id, r.flags
-      FROM users u
-      LEFT JOIN referrals r ON r.user_id = u.user_id
-     WHERE u.erased_at IS NULL
-       AND (u.created_at, u.user_id) < ($2, $3)
-     ORDER BY u.created_at DESC, u.user_id DESC
-     LIMIT $1
-"""
-
-FIND_CREDENTIALS_BY_EMAIL: Final = """
-    SELECT user_id, role, password_hash, disabled_at, email_confirmed_at,
+_SELECT_CREDENTIALS: Final = """
+    SELECT user_id, role, password_hash, disabled_at IS NOT NULL AS disabled,
+           email_confirmed_at IS NOT NULL AS email_confirmed,
            confirmation_required AND email_confirmed_at IS NULL AS awaits_confirmation
       FROM users
-     WHERE email_key = $1
-       AND password_hash IS NOT NULL
+     WHERE password_hash IS NOT NULL
 """
 
-FIND_CREDENTIALS: Final = """
-    SELECT user_id, role, password_hash, disabled_at, email_confirmed_at,
-           confirmation_required AND email_confirmed_at IS NULL AS awaits_confirmation
-      FROM users
-     WHERE user_id = $1
-       AND password_hash IS NOT NULL
-"""
+FIND_CREDENTIALS_BY_EMAIL: Final = f"{_SELECT_CREDENTIALS} AND email_key = $1"
+
+FIND_CREDENTIALS: Final = f"{_SELECT_CREDENTIALS} AND user_id = $1"
 
 FIND_EMAIL_KEY: Final = """
     SELECT email_key
@@ -143,7 +118,7 @@ CONFIRM_EMAIL: Final = """
     RETURNING user_id
 """
 
-# The look decides nothing: it keeps PostgreSQL from logging the email address of a violation.
+# NOT EXISTS decides nothing: it keeps PostgreSQL from logging the email address of a violation.
 CHANGE_EMAIL: Final = """
     UPDATE users
        SET email = $2, email_key = $3, email_confirmed_at = $4,
@@ -154,24 +129,22 @@ CHANGE_EMAIL: Final = """
     RETURNING user_id
 """
 
-LOCK: Final = """
-    SELECT email, email_key, email_confirmed_at IS NOT NULL AS email_confirmed
+_SELECT_TO_LOCK: Final = """
+    SELECT user_id, role, email, email_key, email_confirmed_at IS NOT NULL AS email_confirmed
       FROM users
-     WHERE user_id = $1
-       AND erased_at IS NULL
-       FOR UPDATE
+     WHERE erased_at IS NULL
 """
 
-LOCK_BY_EMAIL: Final = """
-    SELECT user_id, role, email_confirmed_at IS NOT NULL AS email_confirmed
-      FROM users
-     WHERE email_key = $1
-       FOR UPDATE
-"""
+LOCK: Final = f"{_SELECT_TO_LOCK} AND user_id = $1 FOR UPDATE"
 
-# All of them in one order: of two admins who disable each other, one waits, and then sees what the
-# other has done. NO KEY, because registrations with an admin's code hold a key lock on the admin
-# behind the code's, and this lock is taken before the code's.
+LOCK_BY_EMAIL: Final = f"{_SELECT_TO_LOCK} AND email_key = $1 FOR UPDATE"
+
+# Weaker than LOCK, so that registrations with the account's code, which hold a key lock on it, do
+# not wait.
+HOLD: Final = f"{_SELECT_TO_LOCK} AND user_id = $1 FOR NO KEY UPDATE"
+
+# All in one order: of two admins who disable each other, one waits and then sees what the other
+# did. NO KEY for the same reason as in HOLD.
 LOCK_ADMINS: Final = """
     SELECT user_id
       FROM users
@@ -190,14 +163,15 @@ LOCK_ADMINS: Final = """
 """
 
 LIST_ADMINS: Final = """
-    SELECT user_id, email, email_confirmed_at, promoted_at, disabled_at
+    SELECT user_id, email, email_confirmed_at IS NOT NULL AS email_confirmed, promoted_at,
+           disabled_at IS NOT NULL AS disabled
       FROM users
      WHERE role = 'admin'
        AND erased_at IS NULL
      ORDER BY promoted_at NULLS FIRST, user_id
 """
 
-IDS_BEHIND: Final = """
+IDS_AFTER: Final = """
     SELECT user_id
       FROM users
      WHERE user_id > $1
@@ -212,7 +186,7 @@ SET_HASH: Final = """
      WHERE user_id = $1
 """
 
-# Of the e-mail that was asked about, which may have been changed meanwhile.
+# The email address that was checked may have been changed since.
 SET_VERIFICATION: Final = """
     UPDATE users
        SET email_verdict = $3, email_verdict_source = $4, email_checked_at = $5,
@@ -229,7 +203,7 @@ SET_ROLE: Final = """
 
 
 class UserRepository:
-    """Accounts, one statement a method."""
+    """Accounts: one statement per method."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -246,9 +220,9 @@ class UserRepository:
         confirmation_required: bool = False,
         verification: Verification | None = None,
     ) -> None:
-        """Store a new account; raise EmailTaken where one has the e-mail already.
+        """Store a new account; raise EmailTaken if another has the email address.
 
-        Without a password's hash its user signs in with another issuer.
+        Without a password hash its user signs in with another issuer.
         """
         columns = (
             user_id,
@@ -263,16 +237,15 @@ class UserRepository:
             verification and verification.source,
             verification and verification.checked_at,
         )
-        for _ in range(2):  # whoever had the email address may have given it up since
+        for _ in range(2):  # the account that had the email address may have given it up since
             if await self._found(INSERT, *columns):
                 return
             if await self.find_by_email(email.key) is not None:
                 raise EmailTaken
-        raise RuntimeError("a constraint that nobody expected keeps an account out")
+        raise RuntimeError("an unexpected constraint rejects the account")
 
     async def find(self, user_id: UUID) -> User | None:
-        row = await self._connection.fetchrow(FIND, user_id)
-        return None if row is None else _user(row)
+        return (await self.find_several([user_id])).get(user_id)
 
     async def find_several(self, user_ids: Sequence[UUID]) -> dict[UUID, User]:
         rows = await self._connection.fetch(FIND_SEVERAL, user_ids)
@@ -282,13 +255,10 @@ class UserRepository:
         row = await self._connection.fetchrow(FIND_BY_EMAIL, email_key)
         return None if row is None else _user(row)
 
-    async def newest(self, limit: int, behind: Cursor | None) -> list[User]:
-        """Return up to `limit` accounts, newest first, those behind the cursor if there is one."""
-        if behind is None:
-            rows = await self._connection.fetch(NEWEST, limit)
-        else:
-            rows = await self._connection.fetch(NEWEST_BEHIND, limit, behind.at, behind.row_id)
-        return [_user(row) for row in rows]
+    async def newest(self, limit: int, after: Cursor | None) -> list[User]:
+        """Return up to `limit` accounts, newest first, starting after the cursor."""
+        at, last_id = (after.at, after.row_id) if after else (None, LAST_ID)
+        return [_user(row) for row in await self._connection.fetch(NEWEST, limit, at, last_id)]
 
     async def find_credentials_by_email(self, email_key: str) -> Credentials | None:
         row = await self._connection.fetchrow(FIND_CREDENTIALS_BY_EMAIL, email_key)
@@ -299,7 +269,7 @@ class UserRepository:
         return None if row is None else _credentials(row)
 
     async def find_email_key(self, user_id: UUID) -> str | None:
-        """Return the e-mail key of an account that is not erased."""
+        """Return the key of the account's email address; None if it is erased."""
         key: str | None = await self._connection.fetchval(FIND_EMAIL_KEY, user_id)
         return key
 
@@ -328,7 +298,7 @@ class UserRepository:
         return await self._found(ERASE, user_id, password_hash, now)
 
     async def confirm_email(self, user_id: UUID, email_key: str, now: datetime) -> bool:
-        """Note that the e-mail is the account's; return whether it is still this one."""
+        """Mark the email address as confirmed; return False if the account has another by now."""
         return await self._found(CONFIRM_EMAIL, user_id, email_key, now)
 
     async def change_email(
@@ -343,41 +313,36 @@ class UserRepository:
         if not changed:
             raise EmailTaken
 
-    async def lock(self, user_id: UUID) -> tuple[Email, bool] | None:
-        """Return the e-mail and whether it is confirmed; both stay until the transaction ends."""
-        row = await self._connection.fetchrow(LOCK, user_id)
+    async def lock(self, user_id: UUID) -> LockedUser | None:
+        """Return the account as it stays until the transaction ends; None if it is erased."""
+        return await self._locked(LOCK, user_id)
+
+    async def lock_by_email(self, email_key: str) -> LockedUser | None:
+        return await self._locked(LOCK_BY_EMAIL, email_key)
+
+    async def hold(self, user_id: UUID) -> LockedUser | None:
+        """Do as `lock`, but without making registrations with the account's code wait."""
+        return await self._locked(HOLD, user_id)
+
+    async def _locked(self, statement: str, key: UUID | str) -> LockedUser | None:
+        row = await self._connection.fetchrow(statement, key)
         if row is None:
             return None
-        return Email(row["email"], row["email_key"]), row["email_confirmed"]
-
-    async def lock_by_email(self, email_key: str) -> tuple[UUID, Role, bool] | None:
-        """Return the account's id, its role, and whether the email address is confirmed.
-
-        All of it stays until the transaction ends.
-        """
-        row = await self._connection.fetchrow(LOCK_BY_EMAIL, email_key)
-        return None if row is None else (row["user_id"], Role(row["role"]), row["email_confirmed"])
+        columns = dict(row)
+        email = Email(columns.pop("email"), columns.pop("email_key"))
+        return LockedUser(**{**columns, "role": Role(row["role"]), "email": email})
 
     async def lock_admins(self, user_id: UUID) -> list[UUID]:
-        """Return all admins who can act, if this is one: all stay so until the transaction ends."""
+        """Return all admins who can act, if this is one; all stay so until the transaction ends."""
         return [row["user_id"] for row in await self._connection.fetch(LOCK_ADMINS, user_id)]
 
     async def list_admins(self) -> list[Admin]:
         """Return all admins: they are made by hand, and few."""
-        return [
-            Admin(
-                user_id=row["user_id"],
-                email=row["email"],
-                email_confirmed=row["email_confirmed_at"] is not None,
-                promoted_at=row["promoted_at"],
-                disabled=row["disabled_at"] is not None,
-            )
-            for row in await self._connection.fetch(LIST_ADMINS)
-        ]
+        return [Admin(**row) for row in await self._connection.fetch(LIST_ADMINS)]
 
-    async def ids_behind(self, user_id: UUID, limit: int) -> list[UUID]:
-        """Return up to `limit` ids of accounts, in order, behind that one."""
-        return [row["user_id"] for row in await self._connection.fetch(IDS_BEHIND, user_id, limit)]
+    async def ids_after(self, user_id: UUID, limit: int) -> list[UUID]:
+        """Return up to `limit` ids of accounts, in order, after that one."""
+        return [row["user_id"] for row in await self._connection.fetch(IDS_AFTER, user_id, limit)]
 
     async def set_password_hash(self, user_id: UUID, password_hash: str | None) -> None:
         await self._connection.execute(SET_HASH, user_id, password_hash)
@@ -385,7 +350,7 @@ class UserRepository:
     async def set_verification(
         self, user_id: UUID, email_key: str, verification: Verification, *, confirm: bool
     ) -> None:
-        """Store the verdict on the account's e-mail, and whether it has to be confirmed now."""
+        """Store the verdict on the email address, and whether it must be confirmed from now on."""
         await self._connection.execute(
             SET_VERIFICATION,
             user_id,
@@ -405,43 +370,18 @@ class UserRepository:
 
 
 def _user(row: Any) -> User:
-    (
-        user_id,
-        email,
-        role,
-        created_at,
-        email_confirmed_at,
-        disabled_at,
-        confirmation_required,
-        verdict,
-        source,
-        checked_at,
-        referrer_id,
-        referral_flags,
-    ) = row
-    verification = None
-    if verdict is not None:
-        verification = Verification(verdict=Verdict(verdict), source=source, checked_at=checked_at)
-    return User(
-        user_id=user_id,
-        email=email,
-        email_confirmed=email_confirmed_at is not None,
-        role=Role(role),
-        created_at=created_at,
-        disabled=disabled_at is not None,
-        referrer_id=referrer_id,
-        awaits_confirmation=confirmation_required and email_confirmed_at is None,
-        email_verification=verification,
-        referral_flags=tuple(referral_flags or ()),
+    columns = dict(row)
+    verdict = columns.pop("email_verdict")
+    source, at = columns.pop("email_verdict_source"), columns.pop("email_checked_at")
+    columns["email_verification"] = (
+        None
+        if verdict is None
+        else Verification(verdict=Verdict(verdict), source=source, checked_at=at)
     )
+    columns["role"] = Role(row["role"])
+    columns["referral_flags"] = tuple(row["referral_flags"])
+    return User(**columns)
 
 
 def _credentials(row: Any) -> Credentials:
-    return Credentials(
-        user_id=row["user_id"],
-        role=Role(row["role"]),
-        password_hash=row["password_hash"],
-        disabled=row["disabled_at"] is not None,
-        email_confirmed=row["email_confirmed_at"] is not None,
-        awaits_confirmation=row["awaits_confirmation"],
-    )
+    return Credentials(**{**row, "role": Role(row["role"])})

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from marshmallow import ValidationError
 
+from service.domain.emails import parse_email
 from service.domain.errors import EmailMalformed
-from service.domain.users import parse_email
 from service.providers.settings import (
     EnrichmentProvider,
     EnrichmentSettings,

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -56,6 +57,13 @@ class CacheInvalidation:
         for start in range(0, len(keys), KEYS_OF_A_JOB):
             some = keys[start : start + KEYS_OF_A_JOB]
             await repositories.jobs.add(JobKind.FORGET, some, now)
+
+    async def invalidate(
+        self, repositories: Repositories, keys: Sequence[str], now: datetime
+    ) -> None:
+        """Write the jobs, and remove `keys` right after the commit of this transaction."""
+        await self.plan(repositories, keys, now)
+        repositories.after_commit(partial(self.forget, keys))
 
     async def forget(self, keys: Sequence[str]) -> None:
         """Remove `keys` after the commit; while Redis is away the job does it."""

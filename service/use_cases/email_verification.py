@@ -1,47 +1,44 @@
-"""Verifying e-mails: locally at once, by Hunter in the background. It never stops anybody."""
+"""Verifying email addresses: locally at once, by Hunter in the background; it blocks nobody."""
 
 import logging
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from service.domain.clock import Clock
 from service.domain.email_verification import LOCAL, Verdict, Verification, verify_locally
+from service.domain.emails import Email, parse_email
 from service.domain.errors import ProviderUnavailable
 from service.domain.jobs import Job, RetryLater, poll_again
 from service.domain.keyed_hashes import keyed_hash
-from service.domain.users import Email, parse_email
-from service.postgresql.database import Database
 from service.providers.hunter import SOURCE, HunterVerifier
 from service.redis.cache import Cache, Entry
+from service.use_cases.shared import Shared
 
 KEPT_FOR: Final = timedelta(days=1)
-"""How long a verdict is repeated before Hunter, who is paid for each, is asked again."""
+"""How long a verdict is reused: Hunter charges for each."""
 log = logging.getLogger(__name__)
 
 
 class EmailVerification:
-    """Verdicts on e-mails. Whatever fails outside, the verdict is UNKNOWN and changes nothing."""
+    """Verdicts on email addresses. If the provider fails, the verdict is UNKNOWN."""
 
     def __init__(
         self,
-        database: Database,
+        shared: Shared,
         cache: Cache,
         verifier: HunterVerifier | None,
-        clock: Clock,
         *,
         mail_is_sent: bool,
-        hash_key: bytes,
     ) -> None:
-        self._database = database
+        self._database = shared.database
         self._cache = cache
         self._verifier = verifier
-        self._clock = clock
+        self._clock = shared.clock
         self._mail_is_sent = mail_is_sent
-        self._hash_key = hash_key
+        self._hash_key = shared.hash_key
 
     async def check(self, text: str) -> Verification:
-        """Return the verdict on what may be an e-mail: now, or as found out in the last day."""
+        """Return the verdict on a text that may be an email address; it may be up to a day old."""
         verdict, email = verify_locally(text)
         verifier = self._verifier
         if verdict is Verdict.UNKNOWN and email is not None and verifier is not None:
@@ -66,10 +63,9 @@ class EmailVerification:
         return Entry(f"{verdict} {now}".encode(), now + KEPT_FOR)
 
     async def verify(self, job: Job) -> None:
-        """Find out about an account's e-mail, and store the verdict."""
+        """Look up an account's email address, and store the verdict."""
         user_id = UUID(job.payload["user_id"])
-        async with self._database.autocommit() as repositories:
-            user = await repositories.users.find(user_id)
+        user = await self._database.read(lambda stored: stored.users.find(user_id))
         if user is None or user.email is None or self._verifier is None:
             return
         email = parse_email(user.email)

@@ -1,12 +1,12 @@
-"""Enrichment: what a data provider knows about a user, shown to the user and to admins alone."""
+"""Enrichment: what a data provider knows about a user, shown only to the user and admins."""
 
 from collections.abc import Awaitable, Callable
 from uuid import UUID
 
+from service.domain.emails import Email, parse_email
 from service.domain.enrichment import Enrichment
 from service.domain.errors import EnrichmentNotFound
 from service.domain.jobs import Job, RetryLater, poll_again
-from service.domain.users import Email, parse_email
 from service.postgresql.database import Database
 
 Enrich = Callable[[Email], Awaitable[Enrichment | None]]
@@ -14,7 +14,7 @@ Enrich = Callable[[Email], Awaitable[Enrichment | None]]
 
 
 class Enrichments:
-    """What is known about users, stored apart from their accounts."""
+    """What is known about users, stored separately from their accounts."""
 
     def __init__(self, database: Database, enrich: Enrich | None) -> None:
         self._database = database
@@ -22,17 +22,15 @@ class Enrichments:
 
     async def find(self, user_id: UUID) -> Enrichment:
         """Return what is known about the user; raise EnrichmentNotFound."""
-        async with self._database.autocommit() as repositories:
-            enrichment = await repositories.enrichments.find(user_id)
+        enrichment = await self._database.read(lambda stored: stored.enrichments.find(user_id))
         if enrichment is None:
             raise EnrichmentNotFound
         return enrichment
 
     async def fetch(self, job: Job) -> None:
-        """Ask the provider about a user, and store the answer."""
+        """Ask the provider about a job's user, and store the answer."""
         user_id = UUID(job.payload["user_id"])
-        async with self._database.autocommit() as repositories:
-            user = await repositories.users.find(user_id)
+        user = await self._database.read(lambda stored: stored.users.find(user_id))
         if user is None or user.email is None or self._enrich is None:
             return
         email = parse_email(user.email)

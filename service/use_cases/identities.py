@@ -1,4 +1,4 @@
-"""Signing in with another issuer: beginning there, and coming back as somebody."""
+"""Signing in with another issuer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from uuid import UUID
 from uuid6 import uuid7
 
 from service.domain.account_changes import AccountChange, ChangeKind
-from service.domain.clock import Clock
+from service.domain.emails import Email
 from service.domain.errors import (
     AccountDisabled,
     EmailNotConfirmed,
@@ -34,45 +34,40 @@ from service.domain.identities import (
 from service.domain.oauth import hash_secret, is_secret, new_secret
 from service.domain.security_events import SecurityEvent
 from service.domain.sessions import Caller, Tokens
-from service.domain.users import Email, User
-from service.postgresql.database import Database, Repositories, TryAgain, retried
+from service.domain.users import User
+from service.postgresql.database import Repositories, TryAgain, retried
 from service.providers.identity import Provider
 from service.use_cases.account_changes import offer_undo
-from service.use_cases.cache_invalidation import CacheInvalidation, session_key
 from service.use_cases.claims import Claims
-from service.use_cases.jobs import Jobs
-from service.use_cases.security_events import SecurityEvents
-from service.use_cases.sessions import Sessions
+from service.use_cases.erasure import reclaim
+from service.use_cases.locks import hold_user_of
+from service.use_cases.referring import find_code
+from service.use_cases.sessions import Sessions, end_sessions
+from service.use_cases.shared import Shared
 from service.use_cases.users import Users
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """Where to send the browser, and the secret by which it is known when it comes back."""
+    """Where to send the browser, and the secret that identifies it when it comes back."""
 
     url: str
     browser: str
 
 
 class Identities:
-    """Sign-ins with other issuers. An identity is issuer and subject, never the e-mail."""
+    """Sign-ins with other issuers. An identity is issuer and subject, never the email address."""
 
     def __init__(
         self,
-        database: Database,
-        invalidation: CacheInvalidation,
-        jobs: Jobs,
+        shared: Shared,
         users: Users,
         claims: Claims,
         sessions: Sessions,
         providers: Mapping[str, Provider],
-        events: SecurityEvents,
-        clock: Clock,
-        *,
-        confirmation_required: bool,
     ) -> None:
-        self._database = database
-        self._invalidation = invalidation
+        self._shared = shared
+        self._database = shared.database
         self._users = users
         self._claims = claims
         self._sessions = sessions
@@ -80,10 +75,8 @@ class Identities:
         self._name_of: dict[str, str] = {}
         for name, provider in providers.items():
             self._name_of.setdefault(provider.issuer, name)
-        self._jobs = jobs
-        self._events = events
-        self._clock = clock
-        self._confirmation_required = confirmation_required
+        self._events = shared.events
+        self._clock = shared.clock
 
     @retried
     async def start(
@@ -95,19 +88,18 @@ class Identities:
     ) -> Started:
         """Begin a sign-in.
 
-        `browser` is the secret that the browser has from a sign-in begun before, in another tab
-        perhaps, whose end must find it unchanged; anything else for a browser without one.
-        `authorization_request` is the query of what it is to go on with, as `request_of` returns
-        it afterwards.
+        `browser` is the secret that the browser has, and keeps, from an earlier sign-in, perhaps in
+        another tab; anything else if it has none. `authorization_request` is the query to continue
+        with afterwards, as `request_of` returns it.
 
-        Raises ProviderNotFound, ProviderUnavailable, or ReferralCodeUnusable: better now than
-        when the user has been to the issuer.
+        Raises ProviderNotFound, ProviderUnavailable, or ReferralCodeUnusable: better now than after
+        the user's visit to the issuer.
         """
         provider = self._find(name)
         now = self._clock()
         if referral_code is not None:
             async with self._database.autocommit() as repositories:
-                await self._users.find_code(repositories, referral_code, now)
+                await find_code(self._shared, repositories, referral_code, now)
         state = new_secret()
         if not is_secret(browser):
             browser = new_secret()
@@ -128,7 +120,7 @@ class Identities:
         return Started(url=url, browser=browser)
 
     async def request_of(self, name: str, state: str, browser: str) -> str | None:
-        """Return what the sign-in that is about to end is to go on with; it can still end then."""
+        """Return what the sign-in continues with, without ending it."""
         async with self._database.autocommit() as repositories:
             return await repositories.sign_ins.find_request(
                 hash_secret(state), hash_secret(browser), name, self._clock()
@@ -142,7 +134,7 @@ class Identities:
         answer: AuthorizationAnswer,
         user_agent: str | None,
     ) -> Tokens:
-        """Begin the session of whom the issuer has signed in, who gets an account if there is none.
+        """Begin a session of the person whom the issuer signed in, with a new account if need be.
 
         Raises ProviderNotFound; SignInUnusable for a state that is not this browser's; what
         `identify` of the provider raises; and EmailWithheld, IdentityNotLinked,
@@ -159,41 +151,46 @@ class Identities:
 
     async def list_of(self, user_id: UUID) -> list[LinkedIdentity]:
         """Return the identities that sign in to the account, newest first."""
-        async with self._database.autocommit() as repositories:
-            identities = await repositories.identities.of_user(user_id)
+        identities = await self._database.read(lambda stored: stored.identities.of_user(user_id))
         return [replace(one, provider=self._name_of.get(one.issuer)) for one in identities]
 
     @retried
     async def unlink(self, caller: Caller, identity_id: UUID) -> None:
-        """Cut an identity off the caller's account, and end the other sessions.
+        """Unlink an identity from the caller's account, and end the other sessions.
 
         Raises IdentityNotFound, or LastWayIn if nothing else would sign in.
         """
         user_id = caller.user_id
         now = self._clock()
         async with self._database.transaction() as repositories:
-            # The lock lets two that are cut off at once be counted one after the other.
+            # The lock makes two that are unlinked at once count one after the other.
             if await repositories.users.lock(user_id) is None:
                 raise InvalidToken  # erased since the session was checked
             identities = await repositories.identities.of_user(user_id)
-            cut = next((one for one in identities if one.identity_id == identity_id), None)
-            if cut is None:
+            unlinked = next((one for one in identities if one.identity_id == identity_id), None)
+            if unlinked is None:
                 raise IdentityNotFound
-            others = [one for one in identities if one is not cut and one.issuer in self._name_of]
+            others = [
+                one for one in identities if one is not unlinked and one.issuer in self._name_of
+            ]
             if not others and await repositories.users.find_credentials(user_id) is None:
                 raise LastWayIn
             await repositories.identities.unlink(identity_id)
-            old_keys = await self._end_sessions(
-                repositories, user_id, caller.session_id, now, "identity-unlinked"
+            await end_sessions(
+                self._shared,
+                repositories,
+                user_id,
+                now,
+                reason="identity-unlinked",
+                kept_session_id=caller.session_id,
             )
             await self._events.record(
                 repositories,
                 SecurityEvent.IDENTITY_UNLINKED,
                 user_id,
                 now,
-                reason=self._name_of.get(cut.issuer),
+                reason=self._name_of.get(unlinked.issuer),
             )
-        await self._invalidation.forget(old_keys)
 
     def _find(self, name: str) -> Provider:
         provider = self.providers.get(name)
@@ -217,11 +214,11 @@ class Identities:
         refusal: AccountDisabled | EmailNotConfirmed
         try:
             async with self._database.transaction() as repositories:
-                user, old_keys = await self._user_of(repositories, identity, sign_in, now)
+                user = await self._user_of(repositories, identity, sign_in, now)
                 tokens = None
                 refusal = EmailNotConfirmed()
                 if user is None:
-                    pass  # a claim, which is to be committed
+                    pass  # a claim, which must be committed
                 elif user.disabled or self._users.judge(user).awaits_confirmation:
                     if user.disabled:
                         refusal = AccountDisabled()
@@ -233,7 +230,7 @@ class Identities:
                         reason=refusal.code,
                     )
                 else:
-                    tokens = await self._sessions.open(
+                    tokens = await self._sessions.open_session(
                         repositories,
                         user.user_id,
                         user.role,
@@ -252,73 +249,77 @@ class Identities:
             await self._events.record_failed_sign_in(identity.email.key, error.code)
             raise
         except (EmailTaken, IdentityTaken, InvalidCredentials) as error:
-            # Made, disabled or erased by another request of the same moment: to be looked at anew.
+            # Made, disabled or erased by another request at the same moment: look again.
             raise TryAgain from error
-        await self._invalidation.forget(old_keys)
         if tokens is None:  # after the commit: the account or claim is there, its mail planned
             raise refusal
         return tokens
 
     async def _user_of(
         self, repositories: Repositories, identity: Identity, sign_in: SignIn, now: datetime
-    ) -> tuple[User | None, list[str]]:
-        """Return whose identity it is, and the cache keys that became old.
+    ) -> User | None:
+        """Return whose identity it is; None if a claim was stored.
 
-        A new one is linked to the account that has its email address, if the issuer has verified
-        it: with less, a stranger's address written into an account there would open the
-        stranger's here. Otherwise it gets an account of its own; where addresses have to be
-        confirmed and the issuer has not verified this one, a claim, whoever has the address.
+        A new identity is linked to the account that has its email address, if the issuer has
+        verified it: otherwise writing a victim's address into an account there would open the
+        victim's account here. Without such an account it gets one of its own; or, where addresses
+        have to be confirmed and the issuer has not verified this one, a claim, whether or not the
+        address has an account.
         """
-        user_id = await repositories.identities.find_user_id(identity)
+        user_id = await hold_user_of(repositories, identity)
         user = None if user_id is None else await repositories.users.find(user_id)
         if user is not None:
-            return user, []
+            return user
         if identity.email is None:
             raise EmailWithheld
-        if self._confirmation_required and not identity.email_verified:
+        if self._shared.confirmation_required and not identity.email_verified:
             await self._claims.add_of_identity(
                 repositories, identity.email, identity, sign_in.referral_code, now
             )
-            return None, []
+            return None
         user = await repositories.users.find_by_email(identity.email.key)
         if user is None:
-            return await self._make_user(repositories, identity, identity.email, sign_in, now)
+            user = await self._users.add_account(
+                repositories,
+                identity.email,
+                now,
+                sign_in.referral_code,
+                email_confirmed=identity.email_verified,
+            )
+            await repositories.identities.add(identity, user.user_id, now)
+            return user
         if user.disabled:
-            return user, []
+            return user
         refused = await repositories.account_changes.is_refused(user.user_id, identity)
         if identity.email_verified and not refused:
-            return await self._link(repositories, identity, user, sign_in, now)
+            return await self._link(repositories, identity, identity.email, user, sign_in, now)
         if await repositories.identities.find_user_id(identity) is not None:
-            raise IdentityTaken  # the account is this identity's, made since it was looked for
+            raise IdentityTaken  # the account is this identity's, made since the first look
         raise IdentityNotLinked
 
     async def _link(
         self,
         repositories: Repositories,
         identity: Identity,
+        email: Email,
         user: User,
         sign_in: SignIn,
         now: datetime,
-    ) -> tuple[User, list[str]]:
-        """Link the identity to the account, whose owner is told and signed out elsewhere.
+    ) -> User:
+        """Link the identity to the account, whose owner is notified and signed out elsewhere.
 
-        An account that has never confirmed the email address is taken from whoever made it: the
-        issuer has verified that the address is somebody's, and nobody else has.
+        An account that never confirmed the email address is taken from the stranger who may have
+        made it: the issuer has verified that the address is somebody's, and nobody else has.
         """
-        user_id, email = user.user_id, identity.email
-        old_keys: list[str] = []
-        if not user.email_confirmed and email is not None:
-            reclaimed = await self._users.reclaim(repositories, user_id, now)
-            if reclaimed is None:
-                raise TryAgain  # confirmed, or erased, at this moment
-            _, old_keys = reclaimed
+        user_id = user.user_id
+        if not user.email_confirmed:
+            await reclaim(self._shared, repositories, user_id, now)
             await repositories.users.confirm_email(user_id, email.key, now)
-        # The lock makes a change of the email address, or the account's end, wait or be seen.
         locked = await repositories.users.lock(user_id)
-        if email is None or locked is None or locked[0].key != email.key or not locked[1]:
+        if locked is None or locked.email.key != email.key or not locked.email_confirmed:
             raise TryAgain
         await repositories.identities.add(identity, user_id, now)
-        old_keys += await self._end_sessions(repositories, user_id, None, now, "identity-linked")
+        await end_sessions(self._shared, repositories, user_id, now, reason="identity-linked")
         await self._events.record(
             repositories, SecurityEvent.IDENTITY_LINKED, user_id, now, reason=sign_in.provider
         )
@@ -326,47 +327,12 @@ class Identities:
             account_change_id=uuid7(),
             user_id=user_id,
             kind=ChangeKind.IDENTITY,
-            email=locked[0],
+            email=locked.email,
             email_confirmed=True,
             issuer=identity.issuer,
             subject=identity.subject,
         )
-        await offer_undo(repositories, self._jobs, change, now)
+        await offer_undo(repositories, self._shared.jobs, change, now)
         linked = await repositories.users.find(user_id)
         assert linked is not None
-        return linked, old_keys
-
-    async def _make_user(
-        self,
-        repositories: Repositories,
-        identity: Identity,
-        email: Email,
-        sign_in: SignIn,
-        now: datetime,
-    ) -> tuple[User, list[str]]:
-        """Make an account without a password; return it, and the cache keys that became old."""
-        user, old_keys = await self._users.add(
-            repositories,
-            email,
-            now,
-            sign_in.referral_code,
-            email_confirmed=identity.email_verified,
-        )
-        await repositories.identities.add(identity, user.user_id, now)
-        return user, old_keys
-
-    async def _end_sessions(
-        self,
-        repositories: Repositories,
-        user_id: UUID,
-        kept_session_id: UUID | None,
-        now: datetime,
-        reason: str,
-    ) -> list[str]:
-        """End the user's other sessions, and what was to become some; return old cache keys."""
-        await repositories.authorization_codes.delete_of_user(user_id)
-        ended = await repositories.sessions.end_all_but(user_id, kept_session_id, now)
-        await self._events.record_ended_sessions(repositories, user_id, ended, now, reason=reason)
-        keys = [session_key(session_id) for session_id in ended]
-        await self._invalidation.plan(repositories, keys, now)
-        return keys
+        return linked

@@ -1,8 +1,8 @@
 """Jobs: planned in the transaction that causes them, done by any worker, at least once.
 
-A worker claims one job of a kind at a time, by a short transaction that counts the try and keeps
-others off for CLAIMED_FOR. It holds no transaction while it calls a service outside. A worker
-that is killed has begun one job of each kind at most, and that one is done again.
+A worker claims one job of a kind at a time, in a short transaction that counts the try and keeps
+other workers off for CLAIMED_FOR. It holds no transaction during calls to other services. A killed
+worker leaves at most one unfinished job of each kind, which is then done again.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class Jobs:
-    """The jobs as those see them who plan and who watch."""
+    """Planning and watching jobs."""
 
     def __init__(self, database: Database, kinds: Collection[JobKind], clock: Clock) -> None:
         self._database = database
@@ -46,7 +46,7 @@ class Jobs:
         self._clock = clock
 
     def include(self, kind: JobKind) -> bool:
-        """Whether the settings name somebody who does jobs of the kind."""
+        """Whether the settings provide for jobs of the kind."""
         return kind in self._kinds
 
     async def plan(
@@ -55,9 +55,9 @@ class Jobs:
         payloads: Mapping[JobKind, Any],
         head_start: timedelta = _NONE,
     ) -> None:
-        """Write a job of each kind that can be done, in the transaction that is its cause.
+        """Write a job of each kind that can be done, in the transaction that causes it.
 
-        It goes before those that have waited for less than `head_start`.
+        It overtakes those that have waited for less than `head_start`.
         """
         wanted = {kind: payload for kind, payload in payloads.items() if kind in self._kinds}
         if wanted:
@@ -68,17 +68,16 @@ class Jobs:
             return await repositories.jobs.newest(limit, parked_alone=parked_alone)
 
     async def retry(self, job_id: UUID | None) -> int:
-        """Make a parked job, or without an id all of them, due again; return how many were."""
+        """Make a parked job due again, or all of them without an id; return how many."""
         async with self._database.transaction() as repositories:
             return await repositories.jobs.retry(job_id, self._clock())
 
     async def backlogs(self) -> list[Backlog]:
-        async with self._database.autocommit() as repositories:
-            return await repositories.jobs.backlogs()
+        return await self._database.read(lambda stored: stored.jobs.backlogs())
 
 
 class Worker:
-    """Does the jobs of each kind, one after the other, for ever."""
+    """Does the jobs of each kind, one at a time, until stopped."""
 
     def __init__(
         self, database: Database, handlers: Mapping[JobKind, Handler], clock: Clock
@@ -89,11 +88,11 @@ class Worker:
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
-        """Let `run` return when the jobs under way are done."""
+        """Make `run` return once the current jobs are done."""
         self._stopping.set()
 
     async def run(self) -> None:
-        """Do jobs until `stop`. A kind that fails holds up no other."""
+        """Do jobs until `stop`. A failing kind does not delay the others."""
         async with asyncio.TaskGroup() as tasks:
             for kind in self._handlers:
                 tasks.create_task(self._run(kind))
@@ -105,12 +104,12 @@ class Worker:
                 done = await self.work_one(kind)
                 failures = 0
             except Unavailable:
-                # What the next job needs is away too: that one waits, without counting a try.
+                # The next job would fail too: let it wait without counting a try.
                 failures += 1
                 done = False
             except Exception:
-                # Of something nobody foresaw: it must not break off what is done of other kinds.
-                log.exception("a worker failed and goes on: %s", kind)
+                # A bug: it must not stop the other kinds.
+                log.exception("worker crashed; restarting: %s", kind)
                 failures += 1
                 done = False
             if not done:
@@ -119,9 +118,9 @@ class Worker:
                         await self._stopping.wait()
 
     async def work_one(self, kind: JobKind) -> bool:
-        """Do the job that has been due for longest; return whether there was one.
+        """Do the job that has been due for longest; return False if there is none.
 
-        Raises Unavailable when the job has been put off because of it.
+        Raises Unavailable if the job was postponed for that reason.
         """
         now = self._clock()
         async with self._database.autocommit() as repositories:
@@ -138,7 +137,7 @@ class Worker:
             JOBS_FAILED.labels(kind).inc()
             await self._park(job, str(error))
         except Exception as error:
-            await self._put_off(job, error)
+            await self._postpone(job, error)
             if isinstance(error, Unavailable):
                 raise
         else:
@@ -147,34 +146,34 @@ class Worker:
             JOBS_DONE.labels(kind).inc()
         return True
 
-    async def _put_off(self, job: Job, error: Exception) -> None:
+    async def _postpone(self, job: Job, error: Exception) -> None:
         JOBS_FAILED.labels(job.kind).inc()
-        told = _describe(error)
+        reason = _describe(error)
         if not isinstance(error, Unavailable):
-            log.error("a job failed: %s %s", job.kind, job.job_id, exc_info=error)
+            log.error("job failed: %s %s", job.kind, job.job_id, exc_info=error)
         if job.tries >= MOST_TRIES:
-            await self._park(job, told)
+            await self._park(job, reason)
             return
         async with self._database.autocommit() as repositories:
             due_at = self._clock() + wait_after(job.tries)
-            await repositories.jobs.postpone(job, due_at, told)
+            await repositories.jobs.postpone(job, due_at, reason)
 
     async def _park(self, job: Job, error: str) -> None:
-        log.error("a job is parked: %s %s: %s", job.kind, job.job_id, error)
+        log.error("job parked: %s %s: %s", job.kind, job.job_id, error)
         async with self._database.autocommit() as repositories:
             await repositories.jobs.park(job, self._clock(), error)
 
 
 def _pause(failures: int) -> float:
-    """Return for how many seconds a kind is left alone after so many failures in a row."""
+    """Return the seconds to wait after so many failures in a row."""
     return float(min(POLL_SECONDS * 2 ** min(failures, 10), LONGEST_PAUSE_SECONDS))
 
 
 def _describe(error: Exception) -> str:
-    """Return what went wrong, in words that hold no address and no key: mostly names of types."""
-    told = type(error).__name__
+    """Return what went wrong without quoting addresses or keys: mostly names of types."""
+    reason = type(error).__name__
     if isinstance(error, ProviderUnavailable):
-        told += f": {error}"
+        reason += f": {error}"
     if error.__cause__ is not None:
-        told += f" ({type(error.__cause__).__name__})"
-    return told
+        reason += f" ({type(error.__cause__).__name__})"
+    return reason

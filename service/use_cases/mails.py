@@ -1,8 +1,8 @@
 """Mails: planned as jobs, and written when the job is done.
 
-A token is made when its mail is sent: the database never holds more of it than the hash, and its
-ten minutes begin when somebody can read it. Here it is only decided which mail is sent, and
-whether its mailbox has had enough of them: what a token makes is decided when it comes back.
+A token is made when its mail is sent: the database only ever holds its hash, and its ten minutes
+begin when it can be read. This module only decides which mail is sent, and whether its mailbox has
+budget left; what a token does is decided when it comes back.
 """
 
 import logging
@@ -15,12 +15,13 @@ from service.domain import mails
 from service.domain.account_changes import UNDO_LIVES, UNSENT_FOR, AccountChange
 from service.domain.claims import MOST_RESENT
 from service.domain.clock import Clock
+from service.domain.emails import Email, hash_mailbox, parse_email
 from service.domain.errors import EmailMalformed
 from service.domain.jobs import Job, JobKind, PermanentFailure
 from service.domain.mails import TOKEN_LIVES, Mail, MailKind, MailToken, Share, TokenPurpose
 from service.domain.oauth import hash_secret, new_secret
 from service.domain.sessions import Caller
-from service.domain.users import Email, User, hash_mailbox, parse_email
+from service.domain.users import User
 from service.postgresql.database import Database
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 def mail_to_email(kind: MailKind, email: Email, user_id: UUID | None = None) -> dict[JobKind, Any]:
-    """Return the job of a mail to an e-mail, which may be nobody's, or no longer the user's."""
+    """Return the job of a mail to an address, which may have no account, or another one."""
     payload = {"mail": kind, "email": email.shown, "email_key": email.key}
     return {JobKind.MAIL: payload if user_id is None else {**payload, "user_id": str(user_id)}}
 
@@ -51,7 +52,7 @@ def mail_to_user(kind: MailKind, user_id: UUID) -> dict[JobKind, Any]:
 
 
 def mail_about_change(change: AccountChange) -> dict[JobKind, Any]:
-    """Return the job of a mail to whoever can undo the change."""
+    """Return the job of the mail that offers to undo the change."""
     return {
         JobKind.MAIL: {
             "mail": MailKind.ACCOUNT_CHANGE,
@@ -62,7 +63,7 @@ def mail_about_change(change: AccountChange) -> dict[JobKind, Any]:
 
 
 def mail_to_new_email(caller: Caller, email: Email) -> dict[JobKind, Any]:
-    """Return the job of a mail to the e-mail that the caller's account is to have."""
+    """Return the job of a mail to the new email address of the caller's account."""
     return {
         JobKind.MAIL: {
             "mail": MailKind.EMAIL_CHANGE,
@@ -79,7 +80,7 @@ def mail_to_claim(claim_id: UUID) -> dict[JobKind, Any]:
 
 
 class Mails:
-    """Writes the mails that jobs ask for."""
+    """Sends the mails that jobs ask for."""
 
     def __init__(
         self,
@@ -99,11 +100,11 @@ class Mails:
         self._hash_key = hash_key
 
     async def deliver(self, job: Job) -> None:
-        """Send the mail of a job, if there is still somebody to send it to."""
+        """Send the mail of a job, if there is still a recipient."""
         try:
             await self._deliver(job)
-        except EmailMalformed as error:  # stored before there was the rule that it breaks
-            raise PermanentFailure("no mail can be sent to the email address") from error
+        except EmailMalformed as error:  # stored before the rule that it breaks
+            raise PermanentFailure("cannot send mail to the email address") from error
 
     async def _deliver(self, job: Job) -> None:
         kind = MailKind(job.payload["mail"])
@@ -135,7 +136,7 @@ class Mails:
             await self._send(job, mail, _email_of(user), Share.NOTICE)
 
     async def _to_owner(self, job: Job, kind: MailKind, user: User) -> None:
-        """Send what was asked for in the name of an address' owner, no matter by whom."""
+        """Send what somebody, perhaps not the owner, asked to be sent to the address."""
         email = _email_of(user)
         match kind:
             case MailKind.CHANGE_UNDONE:
@@ -158,7 +159,7 @@ class Mails:
                 await self._send_token(job, purpose, mail, email, user_id=user.user_id)
 
     async def _to_claim(self, job: Job) -> None:
-        """Send the claim its token; or tell the owner of an account that there is one already."""
+        """Send the claim its token, or notify the owner of the account that already exists."""
         claim_id = UUID(job.payload["claim_id"])
         async with self._database.autocommit() as repositories:
             claim = await repositories.claims.find(claim_id, self._clock() + TOKEN_LIVES)
@@ -183,9 +184,9 @@ class Mails:
         )
 
     async def _resend_to_claims(self, email: Email, owner: User | None) -> None:
-        """Have the newest claims of the address sent their mails again, unless it is confirmed.
+        """Send the newest claims of the address their mails again, unless it is confirmed.
 
-        Each has a job of its own, so that one mail that fails does not send the others twice.
+        Each in its own job: one mail that fails must not send the others twice.
         """
         if owner is not None and (owner.disabled or owner.email_confirmed):
             return
@@ -205,7 +206,7 @@ class Mails:
             )
         user = await self._find(job)
         if session is None or user is None:
-            return  # a new password has ended the session, and what was asked for in it
+            return  # a new password has ended the session and its request
         email = parse_email(job.payload["email"])
         owner = await self._find_by_email(email)
         if owner is None or owner.user_id == user.user_id:
@@ -245,7 +246,7 @@ class Mails:
         try:
             await self._send(job, mail, change.email, Share.NOTICE)
         except Exception:
-            # Not sent, as far as is known: its 72 hours have not begun.
+            # Not sent, as far as we know: its 72 hours have not begun.
             async with self._database.transaction() as repositories:
                 await repositories.account_changes.offer(change_id, None, now + UNSENT_FOR)
             raise
@@ -293,35 +294,34 @@ class Mails:
             await self._drop(token)
 
     async def _drop(self, token: MailToken) -> None:
-        """Delete a token that nobody has: it was not sent, as far as is known."""
+        """Delete a token that was not sent, as far as we know."""
         async with self._database.transaction() as repositories:
             await repositories.mail_tokens.delete(token.token_hash)
 
     async def _send(self, job: Job, mail: Mail, to: Email, share: Share) -> bool:
-        """Send the mail, unless its mailbox has had enough; return whether it was sent."""
+        """Send the mail, unless its mailbox has no budget left; return whether it was sent."""
         mailbox_hash = hash_mailbox(to.key, self._hash_key)
         async with self._database.autocommit() as repositories:
             if not await repositories.mailboxes.count(
                 mailbox_hash, job.job_id, share, self._clock()
             ):
-                log.info("a mail was not sent, its mailbox has had enough: %s", job.job_id)
+                log.info("mail not sent, its mailbox has no budget left: %s", job.job_id)
                 return False
         try:
             await self._mailer.send(mail, to, str(job.job_id))
         except Exception:
-            # Not sent, as far as is known: the next try must not be one too many.
+            # Not sent, as far as we know: do not count it.
             async with self._database.autocommit() as repositories:
                 await repositories.mailboxes.take_back(mailbox_hash, job.job_id)
             raise
         return True
 
     async def _find(self, job: Job) -> User | None:
-        async with self._database.autocommit() as repositories:
-            return await repositories.users.find(UUID(job.payload["user_id"]))
+        user_id = UUID(job.payload["user_id"])
+        return await self._database.read(lambda stored: stored.users.find(user_id))
 
     async def _find_by_email(self, email: Email) -> User | None:
-        async with self._database.autocommit() as repositories:
-            return await repositories.users.find_by_email(email.key)
+        return await self._database.read(lambda stored: stored.users.find_by_email(email.key))
 
 
 def _email_of(user: User) -> Email:

@@ -1,13 +1,13 @@
-"""The authorization server: what users grant to clients, and what clients get for it.
+"""The authorization server: what users grant to clients, and the tokens that clients get.
 
-Its refusals are OAuthError, in the words of RFC 6749.
+It refuses with OAuthError, as RFC 6749 defines.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
-from service.domain.clock import Clock
+from service.domain.emails import parse_email
 from service.domain.errors import InvalidCredentials, InvalidToken
 from service.domain.oauth import (
     CODE_LIVES,
@@ -21,18 +21,18 @@ from service.domain.oauth import (
 )
 from service.domain.scopes import Scope, parse_scopes
 from service.domain.security_events import SecurityEvent
-from service.domain.sessions import SIGN_IN_PAGE, Session, Tokens
-from service.domain.users import parse_email
-from service.postgresql.database import Database, Repositories, retried
+from service.domain.sessions import SIGN_IN_PAGE, Credentials, Session, Tokens
+from service.postgresql.database import Repositories, retried
 from service.security.access_tokens import AccessToken
-from service.use_cases.cache_invalidation import CacheInvalidation, session_key
-from service.use_cases.security_events import SecurityEvents
+from service.use_cases.cache_invalidation import session_key
+from service.use_cases.credentials import verify_credentials
 from service.use_cases.sessions import ScopeExceeded, Sessions
+from service.use_cases.shared import Shared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthorizationRequest:
-    """What a client asks a user for. It may be trusted as far as `OAuth.read_request` checks it."""
+    """What a client asks a user for, as checked by `OAuth.read_request`."""
 
     client: Client
     redirect_uri: str
@@ -54,27 +54,20 @@ class RequestRefused(Exception):
 class OAuth:
     """Clients, authorization codes, and the tokens that they give."""
 
-    def __init__(
-        self,
-        database: Database,
-        invalidation: CacheInvalidation,
-        sessions: Sessions,
-        events: SecurityEvents,
-        clock: Clock,
-        built_in: Mapping[str, Client],
-    ) -> None:
-        self._database = database
-        self._invalidation = invalidation
+    def __init__(self, shared: Shared, sessions: Sessions, built_in: Mapping[str, Client]) -> None:
+        self._shared = shared
+        self._database = shared.database
+        self._invalidation = shared.invalidation
         self._sessions = sessions
-        self._events = events
-        self._clock = clock
+        self._events = shared.events
+        self._clock = shared.clock
         self._built_in = built_in
 
     async def read_request(self, parameters: Mapping[str, str]) -> AuthorizationRequest:
         """Return the authorization request (RFC 6749, 4.1.1).
 
-        Raises OAuthError while it is not certain where the browser may be sent, RequestRefused
-        after.
+        Raises OAuthError until the redirect URI is known to be the client's, RequestRefused after
+        that.
         """
         client = await self.find_client(parameters.get("client_id", ""))
         redirect_uri = parameters.get("redirect_uri", "")
@@ -103,47 +96,41 @@ class OAuth:
         Raises InvalidCredentials, AccountDisabled, or OAuthError if the client is no longer what
         the user has been shown.
         """
-        credentials = await self._sessions.check_password(email, password)
-        user_id = credentials.user_id
+        credentials = await verify_credentials(self._shared, email, password)
         try:
-            async with self._database.transaction() as repositories:
-                code = await self._add_code(
-                    repositories, request, user_id, credentials.password_hash
-                )
-                await self._events.record(
-                    repositories,
-                    SecurityEvent.SIGN_IN_SUCCEEDED,
-                    user_id,
-                    self._clock(),
-                    reason="oauth",
-                )
-        except InvalidCredentials:  # changed or disabled since the password was checked
+            return await self._grant(request, credentials)
+        except InvalidCredentials:  # changed or disabled since the password was verified
             await self._events.record_failed_sign_in(parse_email(email).key, "changed-meanwhile")
             raise
+
+    @retried
+    async def _grant(self, request: AuthorizationRequest, credentials: Credentials) -> str:
+        user_id, event = credentials.user_id, SecurityEvent.SIGN_IN_SUCCEEDED
+        async with self._database.transaction() as repositories:
+            code = await self._add_code(repositories, request, user_id, credentials.password_hash)
+            await self._events.record(repositories, event, user_id, self._clock(), reason="oauth")
         return code
 
     @retried
     async def grant_signed_in(self, request: AuthorizationRequest, signed_in: AccessToken) -> str:
-        """Return an authorization code of whom the page knows, and end the session it was lent.
+        """Return an authorization code of the user signed in to the page, and end that session.
 
-        Raises InvalidToken if that has ended, and what `grant` does.
+        Raises InvalidToken if it has ended, and what `grant` does.
         """
         assert signed_in.user_id is not None
         now = self._clock()
-        keys = [session_key(signed_in.session_id)]
         async with self._database.transaction() as repositories:
             code = await self._add_code(repositories, request, signed_in.user_id, None)
-            # The user before the session, as a change of password locks them.
             if not await repositories.sessions.end_own(
                 signed_in.session_id, signed_in.user_id, now
             ):
                 raise InvalidToken
-            await self._invalidation.plan(repositories, keys, now)
-        await self._invalidation.forget(keys)
+            keys = [session_key(signed_in.session_id)]
+            await self._invalidation.invalidate(repositories, keys, now)
         return code
 
     async def find_signed_in(self, token: str) -> AccessToken | None:
-        """Return whom the sign-in page knows by its token, if the session is still open."""
+        """Return the claims of the sign-in page's token, if its session is still open."""
         try:
             found = await self._sessions.authenticate(token)
         except InvalidToken:
@@ -164,7 +151,7 @@ class OAuth:
             or client.may_less_than(request.client)
             or not client.has_redirects_of(request.client)
         ):
-            raise OAuthError("invalid_request", "The application has changed meanwhile.")
+            raise OAuthError("invalid_request", "The application has just been changed.")
         secret = new_secret()
         now = self._clock()
         code = AuthorizationCode(
@@ -187,8 +174,8 @@ class OAuth:
     ) -> Tokens:
         """Return the tokens for an authorization code (RFC 6749, 4.1.3).
 
-        A code is good once. Sent again, it has been stolen, or what it gave has: that is ended
-        too, but only if the second request proves to be from whom the code was made for.
+        A code is good for one use. Sent again, it or what it gave was stolen: its session ends, but
+        only if the second request proves to come from the client that the code was made for.
         Otherwise anyone who has seen a code could sign its user out.
         """
         client.check_grant(Grant.AUTHORIZATION_CODE)
@@ -198,7 +185,6 @@ class OAuth:
         code_hash = hash_secret(parameters.get("code", ""))
         now = self._clock()
         async with self._database.transaction() as repositories:
-            # Before the code, as whoever changes the client locks them.
             if await self._share(repositories, client) is None:
                 raise refused
             await repositories.authorization_codes.lock_user(code_hash)
@@ -216,7 +202,7 @@ class OAuth:
                 if user is None:
                     raise refused
                 try:
-                    opened = await self._sessions.open(
+                    opened = await self._sessions.open_session(
                         repositories,
                         code.user_id,
                         user.role,
@@ -251,18 +237,18 @@ class OAuth:
             raise OAuthError("invalid_scope", str(error)) from error
 
     async def sign_client_in(self, client: Client, parameters: Mapping[str, str]) -> Tokens:
-        """Return an access token for a client that speaks for itself (RFC 6749, 4.4)."""
+        """Return an access token of the client's own (RFC 6749, 4.4)."""
         client.check_grant(Grant.CLIENT_CREDENTIALS)
         scopes = client.allowed_for_itself(_read_scopes(parameters))
         try:
             return await self._sessions.open_of_client(client.client_id, scopes)
         except InvalidCredentials as error:  # changed or deleted since it was read
-            raise OAuthError("invalid_client", "The client has changed meanwhile.") from error
+            raise OAuthError("invalid_client", "The client has just been changed.") from error
 
     async def revoke(self, client: Client, token: str) -> None:
         """End the session of one of the client's tokens, of either kind (RFC 7009).
 
-        A token that is of no use already, or another client's, changes nothing.
+        Does nothing for a token that no longer works, or is another client's.
         """
         try:
             access = await self._sessions.authenticate(token)
@@ -277,16 +263,16 @@ class OAuth:
             await self._sessions.revoke(session_id, reason="token-revoked")
 
     async def introspect(self, client: Client, token: str) -> AccessToken | Session | None:
-        """Return what a token is good for, now (RFC 7662): None for nothing.
+        """Return what a token is good for (RFC 7662); None if it has no effect.
 
-        Nor is another client's token good for anything, unless a resource server asks.
+        Another client's token has none either, unless a resource server asks.
         """
         found = await self._find(token)
         is_its_own = found is not None and found.client_id == client.client_id
         return found if is_its_own or client.resource_server else None
 
     async def _find(self, token: str) -> AccessToken | Session | None:
-        """Return what an access token says, or the session of the newest refresh token."""
+        """Return an access token's claims, or the session of its newest refresh token."""
         try:
             return await self._sessions.authenticate(token)
         except InvalidToken:
@@ -313,12 +299,11 @@ class OAuth:
         if built_in := self._built_in.get(client_id):
             return built_in
         if not client_id.isascii() or not client_id.isprintable():
-            return None  # PostgreSQL takes neither NUL nor half a surrogate pair
-        async with self._database.autocommit() as repositories:
-            return await repositories.oauth_clients.find(client_id)
+            return None  # PostgreSQL accepts neither NUL nor half a surrogate pair
+        return await self._database.read(lambda stored: stored.oauth_clients.find(client_id))
 
     async def _share(self, repositories: Repositories, client: Client) -> Client | None:
-        """Return the client as it is now and until the transaction ends, if there still is one."""
+        """Return the client as it stays until the transaction ends, if it still exists."""
         if client.client_id in self._built_in:
             return client
         return await repositories.oauth_clients.share(client.client_id)

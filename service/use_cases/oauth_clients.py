@@ -23,7 +23,7 @@ _LEAST_ID: Final = UUID(int=0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changed:
-    """A client as it is now, and whether it may do less, so that so many sessions have ended."""
+    """A changed client, whether it may now do less, and how many sessions ended for that reason."""
 
     client: Client
     narrowed: bool
@@ -33,8 +33,8 @@ class Changed:
 class OAuthClients:
     """Clients: making, changing and deleting them.
 
-    That sessions have ended is left to jobs, which a running service does within a second, and
-    the command line before it ends.
+    Jobs make the cache forget ended sessions: a running service does them within a second, the
+    command line before it exits.
     """
 
     def __init__(self, database: Database, clock: Clock) -> None:
@@ -72,15 +72,14 @@ class OAuthClients:
         return client, secret
 
     async def list_all(self) -> list[Client]:
-        async with self._database.autocommit() as repositories:
-            return await repositories.oauth_clients.list_all()
+        return await self._database.read(lambda stored: stored.oauth_clients.list_all())
 
     @retried
     async def update(self, client_id: str, change: Callable[[Client], Client]) -> Changed:
         """Make the client what `change` makes of it.
 
-        If it then may do less than before, its sessions end: no token keeps what the client has
-        lost. Raises ClientFaulty.
+        If it may do less than before, its sessions end, so no token keeps what the client has lost.
+        Raises ClientFaulty.
         """
         now = self._clock()
         async with self._database.transaction() as repositories:
@@ -96,10 +95,10 @@ class OAuthClients:
 
     @retried
     async def rotate_secret(self, client_id: str, overlap: timedelta) -> tuple[Client, str]:
-        """Give the client a new secret; return both. The one before works for `overlap` longer.
+        """Give the client a new secret; return both. The old secret works for `overlap` longer.
 
-        Raises ClientFaulty where there is no secret, or the one before the present one still
-        works: a third one would end it early, unless it is to end, with an `overlap` of nothing.
+        Raises ClientFaulty if the client has no secret; or, unless `overlap` is zero, if the
+        previous secret still works, which a third one would end early.
         """
         now = self._clock()
         secret = new_secret()
@@ -127,9 +126,9 @@ class OAuthClients:
 
     @retried
     async def delete(self, client_id: str) -> int:
-        """Delete the client and end its sessions, its users' too; return how many have ended.
+        """Delete the client and end all its sessions; return how many.
 
-        Raises ClientFaulty where there is no such client.
+        Raises ClientFaulty if there is no such client.
         """
         now = self._clock()
         async with self._database.transaction() as repositories:
@@ -141,9 +140,9 @@ class OAuthClients:
 
 
 async def _end_sessions(repositories: Repositories, client_id: str, now: datetime) -> int:
-    """End what the client was given, in the caller's transaction; return how many sessions.
+    """End the client's sessions and codes in the caller's transaction; return how many sessions.
 
-    The client's row is locked, so that it is given nothing meanwhile.
+    The client's row is locked, so no new ones can be added.
     """
     count, last = 0, _LEAST_ID
     while True:

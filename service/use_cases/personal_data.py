@@ -1,26 +1,26 @@
-"""What is held about a person, for operators: to find an account, and to give it to its owner."""
+"""What is stored about a person: for operators who look for an account, or export it."""
 
 import re
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from service.domain.clock import Clock
+from service.domain.emails import parse_email
 from service.domain.errors import UserNotFound
 from service.domain.pages import Cursor
 from service.domain.referral_codes import ReferralCode
-from service.domain.users import User, parse_email
-from service.postgresql.database import Database, Repositories
-from service.use_cases.security_events import SecurityEvents
+from service.domain.users import User
+from service.postgresql.database import Repositories
+from service.use_cases.shared import Shared
 
 AT_ONCE: Final = 10_000
-"""So many rows are read by one statement."""
+"""Rows that one statement reads."""
 _LOG_HASH: Final = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """An account, its live code, and what stands for it in the log."""
+    """An account, its live code, and its pseudonym in the log."""
 
     user: User
     code: ReferralCode | None
@@ -28,17 +28,17 @@ class Found:
 
 
 class PersonalData:
-    """Accounts as operators look for them, and export them."""
+    """Finding and exporting accounts."""
 
-    def __init__(self, database: Database, events: SecurityEvents, clock: Clock) -> None:
-        self._database = database
-        self._events = events
-        self._clock = clock
+    def __init__(self, shared: Shared) -> None:
+        self._database = shared.database
+        self._events = shared.events
+        self._clock = shared.clock
 
     async def find(self, text: str) -> Found:
         """Return the account with that email address, id or hash from the log.
 
-        Raises UserNotFound. For a hash it goes through all accounts: a second for each million.
+        Raises UserNotFound. Looking for a hash takes a second per million accounts.
         """
         async with self._database.autocommit() as repositories:
             user = await self._find(repositories, text)
@@ -52,23 +52,19 @@ class PersonalData:
         )
 
     async def export(self, user_id: UUID) -> dict[str, Any]:
-        """Return all that is held about the person; raise UserNotFound."""
+        """Return all that is stored about the person; raise UserNotFound."""
         async with self._database.autocommit() as repositories:
             stored = repositories.personal_data
             account = await stored.account(user_id)
             if account is None:
                 raise UserNotFound
             enrichment = await repositories.enrichments.find(user_id)
+            found = await stored.of_user(user_id)
             return {
                 "account": account,
-                "identities": await stored.identities(user_id),
-                "sessions": await stored.sessions(user_id),
-                "granted_to_clients": await stored.grants(user_id),
-                "mails_under_way": await stored.mail_tokens(user_id),
-                "referral_codes": await stored.codes(user_id),
-                "referral": await stored.referral(user_id),
+                **found,
+                "referral": next(iter(found["referral"]), None),
                 "referrals": await _all_referrals(repositories, user_id),
-                "security_events": await stored.security_events(user_id),
                 "enrichment": enrichment and asdict(enrichment),
             }
 
@@ -88,9 +84,9 @@ class PersonalData:
         return None if user_id is None else await repositories.users.find(user_id)
 
     async def _of_hash(self, repositories: Repositories, log_hash: str) -> UUID | None:
-        """Return whose hash it is: it cannot be reckoned back, so that all are tried."""
+        """Return whose hash it is, by trying all accounts."""
         last = UUID(int=0)
-        while ids := await repositories.users.ids_behind(last, AT_ONCE):
+        while ids := await repositories.users.ids_after(last, AT_ONCE):
             for user_id in ids:
                 if self._events.account_hash(user_id) == log_hash:
                     return user_id
@@ -100,8 +96,8 @@ class PersonalData:
 
 async def _all_referrals(repositories: Repositories, user_id: UUID) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    behind = None
-    while page := await repositories.personal_data.referrals(user_id, AT_ONCE, behind):
+    after = None
+    while page := await repositories.personal_data.referrals(user_id, AT_ONCE, after):
         found += page
-        behind = Cursor(page[-1]["registered_at"], page[-1]["id"])
+        after = Cursor(page[-1]["registered_at"], page[-1]["id"])
     return found

@@ -2,9 +2,10 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from functools import partial
 from uuid import UUID
 
-from service.domain.clock import Clock
+from service.domain.emails import key_of
 from service.domain.errors import (
     EmailMalformed,
     InvalidInput,
@@ -24,34 +25,27 @@ from service.domain.referral_codes import (
     issue_referral_code,
     normalise_code,
 )
-from service.domain.users import key_of
 from service.postgresql.batch_loader import BatchLoader
-from service.postgresql.database import Database, Repositories, TryAgain, retried
+from service.postgresql.database import Repositories, TryAgain, retried
 from service.redis.cache import Cache, Entry
-from service.use_cases.cache_invalidation import CODE_KEY, CacheInvalidation, code_key
+from service.use_cases.cache_invalidation import CODE_KEY, code_key
 from service.use_cases.idempotency import AnswerOnce
+from service.use_cases.locks import end_code
+from service.use_cases.shared import Shared
 
 
 class ReferralCodes:
     """A user's codes: making, changing, replacing, ending, finding, listing.
 
-    With `confirmed_only` a user whose email address is not confirmed has none.
+    Where addresses have to be confirmed, a user who has not done so has none.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        cache: Cache,
-        invalidation: CacheInvalidation,
-        clock: Clock,
-        *,
-        confirmed_only: bool,
-    ) -> None:
-        self._database = database
+    def __init__(self, shared: Shared, cache: Cache) -> None:
+        self._database = database = shared.database
         self._cache = cache
-        self._invalidation = invalidation
-        self._clock = clock
-        self._confirmed_only = confirmed_only
+        self._invalidation = shared.invalidation
+        self._clock = clock = shared.clock
+        self._confirmed_only = confirmed_only = shared.confirmation_required
         self._live_by_email = BatchLoader[str, PublicReferralCode](
             lambda email_keys: database.read(
                 lambda stored: stored.referral_codes.find_live_by_emails(
@@ -70,62 +64,59 @@ class ReferralCodes:
     ) -> ReferralCode:
         """Issue a code.
 
-        Raises LiveReferralCodeExists, ReferralCodeTaken, EmailNotConfirmed, or what the wish
-        breaks.
+        Raises LiveReferralCodeExists, ReferralCodeTaken, EmailNotConfirmed, or a rule that the
+        wish breaks.
         """
         now = self._clock()
         async with once.around(self._database) as repositories:
-            # First of all: what was allowed then may be too late now.
+            # First, because an expiry that was allowed then may be in the past now.
             await once.claim(repositories, now)
             code = issue_referral_code(owner_id, wish, now)
-            keys, _ = await self._store(repositories, code, wish)
+            await self._store(repositories, code, wish)
             await once.keep(repositories, code, owner_id)
-        await self._invalidation.forget(keys)
         return code
 
     @retried
     async def replace(self, owner_id: UUID, wish: NewReferralCode) -> tuple[ReferralCode, bool]:
         """Issue a code in place of the live one; return it, and whether there was one.
 
-        Raises ReferralCodeTaken, EmailNotConfirmed, or what the wish breaks; then the live one
-        lives on.
+        Raises ReferralCodeTaken, EmailNotConfirmed, or a rule that the wish breaks; the live one
+        then lives on.
         """
         now = self._clock()
         code = issue_referral_code(owner_id, wish, now)
         try:
             async with self._database.autocommit() as repositories:
-                keys, replaced = await self._store(repositories, code, wish, replacing=True)
+                return code, await self._store(repositories, code, wish, replacing=True)
         except LiveReferralCodeExists:
-            # Others replace it as well: they do so one after the other.
+            # Other requests replace it too: they do so one after the other.
             async with self._database.transaction() as repositories:
-                await repositories.referral_codes.lock_owner(owner_id)
+                await repositories.users.hold(owner_id)
                 try:
-                    keys, replaced = await self._store(repositories, code, wish, replacing=True)
+                    return code, await self._store(repositories, code, wish, replacing=True)
                 except LiveReferralCodeExists as error:
                     raise TryAgain from error
-        await self._invalidation.forget(keys)
-        return code, replaced
 
     @retried
     async def change(self, owner_id: UUID, change: ReferralCodeChange) -> ReferralCode:
-        """Give the live code another expiry or limit, its uses kept; return it as it is then.
+        """Give the live code another expiry or limit, keeping its uses; return it.
 
-        A limit that its uses have reached ends it, as the last use would have. Raises
+        A limit that is already reached ends it, as the last use would have. Raises
         ReferralCodeNotFound, EmailNotConfirmed, InvalidInput or ExpiryOutOfRange.
         """
         now = self._clock()
         async with self._database.transaction() as repositories:
             codes = repositories.referral_codes
             locked = await codes.lock_live(owner_id, confirmed_only=self._confirmed_only)
-            # Read afterwards: registrations that the lock has waited for have counted their uses.
+            # Read under the lock: the registrations that it waited for have counted their uses.
             code = await codes.find_live(owner_id, now)
             if code is None:
                 raise ReferralCodeNotFound
             if code.referral_code_id != locked:
                 raise TryAgain  # made while the lock waited for the one before
             changed = change_referral_code(code, change, now)
-            email_key = await codes.change(changed, now, CODE_KEY)
-        await self._invalidation.forget([code_key(email_key)] if email_key else [])
+            if email_key := await codes.change(changed, now):
+                await self._invalidation.invalidate(repositories, [code_key(email_key)], now)
         return changed
 
     async def find(self, owner_id: UUID) -> ReferralCode:
@@ -136,13 +127,11 @@ class ReferralCodes:
             raise ReferralCodeNotFound
         return code
 
-    async def page(
-        self, owner_id: UUID, limit: int, behind: Cursor | None
-    ) -> Page[OwnReferralCode]:
+    async def page(self, owner_id: UUID, limit: int, after: Cursor | None) -> Page[OwnReferralCode]:
         """Return a page of all the owner's codes, newest first."""
         now = self._clock()
         codes = await self._database.from_standby(
-            lambda stored: stored.referral_codes.newest_of_owner(owner_id, now, limit + 1, behind)
+            lambda stored: stored.referral_codes.newest_of_owner(owner_id, now, limit + 1, after)
         )
         return Page.of(codes, limit, lambda last: Cursor(last.created_at, last.referral_code_id))
 
@@ -150,21 +139,21 @@ class ReferralCodes:
     async def delete(self, owner_id: UUID) -> None:
         """End the owner's live code; raise ReferralCodeNotFound."""
         now = self._clock()
-        async with self._database.autocommit() as repositories:
-            ended = await repositories.referral_codes.end_of_owner(owner_id, now, CODE_KEY)
-        was_live, email_key = ended or (False, None)
-        await self._invalidation.forget([code_key(email_key)] if email_key else [])
-        if not was_live:
+        async with self._database.transaction() as repositories:
+            found = await end_code(repositories, owner_id, now)
+            if email_key := found.owner_email_key:
+                await self._invalidation.invalidate(repositories, [code_key(email_key)], now)
+        if not found.was_live:
             raise ReferralCodeNotFound
 
     async def find_by_code(self, text: str) -> PublicReferralCode:
-        """Return the live code that a person means who types `text`; raise ReferralCodeNotFound."""
+        """Return the live code that `text` stands for; raise ReferralCodeNotFound."""
         try:
             typed = normalise_code(text)
         except InvalidInput as error:
             raise ReferralCodeNotFound from error
         async with self._database.autocommit() as repositories:
-            code = await repositories.referral_codes.find_public(
+            code = await repositories.referral_code_uses.find_public(
                 typed, self._clock(), confirmed_only=self._confirmed_only
             )
         if code is None:
@@ -177,11 +166,10 @@ class ReferralCodes:
         write: Callable[[PublicReferralCode], bytes],
         check: Callable[[], Awaitable[None]],
     ) -> bytes:
-        """Return the live code of the account with the e-mail, as `write` writes it.
+        """Return the live code of the account with the email address, as `write` writes it.
 
-        Raises ReferralCodeNotFound; the same for an e-mail that nobody has: a stranger learns
-        nothing from it. What was written is kept in the cache, and not written again for the next
-        one who asks. `check` raises where the caller may not have PostgreSQL asked.
+        Raises ReferralCodeNotFound, also for an unknown address: it reveals no accounts. The cache
+        keeps what was written. `check` raises if the caller may not query PostgreSQL.
         """
         try:
             email_key = key_of(email)
@@ -205,8 +193,8 @@ class ReferralCodes:
         wish: NewReferralCode,
         *,
         replacing: bool = False,
-    ) -> tuple[list[str], bool]:
-        """Store the code; return what the cache has to forget, and whether one was replaced."""
+    ) -> bool:
+        """Store the code; return whether it replaced one."""
         try:
             email_key, replaced = await repositories.referral_codes.add(
                 code, CODE_KEY, confirmed_only=self._confirmed_only, replacing=replacing
@@ -214,5 +202,7 @@ class ReferralCodes:
         except ReferralCodeTaken as error:
             if wish.code is not None:
                 raise
-            raise TryAgain from error  # then another one is drawn
-        return [code_key(email_key)], replaced
+            raise TryAgain from error  # the next try draws another one
+        # The statement has planned the job.
+        repositories.after_commit(partial(self._invalidation.forget, [code_key(email_key)]))
+        return replaced

@@ -12,12 +12,12 @@ from service.postgresql.batch_loader import BatchLoader
 from service.postgresql.database import Database
 
 MOST_PAGES: Final = 50
-"""Pages read at once: a large one has a hundred rows."""
+"""Pages read by one statement; a page has up to a hundred rows."""
 
 
 class _Wanted(NamedTuple):
     referrer_id: UUID
-    behind: Cursor | None
+    after: Cursor | None
     limit: int
 
 
@@ -33,13 +33,13 @@ class Referrals:
         caller_id: UUID | None,
         referrer_id: UUID | None,
         limit: int,
-        behind: Cursor | None,
+        after: Cursor | None,
     ) -> Page[Referral]:
         """Return a page of the referrer's referrals, newest first.
 
-        For the referrer, for admins, and for clients that speak for themselves (`caller_id` is
-        None); anyone else gets NotAllowed, whether there is such a referrer or not.
-        `referrer_id` None is an id that nobody can have. Who may see all gets UserNotFound.
+        For the referrer, admins, and clients on their own behalf (`caller_id` is None); anyone else
+        gets NotAllowed, whether or not the referrer exists. `referrer_id` None is an id that no
+        account can have. Admins and clients get UserNotFound.
         """
         if caller_id is None or referrer_id != caller_id:
             async with self._database.autocommit() as repositories:
@@ -49,7 +49,7 @@ class Referrals:
                 if referrer_id is None or await repositories.users.find(referrer_id) is None:
                     raise UserNotFound
         assert referrer_id is not None
-        referrals = await self._pages.find(_Wanted(referrer_id, behind, limit + 1)) or []
+        referrals = await self._pages.find(_Wanted(referrer_id, after, limit + 1)) or []
         return Page.of(referrals, limit, lambda last: Cursor(last.registered_at, last.user_id))
 
     async def _read(self, wanted: Sequence[_Wanted]) -> dict[_Wanted, list[Referral]]:
@@ -60,7 +60,7 @@ class Referrals:
         return found
 
     async def _newest_of(self, wanted: Sequence[_Wanted], limit: int) -> list[list[Referral]]:
-        places = [(one.referrer_id, one.behind) for one in wanted]
+        places = [(one.referrer_id, one.after) for one in wanted]
         return await self._database.from_standby(
             lambda stored: stored.referrals.newest_of_several(places, limit)
         )

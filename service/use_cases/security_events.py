@@ -11,7 +11,7 @@ from uuid import UUID
 from service.domain.clock import Clock
 from service.domain.pages import Cursor, Page
 from service.domain.security_events import KEPT_FOR, Activity, Origin, SecurityEvent
-from service.postgresql.database import Database, Repositories
+from service.postgresql.database import Database, Repositories, retried
 
 _WARNINGS: Final = frozenset(
     {
@@ -24,7 +24,7 @@ log = logging.getLogger("service.security")
 
 
 def log_event(event: SecurityEvent, origin: Origin, **about: str | int | None) -> None:
-    """Log an event: its name, where it came from, and what it is about."""
+    """Log an event with its origin."""
     log.log(
         logging.WARNING if event in _WARNINGS else logging.INFO,
         event.value,
@@ -33,7 +33,7 @@ def log_event(event: SecurityEvent, origin: Origin, **about: str | int | None) -
 
 
 class SecurityEvents:
-    """Records what happens to accounts. `origin` returns where the present request came from."""
+    """Records what happens to accounts. `origin` returns where the current request came from."""
 
     def __init__(
         self, database: Database, clock: Clock, origin: Callable[[], Origin], hash_key: bytes
@@ -56,7 +56,7 @@ class SecurityEvents:
     ) -> None:
         """Store the event for the account's owner in the caller's transaction, and log it.
 
-        The owner is not shown where a request came from that was made `by_another`, an admin.
+        The owner is not shown where the request came from if it was made `by_another`, an admin.
         """
         origin = Origin() if by_another else self._origin()
         await repositories.security_events.add(event, user_id, origin, now)
@@ -71,7 +71,7 @@ class SecurityEvents:
         *,
         reason: str,
     ) -> None:
-        """Record that sessions have ended, as one event however many they are; none is none."""
+        """Record that sessions have ended: one event for all of them, and none for none."""
         if ended:
             await self.record(
                 repositories,
@@ -82,6 +82,7 @@ class SecurityEvents:
                 count=len(ended),
             )
 
+    @retried
     async def record_failed_sign_in(self, email_key: str, reason: str) -> None:
         """Store and log a failed sign-in, whether or not the email address has an account."""
         async with self._database.autocommit() as repositories:
@@ -99,7 +100,7 @@ class SecurityEvents:
         reason: str | None = None,
         count: int | None = None,
     ) -> None:
-        """Log an event after the commit: what was rolled back has not happened."""
+        """Log an event after the commit, and not at all if the transaction is rolled back."""
         repositories.after_commit(partial(self.log, event, user_id, reason=reason, count=count))
 
     def log(
@@ -110,7 +111,7 @@ class SecurityEvents:
         reason: str | None = None,
         count: int | None = None,
     ) -> None:
-        """Log an event at once. `account` is the user's id, or the email key of no account."""
+        """Log an event now. `account` is the user's id, or an email key without an account."""
         log_event(
             event,
             self._origin(),
@@ -120,13 +121,13 @@ class SecurityEvents:
         )
 
     def account_hash(self, account: UUID | str) -> str:
-        """Return what stands for an account in the log: nobody without the key knows whose."""
+        """Return the account's pseudonym in the log, which only the key links to the account."""
         return hmac.digest(self._hash_key, f"account {account}".encode(), "sha256").hex()[:16]
 
-    async def page(self, user_id: UUID, limit: int, behind: Cursor | None) -> Page[Activity]:
+    async def page(self, user_id: UUID, limit: int, after: Cursor | None) -> Page[Activity]:
         """Return a page of what happened to the account in the last 90 days, newest first."""
         since = self._clock() - KEPT_FOR
         events = await self._database.from_standby(
-            lambda stored: stored.security_events.newest(user_id, since, limit + 1, behind)
+            lambda stored: stored.security_events.newest(user_id, since, limit + 1, after)
         )
         return Page.of(events, limit, lambda last: Cursor(last.occurred_at, last.security_event_id))

@@ -2,24 +2,18 @@
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Final
 from uuid import UUID
 
 from uuid6 import uuid7
 
-from service.domain.clock import Clock
+from service.domain.emails import parse_email
 from service.domain.errors import (
-    AccountDisabled,
-    EmailMalformed,
-    HashingQueueFull,
     InvalidCredentials,
     InvalidToken,
     SessionNotFound,
 )
-from service.domain.mails import MailKind
 from service.domain.pages import Cursor, Page
-from service.domain.passwords import PasswordRules, check_password
 from service.domain.scopes import Scope, scopes_of
 from service.domain.security_events import SecurityEvent
 from service.domain.sessions import (
@@ -32,18 +26,16 @@ from service.domain.sessions import (
     Session,
     Tokens,
 )
-from service.domain.users import Role, parse_email
+from service.domain.users import Role
 from service.postgresql.batch_loader import BatchLoader
-from service.postgresql.database import Database, Repositories, TryAgain, retried
+from service.postgresql.database import Repositories, retried
 from service.redis.cache import Cache, Entry
 from service.security.access_tokens import AccessToken, AccessTokens
-from service.security.password_hashing import PasswordHasher
 from service.security.refresh_tokens import RefreshTokens
 from service.security.signing_keys import LEEWAY
-from service.use_cases.cache_invalidation import CacheInvalidation, session_key
-from service.use_cases.jobs import Jobs
-from service.use_cases.mails import mail_to_user
-from service.use_cases.security_events import SecurityEvents
+from service.use_cases.cache_invalidation import session_key
+from service.use_cases.credentials import verify_credentials
+from service.use_cases.shared import Shared
 
 GRACE: Final = timedelta(seconds=10)
 
@@ -57,118 +49,54 @@ class Sessions:
 
     def __init__(
         self,
-        database: Database,
+        shared: Shared,
         cache: Cache,
-        invalidation: CacheInvalidation,
-        jobs: Jobs,
-        hasher: PasswordHasher,
         access_tokens: AccessTokens,
         refresh_tokens: RefreshTokens,
-        events: SecurityEvents,
-        clock: Clock,
-        *,
         lifetime: timedelta,
-        password_rules: PasswordRules,
-        confirmation_required: bool,
     ) -> None:
-        self._database = database
+        self._shared = shared
+        self._database = database = shared.database
         self._cache = cache
-        self._invalidation = invalidation
-        self._jobs = jobs
-        self._hasher = hasher
+        self._invalidation = shared.invalidation
         self._access_tokens = access_tokens
         self._refresh_tokens = refresh_tokens
-        self._events = events
-        self._clock = clock
+        self._events = shared.events
+        self._clock = clock = shared.clock
         self._lifetime = lifetime
-        self._password_rules = password_rules
-        self._confirmation_required = confirmation_required
         self._expiries_if_open = BatchLoader[UUID, datetime](
             lambda session_ids: database.read(
                 lambda stored: stored.sessions.expiries_if_open(session_ids, clock())
             )
         )
 
-    @retried
     async def log_in(self, email: str, password: str, user_agent: str | None) -> Tokens:
         """Begin a session; raise InvalidCredentials, or AccountDisabled if they are right."""
-        credentials = await self.check_password(email, password)
+        credentials = await verify_credentials(self._shared, email, password)
         try:
-            async with self._database.transaction() as repositories:
-                tokens = await self.open(
-                    repositories,
-                    credentials.user_id,
-                    credentials.role,
-                    origin="password",
-                    user_agent=user_agent,
-                    password_hash=credentials.password_hash,
-                )
-                await self._events.record(
-                    repositories,
-                    SecurityEvent.SIGN_IN_SUCCEEDED,
-                    credentials.user_id,
-                    self._clock(),
-                    reason="password",
-                )
+            return await self._begin(credentials, user_agent)
         except InvalidCredentials:
             await self._events.record_failed_sign_in(parse_email(email).key, "changed-meanwhile")
             raise
-        return tokens
 
     @retried
-    async def check_password(self, email: str, password: str) -> Credentials:
-        """Return whose they are; raise InvalidCredentials, or AccountDisabled if they are right.
-
-        An unknown e-mail costs a hash too, and is refused with the same words. A hash that was
-        made at another cost is made anew.
-        """
-        try:
-            email_key = parse_email(email).key
-        except EmailMalformed:
-            email_key = ""  # nobody's
-        async with self._database.autocommit() as repositories:
-            credentials = await repositories.users.find_credentials_by_email(email_key)
-        password_hash = credentials.password_hash if credentials else None
-        verified, outdated = await self._hasher.verify(password, password_hash)
-        if not verified or credentials is None or self._awaits_confirmation(credentials):
-            # The one like the other: where e-mails have to be confirmed, nobody learns here
-            # whether an e-mail had an account before it was registered with this password.
-            reason = (
-                "unknown-email"
-                if credentials is None
-                else "email-not-confirmed"
-                if verified
-                else "wrong-password"
-            )
-            await self._events.record_failed_sign_in(email_key, reason)
-            raise InvalidCredentials
-        if credentials.disabled:
-            await self._events.record_failed_sign_in(email_key, "account-disabled")
-            raise AccountDisabled
-        # Not before: its time would tell that the password is right.
-        return await self._hash_anew(credentials, password) if outdated else credentials
-
-    async def _hash_anew(self, credentials: Credentials, password: str) -> Credentials:
-        """Store a hash at the present cost, unless there are too many others to compute."""
-        try:
-            new_hash = await self._hasher.hash(password)
-        except HashingQueueFull:
-            return credentials
+    async def _begin(self, credentials: Credentials, user_agent: str | None) -> Tokens:
+        user_id, event = credentials.user_id, SecurityEvent.SIGN_IN_SUCCEEDED
         async with self._database.transaction() as repositories:
-            if not await repositories.users.replace_password_hash(
-                credentials.user_id, credentials.password_hash, new_hash
-            ):
-                # Hashed anew by another sign-in, or changed: to be verified again.
-                raise TryAgain
-        return replace(credentials, password_hash=new_hash)
+            tokens = await self.open_session(
+                repositories,
+                user_id,
+                credentials.role,
+                origin="password",
+                user_agent=user_agent,
+                password_hash=credentials.password_hash,
+            )
+            await self._events.record(
+                repositories, event, user_id, self._clock(), reason="password"
+            )
+        return tokens
 
-    def _awaits_confirmation(self, credentials: Credentials) -> bool:
-        """Whether nobody may sign in yet; where all have to confirm, accounts of before have to."""
-        return credentials.awaits_confirmation or (
-            self._confirmation_required and not credentials.email_confirmed
-        )
-
-    async def open(
+    async def open_session(
         self,
         repositories: Repositories,
         user_id: UUID,
@@ -182,8 +110,8 @@ class Sessions:
     ) -> Tokens:
         """Begin a user's session in the caller's transaction, and return its tokens.
 
-        Of more than MOST_OPEN_SESSIONS the oldest end. Raises InvalidCredentials if the user may
-        not sign in, or has another password than the one that was checked.
+        Beyond MOST_OPEN_SESSIONS the oldest end. Raises InvalidCredentials if the user may not sign
+        in, or if the password has changed since `password_hash` was verified.
         """
         now = self._clock()
         session = Session(
@@ -206,15 +134,13 @@ class Sessions:
             await self._events.record(
                 repositories, SecurityEvent.SESSION_ENDED, user_id, now, reason="too-many"
             )
-            old_keys = [session_key(session_id) for session_id in ended]
-            await self._invalidation.plan(repositories, old_keys, now)
-            repositories.after_commit(partial(self._invalidation.forget, old_keys))
+            await self._invalidation.invalidate(repositories, [*map(session_key, ended)], now)
         return self._tokens(session, role)
 
     async def open_of_client(self, client_id: str, scopes: frozenset[Scope]) -> Tokens:
-        """Begin the session of a client that speaks for itself, as long as its access token.
+        """Begin a client's own session, which lasts as long as its access token.
 
-        Raises InvalidCredentials if the client may not, or no longer.
+        Raises InvalidCredentials if the client may not have one, or no longer.
         """
         now = self._clock()
         session = Session(
@@ -244,9 +170,9 @@ class Sessions:
         `scopes` are those wanted of the access token, None for all. Raises ScopeExceeded if they
         are more than were granted, and InvalidToken.
 
-        An old token was stolen, or what it was rotated to is: it ends the session (RFC 9700,
-        4.14.2). But an OAuth client may send the token before the newest for GRACE, and gets the
-        newest again: it may not have got it, or have asked twice at once.
+        An older token means that it, or its successor, was stolen: it ends the session (RFC 9700,
+        4.14.2). But for GRACE an OAuth client may send the previous token and gets the newest one
+        again: it may not have received it, or have asked twice at once.
         """
         token = self._refresh_tokens.verify(refresh_token)
         refused = InvalidToken("The refresh token is expired, revoked or was used before.")
@@ -265,20 +191,20 @@ class Sessions:
             in_time = client_id != FIRST_PARTY and now <= session.refreshed_at + GRACE
             if is_parent and in_time:
                 return self._tokens(*found, scopes)
-            keys = await self._end(
+            await self._end(
                 repositories,
                 token.session_id,
                 now,
                 reason="refresh-token-reused",
                 alarm=SecurityEvent.REFRESH_TOKEN_REUSED,
             )
-        await self._invalidation.forget(keys)
         raise refused
 
     async def lend_to_page(self, tokens: Tokens) -> tuple[str, timedelta]:
-        """Return a token by which the sign-in page knows who has just signed in, and its life.
+        """Return a token that identifies the new session to the sign-in page, and its lifetime.
 
-        It allows no call of the API, and the session, whose own tokens nobody gets, ends with it.
+        It allows no call of the API. The session, whose own tokens are not handed out, expires with
+        it.
         """
         now = self._clock()
         async with self._database.transaction() as repositories:
@@ -295,7 +221,7 @@ class Sessions:
         return token, self._access_tokens.lifetime
 
     async def authenticate(self, access_token: str) -> AccessToken:
-        """Return what the token says; raise InvalidToken if it or its session has ended."""
+        """Return the token's claims; raise InvalidToken if it or its session has ended."""
         now = self._clock()
         token = self._access_tokens.verify(access_token, now)
 
@@ -322,11 +248,11 @@ class Sessions:
         session = found[0]
         return session, session.counter == token.counter
 
-    async def page(self, user_id: UUID, limit: int, behind: Cursor | None) -> Page[Session]:
+    async def page(self, user_id: UUID, limit: int, after: Cursor | None) -> Page[Session]:
         """Return a page of the user's open sessions, newest first."""
         now = self._clock()
         sessions = await self._database.from_standby(
-            lambda repositories: repositories.sessions.newest_open(user_id, now, limit + 1, behind)
+            lambda repositories: repositories.sessions.newest_open(user_id, now, limit + 1, after)
         )
         return Page.of(
             sessions, limit, lambda session: Cursor(session.created_at, session.session_id)
@@ -334,11 +260,10 @@ class Sessions:
 
     @retried
     async def end(self, caller: Caller, session_id: UUID) -> None:
-        """End one of the caller's sessions, the present or another one; raise SessionNotFound."""
+        """End one of the caller's sessions, the current one or another; raise SessionNotFound."""
         now = self._clock()
-        keys = [session_key(session_id)]
         async with self._database.transaction() as repositories:
-            # First, because its row locks the user, whom others lock before the sessions.
+            # First, because it locks the user.
             await self._events.record_ended_sessions(
                 repositories,
                 caller.user_id,
@@ -348,15 +273,13 @@ class Sessions:
             )
             if not await repositories.sessions.end_own(session_id, caller.user_id, now):
                 raise SessionNotFound
-            await self._invalidation.plan(repositories, keys, now)
-        await self._invalidation.forget(keys)
+            await self._invalidation.invalidate(repositories, [session_key(session_id)], now)
 
     @retried
     async def revoke(self, session_id: UUID, *, reason: str) -> None:
-        """End any session: its refresh and its access tokens are of no more use."""
+        """End any session; its refresh and access tokens stop working."""
         async with self._database.transaction() as repositories:
-            keys = await self._end(repositories, session_id, self._clock(), reason=reason)
-        await self._invalidation.forget(keys)
+            await self._end(repositories, session_id, self._clock(), reason=reason)
 
     async def _end(
         self,
@@ -366,83 +289,37 @@ class Sessions:
         *,
         reason: str,
         alarm: SecurityEvent | None = None,
-    ) -> list[str]:
-        """End any session in the caller's transaction; return the cache keys that became old.
+    ) -> None:
+        """End any session in the caller's transaction.
 
-        `alarm` is recorded besides, but only by the first of those who end the session.
+        `alarm` is recorded too, but only by the first of those who end the session.
         """
         session = await repositories.sessions.end(session_id, now)
-        keys = [session_key(session_id)]
+        # Even if it had ended before: the cache may not know yet.
+        await self._invalidation.invalidate(repositories, [session_key(session_id)], now)
         if session is None:
-            return keys  # ended before, but maybe not yet in the cache
-        if session.user_id is None:  # a client's own: there is no owner to tell
+            return
+        if session.user_id is None:  # a client's own: there is no account to record it for
             self._events.log_when_committed(
                 repositories, SecurityEvent.SESSION_ENDED, None, reason=reason, count=1
             )
-        else:
-            if alarm is not None:
-                await self._events.record(repositories, alarm, session.user_id, now)
-            await self._events.record_ended_sessions(
-                repositories, session.user_id, [session_id], now, reason=reason
-            )
-        await self._invalidation.plan(repositories, keys, now)
-        return keys
+            return
+        if alarm is not None:
+            await self._events.record(repositories, alarm, session.user_id, now)
+        await self._events.record_ended_sessions(
+            repositories, session.user_id, [session_id], now, reason=reason
+        )
 
     @retried
     async def end_others(self, caller: Caller) -> None:
-        """End all of the caller's sessions but the present one."""
+        """End all of the caller's sessions except the current one."""
         now = self._clock()
         async with self._database.transaction() as repositories:
             ended = await repositories.sessions.end_all_but(caller.user_id, caller.session_id, now)
             await self._events.record_ended_sessions(
                 repositories, caller.user_id, ended, now, reason="others"
             )
-            keys = [session_key(session_id) for session_id in ended]
-            await self._invalidation.plan(repositories, keys, now)
-        await self._invalidation.forget(keys)
-
-    @retried
-    async def change_password(self, caller: Caller, current: str, new: str) -> None:
-        """Store a new password and end the other sessions.
-
-        Raises InvalidCredentials if `current` is wrong, PasswordUnacceptable if `new` may not be.
-        """
-        async with self._database.autocommit() as repositories:
-            user = await repositories.users.find(caller.user_id)
-            credentials = await repositories.users.find_credentials(caller.user_id)
-        wrong = InvalidCredentials("The current password is wrong.", pointer="#/current_password")
-        if user is None or user.email is None or credentials is None:
-            raise wrong  # erased since the session was checked
-        email = parse_email(user.email)
-        check_password(new, email, self._password_rules, "#/new_password")
-        verified, _ = await self._hasher.verify(current, credentials.password_hash)
-        if not verified:
-            raise wrong
-        new_hash = await self._hasher.hash(new)
-        now = self._clock()
-        async with self._database.transaction() as repositories:
-            if not await repositories.users.replace_password_hash(
-                caller.user_id, credentials.password_hash, new_hash
-            ):
-                # Changed, or hashed anew by a sign-in, since it was read: to be verified again.
-                raise TryAgain
-            ended = await repositories.sessions.end_all_but(caller.user_id, caller.session_id, now)
-            await repositories.authorization_codes.delete_of_user(caller.user_id)
-            # Whoever else knew the old password may have had the e-mail changed to another one.
-            await repositories.mail_tokens.delete_of_user(caller.user_id)
-            await repositories.account_changes.note_new_password(caller.user_id)
-            await self._events.record(
-                repositories, SecurityEvent.PASSWORD_CHANGED, caller.user_id, now
-            )
-            await self._events.record_ended_sessions(
-                repositories, caller.user_id, ended, now, reason="password-changed"
-            )
-            keys = [session_key(session_id) for session_id in ended]
-            await self._invalidation.plan(repositories, keys, now)
-            await self._jobs.plan(
-                repositories, mail_to_user(MailKind.PASSWORD_CHANGED, caller.user_id)
-            )
-        await self._invalidation.forget(keys)
+            await self._invalidation.invalidate(repositories, [*map(session_key, ended)], now)
 
     def _tokens(
         self, session: Session, role: Role, wanted: frozenset[Scope] | None = None
@@ -472,3 +349,22 @@ class Sessions:
             session_id=session.session_id,
             user_id=session.user_id,
         )
+
+
+async def end_sessions(
+    shared: Shared,
+    repositories: Repositories,
+    user_id: UUID,
+    now: datetime,
+    *,
+    reason: str,
+    kept_session_id: UUID | None = None,
+) -> None:
+    """End the user's sessions, and the authorization codes that would begin others.
+
+    In the caller's transaction. `reason` is what the log names as the cause.
+    """
+    ended = await repositories.sessions.end_all_but(user_id, kept_session_id, now)
+    await repositories.authorization_codes.delete_of_user(user_id)
+    await shared.invalidation.invalidate(repositories, [*map(session_key, ended)], now)
+    await shared.events.record_ended_sessions(repositories, user_id, ended, now, reason=reason)

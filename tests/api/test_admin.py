@@ -7,8 +7,9 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from service.api.http.app_keys import SERVICES
 from service.domain.scopes import Scope
+from service.domain.users import LockedUser
+from service.use_cases import users
 from tests.api.assertions import assert_problem
 from tests.factories import PASSWORD, Answer, Api, Person
 from tests.oauth import TOKEN, new_application, refusal
@@ -219,20 +220,41 @@ async def test_an_account_without_a_password_is_erased_too(
 async def test_who_changes_the_password_meanwhile_is_erased_all_the_same(
     api: Api, anna: Person, admin: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    users = api.app[SERVICES].users
     passwords = {"current_password": PASSWORD, "new_password": "quite another long walk"}
-    erase = users._erase
+    lock = users._lock_to_erase
 
-    async def erase_slowly(*arguments: Any) -> list[str]:
+    async def lock_slowly(*arguments: Any) -> LockedUser:
         if not changed:
             changed.append(await api.post("/auth/password/change", passwords, by=anna))
-        return await erase(*arguments)
+        return await lock(*arguments)
 
     changed: list[Answer] = []
-    monkeypatch.setattr(users, "_erase", erase_slowly)
+    monkeypatch.setattr(users, "_lock_to_erase", lock_slowly)
     assert (await api.delete(f"/admin/users/{anna.user_id}", by=admin)).status == 204
     assert changed[0].status == 204
     assert_problem(await api.get("/users/me", by=anna), 401, "invalid-token")
+
+
+async def test_who_changes_the_own_password_meanwhile_is_not_erased_with_the_old_one(
+    api: Api, anna: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The condition on the hash in ERASE; the password is then verified once more."""
+    passwords = {"current_password": PASSWORD, "new_password": "quite another long walk"}
+    lock = users._lock_to_erase
+
+    async def lock_slowly(*arguments: Any) -> LockedUser:
+        if not changed:
+            changed.append(await api.post("/auth/password/change", passwords, by=anna))
+        return await lock(*arguments)
+
+    changed: list[Answer] = []
+    monkeypatch.setattr(users, "_lock_to_erase", lock_slowly)
+    answer = await api.delete("/users/me", {"password": PASSWORD}, by=anna)
+    assert_problem(answer, 401, "invalid-credentials", ["#/password"])
+    assert changed[0].status == 204
+    assert (await api.get("/users/me", by=anna)).status == 200
+    new = {"password": passwords["new_password"]}
+    assert (await api.delete("/users/me", new, by=anna)).status == 204
 
 
 async def test_disabled_or_not_an_account_is_erased(api: Api, anna: Person, admin: Person) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from service import embedded
 from service.api.http import app_keys
+from service.domain.emails import parse_email
 from service.domain.identities import Identity, IdentityTaken
-from service.domain.users import parse_email
 from service.postgresql.migrations import apply_migrations
 from service.settings.settings import read_settings
 from tests.api.mailing import confirm, mailed, token_in

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from service.api.http.app_keys import SERVICES
 from service.domain.idempotency import KEPT_FOR, MOST_KEPT, IdempotencyKey
-from service.domain.idempotency import Answer as IdempotentAnswer
+from service.repositories.idempotency_keys import Answer as IdempotentAnswer
 from service.settings.settings import Settings
 from tests.api.assertions import assert_problem
 from tests.factories import PASSWORD, Answer, Api, Person, new_email, running

@@ -10,10 +10,11 @@ from typing import Any
 import asyncpg
 import pytest
 
-from service.api.http import app_keys
 from service.domain.oauth import Client, ClientFaulty
 from service.domain.scopes import OF_CLIENTS, Scope
 from service.domain.sessions import Credentials
+from service.use_cases.credentials import verify_credentials
+from service.use_cases.shared import Shared
 from tests.api.assertions import assert_problem
 from tests.api.conftest import no_jobs
 from tests.factories import Api, Person
@@ -298,18 +299,17 @@ async def test_a_client_that_changes_while_its_user_signs_in_gets_no_code(
     change: Change | None,
 ) -> None:
     """Without the share lock, and the look behind it, the code would outlive the change."""
-    sessions, clients = api.app[app_keys.SERVICES].sessions, clients_of(api)
-    check = sessions.check_password
+    clients = clients_of(api)
 
-    async def check_slowly(email: str, password: str) -> Credentials:
-        credentials = await check(email, password)
+    async def check_slowly(shared: Shared, email: str, password: str) -> Credentials:
+        credentials = await verify_credentials(shared, email, password)
         if change is None:
             await clients.delete(application.client_id)
         else:
             await clients.update(application.client_id, change)
         return credentials
 
-    monkeypatch.setattr(sessions, "check_password", check_slowly)
+    monkeypatch.setattr("service.use_cases.oauth.verify_credentials", check_slowly)
     answer = await application.allowed_by(anna)
     assert answer.status == 400
     assert answer.headers["Content-Type"] == "text/html; charset=utf-8"

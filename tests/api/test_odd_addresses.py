@@ -7,10 +7,10 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
+from service.domain.emails import Email, parse_email
 from service.domain.errors import EmailMalformed
 from service.domain.jobs import PermanentFailure
 from service.domain.mails import Mail
-from service.domain.users import Email, parse_email
 from service.providers.mail import Mailer
 from service.settings.settings import read_settings
 from tests.api.assertions import assert_problem

@@ -217,7 +217,7 @@ async def test_creations_replacements_and_deletions_leave_one_live_code_at_most(
 async def test_of_40_replacements_one_is_new_and_the_last_one_lives(
     api: Api, other: Api, anna: Person
 ) -> None:
-    """The lock on the owner's row (LOCK_OWNER) puts them in a row: none is told of a conflict."""
+    """The lock on the owner's row (HOLD) puts them in a row: none is told of a conflict."""
     answers = await asyncio.gather(
         *(process.put("/referral-code", DAYS, by=anna) for process in [api, other] * 20)
     )

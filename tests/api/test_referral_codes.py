@@ -10,6 +10,7 @@ import pytest
 
 from service.domain import referral_codes
 from service.domain.referral_codes import ALPHABET
+from service.repositories.jobs import JobRepository
 from tests.api.assertions import assert_problem
 from tests.api.wire import request, send
 from tests.factories import Answer, Api, Person
@@ -387,3 +388,22 @@ async def test_codes_are_of_their_owner_alone(
     assert (await api.get("/referral-code", by=anna)).status == 200
     live = "SELECT count(*) FROM referral_codes WHERE ended_at IS NULL"
     assert await database.fetchval(live) == 1
+
+
+async def test_a_write_plans_the_invalidation_in_its_own_transaction(
+    api: Api, anna: Person, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a process that is killed before it removes from the cache what is old."""
+
+    async def none(*_: Any) -> list[Any]:
+        return []
+
+    monkeypatch.setattr(JobRepository, "oldest", none)  # or they would be done at once
+    for method, body in (("POST", DAYS), ("PUT", DAYS), ("PATCH", DAYS), ("DELETE", None)):
+        await database.execute("DELETE FROM jobs")
+        answer = await api.call(method, "/referral-code", body, by=anna)
+        assert answer.status < 300
+        [job] = await database.fetch("SELECT kind, payload, xmin FROM jobs")
+        assert (job["kind"], job["payload"]) == ("forget", f'["code:{anna.email}"]'), method
+        written = "SELECT max(xmin::text::bigint) FROM referral_codes"
+        assert int(job["xmin"]) == await database.fetchval(written), method

@@ -10,6 +10,7 @@ import asyncpg
 from uuid6 import uuid7
 
 from service.domain.claims import Claim
+from service.domain.emails import parse_email
 from service.domain.identities import Identity
 from service.domain.mails import MailToken, TokenPurpose
 from service.domain.referral_codes import (
@@ -19,9 +20,10 @@ from service.domain.referral_codes import (
     issue_referral_code,
 )
 from service.domain.sessions import Session
-from service.domain.users import Role, parse_email
+from service.domain.users import Role
 from service.postgresql.database import Database, Repositories
 from service.use_cases.cache_invalidation import CODE_KEY
+from service.use_cases.locks import end_code
 from tests.factories import new_email
 
 T = TypeVar("T")
@@ -54,7 +56,7 @@ async def new_code(transactions: Database, max_uses: int | None = None) -> Refer
 
 async def take(transactions: Database, code: ReferralCode) -> TakenReferralCode | None:
     async with transactions.transaction() as repositories:
-        return await repositories.referral_codes.take(code.code, NOW, confirmed_only=False)
+        return await repositories.referral_code_uses.take(code.code, NOW, confirmed_only=False)
 
 
 async def refer_to(
@@ -73,16 +75,15 @@ async def refer_to(
 async def refer(repositories: Repositories, code: ReferralCode, slot: int) -> None:
     """Do all that a registration with the code does to it."""
     user_id = await new_user(repositories)
-    taken = await repositories.referral_codes.take(code.code, NOW, confirmed_only=False)
+    taken = await repositories.referral_code_uses.take(code.code, NOW, confirmed_only=False)
     assert taken is not None
     await refer_to(repositories, user_id, taken.owner_id, user_id.bytes)
-    await repositories.referral_codes.count_use(taken.referral_code_id, slot)
+    await repositories.referral_code_uses.count_use(taken.referral_code_id, slot)
 
 
 async def delete(transactions: Database, code: ReferralCode) -> bool:
     async with transactions.transaction() as repositories:
-        ended = await repositories.referral_codes.end_of_owner(code.owner_id, NOW, CODE_KEY)
-        return ended is not None and ended[0]
+        return (await end_code(repositories, code.owner_id, NOW)).was_live
 
 
 async def until_blocked(database: asyncpg.Connection, work: Awaitable[T]) -> "asyncio.Task[T]":
@@ -102,10 +103,10 @@ async def take_by_id(
     transactions: Database, code: ReferralCode, at: datetime = NOW
 ) -> TakenReferralCode | None:
     async with transactions.transaction() as repositories:
-        codes = repositories.referral_codes
-        taken = await codes.take_by_id(code.referral_code_id, at)
+        uses = repositories.referral_code_uses
+        taken = await uses.take_by_id(code.referral_code_id, at)
         if taken is not None and taken.max_uses is None:
-            await codes.count_use(taken.referral_code_id, slot=at.microsecond % 2)
+            await uses.count_use(taken.referral_code_id, slot=at.microsecond % 2)
         return taken
 
 

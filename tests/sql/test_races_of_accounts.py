@@ -12,11 +12,13 @@ import asyncpg
 import pytest
 from uuid6 import uuid7
 
+from service.domain.emails import parse_email
 from service.domain.errors import EmailTaken, ReferralCodeUnusable
 from service.domain.mails import MailToken, Share, TokenPurpose
 from service.domain.security_events import Origin
-from service.domain.users import Role, parse_email
+from service.domain.users import Role
 from service.postgresql.database import Database, Repositories
+from service.use_cases.locks import hold_user_of
 from tests.factories import new_email
 from tests.sql.racing import (
     HASH,
@@ -209,14 +211,14 @@ async def test_of_two_referrals_of_one_mailbox_at_once_one_is_without_a_flag(
 async def test_an_identity_that_is_being_removed_signs_nobody_in(
     transactions: Database, database: asyncpg.Connection
 ) -> None:
-    """Without LOCK_USER it does, and the session outlives a new password."""
+    """Without HOLD in hold_user_of it does, and the session outlives a new password."""
     async with transactions.transaction() as repositories:
         user_id = await new_user(repositories)
         await repositories.identities.add(MALLORY, user_id, NOW)
 
     async def find() -> UUID | None:
         async with transactions.transaction() as repositories:
-            return await repositories.identities.find_user_id(MALLORY)
+            return await hold_user_of(repositories, MALLORY)
 
     async with transactions.transaction() as repositories:
         await repositories.users.lock(user_id)
@@ -235,7 +237,7 @@ async def test_a_sign_in_and_the_end_of_its_identity_do_not_wait_for_each_other(
 
     async def sign_in() -> UUID | None:
         async with transactions.transaction() as repositories:
-            found = await repositories.identities.find_user_id(MALLORY)
+            found = await hold_user_of(repositories, MALLORY)
             if found is not None:
                 await repositories.users.lock(found)
             return found

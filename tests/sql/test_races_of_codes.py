@@ -12,26 +12,15 @@ import asyncpg
 import pytest
 from uuid6 import uuid7
 
+from service.domain.emails import parse_email
 from service.domain.errors import InvalidToken, LiveReferralCodeExists, ReferralCodeTaken
 from service.domain.referral_codes import NewReferralCode, issue_referral_code
-from service.domain.users import parse_email
+from service.domain.users import LockedUser
 from service.postgresql.database import Database, Repositories
 from service.use_cases.cache_invalidation import CODE_KEY
+from service.use_cases.locks import end_code, end_code_and_lock
 from tests.factories import new_email
 from tests.sql.racing import HASH, LIFE, NOW, Undone, delete, new_code, new_user, until_blocked
-
-
-async def test_a_change_is_a_job_in_its_transaction(
-    transactions: Database, database: asyncpg.Connection
-) -> None:
-    """For a process that is killed before it removes from the cache what is old."""
-    code = await new_code(transactions)
-    await database.execute("DELETE FROM jobs")
-    async with transactions.transaction() as repositories:
-        codes = repositories.referral_codes
-        email_key = await codes.change(replace(code, max_uses=5), NOW, CODE_KEY)
-    [job] = await database.fetch("SELECT kind, payload FROM jobs")
-    assert (job["kind"], job["payload"]) == ("forget", f'["{CODE_KEY}{email_key}"]')
 
 
 @pytest.mark.parametrize("write", ["add", "delete", "change", "use up"])
@@ -52,11 +41,10 @@ async def test_what_a_write_makes_old_is_under_the_email_address_of_its_commit(
                 again = replace(code, referral_code_id=uuid7())
                 return (await codes.add(again, CODE_KEY, confirmed_only=False))[0]
             if write == "delete":
-                ended = await codes.end_of_owner(code.owner_id, NOW, CODE_KEY)
-                return ended and ended[1]
+                return (await end_code(repositories, code.owner_id, NOW)).owner_email_key
             if write == "change":
-                return await codes.change(replace(code, max_uses=2), NOW, CODE_KEY)
-            taken = await codes.take(code.code, NOW, confirmed_only=False)
+                return await codes.change(replace(code, max_uses=2), NOW)
+            taken = await repositories.referral_code_uses.take(code.code, NOW, confirmed_only=False)
             return taken.owner_email_key if taken else None
 
     async with transactions.transaction() as repositories:
@@ -64,6 +52,26 @@ async def test_what_a_write_makes_old_is_under_the_email_address_of_its_commit(
         await repositories.users.change_email(code.owner_id, new, NOW)
         writing = await until_blocked(database, written())
     assert await writing == new.key
+
+
+async def test_a_replacement_and_the_end_of_the_account_do_not_wait_for_each_other(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """Without `hold` in end_code_and_lock they do: each holds what the other locks next."""
+    code = await new_code(transactions)
+    other = issue_referral_code(code.owner_id, NewReferralCode(expires_in_days=1), NOW)
+
+    async def end() -> LockedUser | None:
+        async with transactions.transaction() as repositories:
+            return await end_code_and_lock(repositories, code.owner_id, NOW)
+
+    async with transactions.transaction() as repositories:
+        await repositories.users.hold(code.owner_id)
+        ending = await until_blocked(database, end())
+        await repositories.referral_codes.add(other, CODE_KEY, confirmed_only=False, replacing=True)
+    assert await ending is not None
+    async with transactions.autocommit() as repositories:
+        assert await repositories.referral_codes.find_live(code.owner_id, NOW) is None
 
 
 # Names.
@@ -207,7 +215,8 @@ async def test_only_the_codes_of_confirmed_owners_count_where_that_is_asked(
     for max_uses in (None, 5):
         code = await new_code(transactions, max_uses)
         async with transactions.transaction() as repositories:
-            codes, users = repositories.referral_codes, repositories.users
+            codes, uses = repositories.referral_codes, repositories.referral_code_uses
+            users = repositories.users
             email_key = await users.find_email_key(code.owner_id)
             assert email_key is not None
             for confirmed in (False, True):
@@ -215,9 +224,9 @@ async def test_only_the_codes_of_confirmed_owners_count_where_that_is_asked(
                     await users.confirm_email(code.owner_id, email_key, NOW)
                 for confirmed_only in (False, True):
                     counts = confirmed or not confirmed_only
-                    found = await codes.find_usable(code.code, NOW, confirmed_only=confirmed_only)
+                    found = await uses.find_usable(code.code, NOW, confirmed_only=confirmed_only)
                     assert found == (code.referral_code_id if counts else None)
-                    taken = await codes.take(code.code, NOW, confirmed_only=confirmed_only)
+                    taken = await uses.take(code.code, NOW, confirmed_only=confirmed_only)
                     assert (taken is not None) is counts
                     live = await codes.find_live_by_emails(
                         [email_key], NOW, confirmed_only=confirmed_only

@@ -13,12 +13,13 @@ import asyncpg
 import pytest
 from uuid6 import uuid7
 
-from service.domain.idempotency import Answer, IdempotencyKey
+from service.domain.idempotency import IdempotencyKey
 from service.domain.oauth import Client
 from service.domain.scopes import OF_CLIENTS, Scope
 from service.domain.sessions import FIRST_PARTY, Session
 from service.domain.users import Role
 from service.postgresql.database import Database
+from service.repositories.idempotency_keys import Answer
 from tests.sql.racing import HASH, LIFE, NOW, new_session, new_user, until_blocked
 from tests.sql.test_races_of_accounts import erase
 
@@ -92,7 +93,7 @@ async def test_a_session_of_a_machine_whose_clock_is_slow_does_not_end_as_it_beg
 async def test_of_20_keys_of_a_user_at_once_as_many_are_kept_as_may(
     transactions: Database, database: asyncpg.Connection
 ) -> None:
-    """Without FOR NO KEY UPDATE in LOCK_USER some would not see the others, and more would stay."""
+    """Without FOR NO KEY UPDATE in HOLD some would not see the others, and more would stay."""
     async with transactions.transaction() as repositories:
         user_id = await new_user(repositories)
 
@@ -100,7 +101,7 @@ async def test_of_20_keys_of_a_user_at_once_as_many_are_kept_as_may(
         key = IdempotencyKey(str(user_id), f"key {number}", b"fingerprint", user_id)
         async with transactions.transaction() as repositories:
             keys = repositories.idempotency_keys
-            assert await keys.lock_user(user_id)
+            assert await repositories.users.hold(user_id)
             assert await keys.claim(key, NOW, NOW - LIFE)
             await keys.delete_surplus(key, 5)
 
@@ -111,13 +112,13 @@ async def test_of_20_keys_of_a_user_at_once_as_many_are_kept_as_may(
 async def test_no_key_is_claimed_of_an_account_that_is_being_erased(
     transactions: Database, database: asyncpg.Connection
 ) -> None:
-    """Without the lock in LOCK_USER it is, and what is kept under it outlives the account."""
+    """Without the lock in HOLD it is, and what is kept under it outlives the account."""
     async with transactions.transaction() as repositories:
         user_id = await new_user(repositories)
 
     async def lock() -> bool:
         async with transactions.transaction() as repositories:
-            return await repositories.idempotency_keys.lock_user(user_id)
+            return await repositories.users.hold(user_id) is not None
 
     async with transactions.transaction() as repositories:
         await erase(repositories, user_id)

@@ -16,6 +16,7 @@ from service.domain.errors import LiveReferralCodeExists
 from service.domain.referral_codes import NewReferralCode, ReferralCode, issue_referral_code
 from service.postgresql.database import Database, TryAgain
 from service.use_cases.cache_invalidation import CODE_KEY
+from service.use_cases.locks import end_code
 from tests.sql.racing import (
     HASH,
     LIFE,
@@ -61,7 +62,7 @@ async def test_a_use_that_is_rolled_back_is_there_for_the_next(
     code = await new_code(transactions, max_uses=1)
     with suppress(ZeroDivisionError):
         async with transactions.transaction() as repositories:
-            assert await repositories.referral_codes.take(code.code, NOW, confirmed_only=False)
+            assert await repositories.referral_code_uses.take(code.code, NOW, confirmed_only=False)
             waiting = await until_blocked(database, take(transactions, code))
             raise ZeroDivisionError
     assert await waiting
@@ -102,7 +103,7 @@ async def test_a_deletion_waits_for_an_open_registration(
     """Without FOR SHARE the code would be gone before the registration with it is there."""
     code = await new_code(transactions, max_uses)
     async with transactions.transaction() as repositories:
-        assert await repositories.referral_codes.take(code.code, NOW, confirmed_only=False)
+        assert await repositories.referral_code_uses.take(code.code, NOW, confirmed_only=False)
         deletion = await until_blocked(database, delete(transactions, code))
     assert await deletion
     assert await take(transactions, code) is None
@@ -132,9 +133,7 @@ async def test_a_deletion_finds_the_code_however_often_it_is_replaced(
             deletions += 1
             with suppress(Undone):
                 async with transactions.transaction() as repositories:
-                    assert await repositories.referral_codes.end_of_owner(
-                        code.owner_id, NOW, CODE_KEY
-                    )
+                    assert (await end_code(repositories, code.owner_id, NOW)).ended
                     raise Undone
 
     await asyncio.gather(delete_it(), *(replace_it() for _ in range(3)))
@@ -146,9 +145,7 @@ async def test_a_registration_that_waits_for_a_deletion_finds_no_code(
 ) -> None:
     code = await new_code(transactions, max_uses)
     async with transactions.transaction() as repositories:
-        ended = await repositories.referral_codes.end_of_owner(code.owner_id, NOW, CODE_KEY)
-        assert ended is not None
-        assert ended[0]
+        assert (await end_code(repositories, code.owner_id, NOW)).was_live
         registration = await until_blocked(database, take(transactions, code))
     assert await registration is None
 
@@ -169,9 +166,9 @@ async def test_a_code_lives_until_its_expiry(
     async with transactions.transaction() as repositories:
         codes = repositories.referral_codes
         assert (await codes.find_live(code.owner_id, at) is not None) is lives
-        assert (await codes.take(code.code, at, confirmed_only=False) is not None) is lives
-        ended = await codes.end_of_owner(code.owner_id, at, CODE_KEY)
-        assert (ended is not None and ended[0]) is lives
+        taken = await repositories.referral_code_uses.take(code.code, at, confirmed_only=False)
+        assert (taken is not None) is lives
+        assert (await end_code(repositories, code.owner_id, at)).was_live is lives
 
 
 @pytest.mark.parametrize("max_uses", [None, 5], ids=["unlimited", "limited"])
@@ -227,7 +224,7 @@ async def test_confirmations_with_an_unlimited_code_wait_for_nobody(
     """With FOR UPDATE in place of FOR SHARE the second would wait."""
     code = await new_code(transactions)
     async with transactions.transaction() as first:
-        assert await first.referral_codes.take_by_id(code.referral_code_id, NOW)
+        assert await first.referral_code_uses.take_by_id(code.referral_code_id, NOW)
         async with asyncio.timeout(1):
             assert await take_by_id(transactions, code)
 
@@ -242,7 +239,7 @@ async def test_a_code_that_has_died_since_still_counts(
     async with transactions.transaction() as repositories:
         codes = repositories.referral_codes
         if end == "deleted":
-            await codes.end_of_owner(code.owner_id, NOW, CODE_KEY)
+            await end_code(repositories, code.owner_id, NOW)
         elif end == "replaced":
             await codes.add(another, CODE_KEY, confirmed_only=False, replacing=True)
         elif end == "disabled":
@@ -250,7 +247,7 @@ async def test_a_code_that_has_died_since_still_counts(
         else:
             at = NOW + LIFE
             if end == "expired and ended":
-                await codes.end_of_owner(code.owner_id, at, CODE_KEY)
+                await end_code(repositories, code.owner_id, at)
     dead = "SELECT ended_at, end_reason FROM referral_codes WHERE referral_code_id = $1"
     before = await database.fetchrow(dead, code.referral_code_id)
     for used_up in (False, max_uses is not None):
@@ -289,7 +286,7 @@ async def test_a_use_that_waits_for_a_limit_begins_anew(
         codes = repositories.referral_codes
         assert await codes.lock_live(code.owner_id, confirmed_only=False) == code.referral_code_id
         waiting = await until_blocked(database, work(transactions, code))
-        await codes.change(replace(code, max_uses=1), NOW, CODE_KEY)
+        await codes.change(replace(code, max_uses=1), NOW)
     with pytest.raises(TryAgain):
         await waiting
     results = await asyncio.gather(*(work(transactions, code) for _ in range(5)))
@@ -308,7 +305,7 @@ async def test_a_limit_waits_for_the_uses_that_are_being_counted(
             await codes.lock_live(code.owner_id, confirmed_only=False)
             found = await codes.find_live(code.owner_id, NOW)
             assert found is not None
-            await codes.change(replace(found, max_uses=2), NOW, CODE_KEY)
+            await codes.change(replace(found, max_uses=2), NOW)
             return await codes.find_live(code.owner_id, NOW)
 
     async with transactions.transaction() as repositories:

@@ -31,10 +31,10 @@ async def test_a_transaction_that_deadlocks_is_tried_again(transactions: Databas
     async def lock(first: UUID, second: UUID) -> None:
         try:
             async with transactions.transaction() as repositories:
-                await repositories.referral_codes.lock_owner(first)
+                await repositories.users.hold(first)
                 if not conflicts:
                     await both_hold_one.wait()
-                await repositories.referral_codes.lock_owner(second)
+                await repositories.users.hold(second)
         except TryAgain as conflict:
             conflicts.append(conflict)
             raise
@@ -54,7 +54,7 @@ hosts.LIMITS["idle_in_transaction_session_timeout"] = "500ms"
 async def main(url, owner_id):
     async with database.connect(url, 1) as postgresql:
         async with postgresql.transaction() as repositories:
-            await repositories.referral_codes.lock_owner(UUID(owner_id))
+            await repositories.users.hold(UUID(owner_id))
             print("holds it", flush=True)
             await asyncio.Event().wait()
 
@@ -73,7 +73,7 @@ async def test_the_locks_of_a_process_that_is_suspended_amid_a_transaction_go_aw
         assert await process.stdout.readline() == b"holds it\n"
         process.send_signal(signal.SIGSTOP)
         async with transactions.transaction() as repositories:
-            await repositories.referral_codes.lock_owner(owner_id)
+            await repositories.users.hold(owner_id)
     finally:
         process.kill()
         await process.wait()

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.errors import EmailMalformed
-from service.domain.users import (
+from service.domain.emails import (
     _PLAIN,
     Email,
     allow_domains,
@@ -16,6 +15,7 @@ from service.domain.users import (
     key_of,
     parse_email,
 )
+from service.domain.errors import EmailMalformed
 from tests.unit.strategies import ANY_TEXT
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.domain.emails import parse_email
 from service.domain.errors import PasswordUnacceptable
 from service.domain.passwords import (
     PasswordRules,
@@ -17,7 +18,6 @@ from service.domain.passwords import (
     names_in,
     normalise_password,
 )
-from service.domain.users import parse_email
 
 EMAIL = parse_email("Anna.Longname@M\u00dcNCHEN.example.com")
 NAMES = names_in("Acme Referrals", "refer.acme-shop.io")

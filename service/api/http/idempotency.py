@@ -13,9 +13,10 @@ from service.api.http.app_keys import CONTEXT, SERVICES, SETTINGS
 from service.api.http.client_address import client_address
 from service.api.http.problems import problem_of
 from service.domain.errors import Conflict, IdempotencyKeyReused, InvalidInput
-from service.domain.idempotency import AlreadyAnswered, Answer, IdempotencyKey
+from service.domain.idempotency import IdempotencyKey
 from service.domain.keyed_hashes import keyed_hash
-from service.use_cases.idempotency import AnswerOnce
+from service.repositories.idempotency_keys import Answer
+from service.use_cases.idempotency import AlreadyAnswered, AnswerOnce
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from aiohttp import web
 from marshmallow import Schema, fields
 
 from service.api.http.prebuilt import PrebuiltResponse
-from service.domain.idempotency import Answer
+from service.repositories.idempotency_keys import Answer
 
 JSON: Final = "application/json"
 # Made once: json.dumps makes one for each document unless it is of the usual kind.

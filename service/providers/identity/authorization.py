@@ -9,10 +9,10 @@ from urllib.parse import quote_plus, urlencode
 
 from aiohttp import encode_basic_auth
 
+from service.domain.emails import Email, parse_email
 from service.domain.errors import EmailMalformed, ProviderUnavailable, SignInRefused
 from service.domain.identities import AuthorizationAnswer, SignIn
 from service.domain.oauth import challenge_of
-from service.domain.users import Email, parse_email
 from service.providers.http import HttpClient, Reply, is_text
 from service.providers.settings import GitHubSettings, OidcSettings
 

@@ -3,9 +3,9 @@
 from typing import Any
 from urllib.parse import urlsplit
 
+from service.domain.emails import Email
 from service.domain.errors import SignInRefused
 from service.domain.identities import AuthorizationAnswer, Identity, SignIn
-from service.domain.users import Email
 from service.providers.http import HttpClient
 from service.providers.identity.authorization import AuthorizationCodeFlow, email_of
 from service.providers.settings import GitHubSettings

@@ -8,10 +8,11 @@ from time import perf_counter
 import asyncpg
 import pytest
 
-from service.api.http import app_keys
 from service.domain.oauth import CODE_LIVES
 from service.domain.sessions import Credentials
+from service.use_cases.credentials import verify_credentials
 from service.use_cases.sessions import GRACE
+from service.use_cases.shared import Shared
 from tests.factories import PASSWORD, Api, Person
 from tests.oauth import (
     CALLBACK,
@@ -136,15 +137,12 @@ async def test_a_code_granted_with_a_password_changed_since_is_refused(
 async def test_a_password_changed_while_it_is_being_checked_gives_no_tokens(
     api: Api, application: Application, anna: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sessions = api.app[app_keys.SERVICES].sessions
-    check = sessions.check_password
-
-    async def check_slowly(email: str, password: str) -> Credentials:
-        credentials = await check(email, password)
+    async def check_slowly(shared: Shared, email: str, password: str) -> Credentials:
+        credentials = await verify_credentials(shared, email, password)
         await change_password(api, anna)
         return credentials
 
-    monkeypatch.setattr(sessions, "check_password", check_slowly)
+    monkeypatch.setattr("service.use_cases.oauth.verify_credentials", check_slowly)
     answer = await application.allowed_by(anna)
     monkeypatch.undo()
     if answer.status == 303 and "code" in returned(answer):

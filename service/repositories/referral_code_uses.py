@@ -1,0 +1,193 @@
+"""The SQL of using referral codes: finding the code that a person typed, and counting a use."""
+
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from asyncpg import SerializationError
+
+from service.domain.referral_codes import PublicReferralCode, TakenReferralCode
+from service.repositories.connection import Connection
+
+# The code as typed, or otherwise the live code of its name's owner, with look-alikes folded as by
+# the trigger on referral_codes. Two owners may have live codes that look alike, from before names
+# had owners: each is found by its own spelling; any other spelling leads to the name's owner.
+FIND_USABLE: Final = """
+    SELECT c.referral_code_id, c.owner_id, c.code, c.expires_at
+      FROM referral_codes c
+      JOIN users u ON u.user_id = c.owner_id
+     WHERE c.referral_code_id = COALESCE(
+                (SELECT exact.referral_code_id
+                   FROM referral_codes exact
+                  WHERE exact.code = $1
+                    AND exact.ended_at IS NULL
+                    AND exact.expires_at > $2),
+                (SELECT alike.referral_code_id
+                   FROM referral_code_names n
+                   JOIN referral_codes alike ON alike.owner_id = n.owner_id
+                  WHERE n.name = translate($1, 'OIL', '011')
+                    AND alike.ended_at IS NULL
+                    AND translate(alike.code, 'OIL', '011') = n.name)
+           )
+       AND c.ended_at IS NULL
+       AND c.expires_at > $2
+       AND u.disabled_at IS NULL
+       AND u.erased_at IS NULL
+       AND (u.email_confirmed_at IS NOT NULL OR NOT $3)
+"""
+
+# Two ways to take a code. With `max_uses` the row is updated: registrations queue, and the limit is
+# exact. Without, they share the row and wait for nobody; only a deletion waits for them. The owner
+# is locked for the email address, as in referral_codes.CHANGE.
+TAKE: Final = """
+    WITH counted AS (
+        UPDATE referral_codes c
+           SET uses = c.uses + 1,
+               ended_at = CASE WHEN c.uses + 1 >= c.max_uses THEN $2::timestamptz END,
+               end_reason = CASE WHEN c.uses + 1 >= c.max_uses THEN 'used-up' END
+          FROM users u
+         WHERE c.code = $1
+           AND c.ended_at IS NULL
+           AND c.expires_at > $2
+           AND c.max_uses IS NOT NULL
+           AND u.user_id = c.owner_id
+           AND u.disabled_at IS NULL
+           AND (u.email_confirmed_at IS NOT NULL OR NOT $3)
+        RETURNING c.referral_code_id, c.owner_id, c.code, c.max_uses, c.ended_at
+    ), shared AS (
+        SELECT referral_code_id, owner_id, code, max_uses, ended_at
+          FROM referral_codes
+         WHERE code = $1
+           AND ended_at IS NULL
+           AND expires_at > $2
+           AND max_uses IS NULL
+           FOR SHARE
+    ), taken AS (
+        SELECT * FROM counted UNION ALL SELECT * FROM shared
+    )
+    SELECT t.referral_code_id, t.owner_id, u.email_key AS owner_email_key, t.code, t.max_uses,
+           t.ended_at IS NOT NULL AS used_up
+      FROM taken t
+      JOIN users u ON u.user_id = t.owner_id
+     WHERE u.disabled_at IS NULL
+       AND u.erased_at IS NULL
+       AND (u.email_confirmed_at IS NOT NULL OR NOT $3)
+       FOR KEY SHARE OF u
+"""
+
+# The same two ways. A code that has died stays as dead as it is.
+TAKE_BY_ID: Final = """
+    WITH counted AS (
+        UPDATE referral_codes c
+           SET uses = c.uses + 1,
+               ended_at = CASE WHEN c.ended_at IS NULL AND c.expires_at > $2
+                                AND c.uses + 1 >= c.max_uses
+                               THEN $2::timestamptz ELSE c.ended_at END,
+               end_reason = CASE WHEN c.ended_at IS NULL AND c.expires_at > $2
+                                  AND c.uses + 1 >= c.max_uses
+                                 THEN 'used-up' ELSE c.end_reason END
+          FROM users u
+         WHERE c.referral_code_id = $1
+           AND c.uses < c.max_uses
+           AND u.user_id = c.owner_id
+           AND u.erased_at IS NULL
+        RETURNING c.referral_code_id, c.owner_id, c.code, c.max_uses, c.uses
+    ), shared AS (
+        SELECT referral_code_id, owner_id, code, max_uses, uses
+          FROM referral_codes
+         WHERE referral_code_id = $1
+           AND max_uses IS NULL
+           FOR SHARE
+    ), taken AS (
+        SELECT * FROM counted UNION ALL SELECT * FROM shared
+    )
+    SELECT t.referral_code_id, t.owner_id, u.email_key AS owner_email_key, t.code, t.max_uses,
+           COALESCE(t.uses >= t.max_uses, false) AS used_up
+      FROM taken t
+      JOIN users u ON u.user_id = t.owner_id
+     WHERE u.erased_at IS NULL
+       FOR KEY SHARE OF u
+"""
+
+# Whether a code, dead or alive, has a use left.
+IS_LEFT: Final = """
+    SELECT EXISTS (
+        SELECT FROM referral_codes c
+          JOIN users u ON u.user_id = c.owner_id
+         WHERE c.referral_code_id = $1
+           AND (c.max_uses IS NULL OR c.uses < c.max_uses)
+           AND u.erased_at IS NULL
+    )
+"""
+
+COUNT_USE: Final = """
+    INSERT INTO referral_code_uses (referral_code_id, slot, uses)
+    VALUES ($1, $2, 1)
+    ON CONFLICT (referral_code_id, slot)
+    DO UPDATE SET uses = referral_code_uses.uses + 1
+"""
+
+
+class ReferralCodeUseRepository:
+    """Referral codes as people register with them.
+
+    If `confirmed_only`, a code does not live while its owner's email address is not confirmed.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def find_usable(self, code: str, now: datetime, *, confirmed_only: bool) -> UUID | None:
+        """Return the id of the live code that typing `code` registers with now."""
+        found: UUID | None = await self._connection.fetchval(FIND_USABLE, code, now, confirmed_only)
+        return found
+
+    async def find_public(
+        self, code: str, now: datetime, *, confirmed_only: bool
+    ) -> PublicReferralCode | None:
+        """Return the code that `find_usable` finds, as anyone may see it."""
+        row = await self._connection.fetchrow(FIND_USABLE, code, now, confirmed_only)
+        if row is None:
+            return None
+        return PublicReferralCode(
+            code=row["code"], expires_at=row["expires_at"], referrer_id=row["owner_id"]
+        )
+
+    async def take(
+        self, code: str, now: datetime, *, confirmed_only: bool
+    ) -> TakenReferralCode | None:
+        """Count one use of a live code towards `max_uses`; return it, or None if none lives."""
+        row = await self._connection.fetchrow(TAKE, code, now, confirmed_only)
+        if row is None:
+            found = await self._connection.fetchrow(FIND_USABLE, code, now, confirmed_only)
+            if found is None:
+                return None
+            if found["code"] != code:  # it was typed with a look-alike
+                row = await self._connection.fetchrow(TAKE, found["code"], now, confirmed_only)
+        return _taken(row)
+
+    async def take_by_id(self, referral_code_id: UUID, now: datetime) -> TakenReferralCode | None:
+        """Count one use of a code that was live when its id was found.
+
+        It may have died since. Returns None if it is used up, or its owner's account erased.
+        """
+        row = await self._connection.fetchrow(TAKE_BY_ID, referral_code_id, now)
+        if row is None and not await self._connection.fetchval(IS_LEFT, referral_code_id):
+            return None
+        return _taken(row)
+
+    async def count_use(self, referral_code_id: UUID, slot: int) -> None:
+        """Count one use of a code that has no `max_uses`."""
+        await self._connection.execute(COUNT_USE, referral_code_id, slot)
+
+
+def _taken(row: Any) -> TakenReferralCode:
+    """Return the code of the row; raise SerializationError, which retries, if there is none.
+
+    The code exists nevertheless: another transaction, which this one waited for, replaced it by one
+    of the same name or gave it a limit. A second try in the same transaction could deadlock with
+    one that has locked the row since.
+    """
+    if row is None:
+        raise SerializationError("the referral code was changed by another transaction")
+    return TakenReferralCode(**row)

@@ -1,0 +1,106 @@
+"""Registering with a referral code."""
+
+import hmac
+import secrets
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from service.domain.emails import Email, fold_mailbox, hash_mailbox
+from service.domain.errors import InvalidInput, ReferralCodeUnusable
+from service.domain.referral_codes import TakenReferralCode, normalise_code
+from service.domain.security_events import SecurityEvent
+from service.postgresql.database import Repositories
+from service.use_cases.cache_invalidation import code_key
+from service.use_cases.shared import Shared
+
+USE_SLOTS: Final = 16
+"""How many registrations with one unlimited code can be counted at the same moment."""
+
+
+async def find_code(
+    shared: Shared, repositories: Repositories, code: str | None, now: datetime
+) -> UUID | None:
+    """Return the id of the code, if one is given; raise ReferralCodeUnusable."""
+    if code is None:
+        return None
+    found = await repositories.referral_code_uses.find_usable(
+        _normalise(code), now, confirmed_only=shared.confirmation_required
+    )
+    if found is None:
+        raise ReferralCodeUnusable
+    return found
+
+
+async def refer_by_code(
+    shared: Shared,
+    repositories: Repositories,
+    user_id: UUID,
+    email: Email,
+    code: str,
+    now: datetime,
+) -> UUID:
+    """Take the code and store the referral; return the referrer. Raises ReferralCodeUnusable."""
+    taken = await repositories.referral_code_uses.take(
+        _normalise(code), now, confirmed_only=shared.confirmation_required
+    )
+    return await _store_referral(shared, repositories, user_id, email, taken, now)
+
+
+async def refer_by_code_id(
+    shared: Shared,
+    repositories: Repositories,
+    user_id: UUID,
+    email: Email,
+    referral_code_id: UUID,
+    now: datetime,
+) -> None:
+    """Store the referral by a code that was live when the user registered.
+
+    Does nothing, and counts no use, if the code is used up, its owner is erased or the user
+    themselves, or the email address was referred before: the account is made all the same.
+    """
+    try:
+        async with repositories.savepoint():
+            taken = await repositories.referral_code_uses.take_by_id(referral_code_id, now)
+            await _store_referral(shared, repositories, user_id, email, taken, now)
+    except ReferralCodeUnusable:
+        pass
+
+
+def _normalise(code: str) -> str:
+    try:
+        return normalise_code(code)
+    except InvalidInput as error:
+        raise ReferralCodeUnusable from error
+
+
+async def _store_referral(
+    shared: Shared,
+    repositories: Repositories,
+    user_id: UUID,
+    email: Email,
+    taken: TakenReferralCode | None,
+    now: datetime,
+) -> UUID:
+    if taken is None or taken.owner_id == user_id:
+        raise ReferralCodeUnusable
+    flags = await repositories.referrals.add(
+        user_id,
+        taken.owner_id,
+        taken.code,
+        now,
+        hmac.digest(shared.hash_key, b"e-mail " + email.key.encode(), "sha256"),
+        hash_mailbox(email.key, shared.hash_key),
+        flagged=fold_mailbox(email.key) == fold_mailbox(taken.owner_email_key),
+    )
+    if flags:
+        event = SecurityEvent.REFERRAL_FLAGGED
+        await shared.events.record(repositories, event, user_id, now, reason=",".join(flags))
+    if taken.max_uses is None:
+        # Last, because until the commit it makes registrations that draw the same slot wait.
+        slot = secrets.randbelow(USE_SLOTS)
+        await repositories.referral_code_uses.count_use(taken.referral_code_id, slot)
+    if taken.used_up:
+        await shared.invalidation.invalidate(repositories, [code_key(taken.owner_email_key)], now)
+    return taken.owner_id
