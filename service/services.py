@@ -195,7 +195,7 @@ def make_worker(services: Services) -> Worker:
     settings = services.settings
     handlers: dict[JobKind, Handler] = {}
     if settings.hunter:
-        handlers[JobKind.VERIFY_EMAIL] = services.email_verification.verify
+        handlers[JobKind.VERIFY_EMAIL] = services.email_verification.verify_account
     if settings.enrichment:
         handlers[JobKind.ENRICH] = services.enrichments.fetch
     if settings.mail:

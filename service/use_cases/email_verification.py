@@ -62,7 +62,7 @@ class EmailVerification:
             return None
         return Entry(f"{verdict} {now}".encode(), now + KEPT_FOR)
 
-    async def verify(self, job: Job) -> None:
+    async def verify_account(self, job: Job) -> None:
         """Look up an account's email address, and store the verdict."""
         user_id = UUID(job.payload["user_id"])
         user = await self._database.read(lambda stored: stored.users.find(user_id))

@@ -76,8 +76,9 @@ class Passwords:
     async def reset(self, token: str, new_password: str) -> str:
         """Store a new password and end all sessions; return the key of the email address.
 
-        Whoever reads the mail owns the address: it counts as confirmed, and if it was not, what
-        others have put on the account is removed. Raises TokenUnusable or PasswordUnacceptable.
+        The token proves access to the mailbox: the address counts as confirmed, and if it was not,
+        what others have put on the account is removed. Raises TokenUnusable or
+        PasswordUnacceptable.
         """
         shared = self._shared
         token_hash = hash_secret(token)
