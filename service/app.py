@@ -15,12 +15,12 @@ from service.api.http import app_keys
 from service.api.http.load_shedding import LoadShedder
 from service.api.http.middleware import around_every_request
 from service.api.http.origin import current_origin
-from service.api.http.problems import PARSER_LIMITS
 from service.api.http.rate_limits import LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION, WRITE
-from service.api.http.requests import LARGEST_BODY, answer_expectation
+from service.api.http.requests import LARGEST_BODY
+from service.api.http.unreadable import PARSER_LIMITS
 from service.api.mailbox import MAILBOX_ROUTES
-from service.api.oauth.endpoints import show_metadata_of_host
-from service.api.routes import ROUTES
+from service.api.oauth.metadata import show_metadata_of_host
+from service.api.routes import ROUTES, add_routes
 from service.domain.clock import Clock, utc_now
 from service.services import Services, invalidate, make_worker, open_services
 from service.settings.settings import Settings
@@ -53,15 +53,12 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
         VERIFICATION: settings.rate_limit_verification,
         WRITE: settings.rate_limit_write,
     }
-    app.add_routes(ROUTES)
+    add_routes(app, ROUTES)
     if settings.base_path:
-        app.router.add_get(
-            f"/.well-known/oauth-authorization-server{settings.base_path}",
-            show_metadata_of_host,
-            expect_handler=answer_expectation,
-        )
+        path = f"/.well-known/oauth-authorization-server{settings.base_path}"
+        add_routes(app, [web.get(path, show_metadata_of_host)])
     if settings.mail and isinstance(settings.mail.delivery, Path):
-        app.add_routes(MAILBOX_ROUTES)
+        add_routes(app, MAILBOX_ROUTES)
 
     async def resources(app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:

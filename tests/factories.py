@@ -13,6 +13,7 @@ import aiohttp
 from aiohttp import web
 from multidict import MultiMapping
 
+from service.api.http.unreadable import Runner
 from service.app import create_app
 from service.domain.clock import utc_now
 from service.security.tokens import SigningKey
@@ -135,7 +136,7 @@ async def running(settings: Settings) -> AsyncIterator[Api]:
     """Run the service on a free port of loopback."""
     clock = MovableClock()
     app = create_app(settings, clock)
-    runner = web.AppRunner(app, access_log=None, auto_decompress=False, shutdown_timeout=1)
+    runner = Runner(app, access_log=None, auto_decompress=False, shutdown_timeout=1)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -6,9 +6,8 @@ from typing import Final
 from aiohttp import web
 from aiohttp_apispec import docs
 
-from service.api.docs.openapi import refuses
 from service.api.http.app_keys import ACCESS_LOG, CONTEXT, SERVICES, STOPPING
-from service.api.http.problems import problem, problem_type_of
+from service.api.http.problems import problem
 from service.api.http.responses import to_json
 from service.domain.clock import utc_now
 from service.domain.errors import DatabaseUnavailable, MigrationsPending, Unavailable
@@ -46,8 +45,8 @@ async def live(request: web.Request) -> web.Response:
         "is told to end; without Redis it can, from PostgreSQL."
     ),
     responses={200: {"description": "It can; `checks` says with what.", "content": _JSON}},
+    refuses=(DatabaseUnavailable, MigrationsPending, Unavailable),
 )
-@refuses(DatabaseUnavailable, MigrationsPending, Unavailable)
 async def ready(request: web.Request) -> web.Response:
     if request.app[STOPPING].is_set():
         raise Unavailable("The process is about to end.")
@@ -57,13 +56,7 @@ async def ready(request: web.Request) -> web.Response:
     except (DatabaseUnavailable, MigrationsPending) as error:
         if isinstance(error, DatabaseUnavailable):
             checks["postgresql"] = "down"
-        return problem(
-            problem_type_of(type(error)),
-            error.detail,
-            request[CONTEXT].request_id,
-            headers={"Retry-After": str(error.retry_after)},
-            checks=checks,
-        )
+        return problem(error, request[CONTEXT].request_id, checks=checks)
     return _status({"status": "degraded" if "down" in checks.values() else "ok", "checks": checks})
 
 

@@ -1,19 +1,19 @@
 """Referrals: who registered with a referrer's code."""
 
-from json.encoder import encode_basestring_ascii as _quoted
-
 from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, response_schema
 from marshmallow import Schema, fields
 
-from service.api.docs.openapi import refuses
+from service.api.docs.describe import in_path
 from service.api.http.app_keys import SERVICES
-from service.api.http.authentication import current_token
-from service.api.http.requests import Moment, PageQuery, moment_text, read_id, read_page
-from service.api.http.responses import PageSchema, PrebuiltResponse
+from service.api.http.authentication import current_token, needs
+from service.api.http.fields import Moment, PageQuery, moment_text
+from service.api.http.requests import find_id, read_page
+from service.api.http.responses import PageSchema, PrebuiltResponse, to_json
 from service.domain.errors import NotAllowed, UserNotFound
 from service.domain.pages import Page
 from service.domain.referrals import Referral, ReferralFlag
+from service.domain.scopes import Scope
 
 
 class ReferralSchema(Schema):
@@ -26,8 +26,8 @@ class ReferralSchema(Schema):
     flags = fields.List(
         fields.String(metadata={"example": ReferralFlag.SELF_REFERRAL}),
         metadata={
-            "description": "What is suspicious: `self-referral` where its mailbox is the "
-            "referrer's, or that of another referral. It counts all the same."
+            "description": "What is suspicious: `self-referral` if its mailbox is the "
+            "referrer's, or that of another referral. It still counts."
         },
     )
 
@@ -40,14 +40,16 @@ class ReferralsSchema(PageSchema):
     tags=["Referrals"],
     summary="List a referrer's referrals",
     description="Newest first. For the referrer, also as `me`, and for admins.",
+    parameters=[in_path("referrer_id", "The referrer's id, or `me`.", "me")],
+    refuses=(NotAllowed, UserNotFound),
 )
 @querystring_schema(PageQuery)
 @response_schema(ReferralsSchema, 200, description="A page of referrals.")
-@refuses(NotAllowed, UserNotFound)
+@needs(Scope.REFERRALS_READ)
 async def list_referrals(request: web.Request) -> web.Response:
-    token = await current_token(request)
+    token = current_token(request)
     me = request.match_info["referrer_id"] == "me"
-    referrer_id = token.user_id if me else read_id(request, "referrer_id")
+    referrer_id = token.user_id if me else find_id(request, "referrer_id")
     page = await request.app[SERVICES].referrals.page(
         token.user_id, referrer_id, *read_page(request)
     )
@@ -55,14 +57,16 @@ async def list_referrals(request: web.Request) -> web.Response:
 
 
 def write_page(page: Page[Referral]) -> bytes:
-    """Return the page as ReferralsSchema writes it, which takes four times as long."""
-    items = ",".join(
-        [
-            f'{{"id":"{user_id!s}","email":{"null" if email is None else _quoted(email)},'
-            f'"registered_at":"{moment_text(registered_at)}","code":{_quoted(code)},'
-            f'"flags":[{",".join(map(_quoted, flags))}]}}'
-            for user_id, email, registered_at, code, flags in page.items
-        ]
-    )
-    cursor = "null" if page.next_cursor is None else f'"{page.next_cursor.encode()}"'
-    return f'{{"items":[{items}],"next_cursor":{cursor}}}'.encode()
+    """Return the page as ReferralsSchema writes it, in a quarter of the time."""
+    items = [
+        {
+            "id": str(user_id),
+            "email": email,
+            "registered_at": moment_text(registered_at),
+            "code": code,
+            "flags": flags,
+        }
+        for user_id, email, registered_at, code, flags in page.items
+    ]
+    cursor = page.next_cursor and page.next_cursor.encode()
+    return to_json({"items": items, "next_cursor": cursor})

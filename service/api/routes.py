@@ -1,8 +1,9 @@
-"""Every address of the service, and who answers there.
+"""Every address of the service, and its handler.
 
 The hot look-up comes first: the router tries the routes in this order.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 from aiohttp import web
@@ -28,9 +29,9 @@ from service.api.docs.openapi import show_openapi
 from service.api.http.middleware import API
 from service.api.http.problems import explain_problem
 from service.api.http.requests import answer_expectation
-from service.api.oauth import endpoints as oauth
+from service.api.oauth import authorize, metadata, tokens
 
-# aiohttp's own pattern leaves out braces, which an email address may have.
+# aiohttp's own pattern excludes braces, which an email address may contain.
 _EMAIL: Final = "{email:[^/]+}"
 _CODE: Final = "{code:[^/]+}"
 
@@ -66,7 +67,7 @@ ROUTES: Final = [
     web.delete(f"{API}/auth/sessions", sessions.end_other_sessions),
     web.delete(f"{API}/auth/sessions/{{session_id}}", sessions.end_session),
     web.get(f"{API}/auth/providers", identity_providers.list_providers),
-    # No HEAD: it would begin a sign-in, or use one up, and show nobody the answer.
+    # No HEAD: it would start a sign-in, or use one up, without showing the response.
     web.get(
         f"{API}/auth/providers/{{provider}}/start",
         identity_providers.start_sign_in,
@@ -82,15 +83,15 @@ ROUTES: Final = [
     web.patch(f"{API}/admin/users/{{user_id}}", admin.change_user),
     web.delete(f"{API}/admin/users/{{user_id}}", admin.erase_user),
     web.get(f"{API}/admin/users/{{user_id}}/enrichment", enrichment.show_enrichment),
-    web.get("/oauth/authorize", oauth.show_authorization),
-    web.post("/oauth/authorize", oauth.decide_authorization),
-    web.get(oauth.PASSWORD_PATH, forgotten_password.show_form),
-    web.post(oauth.PASSWORD_PATH, forgotten_password.submit_form),
-    web.post("/oauth/token", oauth.issue_token),
-    web.post("/oauth/revoke", oauth.revoke_token),
-    web.post("/oauth/introspect", oauth.introspect_token),
-    web.get("/.well-known/oauth-authorization-server", oauth.show_metadata),
-    web.get("/.well-known/jwks.json", oauth.show_jwks),
+    web.get("/oauth/authorize", authorize.show_authorization),
+    web.post("/oauth/authorize", authorize.decide_authorization),
+    web.get(authorize.PASSWORD_PATH, forgotten_password.show_form),
+    web.post(authorize.PASSWORD_PATH, forgotten_password.submit_form),
+    web.post("/oauth/token", tokens.issue_token),
+    web.post("/oauth/revoke", tokens.revoke_token),
+    web.post("/oauth/introspect", tokens.introspect_token),
+    web.get("/.well-known/oauth-authorization-server", metadata.show_metadata),
+    web.get("/.well-known/jwks.json", metadata.show_jwks),
     web.get("/health/live", health.live),
     web.get("/health/ready", health.ready),
     web.get(health.METRICS, health.metrics),
@@ -98,5 +99,10 @@ ROUTES: Final = [
     web.get("/openapi.json", show_openapi),
     *pages.DOCS_ROUTES,
 ]
-for _route in ROUTES:
-    _route.kwargs["expect_handler"] = answer_expectation
+
+
+def add_routes(app: web.Application, routes: Iterable[web.RouteDef]) -> None:
+    """Add routes, which all answer `Expect: 100-continue` in the same way."""
+    for route in routes:
+        kwargs = {**route.kwargs, "expect_handler": answer_expectation}
+        web.RouteDef(route.method, route.path, route.handler, kwargs).register(app.router)

@@ -22,6 +22,7 @@ from aiohttp import web
 from prometheus_client.multiprocess import mark_process_dead
 
 from service.api.http.app_keys import STOPPING
+from service.api.http.unreadable import Runner
 from service.app import FINISH_SECONDS, create_app, create_metrics_app
 from service.services import make_worker, open_services
 from service.settings.settings import Settings
@@ -306,7 +307,7 @@ async def _work(
     else:
         loop.add_reader(parent_lives, stop.set)
     app = create_app(settings)
-    runner = web.AppRunner(
+    runner = Runner(
         app,
         access_log=None,
         shutdown_timeout=DRAIN_SECONDS,
@@ -326,7 +327,7 @@ async def _work(
         for site in sites:
             await site.start()
         if listeners.metrics:
-            metrics = web.AppRunner(
+            metrics = Runner(
                 create_metrics_app(app), access_log=None, shutdown_timeout=GOODBYE_SECONDS
             )
             await metrics.setup()

@@ -52,7 +52,7 @@ class Claims:
         address.
         """
         email = parse_email(registration.email)
-        check_password(registration.password, email, self._password_rules, "#/password")
+        check_password(registration.password, email, self._password_rules, "password")
         now = self._clock()
         await once.look(self._database, now)
         async with self._database.autocommit() as repositories:

@@ -85,7 +85,7 @@ class MailTokens:
         try:
             email = parse_email(new_email)
         except EmailMalformed as error:
-            raise EmailMalformed(error.detail, pointer="#/new_email") from error
+            raise EmailMalformed(error.detail, field="new_email") from error
         if not self._jobs.include(JobKind.MAIL):
             raise MailUnavailable
         await self._users.reauthenticate(caller, password)
@@ -204,7 +204,7 @@ class MailTokens:
             found = await repositories.mail_tokens.find(token_hash, _RESETTING, self._clock())
         if found is None:
             raise TokenUnusable
-        check_password(new_password, found.email, self._password_rules, "#/new_password")
+        check_password(new_password, found.email, self._password_rules, "new_password")
         password_hash = await self._hasher.hash(new_password)
         user_id = found.user_id
         assert user_id is not None

@@ -408,11 +408,11 @@ class Sessions:
         async with self._database.autocommit() as repositories:
             user = await repositories.users.find(caller.user_id)
             credentials = await repositories.users.find_credentials(caller.user_id)
-        wrong = InvalidCredentials("The current password is wrong.", pointer="#/current_password")
+        wrong = InvalidCredentials("The current password is wrong.", field="current_password")
         if user is None or user.email is None or credentials is None:
             raise wrong  # erased since the session was checked
         email = parse_email(user.email)
-        check_password(new, email, self._password_rules, "#/new_password")
+        check_password(new, email, self._password_rules, "new_password")
         verified, _ = await self._hasher.verify(current, credentials.password_hash)
         if not verified:
             raise wrong

@@ -99,7 +99,7 @@ class Users:
             parsed = parse_email(email)
         except EmailMalformed:
             parsed = Email("", "")
-        check_password(password, parsed, self._password_rules, "#/password")
+        check_password(password, parsed, self._password_rules, "password")
 
     @retried
     async def register(self, registration: Registration, once: AnswerOnce[User]) -> User:
@@ -109,7 +109,7 @@ class Users:
         there is no account.
         """
         email = parse_email(registration.email)
-        check_password(registration.password, email, self._password_rules, "#/password")
+        check_password(registration.password, email, self._password_rules, "password")
         await once.look(self._database, self._clock())
         password_hash = await self._hasher.hash(registration.password)
         now = self._clock()
@@ -398,10 +398,10 @@ class Users:
                 raise SignInTooOld("Without a password this is done just after signing in.")
             return None
         if password is None:
-            raise InvalidInput("This account has a password: send it.", pointer="#/password")
+            raise InvalidInput("This account has a password: send it.", field="password")
         verified, _ = await self._hasher.verify(password, credentials.password_hash)
         if not verified:
-            raise InvalidCredentials("The password is wrong.", pointer="#/password")
+            raise InvalidCredentials("The password is wrong.", field="password")
         return credentials.password_hash
 
     @retried
@@ -411,7 +411,7 @@ class Users:
         Raises EmailMalformed, PasswordUnacceptable or EmailTaken.
         """
         parsed = parse_email(email)
-        check_password(password, parsed, self._password_rules, "#/password")
+        check_password(password, parsed, self._password_rules, "password")
         password_hash = await self._hasher.hash(password)
         user_id, now = uuid7(), self._clock()
         async with self._database.transaction() as repositories:

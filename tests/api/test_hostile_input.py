@@ -12,7 +12,8 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 import pytest
 
-from service.api.http.problems import CONTENT_TYPE, PROBLEM_TYPES
+from service.api.http.problem_types import PROBLEM_TYPES
+from service.api.http.problems import CONTENT_TYPE
 from tests.api.assertions import assert_problem
 from tests.api.wire import json_request, request, send
 from tests.factories import PASSWORD, Answer, Api, Person, new_email

@@ -12,9 +12,11 @@ from redis.asyncio import Redis
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
-from service.api.docs.openapi import TAGS, build_openapi
+from service.api.docs.components import TAGS
+from service.api.docs.openapi import build_openapi
 from service.api.docs.pages import DOCS_ROUTES
-from service.api.http.problems import CONTENT_TYPE, PROBLEM_TYPES
+from service.api.http.problem_types import PROBLEM_TYPES
+from service.api.http.problems import CONTENT_TYPE
 from service.api.routes import ROUTES
 from service.settings.settings import Settings, read_settings
 from tests.factories import Api, running
@@ -190,7 +192,7 @@ def test_marshmallow_fields_are_written_as_json_schema(document: Document) -> No
         "type": "string",
         "const": "Bearer",
     }
-    wish = schemas["NewReferralCode"]["properties"]
+    wish = schemas["ReferralCodeWish"]["properties"]
     assert wish["expires_in_days"] == {"type": ["integer", "null"], "minimum": 1, "maximum": 366}
     assert wish["expires_at"]["format"] == "date-time"
     query = document["paths"]["/api/v1/referrals/{referrer_id}"]["get"]["parameters"]

@@ -12,14 +12,8 @@ from multidict import CIMultiDict
 
 from service.api.http import requests
 from service.api.http.app_keys import SETTINGS
-from service.api.http.requests import (
-    Moment,
-    RequestSchema,
-    Text,
-    TypedCode,
-    WholeNumber,
-    client_address,
-)
+from service.api.http.fields import Moment, RequestSchema, Text, TypedCode, WholeNumber
+from service.api.http.requests import client_address
 from service.settings.settings import read_settings
 from tests.factories import new_secrets
 

@@ -1,9 +1,9 @@
-"""What handlers find on the application and on the request, by typed key."""
+"""Typed keys of what the application and each request carry."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 
@@ -15,23 +15,21 @@ from service.telemetry.access_log import AccessLog
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)
 ACCESS_LOG: Final = web.AppKey("ACCESS_LOG", AccessLog)
 STOPPING: Final = web.AppKey("STOPPING", asyncio.Event)
-"""Set when the process is told to end, while it still answers."""
+"""Set once the process has to stop; it still answers for a while."""
 RATE_LIMITS: Final = web.AppKey("RATE_LIMITS", Mapping[str, RateLimit | None])
 SERVICES: Final = web.AppKey("SERVICES", Services)
-"""There from the application's startup to its cleanup."""
+"""Present from the application's startup to its cleanup."""
 
 
 @dataclass(slots=True)
 class Context:
-    """What is known of a request, besides what it says."""
+    """What the service knows about a request beyond its contents."""
 
     request_id: str
     user_id: str | None = None
-    """Who the caller is, for the log."""
+    """The caller, for the log."""
     windows: Sequence[Window] = ()
     """The rate limits that the request was counted in."""
-    document: Any = None
-    """The parsed JSON body."""
 
 
 CONTEXT: Final = web.RequestKey("CONTEXT", Context)

@@ -1,0 +1,86 @@
+"""Which problems a route can answer with, and an example of each."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from marshmallow import Schema
+
+from service.api.docs.describe import IDEMPOTENCY_KEY
+from service.api.http.middleware import API
+from service.api.http.problem_types import (
+    BadRequest,
+    BodyTooLarge,
+    HeadersTooLarge,
+    InternalError,
+    NotAcceptable,
+    RequestTimeout,
+    UnsupportedMediaType,
+    UriTooLong,
+    status_of,
+)
+from service.api.http.problems import problem
+from service.domain.errors import (
+    DatabaseUnavailable,
+    IdempotencyKeyReused,
+    InsufficientScope,
+    InvalidInput,
+    InvalidToken,
+    MigrationsPending,
+    NotAuthenticated,
+    NotFound,
+    Overloaded,
+    ServiceError,
+)
+
+EXAMPLE_REQUEST_ID: Final = "5f2b8f0a1c9d4e7f8a6b3c2d1e0f9a8b"
+Problems = dict[int, dict[str, Any]]
+"""Examples by status, then by code."""
+
+
+def problems_of(
+    path: str,
+    operation: Mapping[str, Any],
+    refusals: Iterable[type[ServiceError]],
+    validated: Iterable[Schema],
+) -> Problems:
+    """Return the problems of a route, given what its handler refuses itself."""
+    found: Problems = {}
+
+    def add(*errors: type[ServiceError]) -> None:
+        for error in errors:
+            _add(found, error())
+
+    if operation["security"]:
+        add(NotAuthenticated, InvalidToken, InsufficientScope)
+    add(*refusals)
+    if IDEMPOTENCY_KEY in operation["parameters"]:
+        add(IdempotencyKeyReused)
+    if "requestBody" in operation:
+        add(RequestTimeout, BodyTooLarge, UnsupportedMediaType)
+    for schema in validated:
+        _add(found, _a_fault(schema))
+    if "{" in path and 404 not in found:
+        add(NotFound)
+    if path.startswith(API):
+        add(UriTooLong, HeadersTooLarge)
+        if any("content" in response for response in operation["responses"].values()):
+            add(NotAcceptable)
+        add(DatabaseUnavailable, MigrationsPending, Overloaded)
+    add(BadRequest)  # also the answer to a URL or header that cannot be parsed
+    add(InternalError)
+    return found
+
+
+def _add(found: Problems, error: ServiceError) -> None:
+    examples = found.setdefault(int(status_of(type(error))), {})
+    body = problem(error, EXAMPLE_REQUEST_ID).body
+    assert isinstance(body, bytes)
+    examples.setdefault(error.code, json.loads(body))
+
+
+def _a_fault(schema: Schema) -> InvalidInput:
+    """Return the error for a missing member if one is required, otherwise for a malformed one."""
+    name, field = max(schema.fields.items(), key=lambda member: member[1].required)
+    error = field.make_error("required" if field.required else "invalid", obj_type="value")
+    return InvalidInput(str(error.messages[0]), field=name)
