@@ -6,7 +6,7 @@ from aiohttp_apispec import docs, request_schema
 from service.api.http.app_keys import SERVICES
 from service.api.http.requests import read_body
 from service.api.http.responses import no_content
-from service.api.mail_tokens import EXAMPLE_TOKEN, TOKEN_SCHEMA, TokenSchema
+from service.api.mail_tokens import EXAMPLE_TOKEN, TokenSchema
 from service.domain.errors import TokenUnusable
 
 
@@ -29,6 +29,6 @@ from service.domain.errors import TokenUnusable
 )
 @request_schema(TokenSchema, example={"token": EXAMPLE_TOKEN})
 async def undo_change(request: web.Request) -> web.Response:
-    body = await read_body(request, TOKEN_SCHEMA)
+    body = await read_body(request)
     await request.app[SERVICES].account_changes.undo(body["token"])
     return no_content()

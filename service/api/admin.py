@@ -55,14 +55,9 @@ class UserChangeSchema(RequestSchema):
 
 ADMIN_USER_SCHEMA = AdminUserSchema()
 ADMIN_USERS_SCHEMA = AdminUsersSchema()
-USER_CHANGE_SCHEMA = UserChangeSchema()
 
 
-@docs(
-    tags=["Admin"],
-    summary="List the accounts",
-    refuses=(NotAllowed,),
-)
+@docs(tags=["Admin"], summary="List the accounts", refuses=(NotAllowed,))
 @querystring_schema(UserSearch)
 @response_schema(AdminUsersSchema, 200, description="A page of accounts, newest first.")
 @needs(Scope.ADMIN)
@@ -77,11 +72,7 @@ async def list_users(request: web.Request) -> web.Response:
     return respond(ADMIN_USERS_SCHEMA, page)
 
 
-@docs(
-    tags=["Admin"],
-    summary="Show an account",
-    refuses=(NotAllowed, UserNotFound),
-)
+@docs(tags=["Admin"], summary="Show an account", refuses=(NotAllowed, UserNotFound))
 @response_schema(AdminUserSchema, 200, description="The account.")
 @needs(Scope.ADMIN)
 async def show_user(request: web.Request) -> web.Response:
@@ -103,9 +94,9 @@ async def show_user(request: web.Request) -> web.Response:
 @needs(Scope.ADMIN)
 async def change_user(request: web.Request) -> web.Response:
     caller = await current_admin(request)
-    change = await read_body(request, USER_CHANGE_SCHEMA)
+    body = await read_body(request)
     user = await request.app[SERVICES].users.set_disabled(
-        read_id(request, "user_id", UserNotFound), change["disabled"], _reason(caller)
+        read_id(request, "user_id", UserNotFound), body["disabled"], _reason(caller)
     )
     return respond(ADMIN_USER_SCHEMA, user)
 

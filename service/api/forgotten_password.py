@@ -8,12 +8,11 @@ from collections.abc import Mapping
 
 from aiohttp import web
 from aiohttp_apispec import docs, form_schema, querystring_schema
-from marshmallow import EXCLUDE, Schema
 
 from service.api.docs.describe import page_of
 from service.api.http.app_keys import SERVICES, SETTINGS
 from service.api.http.cookies import is_from_elsewhere
-from service.api.http.fields import RequestSchema, Text
+from service.api.http.fields import QuerySchema, RequestSchema, Text
 from service.api.http.rate_limits import MAIL, count_request
 from service.api.http.requests import public_path, read_query
 from service.api.oauth.authorize import PASSWORD_PATH, read_continued, sign_in_url
@@ -25,10 +24,7 @@ from service.domain.oauth import OAuthError
 from service.use_cases.oauth import RequestRefused
 
 
-class ContinueQuery(Schema):
-    class Meta:
-        unknown = EXCLUDE
-
+class ContinueQuery(QuerySchema):
     continue_with = Text(
         load_default="",
         data_key="continue",
@@ -44,22 +40,16 @@ class PasswordFormSchema(RequestSchema):
     csrf = Text(required=True)
 
 
-CONTINUE_QUERY = ContinueQuery()
-
-
 @docs(
     tags=["OAuth 2.0"],
     summary="Reset a forgotten password in a browser",
-    responses={
-        200: page_of("The page."),
-        404: page_of("The service does not send email."),
-    },
+    responses={200: page_of("The page."), 404: page_of("The service does not send email.")},
 )
 @querystring_schema(ContinueQuery)
 async def show_form(request: web.Request) -> web.Response:
     if request.app[SETTINGS].mail is None:
         return _no_mail()
-    query = read_query(request, CONTINUE_QUERY)
+    query = read_query(request)
     return await _show(request, "ask", {"continue": query["continue_with"]})
 
 
@@ -78,8 +68,7 @@ async def show_form(request: web.Request) -> web.Response:
     },
 )
 @form_schema(
-    PasswordFormSchema,
-    example={"step": "ask", "email": EXAMPLE_EMAIL, "csrf": "from the page"},
+    PasswordFormSchema, example={"step": "ask", "email": EXAMPLE_EMAIL, "csrf": "from the page"}
 )
 async def submit_form(request: web.Request) -> web.Response:
     if request.app[SETTINGS].mail is None:

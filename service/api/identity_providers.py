@@ -6,12 +6,12 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, response_schema
-from marshmallow import EXCLUDE, Schema, fields, validate
+from marshmallow import Schema, fields, validate
 
 from service.api.docs.describe import in_path
 from service.api.http.app_keys import SERVICES, SETTINGS
 from service.api.http.cookies import read_cookie, set_cookie
-from service.api.http.fields import Text, TypedCode
+from service.api.http.fields import QuerySchema, Text, TypedCode
 from service.api.http.middleware import API
 from service.api.http.rate_limits import LOGIN, count_request
 from service.api.http.requests import header_text, read_query
@@ -55,10 +55,7 @@ class ProvidersSchema(PageSchema):
     items = fields.List(fields.Nested(ProviderSchema))
 
 
-class StartQuery(Schema):
-    class Meta:
-        unknown = EXCLUDE
-
+class StartQuery(QuerySchema):
     referral_code = TypedCode(
         load_default=None,
         metadata={"description": "The code of the person who referred the user, if any."},
@@ -73,10 +70,7 @@ class StartQuery(Schema):
     )
 
 
-class CallbackQuery(Schema):
-    class Meta:
-        unknown = EXCLUDE
-
+class CallbackQuery(QuerySchema):
     state = Text(required=True)
     code = Text(load_default=None, validate=validate.Length(max=2048))
     error = Text(load_default=None)
@@ -84,8 +78,6 @@ class CallbackQuery(Schema):
 
 
 PROVIDERS_SCHEMA = ProvidersSchema()
-START_QUERY = StartQuery()
-CALLBACK_QUERY = CallbackQuery()
 
 
 @docs(
@@ -115,7 +107,7 @@ async def list_providers(request: web.Request) -> web.Response:
 @querystring_schema(StartQuery)
 async def start_sign_in(request: web.Request) -> web.Response:
     await count_request(request, LOGIN)
-    query = read_query(request, START_QUERY)
+    query = read_query(request)
     continued = query["continue_with"]
     if continued is not None:
         continued = await _check_continued(request, continued)
@@ -154,13 +146,9 @@ async def start_sign_in(request: web.Request) -> web.Response:
 @querystring_schema(CallbackQuery)
 @response_schema(TokensSchema, 200, description="The tokens of a new session.")
 async def finish_sign_in(request: web.Request) -> web.Response:
-    query = read_query(request, CALLBACK_QUERY)
+    query = read_query(request)
     identities = request.app[SERVICES].identities
-    begun = (
-        request.match_info["provider"],
-        query["state"],
-        read_cookie(request, _COOKIE) or "",
-    )
+    begun = (request.match_info["provider"], query["state"], read_cookie(request, _COOKIE) or "")
     continued = await identities.request_of(*begun)
     try:
         tokens = await identities.finish(

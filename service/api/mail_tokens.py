@@ -6,12 +6,18 @@ from marshmallow import Schema, fields
 
 from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_first_party_user, needs
-from service.api.http.fields import EmailText, RequestSchema, Text, TokenText
+from service.api.http.fields import RequestSchema, Text, TrimmedText
 from service.api.http.rate_limits import MAIL, count_request
 from service.api.http.requests import read_body
 from service.api.http.responses import no_content, respond
 from service.api.password_attempts import forget_failures, password_attempt
-from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, OWN_PASSWORD, email_rule
+from service.api.users import (
+    EXAMPLE_EMAIL,
+    EXAMPLE_PASSWORD,
+    OWN_PASSWORD,
+    email_rule,
+    password_rule,
+)
 from service.domain.errors import (
     HashingQueueFull,
     InvalidCredentials,
@@ -28,11 +34,11 @@ EXAMPLE_TOKEN = "qD3mKn0c2xk1…"  # noqa: S105  # an example
 
 
 class EmailSchema(RequestSchema):
-    email = EmailText(required=True)
+    email = TrimmedText(required=True)
 
 
 class TokenSchema(RequestSchema):
-    token = TokenText(required=True, metadata={"description": "From the email."})
+    token = TrimmedText(required=True, metadata={"description": "From the email."})
 
 
 class PasswordResetSchema(TokenSchema):
@@ -41,17 +47,13 @@ class PasswordResetSchema(TokenSchema):
 
 class EmailChangeSchema(RequestSchema):
     password = OWN_PASSWORD
-    new_email = EmailText(required=True)
+    new_email = TrimmedText(required=True)
 
 
 class AcceptedSchema(Schema):
     status = fields.Constant("accepted")
 
 
-EMAIL_SCHEMA = EmailSchema()
-TOKEN_SCHEMA = TokenSchema()
-PASSWORD_RESET_SCHEMA = PasswordResetSchema()
-EMAIL_CHANGE_SCHEMA = EmailChangeSchema()
 ACCEPTED_SCHEMA = AcceptedSchema()
 
 
@@ -65,9 +67,9 @@ ACCEPTED_SCHEMA = AcceptedSchema()
 @request_schema(EmailSchema, example={"email": EXAMPLE_EMAIL})
 @response_schema(AcceptedSchema, 202, description="Whether or not the account exists.")
 async def forgot_password(request: web.Request) -> web.Response:
-    asked = await read_body(request, EMAIL_SCHEMA, email_rule("email"))
+    body = await read_body(request, email_rule("email"))
     await count_request(request, MAIL)
-    await request.app[SERVICES].mail_tokens.forgot_password(asked["email"])
+    await request.app[SERVICES].mail_tokens.forgot_password(body["email"])
     return respond(ACCEPTED_SCHEMA, None, 202)
 
 
@@ -83,13 +85,10 @@ async def forgot_password(request: web.Request) -> web.Response:
     example={"token": EXAMPLE_TOKEN, "new_password": "a longer walk by the sea"},
 )
 async def reset_password(request: web.Request) -> web.Response:
-    users = request.app[SERVICES].users
-    reset = await read_body(
-        request,
-        PASSWORD_RESET_SCHEMA,
-        ("new_password", lambda its: users.check_password(its["new_password"])),
+    body = await read_body(request, password_rule(request, "new_password"))
+    account = await request.app[SERVICES].mail_tokens.reset_password(
+        body["token"], body["new_password"]
     )
-    account = await request.app[SERVICES].mail_tokens.reset_password(**reset)
     await forget_failures(request, account)
     return no_content()
 
@@ -104,7 +103,7 @@ async def reset_password(request: web.Request) -> web.Response:
 )
 @request_schema(TokenSchema, example={"token": EXAMPLE_TOKEN})
 async def confirm_email(request: web.Request) -> web.Response:
-    body = await read_body(request, TOKEN_SCHEMA)
+    body = await read_body(request)
     await request.app[SERVICES].mail_tokens.confirm(body["token"])
     return no_content()
 
@@ -119,9 +118,9 @@ async def confirm_email(request: web.Request) -> web.Response:
 @request_schema(EmailSchema, example={"email": EXAMPLE_EMAIL})
 @response_schema(AcceptedSchema, 202, description="Whether or not the account exists.")
 async def resend_confirmation(request: web.Request) -> web.Response:
-    asked = await read_body(request, EMAIL_SCHEMA, email_rule("email"))
+    body = await read_body(request, email_rule("email"))
     await count_request(request, MAIL)
-    await request.app[SERVICES].mail_tokens.resend_confirmation(asked["email"])
+    await request.app[SERVICES].mail_tokens.resend_confirmation(body["email"])
     return respond(ACCEPTED_SCHEMA, None, 202)
 
 
@@ -140,15 +139,16 @@ async def resend_confirmation(request: web.Request) -> web.Response:
     ),
 )
 @request_schema(
-    EmailChangeSchema,
-    example={"new_email": "anna@example.org", "password": EXAMPLE_PASSWORD},
+    EmailChangeSchema, example={"new_email": "anna@example.org", "password": EXAMPLE_PASSWORD}
 )
 @response_schema(AcceptedSchema, 202, description="The new address gets an email.")
 @needs(Scope.PROFILE)
 async def change_email(request: web.Request) -> web.Response:
     caller = current_first_party_user(request)
-    change = await read_body(request, EMAIL_CHANGE_SCHEMA, email_rule("new_email"))
+    body = await read_body(request, email_rule("new_email"))
     async with password_attempt(request, str(caller.user_id)):
         await count_request(request, MAIL)
-        await request.app[SERVICES].mail_tokens.change_email(caller, **change)
+        await request.app[SERVICES].mail_tokens.change_email(
+            caller, body["new_email"], body["password"]
+        )
     return respond(ACCEPTED_SCHEMA, None, 202)

@@ -120,9 +120,7 @@ class ReferralCodeSchema(Schema):
 
 class OwnReferralCodeSchema(ReferralCodeSchema):
     state = fields.Enum(
-        ReferralCodeState,
-        by_value=True,
-        metadata={"description": "`live`, or why it ended."},
+        ReferralCodeState, by_value=True, metadata={"description": "`live`, or why it ended."}
     )
     ended_at = Moment(allow_none=True, metadata={"description": "Null while it is live."})
 
@@ -140,8 +138,6 @@ class PublicReferralCodeSchema(CheckedReferralCodeSchema):
     referrer_id = fields.UUID()
 
 
-WISH_SCHEMA = ReferralCodeWishSchema()
-CHANGE_SCHEMA = ReferralCodeChangeSchema()
 REFERRAL_CODE_SCHEMA = ReferralCodeSchema()
 OWN_REFERRAL_CODES_SCHEMA = OwnReferralCodesSchema()
 CHECKED_REFERRAL_CODE_SCHEMA = CheckedReferralCodeSchema()
@@ -174,7 +170,7 @@ def _located(request: web.Request, response: web.Response) -> web.Response:
 @needs(Scope.CODES_WRITE)
 async def create_referral_code(request: web.Request) -> web.Response:
     caller = current_user(request)
-    wish = NewReferralCode(**await read_body(request, WISH_SCHEMA, _expiry_rule(request)))
+    wish = NewReferralCode(**await read_body(request, _expiry_rule(request)))
     response = await answer_once(
         request,
         caller.user_id,
@@ -197,7 +193,7 @@ async def create_referral_code(request: web.Request) -> web.Response:
 @needs(Scope.CODES_WRITE)
 async def replace_referral_code(request: web.Request) -> web.Response:
     caller = current_user(request)
-    wish = NewReferralCode(**await read_body(request, WISH_SCHEMA, _expiry_rule(request)))
+    wish = NewReferralCode(**await read_body(request, _expiry_rule(request)))
     code, replaced = await request.app[SERVICES].referral_codes.replace(caller.user_id, wish)
     return _located(request, respond(REFERRAL_CODE_SCHEMA, code, 200 if replaced else 201))
 
@@ -214,18 +210,14 @@ async def replace_referral_code(request: web.Request) -> web.Response:
 @needs(Scope.CODES_WRITE)
 async def change_referral_code(request: web.Request) -> web.Response:
     caller = current_user(request)
-    body = await read_body(request, CHANGE_SCHEMA, _expiry_rule(request))
+    body = await read_body(request, _expiry_rule(request))
     code = await request.app[SERVICES].referral_codes.change(
         caller.user_id, ReferralCodeChange(**body)
     )
     return respond(REFERRAL_CODE_SCHEMA, code)
 
 
-@docs(
-    tags=["Referral codes"],
-    summary="Show my referral code",
-    refuses=(ReferralCodeNotFound,),
-)
+@docs(tags=["Referral codes"], summary="Show my referral code", refuses=(ReferralCodeNotFound,))
 @response_schema(ReferralCodeSchema, 200, description="The caller's live code.")
 @needs(Scope.CODES_READ)
 async def show_referral_code(request: web.Request) -> web.Response:

@@ -1,7 +1,4 @@
-"""Every address of the service, and its handler.
-
-The hot look-up comes first: the router tries the routes in this order.
-"""
+"""Every address of the service and its handler, within a section of the docs in reading order."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -36,13 +33,13 @@ _EMAIL: Final = "{email:[^/]+}"
 _CODE: Final = "{code:[^/]+}"
 
 ROUTES: Final = [
-    web.get(f"{API}/referral-code/{_EMAIL}", referral_codes.find_referral_code),
     web.post(f"{API}/referral-code", referral_codes.create_referral_code),
     web.put(f"{API}/referral-code", referral_codes.replace_referral_code),
     web.get(f"{API}/referral-code", referral_codes.show_referral_code),
     web.patch(f"{API}/referral-code", referral_codes.change_referral_code),
     web.delete(f"{API}/referral-code", referral_codes.delete_referral_code),
     web.get(f"{API}/referral-codes", referral_codes.list_referral_codes),
+    web.get(f"{API}/referral-code/{_EMAIL}", referral_codes.find_referral_code),
     web.get(f"{API}/codes/{_CODE}", referral_codes.check_referral_code),
     web.get(f"{API}/referrals/{{referrer_id}}", referrals.list_referrals),
     web.post(f"{API}/auth/register", users.register),

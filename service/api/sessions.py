@@ -14,11 +14,11 @@ from service.api.http.authentication import (
     current_user,
     needs,
 )
-from service.api.http.fields import EmailText, Moment, PageQuery, RequestSchema, Text
+from service.api.http.fields import Moment, PageQuery, RequestSchema, Text, TrimmedText
 from service.api.http.requests import find_id, header_text, read_body, read_page
 from service.api.http.responses import PageSchema, no_content, respond
 from service.api.password_attempts import password_attempt
-from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, account_of
+from service.api.users import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, account_of, password_rule
 from service.domain.errors import (
     AccountDisabled,
     HashingQueueFull,
@@ -33,7 +33,7 @@ from service.domain.scopes import Scope
 
 
 class LoginSchema(RequestSchema):
-    email = EmailText(required=True)
+    email = TrimmedText(required=True)
     password = Text(required=True)
 
 
@@ -71,9 +71,6 @@ class SessionsSchema(PageSchema):
     items = fields.List(fields.Nested(SessionSchema))
 
 
-LOGIN_SCHEMA = LoginSchema()
-REFRESH_SCHEMA = RefreshSchema()
-PASSWORD_CHANGE_SCHEMA = PasswordChangeSchema()
 TOKENS_SCHEMA = TokensSchema()
 SESSIONS_SCHEMA = SessionsSchema()
 
@@ -88,10 +85,10 @@ SESSIONS_SCHEMA = SessionsSchema()
 @request_schema(LoginSchema, example={"email": EXAMPLE_EMAIL, "password": EXAMPLE_PASSWORD})
 @response_schema(TokensSchema, 200, description="The tokens of a new session.")
 async def log_in(request: web.Request) -> web.Response:
-    login = await read_body(request, LOGIN_SCHEMA)
-    async with password_attempt(request, account_of(login["email"]), signs_in=True):
+    body = await read_body(request)
+    async with password_attempt(request, account_of(body["email"]), signs_in=True):
         tokens = await request.app[SERVICES].sessions.log_in(
-            login["email"], login["password"], header_text(request, "User-Agent")
+            body["email"], body["password"], header_text(request, "User-Agent")
         )
     return respond(TOKENS_SCHEMA, tokens)
 
@@ -106,8 +103,10 @@ async def log_in(request: web.Request) -> web.Response:
 @request_schema(RefreshSchema, example={"refresh_token": "AZ8r…"})
 @response_schema(TokensSchema, 200, description="The session's new tokens.")
 async def refresh(request: web.Request) -> web.Response:
-    body = await read_body(request, REFRESH_SCHEMA)
-    return respond(TOKENS_SCHEMA, await request.app[SERVICES].sessions.refresh(**body))
+    body = await read_body(request)
+    return respond(
+        TOKENS_SCHEMA, await request.app[SERVICES].sessions.refresh(body["refresh_token"])
+    )
 
 
 @docs(
@@ -123,11 +122,7 @@ async def log_out(request: web.Request) -> web.Response:
     return no_content()
 
 
-@docs(
-    tags=["Sessions"],
-    summary="List my sessions",
-    description="Newest first.",
-)
+@docs(tags=["Sessions"], summary="List my sessions", description="Newest first.")
 @querystring_schema(PageQuery)
 @response_schema(SessionsSchema, 200, description="The open sessions, newest first.")
 @needs(Scope.PROFILE)
@@ -188,14 +183,9 @@ async def end_other_sessions(request: web.Request) -> web.Response:
 @needs(Scope.PROFILE)
 async def change_password(request: web.Request) -> web.Response:
     caller = current_first_party_user(request)
-    users = request.app[SERVICES].users
-    change = await read_body(
-        request,
-        PASSWORD_CHANGE_SCHEMA,
-        ("new_password", lambda its: users.check_password(its["new_password"])),
-    )
+    body = await read_body(request, password_rule(request, "new_password"))
     async with password_attempt(request, str(caller.user_id)):
         await request.app[SERVICES].sessions.change_password(
-            caller, change["current_password"], change["new_password"]
+            caller, body["current_password"], body["new_password"]
         )
     return no_content()

@@ -2,6 +2,8 @@
 
 from typing import Any, Final
 
+from marshmallow import Schema, fields
+
 from service.domain.scopes import Scope
 
 VERSION: Final = "1.0.0"
@@ -55,61 +57,6 @@ SECURITY_SCHEMES: Final[dict[str, dict[str, Any]]] = {
     },
 }
 
-SCHEMAS: Final[dict[str, dict[str, Any]]] = {
-    "Problem": {
-        "type": "object",
-        "description": "Why the request was refused (RFC 9457).",
-        "required": ["type", "title", "status", "code", "detail", "request_id"],
-        "properties": {
-            "type": {
-                "type": "string",
-                "format": "uri-reference",
-                "description": "A page that explains the problem, relative to the server's URL.",
-            },
-            "title": {
-                "type": "string",
-                "description": "The same for every problem with this code.",
-            },
-            "status": {"type": "integer", "description": "The status of the response."},
-            # No enum: a client generated today must accept codes added tomorrow.
-            "code": {
-                "type": "string",
-                "description": "The kind of problem, for programs; more kinds may be added.",
-                "examples": ["validation-failed"],
-            },
-            "detail": {"type": "string", "description": "What is wrong with this request."},
-            "request_id": {"type": "string", "description": "The id of the request in the log."},
-            "errors": {
-                "type": "array",
-                "description": "The members at fault, if any.",
-                "items": {"$ref": "#/components/schemas/InvalidMember"},
-            },
-        },
-    },
-    "InvalidMember": {
-        "type": "object",
-        "description": "One thing that is wrong with a member of the request.",
-        "required": ["pointer", "detail"],
-        "properties": {
-            "pointer": {
-                "type": "string",
-                "description": "The member, as a JSON pointer (RFC 6901).",
-                "examples": ["#/expires_at"],
-            },
-            "detail": {"type": "string"},
-        },
-    },
-    "OAuthError": {
-        "type": "object",
-        "description": "Why the request was refused (RFC 6749, 5.2).",
-        "required": ["error", "error_description"],
-        "properties": {
-            "error": {"type": "string", "examples": ["invalid_grant"]},
-            "error_description": {"type": "string"},
-        },
-    },
-}
-
 HEADERS: Final = {
     "Location": "Where to go next, or the address of the new resource.",
     "X-Request-Id": "The id of the request: the client's, if it sent a valid one.",
@@ -120,3 +67,47 @@ HEADERS: Final = {
     "WWW-Authenticate": "`Bearer`, with `error` if a token was sent (RFC 6750); "
     "`Basic` if a client has to authenticate.",
 }
+
+
+class InvalidMemberSchema(Schema):
+    pointer = fields.String(
+        metadata={
+            "description": "The member at fault, as a JSON pointer (RFC 6901).",
+            "example": "#/expires_at",
+        }
+    )
+    detail = fields.String()
+
+
+class ProblemSchema(Schema):
+    """Why a request was refused (RFC 9457)."""
+
+    type = fields.String(
+        metadata={
+            "format": "uri-reference",
+            "description": "A page that explains the problem, relative to the server's URL.",
+        }
+    )
+    title = fields.String(metadata={"description": "The same for every problem with this code."})
+    status = fields.Integer(metadata={"description": "The status of the response."})
+    # No enum: a client generated today must accept codes added tomorrow.
+    code = fields.String(
+        metadata={
+            "description": "The kind of problem, for programs; more kinds may be added.",
+            "example": "validation-failed",
+        }
+    )
+    detail = fields.String(metadata={"description": "What is wrong with this request."})
+    request_id = fields.String(metadata={"description": "The id of the request in the log."})
+    errors = fields.List(
+        fields.Nested(InvalidMemberSchema),
+        metadata={"description": "What is wrong with members of the request, if anything is."},
+    )
+    optional = frozenset({"errors"})
+
+
+class OAuthErrorSchema(Schema):
+    """Why a request was refused (RFC 6749, 5.2)."""
+
+    error = fields.String(metadata={"example": "invalid_grant"})
+    error_description = fields.String()

@@ -21,10 +21,11 @@ from marshmallow import Schema, fields
 from service.api.docs.components import (
     DESCRIPTION,
     HEADERS,
-    SCHEMAS,
     SECURITY_SCHEMES,
     TAGS,
     VERSION,
+    OAuthErrorSchema,
+    ProblemSchema,
 )
 from service.api.docs.describe import EXAMPLE_ID, IDEMPOTENCY_KEY, id_in_path, json_of
 from service.api.docs.refusals import problems_of
@@ -221,28 +222,16 @@ def _said_of(handler: Callable[..., Any]) -> dict[str, Any]:
     return said
 
 
-def _in_order_of_use(routes: Iterable[web.AbstractRoute]) -> list[Call]:
-    """Return the documented calls, section by section.
-
-    Within a section they are in the router's order, except that a path that extends another comes
-    after it: the router starts with the hottest route, which is not where readers start.
-    """
+def _in_sections(routes: Iterable[web.AbstractRoute]) -> list[Call]:
+    """Return the documented calls, section by section."""
     calls = [
         (route.resource.canonical, route.method.lower(), route.handler)
         for route in routes
         # Where there is GET, HEAD goes without saying.
         if route.resource and _said_of(route.handler) and route.method != "HEAD"
     ]
-    sections, paths = list(TAGS), [path for path, _, _ in calls]
-
-    def place(call: Call) -> tuple[int, int, bool]:
-        path, _, handler = call
-        [tag] = _said_of(handler)["tags"]
-        extended = path.partition("/{")[0]
-        first = extended if extended in paths else path
-        return sections.index(tag), paths.index(first), path != first
-
-    return sorted(calls, key=place)
+    sections = list(TAGS)
+    return sorted(calls, key=lambda call: sections.index(_said_of(call[2])["tags"][0]))
 
 
 def _in_camel_case(name: str) -> str:
@@ -281,8 +270,8 @@ def build_openapi(
         servers=[{"url": base_path or "/"}],
         tags=[{"name": name, "description": text} for name, text in TAGS.items()],
     )
-    for name, schema in SCHEMAS.items():
-        spec.components.schema(name, schema)
+    spec.components.schema("Problem", schema=ProblemSchema)
+    spec.components.schema("OAuthError", schema=OAuthErrorSchema)
     for name, scheme in SECURITY_SCHEMES.items():
         spec.components.security_scheme(name, scheme)
     for name, description in HEADERS.items():
@@ -290,7 +279,7 @@ def build_openapi(
         spec.components.header(name, {"description": description, "schema": {"type": kind}})
     assert plugin.converter is not None
     writer = _Writer(spec, plugin.converter)
-    for call in _in_order_of_use(app.router.routes()):
+    for call in _in_sections(app.router.routes()):
         writer.add(*call)
     # A copy, because the parts are shared by all documents of the process.
     document: dict[str, Any] = json.loads(to_json(spec.to_dict()))

@@ -7,31 +7,11 @@ from typing import Any, Final
 from marshmallow import Schema
 
 from service.api.docs.describe import IDEMPOTENCY_KEY
+from service.api.http import problem_types as http
 from service.api.http.middleware import API
-from service.api.http.problem_types import (
-    BadRequest,
-    BodyTooLarge,
-    HeadersTooLarge,
-    InternalError,
-    NotAcceptable,
-    RequestTimeout,
-    UnsupportedMediaType,
-    UriTooLong,
-    status_of,
-)
 from service.api.http.problems import problem
-from service.domain.errors import (
-    DatabaseUnavailable,
-    IdempotencyKeyReused,
-    InsufficientScope,
-    InvalidInput,
-    InvalidToken,
-    MigrationsPending,
-    NotAuthenticated,
-    NotFound,
-    Overloaded,
-    ServiceError,
-)
+from service.domain import errors
+from service.domain.errors import InvalidInput, ServiceError
 
 EXAMPLE_REQUEST_ID: Final = "5f2b8f0a1c9d4e7f8a6b3c2d1e0f9a8b"
 Problems = dict[int, dict[str, Any]]
@@ -47,33 +27,33 @@ def problems_of(
     """Return the problems of a route, given what its handler refuses itself."""
     found: Problems = {}
 
-    def add(*errors: type[ServiceError]) -> None:
-        for error in errors:
-            _add(found, error())
+    def add(*refusals: type[ServiceError]) -> None:
+        for refusal in refusals:
+            _add(found, refusal())
 
     if operation["security"]:
-        add(NotAuthenticated, InvalidToken, InsufficientScope)
+        add(errors.NotAuthenticated, errors.InvalidToken, errors.InsufficientScope)
     add(*refusals)
     if IDEMPOTENCY_KEY in operation["parameters"]:
-        add(IdempotencyKeyReused)
+        add(errors.IdempotencyKeyReused)
     if "requestBody" in operation:
-        add(RequestTimeout, BodyTooLarge, UnsupportedMediaType)
+        add(http.RequestTimeout, http.BodyTooLarge, http.UnsupportedMediaType)
     for schema in validated:
         _add(found, _a_fault(schema))
     if "{" in path and 404 not in found:
-        add(NotFound)
+        add(errors.NotFound)
     if path.startswith(API):
-        add(UriTooLong, HeadersTooLarge)
+        add(http.UriTooLong, http.HeadersTooLarge)
         if any("content" in response for response in operation["responses"].values()):
-            add(NotAcceptable)
-        add(DatabaseUnavailable, MigrationsPending, Overloaded)
-    add(BadRequest)  # also the answer to a URL or header that cannot be parsed
-    add(InternalError)
+            add(http.NotAcceptable)
+        add(errors.DatabaseUnavailable, errors.MigrationsPending, errors.Overloaded)
+    add(http.BadRequest)  # also the answer to a URL or header that cannot be parsed
+    add(http.InternalError)
     return found
 
 
 def _add(found: Problems, error: ServiceError) -> None:
-    examples = found.setdefault(int(status_of(type(error))), {})
+    examples = found.setdefault(int(http.status_of(type(error))), {})
     body = problem(error, EXAMPLE_REQUEST_ID).body
     assert isinstance(body, bytes)
     examples.setdefault(error.code, json.loads(body))

@@ -60,14 +60,6 @@ class TrimmedText(Text):
         return super()._deserialize(value, attr, data, **kwargs).strip()
 
 
-class EmailText(TrimmedText):
-    """An email address, not validated: the use case does that."""
-
-
-class TokenText(TrimmedText):
-    """A token from an email."""
-
-
 class TypedCode(Text):
     """A referral code as typed or pasted; only white space means none."""
 
@@ -131,11 +123,15 @@ class Moment(fields.AwareDateTime):
         return value and moment_text(value)
 
 
-class PageQuery(Schema):
-    """Which page of a list is requested."""
+class QuerySchema(Schema):
+    """A query string. Unknown parameters are ignored."""
 
     class Meta:
         unknown = EXCLUDE
+
+
+class PageQuery(QuerySchema):
+    """Which page of a list is requested."""
 
     limit = fields.Integer(
         load_default=20,

@@ -44,8 +44,7 @@ class InvalidBody(ValidationError):
         self.further = further
 
 
-_PAGE_QUERY: Final = PageQuery()
-_FIRST_PAGE: Final = (_PAGE_QUERY.load({})["limit"], None)
+_FIRST_PAGE: Final = (PageQuery().load({})["limit"], None)
 
 
 async def answer_expectation(request: web.Request) -> None:
@@ -55,8 +54,8 @@ async def answer_expectation(request: web.Request) -> None:
         request.writer.output_size = 0  # the answer itself has not begun
 
 
-async def read_body(request: web.Request, schema: Schema, *rules: Rule) -> dict[str, Any]:
-    """Return the members of the JSON body.
+async def read_body(request: web.Request, *rules: Rule) -> dict[str, Any]:
+    """Return the members of the JSON body, by the handler's `@request_schema`.
 
     Raises InvalidBody with everything that is wrong at once: the schema's errors and the broken
     `rules`. If a single rule is broken and nothing else, the use case refuses instead, and may
@@ -66,7 +65,7 @@ async def read_body(request: web.Request, schema: Schema, *rules: Rule) -> dict[
     document, repeated = await _read_json(request)
     further = [(pointer, "This member appears more than once.") for pointer in repeated]
     try:
-        loaded: dict[str, Any] = schema.load(document)
+        loaded: dict[str, Any] = _schema_of(request, "json").load(document)
     except ValidationError as error:
         members = error.valid_data if isinstance(error.valid_data, dict) else {}
         further += _broken(rules, members)
@@ -87,17 +86,24 @@ def _broken(rules: Sequence[Rule], members: Mapping[str, Any]) -> Iterator[tuple
             yield f"#/{name}", error.detail
 
 
-def read_query(request: web.Request, schema: Schema) -> dict[str, Any]:
-    """Return the query parameters that `schema` declares."""
-    loaded: dict[str, Any] = schema.load(request.query)
+def read_query(request: web.Request) -> dict[str, Any]:
+    """Return the query parameters, by the handler's `@querystring_schema`."""
+    loaded: dict[str, Any] = _schema_of(request, "querystring").load(request.query)
     return loaded
+
+
+def _schema_of(request: web.Request, location: str) -> Schema:
+    """Return what aiohttp-apispec's decorators have declared: what is documented is validated."""
+    declared = request.match_info.handler.__schemas__  # type: ignore[attr-defined]
+    schema: Schema = next(each["schema"] for each in declared if each["location"] == location)
+    return schema
 
 
 def read_page(request: web.Request) -> tuple[int, Cursor | None]:
     """Return the requested page size, and the cursor after which the page starts."""
     if not request.query_string:
         return _FIRST_PAGE
-    query = read_query(request, _PAGE_QUERY)
+    query = read_query(request)
     cursor = query["cursor"]
     return query["limit"], None if cursor is None else Cursor.decode(cursor)
 

@@ -147,29 +147,27 @@ async def introspect_token(request: web.Request) -> web.Response:
     if not client.is_confidential:
         raise OAuthError("invalid_client", "Only a client with a secret may introspect tokens.")
     found = await request.app[SERVICES].oauth.introspect(client, _token_in(form))
-    document: dict[str, Any] = {"active": False}
+    document: dict[str, Any] = {"active": found is not None}
     issuer = request.app[SETTINGS].public_url
-    if isinstance(found, Session):
-        document = {
-            "active": True,
-            "token_type": "refresh_token",
+    if found is not None:
+        document |= {
             "client_id": found.client_id,
-            "sub": str(found.user_id),
             "iss": issuer,
-            "iat": int(found.refreshed_at.timestamp()),
             "exp": int(found.expires_at.timestamp()),
         }
+    if isinstance(found, Session):
+        document |= {
+            "token_type": "refresh_token",
+            "sub": str(found.user_id),
+            "iat": int(found.refreshed_at.timestamp()),
+        }
     elif found is not None:
-        document = {
-            "active": True,
+        document |= {
             "token_type": "Bearer",
             "scope": to_text(found.scopes),
-            "client_id": found.client_id,
             "sub": found.subject,
             "aud": issuer,
-            "iss": issuer,
             "iat": int(found.issued_at.timestamp()),
-            "exp": int(found.expires_at.timestamp()),
             "jti": found.token_id,
         }
     return web.Response(body=to_json(document), content_type=JSON, headers=_NO_STORE)
