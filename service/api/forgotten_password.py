@@ -11,11 +11,10 @@ from aiohttp_apispec import docs, form_schema, querystring_schema
 
 from service.api.docs.describe import page_of
 from service.api.http.app_keys import SERVICES, SETTINGS
-from service.api.http.cookies import is_from_elsewhere
 from service.api.http.fields import QuerySchema, RequestSchema, Text
 from service.api.http.rate_limits import MAIL, count_request
 from service.api.http.requests import public_path, read_query
-from service.api.oauth.authorize import PASSWORD_PATH, read_continued, sign_in_url
+from service.api.oauth.authorize import PASSWORD_PATH, read_continued, shows_refusals, sign_in_url
 from service.api.oauth.forms import csrf_of, keep_csrf, read_form_of_page
 from service.api.oauth.pages import show_page, show_refusal
 from service.api.users import EXAMPLE_EMAIL
@@ -70,17 +69,11 @@ async def show_form(request: web.Request) -> web.Response:
 @form_schema(
     PasswordFormSchema, example={"step": "ask", "email": EXAMPLE_EMAIL, "csrf": "from the page"}
 )
+@shows_refusals
 async def submit_form(request: web.Request) -> web.Response:
     if request.app[SETTINGS].mail is None:
         return _no_mail()
-    if is_from_elsewhere(request):
-        return show_refusal("The form was sent by another site.", 403)
-    try:
-        form = await read_form_of_page(request)
-    except OAuthError as error:
-        return show_refusal(error.description)
-    if form is None:
-        return show_refusal("The form did not come from this service's page.", 403)
+    form = await read_form_of_page(request)
     resetting = form.get("step") == "reset"
     try:
         if resetting:

@@ -10,7 +10,7 @@ from service.api.http.app_keys import ACCESS_LOG, CONTEXT, SERVICES, STOPPING
 from service.api.http.problems import problem
 from service.api.http.responses import to_json
 from service.domain.clock import utc_now
-from service.domain.errors import DatabaseUnavailable, MigrationsPending, Unavailable
+from service.domain.errors import DatabaseUnavailable, MigrationsPending, NotFound, Unavailable
 from service.domain.jobs import JobKind
 from service.telemetry.metrics import (
     CONTENT_TYPE,
@@ -73,7 +73,7 @@ async def ready(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     # Or /%6detrics would pass by the proxy that keeps /metrics from the public.
     if request.raw_path.partition("?")[0] != METRICS:
-        raise web.HTTPNotFound
+        raise NotFound
     return await metrics_of(request.app)
 
 

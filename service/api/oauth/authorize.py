@@ -11,7 +11,7 @@ from aiohttp_apispec import docs, form_schema, querystring_schema
 
 from service.api.docs.describe import page_of
 from service.api.http.app_keys import SERVICES, SETTINGS
-from service.api.http.cookies import delete_cookie, is_from_elsewhere, read_cookie, set_cookie
+from service.api.http.cookies import delete_cookie, read_cookie, set_cookie
 from service.api.http.fields import Text
 from service.api.http.middleware import API
 from service.api.http.requests import public_path
@@ -29,6 +29,7 @@ from service.domain.errors import (
     AccountDisabled,
     InvalidCredentials,
     InvalidToken,
+    NotAllowed,
     ServiceError,
     TooMany,
     Unavailable,
@@ -87,7 +88,7 @@ class DecisionFormSchema(AuthorizationSchema):
     csrf = Text(required=True)
 
 
-def _refusing(handler: Answering[P]) -> Answering[P]:
+def shows_refusals(handler: Answering[P]) -> Answering[P]:
     """Answer a refused request with a page, or at the client once its address can be trusted."""
 
     @wraps(handler)
@@ -96,6 +97,8 @@ def _refusing(handler: Answering[P]) -> Answering[P]:
             return await handler(request, *args, **kwargs)
         except OAuthError as error:
             return show_refusal(error.description)
+        except NotAllowed as error:
+            return show_refusal(error.detail, 403)
         except RequestRefused as refused:
             return _send_back_error(request, refused.redirect_uri, refused.state, refused.error)
 
@@ -115,7 +118,7 @@ def _refusing(handler: Answering[P]) -> Answering[P]:
     },
 )
 @querystring_schema(AuthorizationSchema)
-@_refusing
+@shows_refusals
 async def show_authorization(request: web.Request) -> web.Response:
     parameters = parse_query(request.rel_url.raw_query_string)
     authorization = await request.app[SERVICES].oauth.read_request(parameters)
@@ -151,13 +154,9 @@ async def show_authorization(request: web.Request) -> web.Response:
         "csrf": "from the page",
     },
 )
-@_refusing
+@shows_refusals
 async def decide_authorization(request: web.Request) -> web.Response:
-    if is_from_elsewhere(request):
-        return show_refusal("The form was sent by another site.", 403)
     form = await read_form_of_page(request)
-    if form is None:
-        return show_refusal("The form did not come from this service's page.", 403)
     authorization = await request.app[SERVICES].oauth.read_request(form)
     redirect_uri, state = authorization.redirect_uri, authorization.state
     if form.get("decision") != "allow":
@@ -284,7 +283,7 @@ async def read_continued(
     return authorization, _request_in(parameters)
 
 
-@_refusing
+@shows_refusals
 async def show_again(request: web.Request, query: str, fault: ServiceError) -> web.Response:
     """Return the sign-in page after a sign-in with another issuer has failed."""
     authorization, parameters = await read_continued(request, query)

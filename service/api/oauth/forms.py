@@ -8,9 +8,10 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 from marshmallow import EXCLUDE
 
-from service.api.http.cookies import read_cookie, set_cookie
+from service.api.http.cookies import is_from_elsewhere, read_cookie, set_cookie
 from service.api.http.fields import RequestSchema
 from service.api.http.requests import read_bytes
+from service.domain.errors import NotAllowed
 from service.domain.oauth import OAuthError
 
 _FORM: Final = "application/x-www-form-urlencoded"
@@ -49,14 +50,19 @@ def _unique(pairs: list[tuple[str, str]]) -> dict[str, str]:
     return {name: value for name, value in parameters.items() if value or name == "state"}
 
 
-async def read_form_of_page(request: web.Request) -> dict[str, str] | None:
-    """Return the form that a page of this service sent from this browser, None if none did.
+async def read_form_of_page(request: web.Request) -> dict[str, str]:
+    """Return a form's parameters; raise NotAllowed unless our page sent it from this browser.
 
     Raises OAuthError if it cannot be read.
     """
+    if is_from_elsewhere(request):
+        raise NotAllowed("The form was sent by another site.")
     form = await read_form(request)
-    cookie = read_cookie(request, _CSRF) or ""
-    return form if cookie and _same(cookie, form.get("csrf", "")) else None
+    cookie = read_cookie(request, _CSRF)
+    sent = form.get("csrf", "").encode(errors="replace")
+    if cookie is None or not hmac.compare_digest(cookie.encode(), sent):
+        raise NotAllowed("The form did not come from this service's page.")
+    return form
 
 
 def csrf_of(request: web.Request) -> str:
@@ -67,7 +73,3 @@ def csrf_of(request: web.Request) -> str:
 def keep_csrf(request: web.Request, response: web.Response, csrf: str) -> None:
     """Have the browser keep the secret of its forms."""
     set_cookie(request, response, _CSRF, csrf)
-
-
-def _same(one: str, other: str) -> bool:
-    return hmac.compare_digest(one.encode(errors="replace"), other.encode(errors="replace"))
