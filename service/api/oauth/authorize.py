@@ -225,7 +225,7 @@ def _sign_in_page(
         hidden={**_request_in(parameters), **account, "csrf": csrf},
         email=email,
         account=known.email if known else None,
-        other_account_url=f"{public_path(request, _PATH)}?{query}&prompt=login",
+        other_account_url=f"{sign_in_url(request, parameters)}&prompt=login",
         forgotten_password_url=_forgotten_password_url(request, query),
         providers=[] if known else _providers(request, query),
     )
