@@ -118,6 +118,14 @@ def test_every_operation_says_what_it_does(document: Document) -> None:
         assert any(200 <= status < 400 for status in responses_of(document, operation)), told
 
 
+def test_handlers_say_nothing_that_is_not_read() -> None:
+    """`@docs` takes any keyword: a misspelt one would be lost."""
+    read = {"tags", "summary", "description", "parameters", "responses", "refuses", "locates"}
+    added = {"schemas", "produces"}  # by aiohttp-apispec
+    for route in ROUTES:
+        assert set(getattr(route.handler, "__apispec__", ())) <= read | added, route
+
+
 def test_every_operation_id_is_unique(document: Document) -> None:
     ids = [operation["operationId"] for _, _, operation in operations_of(document)]
     assert sorted(ids) == sorted(set(ids))
