@@ -14,11 +14,11 @@ from service.api.health import METRICS, metrics_of
 from service.api.http import app_keys
 from service.api.http.load_shedding import LoadShedder
 from service.api.http.origin import current_origin
-from service.api.http.problems import PARSER_LIMITS
 from service.api.http.rate_limits import LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION, WRITE
 from service.api.http.requests import LARGEST_BODY
+from service.api.http.unreadable import PARSER_LIMITS
 from service.api.mailbox import MAILBOX_ROUTES
-from service.api.oauth.endpoints import show_metadata_of_host
+from service.api.oauth.metadata import show_metadata_of_host
 from service.api.routes import ROUTES
 from service.domain.clock import Clock, utc_now
 from service.services import Services, invalidate, make_worker, open_services

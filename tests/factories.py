@@ -14,6 +14,7 @@ from aiohttp import web
 from multidict import MultiMapping
 
 from service.api.http.front import set_up
+from service.api.http.unreadable import Runner
 from service.app import create_app
 from service.domain.clock import utc_now
 from service.security.signing_keys import SigningKey
@@ -136,7 +137,7 @@ async def running(settings: Settings) -> AsyncIterator[Api]:
     """Run the service on a free port of loopback."""
     clock = MovableClock()
     app = create_app(settings, clock)
-    runner = web.AppRunner(app, access_log=None, auto_decompress=False, shutdown_timeout=1)
+    runner = Runner(app, access_log=None, auto_decompress=False, shutdown_timeout=1)
     await set_up(runner)
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -1,29 +1,19 @@
-"""What admins may do with other people's accounts."""
-
-from dataclasses import dataclass
-from uuid import UUID
+"""What admins can do with other people's accounts."""
 
 from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
 from marshmallow import Schema, fields
 
-from service.api.docs.openapi import refuses
 from service.api.http.app_keys import SERVICES
-from service.api.http.authentication import current_admin
-from service.api.http.requests import (
-    Moment,
-    PageQuery,
-    RequestSchema,
-    TrueOrFalse,
-    read_body,
-    read_id,
-    read_page,
-)
+from service.api.http.authentication import current_admin, needs
+from service.api.http.fields import Moment, PageQuery, RequestSchema, TrueOrFalse
+from service.api.http.requests import read_body, read_id, read_page
 from service.api.http.responses import PageSchema, no_content, respond
 from service.api.users import UserSchema
 from service.domain.email_verification import Verdict
 from service.domain.errors import LastAdmin, NotAllowed, UserNotFound
 from service.domain.referrals import ReferralFlag
+from service.domain.scopes import Scope
 from service.security.access_tokens import AccessToken
 
 
@@ -37,13 +27,13 @@ class AdminUserSchema(UserSchema):
     disabled = fields.Boolean()
     awaits_confirmation = fields.Boolean(
         metadata={
-            "description": "Whether the email address has to be confirmed before the next sign-in."
+            "description": "Whether the email address must be confirmed before the next sign-in."
         }
     )
     email_verification = fields.Nested(
         EmailVerificationSchema,
         allow_none=True,
-        metadata={"description": "What is known about the email address; null if nothing is."},
+        metadata={"description": "What is known about the email address; null if nothing."},
     )
     referral_flags = fields.List(
         fields.String(metadata={"example": ReferralFlag.SELF_REFERRAL}),
@@ -63,20 +53,14 @@ class UserChangeSchema(RequestSchema):
     disabled = TrueOrFalse(required=True)
 
 
-@dataclass(frozen=True, slots=True)
-class UserChange:
-    disabled: bool
-
-
 ADMIN_USER_SCHEMA = AdminUserSchema()
 ADMIN_USERS_SCHEMA = AdminUsersSchema()
-USER_CHANGE_SCHEMA = UserChangeSchema()
 
 
-@docs(tags=["Admin"], summary="List the accounts")
+@docs(tags=["Admin"], summary="List the accounts", refuses=(NotAllowed,))
 @querystring_schema(UserSearch)
 @response_schema(AdminUsersSchema, 200, description="A page of accounts, newest first.")
-@refuses(NotAllowed)
+@needs(Scope.ADMIN)
 async def list_users(request: web.Request) -> web.Response:
     await current_admin(request)
     limit, behind = read_page(request)
@@ -88,27 +72,31 @@ async def list_users(request: web.Request) -> web.Response:
     return respond(ADMIN_USERS_SCHEMA, page)
 
 
-@docs(tags=["Admin"], summary="Show an account")
+@docs(tags=["Admin"], summary="Show an account", refuses=(NotAllowed, UserNotFound))
 @response_schema(AdminUserSchema, 200, description="The account.")
-@refuses(NotAllowed, UserNotFound)
+@needs(Scope.ADMIN)
 async def show_user(request: web.Request) -> web.Response:
     await current_admin(request)
-    return respond(ADMIN_USER_SCHEMA, await request.app[SERVICES].users.find(_user_id(request)))
+    return respond(
+        ADMIN_USER_SCHEMA,
+        await request.app[SERVICES].users.find(read_id(request, "user_id", UserNotFound)),
+    )
 
 
 @docs(
     tags=["Admin"],
     summary="Disable or enable an account",
-    description="Disabling ends the sessions at once, and the code is no longer live.",
+    description="Disabling ends all sessions at once, and the referral code is no longer live.",
+    refuses=(NotAllowed, UserNotFound, LastAdmin),
 )
 @request_schema(UserChangeSchema, example={"disabled": True})
 @response_schema(AdminUserSchema, 200, description="The account as it is now.")
-@refuses(NotAllowed, UserNotFound, LastAdmin)
+@needs(Scope.ADMIN)
 async def change_user(request: web.Request) -> web.Response:
     caller = await current_admin(request)
-    change = await read_body(request, USER_CHANGE_SCHEMA, into=UserChange)
+    body = await read_body(request)
     user = await request.app[SERVICES].users.set_disabled(
-        _user_id(request), change.disabled, _reason(caller)
+        read_id(request, "user_id", UserNotFound), body["disabled"], _reason(caller)
     )
     return respond(ADMIN_USER_SCHEMA, user)
 
@@ -116,25 +104,20 @@ async def change_user(request: web.Request) -> web.Response:
 @docs(
     tags=["Admin"],
     summary="Erase an account",
-    description="As its owner can: the personal data is erased, the sessions end, and the code is "
-    "no longer live. The referrer's count stays.",
+    description="As its owner could: erases the personal data, ends all sessions and deletes the "
+    "referral code. The referrer's count stays.",
     responses={204: {"description": "The account is erased."}},
+    refuses=(NotAllowed, UserNotFound, LastAdmin),
 )
-@refuses(NotAllowed, UserNotFound, LastAdmin)
+@needs(Scope.ADMIN)
 async def erase_user(request: web.Request) -> web.Response:
     caller = await current_admin(request)
-    await request.app[SERVICES].users.erase_anyone(_user_id(request), _reason(caller))
+    await request.app[SERVICES].users.erase_anyone(
+        read_id(request, "user_id", UserNotFound), _reason(caller)
+    )
     return no_content()
 
 
-def _user_id(request: web.Request) -> UUID:
-    """Return the id in the path; raise UserNotFound where the text there is none."""
-    user_id = read_id(request, "user_id")
-    if user_id is None:
-        raise UserNotFound
-    return user_id
-
-
 def _reason(caller: AccessToken) -> str:
-    """Return whose doing it is, for the log, whose request id tells the rest."""
+    """Return who acts, for the log; its request id leads to the rest."""
     return "client" if caller.user_id is None else "admin"

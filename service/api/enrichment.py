@@ -4,26 +4,27 @@ from aiohttp import web
 from aiohttp_apispec import docs, response_schema
 from marshmallow import Schema, fields
 
-from service.api.docs.openapi import refuses
 from service.api.http.app_keys import SERVICES
-from service.api.http.authentication import current_admin, current_user
-from service.api.http.requests import Moment, read_id
+from service.api.http.authentication import current_admin, current_user, needs
+from service.api.http.fields import Moment
+from service.api.http.requests import read_id
 from service.api.http.responses import respond
 from service.domain.errors import EnrichmentNotFound, NotAllowed
+from service.domain.scopes import Scope
 
 
 class EnrichmentSchema(Schema):
     person = fields.Dict(
         allow_none=True,
         metadata={
-            "description": "As Clearbit describes a person; every member may be missing or null.",
+            "description": "As described by Clearbit; any member may be missing or null.",
             "example": {"name": {"fullName": "Anna Example"}, "location": "Vienna, AT"},
         },
     )
     company = fields.Dict(
         allow_none=True,
         metadata={
-            "description": "As Clearbit describes a company; every member may be missing or null.",
+            "description": "As described by Clearbit; any member may be missing or null.",
             "example": {"name": "Example GmbH", "domain": "example.com"},
         },
     )
@@ -37,22 +38,25 @@ ENRICHMENT_SCHEMA = EnrichmentSchema()
 @docs(
     tags=["Accounts"],
     summary="Show what is known about me",
-    description="From a data provider, asked in the background after registering. It is stored "
-    "apart from the account and erased with it.",
+    description="From a data provider, queried in the background after registration. It is stored "
+    "separately from the account and erased with it.",
+    refuses=(EnrichmentNotFound,),
 )
-@response_schema(EnrichmentSchema, 200, description="Person and company, and whose word it is.")
-@refuses(EnrichmentNotFound)
+@response_schema(EnrichmentSchema, 200, description="The person, the company, and the source.")
+@needs(Scope.PROFILE)
 async def show_my_enrichment(request: web.Request) -> web.Response:
-    caller = await current_user(request)
+    caller = current_user(request)
     return respond(ENRICHMENT_SCHEMA, await request.app[SERVICES].enrichments.find(caller.user_id))
 
 
-@docs(tags=["Admin"], summary="Show what is known about a user")
-@response_schema(EnrichmentSchema, 200, description="Person and company, and whose word it is.")
-@refuses(NotAllowed, EnrichmentNotFound)
+@docs(
+    tags=["Admin"],
+    summary="Show what is known about a user",
+    refuses=(NotAllowed, EnrichmentNotFound),
+)
+@response_schema(EnrichmentSchema, 200, description="The person, the company, and the source.")
+@needs(Scope.ADMIN)
 async def show_enrichment(request: web.Request) -> web.Response:
     await current_admin(request)
-    user_id = read_id(request, "user_id")
-    if user_id is None:
-        raise EnrichmentNotFound
+    user_id = read_id(request, "user_id", EnrichmentNotFound)
     return respond(ENRICHMENT_SCHEMA, await request.app[SERVICES].enrichments.find(user_id))

@@ -6,13 +6,12 @@ from typing import Final
 from aiohttp import web
 from aiohttp_apispec import docs
 
-from service.api.docs.openapi import refuses
 from service.api.http.app_keys import ACCESS_LOG, CONTEXT, SERVICES, STOPPING
 from service.api.http.prebuilt import PrebuiltResponse
-from service.api.http.problems import problem, problem_type_of
+from service.api.http.problems import problem
 from service.api.http.responses import to_json
 from service.domain.clock import utc_now
-from service.domain.errors import DatabaseUnavailable, MigrationsPending, Unavailable
+from service.domain.errors import DatabaseUnavailable, MigrationsPending, NotFound, Unavailable
 from service.domain.jobs import JobKind
 from service.telemetry.metrics import (
     CONTENT_TYPE,
@@ -47,8 +46,8 @@ async def live(request: web.Request) -> web.Response:
         "is told to end; without Redis it can, from PostgreSQL."
     ),
     responses={200: {"description": "It can; `checks` says with what.", "content": _JSON}},
+    refuses=(DatabaseUnavailable, MigrationsPending, Unavailable),
 )
-@refuses(DatabaseUnavailable, MigrationsPending, Unavailable)
 async def ready(request: web.Request) -> web.Response:
     if request.app[STOPPING].is_set():
         raise Unavailable("The process is about to end.")
@@ -58,13 +57,7 @@ async def ready(request: web.Request) -> web.Response:
     except (DatabaseUnavailable, MigrationsPending) as error:
         if isinstance(error, DatabaseUnavailable):
             checks["postgresql"] = "down"
-        return problem(
-            problem_type_of(type(error)),
-            error.detail,
-            request[CONTEXT].request_id,
-            headers={"Retry-After": str(error.retry_after)},
-            checks=checks,
-        )
+        return problem(error, request[CONTEXT].request_id, checks=checks)
     status = "degraded" if "down" in checks.values() else "ok"
     return PrebuiltResponse(to_json({"status": status, "checks": checks}))
 
@@ -82,7 +75,7 @@ async def ready(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     # Otherwise /%6detrics would get past a proxy that hides /metrics from the public.
     if request.raw_path.partition("?")[0] != METRICS:
-        raise web.HTTPNotFound
+        raise NotFound
     return await metrics_of(request.app)
 
 

@@ -1,29 +1,22 @@
-"""Signing in with another issuer: which there are, to it, and back."""
+"""Signing in with another issuer: the list of them, the way there, and the way back."""
 
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlencode
 
 from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, response_schema
-from marshmallow import EXCLUDE, Schema, fields, validate
+from marshmallow import Schema, fields, validate
 
-from service.api.docs.openapi import refuses
+from service.api.docs.describe import in_path
 from service.api.http.app_keys import SERVICES, SETTINGS
-from service.api.http.cookies import read_cookie
+from service.api.http.cookies import read_cookie, set_cookie
+from service.api.http.fields import QuerySchema, Text, TypedCode
 from service.api.http.front import API
 from service.api.http.rate_limits import LOGIN, count_request
-from service.api.http.requests import (
-    Text,
-    TypedCode,
-    cookie_path,
-    header_text,
-    is_https,
-    read_query,
-)
+from service.api.http.requests import header_text, read_query
 from service.api.http.responses import PageSchema, respond
-from service.api.oauth.endpoints import go_on_signed_in, read_continued, show_again
+from service.api.oauth.authorize import go_on_signed_in, read_continued, show_again
 from service.api.sessions import TOKENS_SCHEMA, TokensSchema
 from service.domain.errors import (
     AccountDisabled,
@@ -43,7 +36,8 @@ from service.domain.oauth import OAuthError
 from service.domain.pages import Page
 from service.use_cases.oauth import RequestRefused
 
-_PATH: Final = f"{API}/auth/providers/{{provider}}"
+_COOKIE: Final = "sign-in"
+_PROVIDER: Final = in_path("provider", "The provider's name.", "google")
 
 
 class ProviderSchema(Schema):
@@ -51,7 +45,7 @@ class ProviderSchema(Schema):
     title = fields.String(metadata={"description": "For the button.", "example": "Google"})
     start_url = fields.Url(
         metadata={
-            "description": "Send the browser here.",
+            "description": "Where to send the browser.",
             "example": "https://referrals.example.com/api/v1/auth/providers/google/start",
         }
     )
@@ -61,10 +55,7 @@ class ProvidersSchema(PageSchema):
     items = fields.List(fields.Nested(ProviderSchema))
 
 
-class StartQuery(Schema):
-    class Meta:
-        unknown = EXCLUDE
-
+class StartQuery(QuerySchema):
     referral_code = TypedCode(
         load_default=None,
         metadata={"description": "The code of the person who referred the user, if any."},
@@ -73,46 +64,32 @@ class StartQuery(Schema):
         load_default=None,
         data_key="continue",
         metadata={
-            "description": "The query of a request to `/oauth/authorize`, to go on with "
-            "afterwards in place of an answer with tokens."
+            "description": "The query of a request to `/oauth/authorize` to continue with "
+            "afterwards, instead of a response with tokens."
         },
     )
 
 
-class CallbackQuery(Schema):
-    class Meta:
-        unknown = EXCLUDE
-
+class CallbackQuery(QuerySchema):
     state = Text(required=True)
     code = Text(load_default=None, validate=validate.Length(max=2048))
     error = Text(load_default=None)
     iss = Text(load_default=None, metadata={"description": "RFC 9207."})
 
 
-@dataclass(frozen=True, slots=True)
-class ShownProvider:
-    """A provider as people choose it."""
-
-    name: str
-    title: str
-    start_url: str
-
-
 PROVIDERS_SCHEMA = ProvidersSchema()
-START_QUERY = StartQuery()
-CALLBACK_QUERY = CallbackQuery()
 
 
 @docs(
     tags=["Sessions"],
     summary="List the issuers to sign in with",
-    description="Those that the operators have set up, such as Google or GitHub.",
+    description="Those that the operators have configured, such as Google or GitHub.",
 )
 @response_schema(ProvidersSchema, 200, description="All of them, on one page.")
 async def list_providers(request: web.Request) -> web.Response:
-    public_url = request.app[SETTINGS].public_url
+    base = f"{request.app[SETTINGS].public_url}{API}/auth/providers"
     shown = [
-        ShownProvider(name, provider.title, f"{public_url}{_PATH.format(provider=name)}/start")
+        {"name": name, "title": provider.title, "start_url": f"{base}/{name}/start"}
         for name, provider in request.app[SERVICES].identities.providers.items()
     ]
     return respond(PROVIDERS_SCHEMA, Page(shown, None))
@@ -122,66 +99,56 @@ async def list_providers(request: web.Request) -> web.Response:
     tags=["Sessions"],
     summary="Sign in with another issuer",
     description="To be opened in a browser: a script cannot follow it. A referral code counts if "
-    "the sign-in makes an account.",
-    responses={303: {"description": "To the issuer, with a cookie that knows the browser again."}},
+    "the sign-in creates an account.",
+    parameters=[_PROVIDER],
+    responses={303: {"description": "To the issuer, with a cookie that identifies the browser."}},
+    refuses=(ProviderNotFound, ReferralCodeUnusable, TooMany, ProviderUnavailable),
 )
 @querystring_schema(StartQuery)
-@refuses(ProviderNotFound, ReferralCodeUnusable, TooMany, ProviderUnavailable)
 async def start_sign_in(request: web.Request) -> web.Response:
     await count_request(request, LOGIN)
-    query = read_query(request, START_QUERY)
+    query = read_query(request)
     continued = query["continue_with"]
     if continued is not None:
         continued = await _check_continued(request, continued)
     started = await request.app[SERVICES].identities.start(
         request.match_info["provider"],
         query["referral_code"],
-        read_cookie(request, _cookie(request)) or "",
+        read_cookie(request, _COOKIE) or "",
         authorization_request=continued,
     )
     response = web.Response(status=HTTPStatus.SEE_OTHER, headers={"Location": started.url})
-    response.set_cookie(
-        _cookie(request),
-        started.browser,
-        max_age=int(SIGN_IN_LIVES.total_seconds()),
-        path=cookie_path(request),
-        httponly=True,
-        samesite="Lax",  # it has to come along from the issuer's site
-        secure=is_https(request),
-    )
+    set_cookie(request, response, _COOKIE, started.browser, SIGN_IN_LIVES)
     return response
 
 
 @docs(
     tags=["Sessions"],
     summary="Come back from another issuer",
-    description="Where the issuer sends the browser. The person it signs in gets a session: "
-    "of the account that the identity belongs to, otherwise of the account with the same email "
-    "address if the issuer has verified it, otherwise of a new account without a password. Linked "
-    "to an account for the first time, it ends the account's other sessions, and the owner gets a "
-    "mail with a token for `/auth/undo`. An account that has never confirmed the address is taken "
-    "from the person who made it: its password, sessions, code and referral end.",
+    description="Where the issuer sends the browser. The user gets a session of the account that "
+    "the identity belongs to, otherwise of the account with the same email address if the issuer "
+    "has verified it, otherwise of a new account without a password. When an identity is first "
+    "linked to an account, the account's other sessions end, and its owner gets an email with a "
+    "token for `/auth/undo`. If the account has never confirmed the address, whoever registered it "
+    "loses it: its password, sessions, code and referral end.",
+    parameters=[_PROVIDER],
+    refuses=(
+        ProviderNotFound,
+        SignInUnusable,
+        SignInRefused,
+        EmailWithheld,
+        AccountDisabled,
+        IdentityNotLinked,
+        ReferralCodeUnusable,
+        ProviderUnavailable,
+    ),
 )
 @querystring_schema(CallbackQuery)
 @response_schema(TokensSchema, 200, description="The tokens of a new session.")
-@refuses(
-    ProviderNotFound,
-    SignInUnusable,
-    SignInRefused,
-    EmailWithheld,
-    AccountDisabled,
-    IdentityNotLinked,
-    ReferralCodeUnusable,
-    ProviderUnavailable,
-)
 async def finish_sign_in(request: web.Request) -> web.Response:
-    query = read_query(request, CALLBACK_QUERY)
+    query = read_query(request)
     identities = request.app[SERVICES].identities
-    begun = (
-        request.match_info["provider"],
-        query["state"],
-        read_cookie(request, _cookie(request)) or "",
-    )
+    begun = (request.match_info["provider"], query["state"], read_cookie(request, _COOKIE) or "")
     continued = await identities.request_of(*begun)
     try:
         tokens = await identities.finish(
@@ -193,28 +160,22 @@ async def finish_sign_in(request: web.Request) -> web.Response:
         if continued is None:
             raise
         return await show_again(request, continued, error)
-    # The cookie stays: another tab may be on its way back with it.
+    # The cookie stays: another tab may still need it on its way back.
     if continued is None:
         return respond(TOKENS_SCHEMA, tokens)
     return await go_on_signed_in(request, continued, tokens)
 
 
 async def _check_continued(request: web.Request, query: str) -> str:
-    """Return the query without what is no part of an authorization request.
+    """Return the query, reduced to the parameters of an authorization request.
 
-    Raises InvalidInput where nobody could grant it: better now than when the user has been to the
-    issuer.
+    Raises InvalidInput if it cannot be granted, before the user takes the way to the issuer.
     """
     try:
         _, parameters = await read_continued(request, query)
     except (OAuthError, RequestRefused) as error:
         raise InvalidInput(
-            "This is not the query of a request to /oauth/authorize that could be granted.",
-            pointer="#/continue",
+            "This is not the query of a request to /oauth/authorize that can be granted.",
+            field="continue",
         ) from error
     return urlencode(parameters)
-
-
-def _cookie(request: web.Request) -> str:
-    """The prefix makes browsers refuse a cookie that another host or path has set (RFC 6265bis)."""
-    return "__Host-sign-in" if is_https(request) else "sign-in"

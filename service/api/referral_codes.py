@@ -1,4 +1,4 @@
-"""Referral codes: making, changing, showing, deleting one's own, and finding another's."""
+"""Referral codes: creating, changing, showing, deleting one's own, and finding another's."""
 
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -8,26 +8,17 @@ from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
-from service.api.docs.openapi import IDEMPOTENCY_KEY, locates, refuses
+from service.api.docs.describe import IDEMPOTENCY_KEY, in_path
 from service.api.http.app_keys import SERVICES
-from service.api.http.authentication import current_user
+from service.api.http.authentication import current_user, needs
+from service.api.http.fields import BETWEEN, Moment, PageQuery, RequestSchema, Text, WholeNumber
 from service.api.http.front import API
 from service.api.http.idempotency import answer_once
 from service.api.http.prebuilt import PrebuiltResponse
 from service.api.http.rate_limits import LOOKUP, count_request, start_count
-from service.api.http.requests import (
-    BETWEEN,
-    Moment,
-    PageQuery,
-    RequestSchema,
-    Rule,
-    Text,
-    WholeNumber,
-    public_path,
-    read_body,
-    read_page,
-)
+from service.api.http.requests import Rule, public_path, read_body, read_page
 from service.api.http.responses import PageSchema, answer, no_content, respond, to_json
+from service.api.users import EXAMPLE_EMAIL
 from service.domain.errors import (
     EmailNotConfirmed,
     InvalidInput,
@@ -44,6 +35,7 @@ from service.domain.referral_codes import (
     ReferralCodeState,
     normalise_code,
 )
+from service.domain.scopes import Scope
 
 _EXPIRIES: Final = ("expires_at", "expires_in_days")
 
@@ -57,7 +49,7 @@ def _check_code(text: str) -> None:
 
 class ExpirySchema(RequestSchema):
     expires_at = Moment(
-        metadata={"description": "After now and within 366 days, with its zone (RFC 3339)."}
+        metadata={"description": "At most 366 days from now, with an offset (RFC 3339)."}
     )
     expires_in_days = WholeNumber(validate=validate.Range(1, LONGEST_LIFE_DAYS, error=BETWEEN))
 
@@ -66,9 +58,9 @@ class ReferralCodeWishSchema(ExpirySchema):
     code = Text(
         validate=_check_code,
         metadata={
-            "description": "4 to 32 of A-Z, 0-9 and -, compared without case; generated if left "
-            "out. A code belongs to its first owner for ever, and so do its look-alikes "
-            "(0 and O; 1, I and L).",
+            "description": "4 to 32 of A-Z, 0-9 and -, case-insensitive; generated if omitted. A "
+            "code belongs to its first owner forever, and so do its look-alikes (0 and O; 1, I and "
+            "L).",
             "minLength": 4,
             "maxLength": 32,
             "pattern": "^[A-Za-z0-9-]{4,32}$",
@@ -76,7 +68,7 @@ class ReferralCodeWishSchema(ExpirySchema):
     )
     max_uses = WholeNumber(
         validate=validate.Range(1, LARGEST_MAX_USES, error=BETWEEN),
-        metadata={"description": "How many may register with it; any number if left out."},
+        metadata={"description": "How many users can register with it; unlimited if omitted."},
     )
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
@@ -91,8 +83,8 @@ class ReferralCodeChangeSchema(ExpirySchema):
     max_uses = WholeNumber(
         validate=validate.Range(1, LARGEST_MAX_USES, error=BETWEEN),
         metadata={
-            "description": "How many may register with it in all. Not below `uses`; once as many "
-            "have, the code is used up."
+            "description": "How many users can register with it in all. Not below `uses`; "
+            "once that many have, the code is used up."
         },
     )
 
@@ -108,7 +100,7 @@ class ReferralCodeChangeSchema(ExpirySchema):
 
 
 def _given(body: dict[str, Any], names: Iterable[str]) -> int:
-    """Return how many of these members the body has, right or wrong; null is none."""
+    """Return how many of these members the body has, valid or not; null does not count."""
     return sum(body.get(name) is not None for name in names)
 
 
@@ -122,9 +114,7 @@ class ReferralCodeSchema(Schema):
 
 class OwnReferralCodeSchema(ReferralCodeSchema):
     state = fields.Enum(
-        ReferralCodeState,
-        by_value=True,
-        metadata={"description": "Why it ended, if it is not live."},
+        ReferralCodeState, by_value=True, metadata={"description": "`live`, or why it ended."}
     )
     ended_at = Moment(allow_none=True, metadata={"description": "Null while it is live."})
 
@@ -138,14 +128,10 @@ class CheckedReferralCodeSchema(Schema):
     expires_at = Moment()
 
 
-class PublicReferralCodeSchema(Schema):
-    code = fields.String(metadata={"example": "ANNA-2026"})
-    expires_at = Moment()
+class PublicReferralCodeSchema(CheckedReferralCodeSchema):
     referrer_id = fields.UUID()
 
 
-WISH_SCHEMA = ReferralCodeWishSchema()
-CHANGE_SCHEMA = ReferralCodeChangeSchema()
 REFERRAL_CODE_SCHEMA = ReferralCodeSchema()
 OWN_REFERRAL_CODES_SCHEMA = OwnReferralCodesSchema()
 CHECKED_REFERRAL_CODE_SCHEMA = CheckedReferralCodeSchema()
@@ -158,26 +144,27 @@ def _expiry_rule(request: web.Request) -> Rule:
 
 
 def _located(request: web.Request, response: web.Response) -> web.Response:
-    """Say where the code is, if the response is that of a new one."""
+    """Add the `Location` to a response with a new code."""
     if response.status == HTTPStatus.CREATED:
         response.headers["Location"] = public_path(request, f"{API}/referral-code")
     return response
 
 
-@locates
 @docs(
     tags=["Referral codes"],
     summary="Create my referral code",
-    description="One code can be live at a time. Its expiry is mandatory: give either "
+    description="Only one code can be live at a time. Its expiry is required: give either "
     "`expires_at` or `expires_in_days`.",
     parameters=[IDEMPOTENCY_KEY],
+    refuses=(LiveReferralCodeExists, ReferralCodeTaken, EmailNotConfirmed),
+    locates=(201,),
 )
 @request_schema(ReferralCodeWishSchema, example={"expires_in_days": 30})
 @response_schema(ReferralCodeSchema, 201, description="The new code.")
-@refuses(LiveReferralCodeExists, ReferralCodeTaken, EmailNotConfirmed)
+@needs(Scope.CODES_WRITE)
 async def create_referral_code(request: web.Request) -> web.Response:
-    caller = await current_user(request)
-    wish = await read_body(request, WISH_SCHEMA, NewReferralCode, _expiry_rule(request))
+    caller = current_user(request)
+    wish = NewReferralCode(**await read_body(request, _expiry_rule(request)))
     response = await answer_once(
         request,
         caller.user_id,
@@ -187,19 +174,20 @@ async def create_referral_code(request: web.Request) -> web.Response:
     return _located(request, response)
 
 
-@locates
 @docs(
     tags=["Referral codes"],
     summary="Create or replace my referral code",
-    description="A live code ends at once.",
+    description="A live code ends immediately.",
+    refuses=(ReferralCodeTaken, EmailNotConfirmed),
+    locates=(201,),
 )
 @request_schema(ReferralCodeWishSchema, example={"expires_in_days": 90, "code": "ANNA-2026"})
 @response_schema(ReferralCodeSchema, 200, description="The code that replaced a live one.")
-@response_schema(ReferralCodeSchema, 201, description="The code, where none was live.")
-@refuses(ReferralCodeTaken, EmailNotConfirmed)
+@response_schema(ReferralCodeSchema, 201, description="The code, if none was live.")
+@needs(Scope.CODES_WRITE)
 async def replace_referral_code(request: web.Request) -> web.Response:
-    caller = await current_user(request)
-    wish = await read_body(request, WISH_SCHEMA, NewReferralCode, _expiry_rule(request))
+    caller = current_user(request)
+    wish = NewReferralCode(**await read_body(request, _expiry_rule(request)))
     code, replaced = await request.app[SERVICES].referral_codes.replace(caller.user_id, wish)
     return _located(request, respond(REFERRAL_CODE_SCHEMA, code, 200 if replaced else 201))
 
@@ -207,24 +195,27 @@ async def replace_referral_code(request: web.Request) -> web.Response:
 @docs(
     tags=["Referral codes"],
     summary="Change my referral code",
-    description="Gives the live code another expiry or limit, and keeps its uses. A member that is "
-    "left out stays as it is. A limit that the uses have reached ends the code.",
+    description="Gives the live code another expiry or limit, and keeps its uses. Omitted members "
+    "stay as they are. A limit that the uses have reached ends the code.",
+    refuses=(ReferralCodeNotFound, EmailNotConfirmed),
 )
 @request_schema(ReferralCodeChangeSchema, example={"expires_in_days": 90})
 @response_schema(ReferralCodeSchema, 200, description="The changed code.")
-@refuses(ReferralCodeNotFound, EmailNotConfirmed)
+@needs(Scope.CODES_WRITE)
 async def change_referral_code(request: web.Request) -> web.Response:
-    caller = await current_user(request)
-    change = await read_body(request, CHANGE_SCHEMA, ReferralCodeChange, _expiry_rule(request))
-    code = await request.app[SERVICES].referral_codes.change(caller.user_id, change)
+    caller = current_user(request)
+    body = await read_body(request, _expiry_rule(request))
+    code = await request.app[SERVICES].referral_codes.change(
+        caller.user_id, ReferralCodeChange(**body)
+    )
     return respond(REFERRAL_CODE_SCHEMA, code)
 
 
-@docs(tags=["Referral codes"], summary="Show my referral code")
+@docs(tags=["Referral codes"], summary="Show my referral code", refuses=(ReferralCodeNotFound,))
 @response_schema(ReferralCodeSchema, 200, description="The caller's live code.")
-@refuses(ReferralCodeNotFound)
+@needs(Scope.CODES_READ)
 async def show_referral_code(request: web.Request) -> web.Response:
-    caller = await current_user(request)
+    caller = current_user(request)
     return respond(
         REFERRAL_CODE_SCHEMA, await request.app[SERVICES].referral_codes.find(caller.user_id)
     )
@@ -234,10 +225,11 @@ async def show_referral_code(request: web.Request) -> web.Response:
     tags=["Referral codes"],
     summary="Delete my referral code",
     responses={204: {"description": "The code is no longer live."}},
+    refuses=(ReferralCodeNotFound,),
 )
-@refuses(ReferralCodeNotFound)
+@needs(Scope.CODES_WRITE)
 async def delete_referral_code(request: web.Request) -> web.Response:
-    caller = await current_user(request)
+    caller = current_user(request)
     await request.app[SERVICES].referral_codes.delete(caller.user_id)
     return no_content()
 
@@ -245,13 +237,14 @@ async def delete_referral_code(request: web.Request) -> web.Response:
 @docs(
     tags=["Referral codes"],
     summary="List my referral codes",
-    description="Newest first, those that have ended too. A code that nobody used is left out some "
-    "90 days after it ended.",
+    description="Newest first, including those that have ended. A code that was never used is "
+    "dropped about 90 days after it ended.",
 )
 @querystring_schema(PageQuery)
 @response_schema(OwnReferralCodesSchema, 200, description="A page of the caller's codes.")
+@needs(Scope.CODES_READ)
 async def list_referral_codes(request: web.Request) -> web.Response:
-    caller = await current_user(request)
+    caller = current_user(request)
     page = await request.app[SERVICES].referral_codes.page(caller.user_id, *read_page(request))
     return respond(OWN_REFERRAL_CODES_SCHEMA, page)
 
@@ -259,11 +252,12 @@ async def list_referral_codes(request: web.Request) -> web.Response:
 @docs(
     tags=["Referral codes"],
     summary="Check a referral code",
-    description="For anyone, before the code is sent with a registration. It is found without "
-    "case, and with look-alikes (0 O, 1 I L) for one another.",
+    parameters=[in_path("code", "The code as it was typed.", "ANNA-2026")],
+    description="For anyone, for example before registering with the code. Case does not matter, "
+    "nor do look-alikes (0 O, 1 I L).",
+    refuses=(ReferralCodeNotFound, TooMany),
 )
 @response_schema(CheckedReferralCodeSchema, 200, description="The live code.")
-@refuses(ReferralCodeNotFound, TooMany)
 async def check_referral_code(request: web.Request) -> web.Response:
     await count_request(request, LOOKUP)
     code = await request.app[SERVICES].referral_codes.find_by_code(request.match_info["code"])
@@ -273,11 +267,12 @@ async def check_referral_code(request: web.Request) -> web.Response:
 @docs(
     tags=["Referral codes"],
     summary="Find a referrer's code by email address",
+    parameters=[in_path("email", "The referrer's email address.", EXAMPLE_EMAIL)],
     description="For anyone. An unknown email address and one without a live code get the same "
-    "answer.",
+    "response.",
+    refuses=(ReferralCodeNotFound, TooMany),
 )
 @response_schema(PublicReferralCodeSchema, 200, description="The referrer's live code.")
-@refuses(ReferralCodeNotFound, TooMany)
 async def find_referral_code(request: web.Request) -> web.Response:
     admission = start_count(request, LOOKUP)
     try:

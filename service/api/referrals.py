@@ -4,15 +4,17 @@ from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, response_schema
 from marshmallow import Schema, fields
 
-from service.api.docs.openapi import refuses
+from service.api.docs.describe import in_path
 from service.api.http.app_keys import SERVICES
-from service.api.http.authentication import current_token
+from service.api.http.authentication import current_token, needs
+from service.api.http.fields import Moment, PageQuery, moment_text
 from service.api.http.prebuilt import PrebuiltResponse
-from service.api.http.requests import Moment, PageQuery, moment_text, read_id, read_page
+from service.api.http.requests import find_id, read_page
 from service.api.http.responses import PageSchema, to_json
 from service.domain.errors import NotAllowed, UserNotFound
 from service.domain.pages import Page
 from service.domain.referrals import Referral, ReferralFlag
+from service.domain.scopes import Scope
 
 
 class ReferralSchema(Schema):
@@ -25,8 +27,8 @@ class ReferralSchema(Schema):
     flags = fields.List(
         fields.String(metadata={"example": ReferralFlag.SELF_REFERRAL}),
         metadata={
-            "description": "What is suspicious: `self-referral` where its mailbox is the "
-            "referrer's, or that of another referral. It counts all the same."
+            "description": "What is suspicious: `self-referral` if its mailbox is the "
+            "referrer's, or that of another referral. It still counts."
         },
     )
 
@@ -39,14 +41,16 @@ class ReferralsSchema(PageSchema):
     tags=["Referrals"],
     summary="List a referrer's referrals",
     description="Newest first. For the referrer, also as `me`, and for admins.",
+    parameters=[in_path("referrer_id", "The referrer's id, or `me`.", "me")],
+    refuses=(NotAllowed, UserNotFound),
 )
 @querystring_schema(PageQuery)
 @response_schema(ReferralsSchema, 200, description="A page of referrals.")
-@refuses(NotAllowed, UserNotFound)
+@needs(Scope.REFERRALS_READ)
 async def list_referrals(request: web.Request) -> web.Response:
-    token = await current_token(request)
+    token = current_token(request)
     me = request.match_info["referrer_id"] == "me"
-    referrer_id = token.user_id if me else read_id(request, "referrer_id")
+    referrer_id = token.user_id if me else find_id(request, "referrer_id")
     page = await request.app[SERVICES].referrals.page(
         token.user_id, referrer_id, *read_page(request)
     )

@@ -1,4 +1,4 @@
-"""Every address of the service, and its handler."""
+"""Every address of the service and its handler, within a section of the docs in reading order."""
 
 from typing import Final
 
@@ -24,20 +24,20 @@ from service.api.docs import pages
 from service.api.docs.openapi import show_openapi
 from service.api.http.front import API
 from service.api.http.problems import explain_problem
-from service.api.oauth import endpoints as oauth
+from service.api.oauth import authorize, metadata, tokens
 
-# aiohttp's own pattern leaves out braces, which an email address may have.
+# aiohttp's own pattern excludes braces, which an email address may contain.
 _EMAIL: Final = "{email:[^/]+}"
 _CODE: Final = "{code:[^/]+}"
 
 ROUTES: Final = [
-    web.get(f"{API}/referral-code/{_EMAIL}", referral_codes.find_referral_code),
     web.post(f"{API}/referral-code", referral_codes.create_referral_code),
     web.put(f"{API}/referral-code", referral_codes.replace_referral_code),
     web.get(f"{API}/referral-code", referral_codes.show_referral_code),
     web.patch(f"{API}/referral-code", referral_codes.change_referral_code),
     web.delete(f"{API}/referral-code", referral_codes.delete_referral_code),
     web.get(f"{API}/referral-codes", referral_codes.list_referral_codes),
+    web.get(f"{API}/referral-code/{_EMAIL}", referral_codes.find_referral_code),
     web.get(f"{API}/codes/{_CODE}", referral_codes.check_referral_code),
     web.get(f"{API}/referrals/{{referrer_id}}", referrals.list_referrals),
     web.post(f"{API}/auth/register", users.register),
@@ -62,7 +62,7 @@ ROUTES: Final = [
     web.delete(f"{API}/auth/sessions", sessions.end_other_sessions),
     web.delete(f"{API}/auth/sessions/{{session_id}}", sessions.end_session),
     web.get(f"{API}/auth/providers", identity_providers.list_providers),
-    # No HEAD: it would begin a sign-in, or use one up, and show nobody the answer.
+    # No HEAD: it would start a sign-in, or use one up, without showing the response.
     web.get(
         f"{API}/auth/providers/{{provider}}/start",
         identity_providers.start_sign_in,
@@ -78,15 +78,15 @@ ROUTES: Final = [
     web.patch(f"{API}/admin/users/{{user_id}}", admin.change_user),
     web.delete(f"{API}/admin/users/{{user_id}}", admin.erase_user),
     web.get(f"{API}/admin/users/{{user_id}}/enrichment", enrichment.show_enrichment),
-    web.get("/oauth/authorize", oauth.show_authorization),
-    web.post("/oauth/authorize", oauth.decide_authorization),
-    web.get(oauth.PASSWORD_PATH, forgotten_password.show_form),
-    web.post(oauth.PASSWORD_PATH, forgotten_password.submit_form),
-    web.post("/oauth/token", oauth.issue_token),
-    web.post("/oauth/revoke", oauth.revoke_token),
-    web.post("/oauth/introspect", oauth.introspect_token),
-    web.get("/.well-known/oauth-authorization-server", oauth.show_metadata),
-    web.get("/.well-known/jwks.json", oauth.show_jwks),
+    web.get("/oauth/authorize", authorize.show_authorization),
+    web.post("/oauth/authorize", authorize.decide_authorization),
+    web.get(authorize.PASSWORD_PATH, forgotten_password.show_form),
+    web.post(authorize.PASSWORD_PATH, forgotten_password.submit_form),
+    web.post("/oauth/token", tokens.issue_token),
+    web.post("/oauth/revoke", tokens.revoke_token),
+    web.post("/oauth/introspect", tokens.introspect_token),
+    web.get("/.well-known/oauth-authorization-server", metadata.show_metadata),
+    web.get("/.well-known/jwks.json", metadata.show_jwks),
     web.get("/health/live", health.live),
     web.get("/health/ready", health.ready),
     web.get(health.METRICS, health.metrics),

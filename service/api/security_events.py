@@ -5,9 +5,11 @@ from aiohttp_apispec import docs, querystring_schema, response_schema
 from marshmallow import Schema, fields
 
 from service.api.http.app_keys import SERVICES
-from service.api.http.authentication import current_user
-from service.api.http.requests import Moment, PageQuery, read_page
+from service.api.http.authentication import current_user, needs
+from service.api.http.fields import Moment, PageQuery
+from service.api.http.requests import read_page
 from service.api.http.responses import PageSchema, respond
+from service.domain.scopes import Scope
 
 
 class ActivitySchema(Schema):
@@ -30,12 +32,13 @@ ACTIVITIES_SCHEMA = ActivitiesSchema()
 @docs(
     tags=["Accounts"],
     summary="List my account's activity",
-    description="Sign-ins and failed ones, sessions ended, identities linked, password and email "
-    "address changed: the last 90 days, newest first.",
+    description="Successful and failed sign-ins, ended sessions, linked identities, changes of "
+    "password and email address: the last 90 days, newest first.",
 )
 @querystring_schema(PageQuery)
-@response_schema(ActivitiesSchema, 200, description="A page of what happened.")
+@response_schema(ActivitiesSchema, 200, description="A page of events.")
+@needs(Scope.PROFILE)
 async def list_activity(request: web.Request) -> web.Response:
-    caller = await current_user(request)
+    caller = current_user(request)
     page = await request.app[SERVICES].security_events.page(caller.user_id, *read_page(request))
     return respond(ACTIVITIES_SCHEMA, page)

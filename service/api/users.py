@@ -1,28 +1,17 @@
-"""Accounts: registering, reading and erasing one's own."""
-
-from dataclasses import dataclass
+"""Accounts: registering, showing and erasing one's own."""
 
 from aiohttp import web
 from aiohttp_apispec import docs, request_schema, response_schema
 from marshmallow import Schema, fields
 
-from service.api.docs.openapi import IDEMPOTENCY_KEY, refuses
+from service.api.docs.describe import IDEMPOTENCY_KEY
 from service.api.http.app_keys import SERVICES, SETTINGS
-from service.api.http.authentication import current_first_party_user, current_user
+from service.api.http.authentication import current_first_party_user, current_user, needs
+from service.api.http.fields import Moment, RequestSchema, Text, TrimmedText, TypedCode
 from service.api.http.idempotency import answer_once
-from service.api.http.prebuilt import PrebuiltResponse
 from service.api.http.rate_limits import MAIL, REGISTER, count_request
-from service.api.http.requests import (
-    EmailText,
-    Moment,
-    RequestSchema,
-    Rule,
-    Text,
-    TypedCode,
-    moment_text,
-    read_body,
-)
-from service.api.http.responses import answer, no_content, to_json
+from service.api.http.requests import Rule, read_body
+from service.api.http.responses import answer, no_content, respond
 from service.api.password_attempts import password_attempt
 from service.domain.emails import parse_email
 from service.domain.errors import (
@@ -36,18 +25,27 @@ from service.domain.errors import (
     SignInTooOld,
     TooMany,
 )
-from service.domain.users import Role, User
+from service.domain.scopes import Scope
+from service.domain.users import Role
 from service.use_cases.users import Registration
 
 EXAMPLE_EMAIL = "anna@example.com"
 EXAMPLE_PASSWORD = "a long walk by the river"  # noqa: S105  # an example
+OWN_PASSWORD = Text(
+    load_default=None,
+    metadata={
+        "description": "Omit it only for an account without one: then the sign-in must be less "
+        "than 10 minutes old."
+    },
+)
+"""With which a user confirms a change of the account."""
 
 
 class RegisterSchema(RequestSchema):
-    email = EmailText(required=True)
+    email = TrimmedText(required=True)
     password = Text(
         required=True,
-        metadata={"description": "8 to 128 characters of any kind, and not a common password."},
+        metadata={"description": "8 to 128 characters of any kind, but not a common password."},
     )
     referral_code = TypedCode(
         metadata={"description": "The code of the person who referred the user."}
@@ -55,13 +53,7 @@ class RegisterSchema(RequestSchema):
 
 
 class ErasureSchema(RequestSchema):
-    password = Text(
-        load_default=None,
-        metadata={
-            "description": "Left out only for an account without one: then the sign-in must be "
-            "less than 10 minutes old."
-        },
-    )
+    password = OWN_PASSWORD
 
 
 class UserSchema(Schema):
@@ -79,14 +71,7 @@ class ConfirmationSentSchema(Schema):
     status = fields.Constant("confirmation-sent")
 
 
-@dataclass(frozen=True, slots=True)
-class Erasure:
-    password: str | None
-
-
 CONFIRMATION_SENT = ConfirmationSentSchema()
-REGISTER_SCHEMA = RegisterSchema()
-ERASURE_SCHEMA = ErasureSchema()
 USER_SCHEMA = UserSchema()
 
 
@@ -94,37 +79,31 @@ USER_SCHEMA = UserSchema()
     tags=["Accounts"],
     summary="Register",
     description="Creates an account, and a referral if a code is given; with an unusable code, "
-    "neither. Where email addresses have to be confirmed first, the answer is 202 for a new and a "
-    "known one alike, and a mail is sent to it. The account is created when its token comes back, "
-    "with the password and the code of that registration, however many others there were.",
+    "neither. If email addresses must be confirmed first, the response is 202 for new and known "
+    "addresses alike, and an email is sent. The account is created when its token comes back, with "
+    "the password and the code of that registration, however many others there were.",
     parameters=[IDEMPOTENCY_KEY],
+    refuses=(EmailTaken, ReferralCodeUnusable, TooMany, HashingQueueFull),
 )
 @request_schema(RegisterSchema, example={"email": EXAMPLE_EMAIL, "password": EXAMPLE_PASSWORD})
 @response_schema(UserSchema, 201, description="The new account.")
 @response_schema(
     ConfirmationSentSchema,
     202,
-    description="With `EMAIL_CONFIRMATION=required`: a mail was sent.",
+    description="With `EMAIL_CONFIRMATION=required`: an email has been sent.",
 )
-@refuses(EmailTaken, ReferralCodeUnusable, TooMany, HashingQueueFull)
 async def register(request: web.Request) -> web.Response:
     await count_request(request, REGISTER)
-    users = request.app[SERVICES].users
-    registration = await read_body(
-        request,
-        REGISTER_SCHEMA,
-        Registration,
-        email_rule("email"),
-        ("password", lambda its: users.check_password(its["password"], its.get("email", ""))),
-    )
+    body = await read_body(request, email_rule("email"), password_rule(request, "password"))
+    registration = Registration(**body)
     if not request.app[SETTINGS].confirmation_required:
         return await answer_once(
             request,
             None,
-            lambda once: users.register(registration, once),
+            lambda once: request.app[SERVICES].users.register(registration, once),
             lambda user: answer(USER_SCHEMA, user, 201),
         )
-    await count_request(request, MAIL)  # it sends one, whoever has the email address
+    await count_request(request, MAIL)  # whether or not the account exists, it sends one
     return await answer_once(
         request,
         None,
@@ -134,37 +113,30 @@ async def register(request: web.Request) -> web.Response:
 
 
 def email_rule(name: str) -> Rule:
-    """Return the rule that the member is an email address."""
+    """Return the rule that the member must be an email address."""
     return name, lambda its: parse_email(its[name])
 
 
+def password_rule(request: web.Request, name: str) -> Rule:
+    """Return the rule that the member must be an acceptable password for its account."""
+    users = request.app[SERVICES].users
+    return name, lambda its: users.check_password(its[name], its.get("email", ""))
+
+
 def account_of(email: str) -> str:
-    """Return what requests about an e-mail are counted under."""
+    """Return the key under which attempts for an email address are counted."""
     try:
         return parse_email(email).key
     except EmailMalformed:
-        return "malformed"  # nobody's: all of them together
+        return "malformed"  # no account has it: all are counted together
 
 
 @docs(tags=["Accounts"], summary="Show my account")
 @response_schema(UserSchema, 200, description="The caller's account.")
+@needs(Scope.PROFILE)
 async def show_me(request: web.Request) -> web.Response:
-    caller = await current_user(request)
-    return PrebuiltResponse(write_user(await request.app[SERVICES].users.find(caller.user_id)))
-
-
-def write_user(user: User) -> bytes:
-    """Return the account as UserSchema writes it, which takes twice as long."""
-    return to_json(
-        {
-            "id": str(user.user_id),
-            "email": user.email,
-            "email_confirmed": user.email_confirmed,
-            "role": user.role,
-            "created_at": moment_text(user.created_at),
-            "referrer_id": user.referrer_id and str(user.referrer_id),
-        }
-    )
+    caller = current_user(request)
+    return respond(USER_SCHEMA, await request.app[SERVICES].users.find(caller.user_id))
 
 
 @docs(
@@ -173,12 +145,13 @@ def write_user(user: User) -> bytes:
     description="Erases the personal data, ends the sessions and deletes the referral code. "
     "The referrer's count stays. Not for tokens of other applications, nor for the last admin.",
     responses={204: {"description": "The account is erased."}},
+    refuses=(NotAllowed, InvalidCredentials, SignInTooOld, LastAdmin, TooMany, HashingQueueFull),
 )
 @request_schema(ErasureSchema, example={"password": EXAMPLE_PASSWORD})
-@refuses(NotAllowed, InvalidCredentials, SignInTooOld, LastAdmin, TooMany, HashingQueueFull)
+@needs(Scope.PROFILE)
 async def erase_me(request: web.Request) -> web.Response:
-    caller = await current_first_party_user(request)
-    erasure = await read_body(request, ERASURE_SCHEMA, into=Erasure)
+    caller = current_first_party_user(request)
+    body = await read_body(request)
     async with password_attempt(request, str(caller.user_id)):
-        await request.app[SERVICES].users.erase(caller, erasure.password)
+        await request.app[SERVICES].users.erase(caller, body["password"])
     return no_content()

@@ -99,8 +99,8 @@ def _is_breached(password: str) -> bool:
     return len(password) >= SHORTEST_BREACHED and is_bad_password(password)
 
 
-def check_password(password: str, email: Email, rules: PasswordRules, pointer: str) -> None:
-    """Raise PasswordUnacceptable, about the member at `pointer`, unless an account may have it.
+def check_password(password: str, email: Email, rules: PasswordRules, field: str) -> None:
+    """Raise PasswordUnacceptable, about the member `field`, unless an account may have it.
 
     No composition rules: length and a list of what attackers try first do more (NIST SP 800-63B-4,
     3.1.1.2). That is: breached passwords; and, even with a few characters around them or digits for
@@ -124,7 +124,7 @@ def check_password(password: str, email: Email, rules: PasswordRules, pointer: s
         reason = "The password is a repetition or a sequence."
     else:
         return
-    raise PasswordUnacceptable(reason, pointer=pointer)
+    raise PasswordUnacceptable(reason, field=field)
 
 
 def _folded(text: str) -> str:

@@ -131,7 +131,7 @@ def change_referral_code(
         max_uses = change.max_uses
         if max_uses < code.uses:
             raise InvalidInput(
-                f"The code has been used {code.uses} times already.", pointer="#/max_uses"
+                f"The code has been used {code.uses} times already.", field="max_uses"
             )
     return replace(code, expires_at=expires_at, max_uses=max_uses)
 
@@ -150,7 +150,7 @@ def normalise_code(text: str) -> str:
     code = typed.upper()
     # isascii() before upper(), which turns some other letters into ASCII.
     if not typed.isascii() or not _CHOSEN_CODE.fullmatch(code):
-        raise InvalidInput("A code has 4 to 32 of A-Z, 0-9 and -.", pointer="#/code")
+        raise InvalidInput("A code has 4 to 32 of A-Z, 0-9 and -.", field="code")
     return code
 
 
@@ -160,7 +160,7 @@ def _expiry(expires_at: datetime | None, expires_in_days: int | None, now: datet
     if expires_in_days is not None:
         if not 1 <= expires_in_days <= LONGEST_LIFE_DAYS:
             raise ExpiryOutOfRange(
-                f"A code lives 1 to {LONGEST_LIFE_DAYS} days.", pointer="#/expires_in_days"
+                f"A code lives 1 to {LONGEST_LIFE_DAYS} days.", field="expires_in_days"
             )
         return now + timedelta(days=expires_in_days)
     assert expires_at is not None

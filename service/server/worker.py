@@ -13,6 +13,7 @@ from aiohttp import web
 
 from service.api.http.app_keys import STOPPING
 from service.api.http.front import set_up
+from service.api.http.unreadable import Runner
 from service.app import create_app, create_metrics_app
 from service.server.listeners import BACKLOG, Listeners
 from service.services import make_worker, open_services
@@ -46,7 +47,7 @@ async def serve(
     else:
         loop.add_reader(parent, stop.set)
     app = create_app(settings)
-    runner = web.AppRunner(
+    runner = Runner(
         app,
         access_log=None,
         shutdown_timeout=DRAIN_SECONDS,
@@ -66,7 +67,7 @@ async def serve(
         for site in sites:
             await site.start()
         if listeners.metrics:
-            metrics = web.AppRunner(
+            metrics = Runner(
                 create_metrics_app(app), access_log=None, shutdown_timeout=GOODBYE_SECONDS
             )
             await set_up(metrics)

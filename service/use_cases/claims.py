@@ -39,7 +39,7 @@ class Claims:
         """
         shared = self._shared
         email = parse_email(registration.email)
-        check_password(registration.password, email, shared.password_rules, "#/password")
+        check_password(registration.password, email, shared.password_rules, "password")
         now = shared.clock()
         await once.look(shared.database, now)
         async with shared.database.autocommit() as repositories:

@@ -99,8 +99,8 @@ async def reauthenticate(shared: Shared, caller: Caller, password: str | None) -
             raise SignInTooOld("Without a password this is done just after signing in.")
         return None
     if password is None:
-        raise InvalidInput("This account has a password: send it.", pointer="#/password")
+        raise InvalidInput("This account has a password: send it.", field="password")
     verified, _ = await shared.hasher.verify(password, credentials.password_hash)
     if not verified:
-        raise InvalidCredentials("The password is wrong.", pointer="#/password")
+        raise InvalidCredentials("The password is wrong.", field="password")
     return credentials.password_hash

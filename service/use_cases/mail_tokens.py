@@ -67,7 +67,7 @@ class MailTokens:
         try:
             email = parse_email(new_email)
         except EmailMalformed as error:
-            raise EmailMalformed(error.detail, pointer="#/new_email") from error
+            raise EmailMalformed(error.detail, field="new_email") from error
         if not self._jobs.include(JobKind.MAIL):
             raise MailUnavailable
         await reauthenticate(self._shared, caller, password)

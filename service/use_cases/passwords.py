@@ -34,7 +34,7 @@ class Passwords:
         Raises InvalidCredentials if `current` is wrong, PasswordUnacceptable for `new`.
         """
         shared = self._shared
-        wrong = InvalidCredentials("The current password is wrong.", pointer="#/current_password")
+        wrong = InvalidCredentials("The current password is wrong.", field="current_password")
         new_hash: str | None = None
         while True:
             async with shared.database.autocommit() as repositories:
@@ -42,7 +42,7 @@ class Passwords:
                 credentials = await repositories.users.find_credentials(caller.user_id)
             if user is None or user.email is None or credentials is None:
                 raise wrong  # erased since the session was checked
-            check_password(new, parse_email(user.email), shared.password_rules, "#/new_password")
+            check_password(new, parse_email(user.email), shared.password_rules, "new_password")
             verified, _ = await shared.hasher.verify(current, credentials.password_hash)
             if not verified:
                 raise wrong
@@ -86,7 +86,7 @@ class Passwords:
             found = await repositories.mail_tokens.find(token_hash, _RESETTING, shared.clock())
         if found is None:
             raise TokenUnusable
-        check_password(new_password, found.email, shared.password_rules, "#/new_password")
+        check_password(new_password, found.email, shared.password_rules, "new_password")
         password_hash = await shared.hasher.hash(new_password)
         assert found.user_id is not None
         return await self._reset(found.user_id, token_hash, password_hash)

@@ -65,7 +65,7 @@ class Users:
             parsed = parse_email(email)
         except EmailMalformed:
             parsed = Email("", "")
-        check_password(password, parsed, self._shared.password_rules, "#/password")
+        check_password(password, parsed, self._shared.password_rules, "password")
 
     async def register(self, registration: Registration, once: AnswerOnce[User]) -> User:
         """Make an account, and in the same transaction the referral, if there is a code.
@@ -74,7 +74,7 @@ class Users:
         no account then.
         """
         email = parse_email(registration.email)
-        check_password(registration.password, email, self._shared.password_rules, "#/password")
+        check_password(registration.password, email, self._shared.password_rules, "password")
         await once.look(self._database, self._clock())
         password_hash = await self._shared.hasher.hash(registration.password)
         return await self._register(email, password_hash, registration.referral_code, once)
@@ -260,7 +260,7 @@ class Users:
         Raises EmailMalformed, PasswordUnacceptable or EmailTaken.
         """
         parsed = parse_email(email)
-        check_password(password, parsed, self._shared.password_rules, "#/password")
+        check_password(password, parsed, self._shared.password_rules, "password")
         await self._make_admin(parsed, await self._shared.hasher.hash(password))
 
     @retried

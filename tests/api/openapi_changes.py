@@ -3,7 +3,7 @@
 That one is `openapi.json` beside this file, without descriptions and examples. After a change that
 breaks nobody, `make openapi` (`python -m tests.api.openapi_changes`) takes the document as it is
 now. One that does is refused, there and in the tests, unless the major version in
-service/api/openapi.py is raised. A file that is not there is written anew, whatever has changed.
+service/api/docs/components.py is raised. Without the file a new one is written in any case.
 """
 
 import json

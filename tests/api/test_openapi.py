@@ -12,9 +12,11 @@ from redis.asyncio import Redis
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
-from service.api.docs.openapi import TAGS, build_openapi
+from service.api.docs.components import TAGS
+from service.api.docs.openapi import build_openapi
 from service.api.docs.pages import DOCS_ROUTES
-from service.api.http.problems import CONTENT_TYPE, PROBLEM_TYPES
+from service.api.http.problem_types import PROBLEM_TYPES
+from service.api.http.problems import CONTENT_TYPE
 from service.api.routes import ROUTES
 from service.settings.settings import Settings, read_settings
 from tests.factories import Api, running
@@ -114,6 +116,14 @@ def test_every_operation_says_what_it_does(document: Document) -> None:
         assert len(operation["tags"]) == 1, told
         assert set(operation["tags"]) <= set(TAGS), told
         assert any(200 <= status < 400 for status in responses_of(document, operation)), told
+
+
+def test_handlers_say_nothing_that_is_not_read() -> None:
+    """`@docs` takes any keyword: a misspelt one would be lost."""
+    read = {"tags", "summary", "description", "parameters", "responses", "refuses", "locates"}
+    added = {"schemas", "produces"}  # by aiohttp-apispec
+    for route in ROUTES:
+        assert set(getattr(route.handler, "__apispec__", ())) <= read | added, route
 
 
 def test_every_operation_id_is_unique(document: Document) -> None:

@@ -294,7 +294,7 @@ def changed(change: Change) -> Document:
 
 def test_no_change_breaks_a_client() -> None:
     assert breaking_changes(known_document(), present_document()) == [], (
-        "keep what clients know, or raise the major version in service/api/openapi.py"
+        "keep what clients know, or raise the major version in service/api/docs/components.py"
     )
 
 

@@ -8,7 +8,7 @@ import asyncpg
 import psycopg
 import pytest
 
-from service.api.http.problems import PROBLEM_TYPES
+from service.api.http.problem_types import PROBLEM_TYPES
 from service.settings.settings import Settings
 from tests.api.assertions import assert_problem
 from tests.api.wire import request, send

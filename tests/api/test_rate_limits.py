@@ -11,11 +11,11 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from service.api.http.scopes import ENDING_SESSIONS, SCOPE_OF
 from service.domain.rate_limits import RateLimit
 from service.security.password_hashing import PasswordHasher
 from service.settings.settings import Settings
 from tests.api.assertions import assert_problem
+from tests.api.scopes import SCOPE_OF
 from tests.factories import PASSWORD, Api, running
 
 pytestmark = pytest.mark.usefixtures("database", "redis")
@@ -281,6 +281,11 @@ async def test_what_a_user_changes_is_limited_in_all_sessions_together(
         assert (await api.put("/referral-code", DAYS, by=bert)).status == 201
 
 
+ENDING_SESSIONS = {
+    ("POST", "/api/v1/auth/logout"),
+    ("DELETE", "/api/v1/auth/sessions"),
+    ("DELETE", "/api/v1/auth/sessions/{session_id}"),
+}
 WRITES = [
     (method, path.removeprefix("/api/v1").format(user_id=UUID(int=0), identity_id=UUID(int=0)))
     for method, path in sorted(SCOPE_OF)

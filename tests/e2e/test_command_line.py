@@ -293,7 +293,7 @@ def test_an_admin_is_made_with_a_password_from_the_environment_or_from_standard_
         again = run("admin", "create", "root@example.com", environment=told)
         assert (again.returncode, again.stderr) == (
             1,
-            "An account with this email address exists.\n",
+            "An account with this email address already exists.\n",
         )
         weak = {**told, "ADMIN_PASSWORD": "password1"}
         refused = run("admin", "create", "third@example.com", environment=weak)

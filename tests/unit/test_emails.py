@@ -88,7 +88,7 @@ def test_an_email_is_shown_as_given_and_compared_by_its_key(text: str, key: str)
 def test_what_is_no_email_is_malformed(text: str) -> None:
     with pytest.raises(EmailMalformed) as caught:
         parse_email(text)
-    assert caught.value.pointer == "#/email"
+    assert caught.value.field == "email"
     caught.value.detail.encode()
 
 

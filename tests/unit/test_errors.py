@@ -5,14 +5,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.api.http.problems import _OF_HTTP, PROBLEM_TYPES, STATUS_OF_KIND, status_of
+from service.api.http import problem_types
+from service.api.http.problem_types import PROBLEM_TYPES, REMEDIES, STATUS_OF_KIND, status_of
 from service.domain import errors
 from service.domain.errors import ServiceError, TooMany, Unavailable
 
 ERRORS = [
     error
-    for error in vars(errors).values()
-    if isinstance(error, type) and issubclass(error, ServiceError) and error is not ServiceError
+    for module in (errors, problem_types)
+    for error in vars(module).values()
+    if isinstance(error, type)
+    and issubclass(error, ServiceError)
+    and error is not ServiceError
+    and error.__module__ == module.__name__
 ]
 KINDS = ServiceError.__subclasses__()
 
@@ -61,7 +66,7 @@ PROMISED = [
 def drawing(error: type[ServiceError]) -> Iterator[str]:
     """Draw the error and its descendants: kinds as they are defined, leaves by name."""
     yield error.__name__
-    children = error.__subclasses__()
+    children = [child for child in error.__subclasses__() if child.__module__ == errors.__name__]
     if error is not ServiceError:
         children.sort(key=lambda child: child.__name__)
     for child in children:
@@ -100,14 +105,12 @@ def test_an_error_of_no_kind_has_no_status() -> None:
 
 def test_a_code_means_one_thing() -> None:
     codes = [vars(error)["code"] for error in ERRORS if "code" in vars(error)]
-    codes += [problem_type.code for problem_type in _OF_HTTP]
     assert [code for code, count in Counter(codes).items() if count > 1] == []
 
 
 def test_problems_have_the_same_title_where_they_have_the_same_code_and_nowhere_else() -> None:
     """What is wrong with one request, of several that a code stands for, is its detail."""
     titles = {(error.code, error.title) for error in ERRORS}
-    titles |= {(problem_type.code, problem_type.title) for problem_type in _OF_HTTP}
     assert [code for code, count in Counter(code for code, _ in titles).items() if count > 1] == []
     assert [
         title for title, count in Counter(title for _, title in titles).items() if count > 1
@@ -126,17 +129,21 @@ def test_every_error_can_be_raised_without_words(error: type[ServiceError]) -> N
     assert raised.detail == error.title or "code" not in vars(error)
     assert raised.detail.endswith(".")
     assert raised.title.endswith(".")
-    assert raised.remedy.endswith(".")
 
 
-def test_words_pointer_and_waiting_time_can_be_given() -> None:
-    raised = TooMany("Slowly.", pointer="#/email", retry_after=7)
-    assert (raised.detail, raised.pointer, raised.retry_after) == ("Slowly.", "#/email", 7)
+def test_words_field_and_waiting_time_can_be_given() -> None:
+    raised = TooMany("Slowly.", field="email", wait=7)
+    assert (raised.detail, raised.field, raised.wait) == ("Slowly.", "email", 7)
+
+
+def test_every_kind_has_a_remedy_and_every_remedy_is_a_sentence() -> None:
+    assert set(KINDS) <= set(REMEDIES)
+    assert all(remedy.endswith(".") for remedy in REMEDIES.values())
 
 
 @pytest.mark.parametrize("error", [error for error in ERRORS if issubclass(error, Unavailable)])
 def test_whoever_is_sent_away_is_told_when_to_come_back(error: type[ServiceError]) -> None:
-    assert error().retry_after
+    assert error().wait
 
 
 @pytest.mark.parametrize("error", ERRORS)
@@ -148,7 +155,7 @@ def test_every_code_has_a_page_with_the_status(error: type[ServiceError]) -> Non
 def test_the_page_of_a_kinds_code_explains_the_kind(kind: type[ServiceError]) -> None:
     """And not a leaf that has no code of its own."""
     page = PROBLEM_TYPES[kind.code]
-    assert (page.title, page.remedy) == (kind.title, kind.remedy)
+    assert (page.title, page.remedy) == (kind.title, REMEDIES[kind])
 
 
 @pytest.mark.parametrize(("code", "status"), PROMISED)

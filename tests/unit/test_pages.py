@@ -62,7 +62,7 @@ def test_any_text_is_a_cursor_or_malformed(text: str) -> None:
 def test_what_is_no_cursor_is_malformed(text: str) -> None:
     with pytest.raises(CursorMalformed) as caught:
         Cursor.decode(text)
-    assert caught.value.pointer == "#/cursor"
+    assert caught.value.field == "cursor"
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ async def test_a_full_queue_refuses_at_once_and_takes_again_when_it_is_not(spy: 
         assert hasher.pending == 3
         with pytest.raises(HashingQueueFull) as caught:
             await hasher.hash("a password")
-        assert caught.value.retry_after
+        assert caught.value.wait
         assert len(spy.hashes) <= 1
         spy.goes_on.set()
         assert await asyncio.gather(*waiting) == 3 * [(False, False)]

@@ -13,13 +13,7 @@ from multidict import CIMultiDict
 from service.api.http import client_address as client_address_module
 from service.api.http.app_keys import SETTINGS
 from service.api.http.client_address import client_address
-from service.api.http.requests import (
-    Moment,
-    RequestSchema,
-    Text,
-    TypedCode,
-    WholeNumber,
-)
+from service.api.http.fields import Moment, RequestSchema, Text, TypedCode, WholeNumber
 from service.settings.settings import read_settings
 from tests.factories import new_secrets
 

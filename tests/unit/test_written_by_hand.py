@@ -7,10 +7,8 @@ from hypothesis import strategies as st
 
 from service.api.http.responses import to_json
 from service.api.referrals import ReferralsSchema, write_page
-from service.api.users import UserSchema, write_user
 from service.domain.pages import Cursor, Page
 from service.domain.referrals import Referral
-from service.domain.users import Role, User
 
 MOMENTS = st.datetimes(
     datetime(1970, 1, 1),  # noqa: DTZ001  # hypothesis adds the zone
@@ -25,23 +23,6 @@ REFERRALS = st.builds(
     registered_at=MOMENTS,
     code=CODES,
 )
-
-
-@given(
-    st.builds(
-        User,
-        user_id=st.uuids(),
-        email=st.none() | st.text(),
-        email_confirmed=st.booleans(),
-        role=st.sampled_from(Role),
-        created_at=MOMENTS,
-        disabled=st.booleans(),
-        referrer_id=st.none() | st.uuids(),
-        email_verification=st.none(),
-    )
-)
-def test_an_account(user: User) -> None:
-    assert write_user(user) == to_json(UserSchema().dump(user))
 
 
 @given(

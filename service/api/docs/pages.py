@@ -15,6 +15,7 @@ from aiohttp import web
 from service.api.http.app_keys import SETTINGS
 from service.api.http.requests import public_path
 from service.api.http.static_files import StaticFile
+from service.domain.errors import NotFound
 
 _ASSETS: Final = Path(__file__).parent / "assets"
 _CONTENT_TYPES: Final = {
@@ -98,7 +99,7 @@ async def show_asset(request: web.Request) -> web.Response:
     """GET /docs/assets/{name}, and the page to which an authorization server redirects browsers."""
     name = request.match_info["name"]
     if name not in _SERVED:
-        raise web.HTTPNotFound
+        raise NotFound
     return await _respond(request, name)
 
 

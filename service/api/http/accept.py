@@ -9,6 +9,8 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.hdrs import ACCEPT
 
+from service.api.http.problem_types import NotAcceptable
+
 _JSON: Final = "application/json"
 # From the most specific range to the widest: the first one listed decides. Two of them are in no
 # RFC, but clients send them: Spring the one with a suffix, Java's HttpURLConnection the asterisk.
@@ -23,14 +25,14 @@ _ZERO_WEIGHT: Final = re.compile(r"\s*q\s*=\s*(0+\.?|0*\.0+)\s*", re.IGNORECASE)
 
 
 def check_accepts_json(request: web.Request) -> None:
-    """Raise HTTPNotAcceptable if the request excludes JSON; several `Accept` lines are one list.
+    """Raise NotAcceptable if the request excludes JSON; several `Accept` lines are one list.
 
     `application/json` or `application/problem+json` is enough: a generated client may send only
     one of the types that a call documents.
     """
     lines = request.headers.getall(ACCEPT, ())
     if lines and not _accepts_json(tuple(lines)):
-        raise web.HTTPNotAcceptable
+        raise NotAcceptable
 
 
 def answers_with_json(handler: Callable[..., Any]) -> bool:

@@ -1,9 +1,9 @@
-"""What handlers find on the application and on the request, by typed key."""
+"""Typed keys of what the application and each request carry."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 
@@ -33,8 +33,6 @@ class Context:
     """The caller, for the log."""
     windows: Sequence[Window] = ()
     """The rate limits that the request was counted in."""
-    document: Any = None
-    """The parsed JSON body."""
 
 
 CONTEXT: Final = web.RequestKey("CONTEXT", Context)

@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: a repeated POST gets the first answer (draft-ietf-httpapi-idempotency-key)."""
+"""Repeated POSTs get the first response (draft-ietf-httpapi-idempotency-key-header)."""
 
 import hmac
 import json
@@ -9,8 +9,9 @@ from uuid import UUID
 
 from aiohttp import web
 
-from service.api.http.app_keys import CONTEXT, SERVICES, SETTINGS
+from service.api.http.app_keys import SERVICES, SETTINGS
 from service.api.http.client_address import client_address
+from service.api.http.problem_types import BadRequest
 from service.api.http.problems import problem_of
 from service.domain.errors import Conflict, IdempotencyKeyReused, InvalidInput
 from service.domain.idempotency import IdempotencyKey
@@ -28,13 +29,13 @@ async def answer_once(
     work: Callable[[AnswerOnce[T]], Awaitable[T]],
     render: Callable[[T], Answer],
 ) -> web.Response:
-    """Return what `work` gives as `render` writes it, or the first answer to the same request.
+    """Return the result of `work` as rendered, or the first response to the same request.
 
-    The user may repeat the request, or where nobody is signed in a client of the same address: a
-    stranger's key is another one. A refusal by a rule is an answer too, and is kept; what says
-    nothing about the request (a failure, a full queue) is not.
+    Keys belong to the user, or, if nobody is signed in, to the client's address. A refusal by a
+    rule is kept as a response too; a failure or a full queue, which says nothing about the request,
+    is not.
     """
-    key = _read_key(request, user_id)
+    key = await _read_key(request, user_id)
     once = AnswerOnce(key, render)
     try:
         return _response(render(await work(once)))
@@ -52,16 +53,17 @@ async def answer_once(
         raise
 
 
-def _read_key(request: web.Request, user_id: UUID | None) -> IdempotencyKey | None:
+async def _read_key(request: web.Request, user_id: UUID | None) -> IdempotencyKey | None:
     text = request.headers.get("Idempotency-Key")
     if text is None:
         return None
     if not _KEY.fullmatch(text):
-        raise web.HTTPBadRequest(
-            reason="An Idempotency-Key has 1 to 255 printable ASCII characters and no space."
+        raise BadRequest(
+            "An Idempotency-Key has 1 to 255 printable ASCII characters and no spaces."
         )
     call = f"{request.method} {request.path}\n"
-    body = json.dumps(request[CONTEXT].document, sort_keys=True)
+    # As a document: a client may repeat it with its members in another order.
+    body = json.dumps(json.loads((await request.read()).decode("utf-8-sig")), sort_keys=True)
     hash_key = request.app[SETTINGS].hash_key
     fingerprint = hmac.digest(hash_key, b"request " + (call + body).encode(), "sha256")
     if user_id is not None:

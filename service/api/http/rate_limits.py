@@ -92,4 +92,4 @@ def start_count(request: web.Request, name: str) -> Admission:
 def refusal(name: str, wait: int) -> TooMany:
     """Return a refusal, and count it; `wait` is in seconds."""
     RATE_LIMITED[name,] += 1
-    return TooMany(f"Too many requests; the next one may come in {wait} s.", retry_after=wait)
+    return TooMany(f"Too many requests; the next one may come in {wait} s.", wait=wait)

@@ -10,7 +10,8 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from service.api.http.problems import CONTENT_TYPE, PROBLEM_TYPES
+from service.api.http.problem_types import PROBLEM_TYPES
+from service.api.http.problems import CONTENT_TYPE
 from tests.factories import PASSWORD, Answer, Api, Person
 
 API: Final = "/api/v1"

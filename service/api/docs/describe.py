@@ -1,0 +1,46 @@
+"""What handlers say about themselves in OpenAPI's own words, for `@docs(parameters=, responses=)`.
+
+`@docs` takes two more keywords: `refuses`, the errors that the handler raises besides those of
+every handler, and `locates`, the statuses whose response has a `Location`.
+"""
+
+from typing import Any, Final
+
+IDEMPOTENCY_KEY: Final = {
+    "in": "header",
+    "name": "Idempotency-Key",
+    "description": "A text unique to the request, such as a random UUID. Within 24 hours, the same "
+    "key with the same body gets the first response again. Keys belong to the user or, before "
+    "sign-in, to the client's address.",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+}
+EXAMPLE_ID: Final = "01980c2e-6f52-7b1a-8e4d-5a9b0c1d2e3f"
+
+
+def in_path(name: str, description: str, example: str) -> dict[str, Any]:
+    """Describe a parameter in the path. An id needs none: see `id_in_path`."""
+    return {
+        "in": "path",
+        "name": name,
+        "required": True,
+        "description": description,
+        "schema": {"type": "string"},
+        "example": example,
+    }
+
+
+def id_in_path(name: str) -> dict[str, Any]:
+    """Describe a parameter in the path that is called `<thing>_id`."""
+    described = in_path(name, f"The {name.removesuffix('_id')}'s id.", EXAMPLE_ID)
+    return {**described, "schema": {"type": "string", "format": "uuid"}}
+
+
+def page_of(description: str) -> dict[str, Any]:
+    """Describe a response for people."""
+    return {"description": description, "content": {"text/html": {"schema": {"type": "string"}}}}
+
+
+def json_of(description: str) -> dict[str, Any]:
+    """Describe a response with a JSON object that another document specifies."""
+    content = {"application/json": {"schema": {"type": "object"}}}
+    return {"description": description, "content": content}

@@ -1,0 +1,145 @@
+"""The fields and base schemas that requests and responses are declared with."""
+
+import re
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load, validate
+
+LARGEST_PAGE: Final = 100
+BETWEEN: Final = "This must lie between {min} and {max}."
+
+
+class RequestSchema(Schema):
+    """A body. Unknown members are refused; null for an optional member means it is absent."""
+
+    error_messages = {  # noqa: RUF012  # marshmallow declares it so
+        "unknown": "There is no such member.",
+        "type": "This is not an object.",
+    }
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        field_obj.error_messages |= {
+            "required": "This member is missing.",
+            "null": "This member must not be null.",
+        }
+        # For the documentation: `_leave_out` removes the value before the field sees it.
+        field_obj.allow_none = not field_obj.required
+
+    @pre_load
+    def _leave_out(self, data: Any, **_: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        optional = {name for name, field in self.fields.items() if not field.required}
+        return {
+            name: value for name, value in data.items() if value is not None or name not in optional
+        }
+
+
+class Text(fields.String):
+    """A string that can be encoded as UTF-8: JSON can escape half a surrogate pair."""
+
+    default_error_messages = {  # noqa: RUF012  # marshmallow declares it so
+        "invalid": "This is not a string.",
+        "invalid_utf8": "This is not Unicode text.",
+    }
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        text = super()._deserialize(value, attr, data, **kwargs)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise self.make_error("invalid_utf8") from error
+        return text
+
+
+class TrimmedText(Text):
+    """Text without the white space around it, which is often pasted along."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        return super()._deserialize(value, attr, data, **kwargs).strip()
+
+
+class TypedCode(Text):
+    """A referral code as typed or pasted; only white space means none."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        return super()._deserialize(value, attr, data, **kwargs).strip() or None
+
+
+class WholeNumber(fields.Integer):
+    """A JSON number without a fraction, not a string or `true`, which Python takes for 1.
+
+    30.0 is one too (JSON Schema 2020-12, 4.2.3): some languages write every number that way.
+    """
+
+    default_error_messages = {  # noqa: RUF012  # marshmallow declares it so
+        "invalid": "This is not a whole number."
+    }
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if type(value) is float and value.is_integer():
+            return int(value)
+        if type(value) is not int:
+            raise self.make_error("invalid")
+        return value
+
+
+class TrueOrFalse(fields.Boolean):
+    """A JSON true or false, not 1, which Python takes for true."""
+
+    default_error_messages = {  # noqa: RUF012  # marshmallow declares it so
+        "invalid": "This is neither true nor false."
+    }
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if not isinstance(value, bool):
+            raise self.make_error("invalid", input=value)
+        return value
+
+
+def moment_text(moment: datetime) -> str:
+    """Return a time as responses show it (RFC 3339)."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+class Moment(fields.AwareDateTime):
+    """A time with an offset (RFC 3339); in UTC inside the service and in responses."""
+
+    _RFC_3339 = re.compile(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:[0-5]\d)", re.ASCII | re.IGNORECASE
+    )
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if not isinstance(value, str) or not self._RFC_3339.fullmatch(value):
+            raise ValidationError("This is not a time with its zone (RFC 3339).")
+        moment = super()._deserialize(value.upper(), attr, data, **kwargs)
+        try:
+            return moment.astimezone(UTC)
+        except OverflowError as error:
+            raise self.make_error("invalid", input=value, obj_type=self.OBJ_TYPE) from error
+
+    def _serialize(self, value: datetime | None, attr: Any, obj: Any, **kwargs: Any) -> Any:
+        return value and moment_text(value)
+
+
+class QuerySchema(Schema):
+    """A query string. Unknown parameters are ignored."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+
+class PageQuery(QuerySchema):
+    """Which page of a list is requested."""
+
+    limit = fields.Integer(
+        load_default=20,
+        validate=validate.Range(1, LARGEST_PAGE, error=BETWEEN),
+        error_messages={"invalid": "This is not a whole number."},
+        metadata={"description": "The largest number of items to return."},
+    )
+    cursor = fields.String(
+        load_default=None,
+        metadata={"description": "`next_cursor` of the previous page; omit it for the first page."},
+    )
