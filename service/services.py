@@ -21,8 +21,9 @@ from service.providers import make_provider
 from service.providers.clearbit import ClearbitEnricher
 from service.providers.http import HttpClient, open_http_client
 from service.providers.hunter import HunterEnricher, HunterVerifier
-from service.redis.cache import Cache, RedisServer
-from service.redis.connection import RedisAway
+from service.redis import RedisAway
+from service.redis.cache import Cache
+from service.redis.client import RedisClient
 from service.redis.password_attempts import Failures, KnownAddresses
 from service.redis.rate_limits import RateLimiter
 from service.security.password_hashing import PasswordHasher
@@ -59,7 +60,7 @@ class Services:
     settings: Settings
     clock: Clock
     database: Database
-    redis: RedisServer
+    redis: RedisClient
     hasher: PasswordHasher
     rate_limiter: RateLimiter
     failures: Failures
@@ -105,7 +106,7 @@ async def open_services(
                 settings.database_replica_url,
             )
         )
-        redis = RedisServer(settings.redis_url)
+        redis = RedisClient(settings.redis_url)
         stack.push_async_callback(redis.close)
         hasher = PasswordHasher(settings.argon2, settings.hashing_threads, settings.hashing_queue)
         stack.callback(hasher.close)
@@ -118,7 +119,7 @@ def _build(
     clock: Clock,
     origin: Callable[[], Origin],
     postgresql: Database,
-    redis: RedisServer,
+    redis: RedisClient,
     hasher: PasswordHasher,
     http: HttpClient,
 ) -> Services:
@@ -255,7 +256,7 @@ async def open_clients(
         )
         yield OAuthClients(postgresql, utc_now)
         if redis_url is not None:
-            redis = RedisServer(redis_url)
+            redis = RedisClient(redis_url)
             stack.push_async_callback(redis.close)
             await invalidate(CacheInvalidation(postgresql, Cache(redis, utc_now), redis))
 

@@ -14,7 +14,7 @@ from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_user
 from service.api.http.idempotency import answer_once
 from service.api.http.middleware import API
-from service.api.http.rate_limits import LOOKUP, count_request, start_count
+from service.api.http.rate_limits import LOOKUP, count_request
 from service.api.http.requests import (
     BETWEEN,
     Moment,
@@ -280,14 +280,10 @@ async def check_referral_code(request: web.Request) -> web.Response:
 @response_schema(PublicReferralCodeSchema, 200, description="The referrer's live code.")
 @refuses(ReferralCodeNotFound, TooMany)
 async def find_referral_code(request: web.Request) -> web.Response:
-    admission = start_count(request, LOOKUP)
-    try:
-        body = await request.app[SERVICES].referral_codes.find_by_email(
-            request.match_info["email"], write_public, admission.check
-        )
-    finally:
-        await admission.check()
-    return PrebuiltResponse(body)
+    codes = request.app[SERVICES].referral_codes
+    lookup = codes.look_up(request.match_info["email"])
+    await count_request(request, LOOKUP)
+    return PrebuiltResponse(await codes.find_by_email(lookup, write_public))
 
 
 def write_public(code: PublicReferralCode) -> bytes:

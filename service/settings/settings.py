@@ -328,7 +328,7 @@ class _DatabaseUrl(fields.String):
 
 
 class _RedisUrl(_Url):
-    """A URL of one server, of the nodes of a cluster, or of the sentinels of a primary."""
+    """A URL of one server, or of the sentinels of a primary."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("redis", "rediss", "unix", **kwargs)

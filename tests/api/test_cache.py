@@ -16,8 +16,9 @@ from redis.asyncio import Redis
 
 from service.api.http.app_keys import SERVICES
 from service.domain.clock import utc_now
-from service.redis.cache import LEASE_FOR, NOTHING_FOR, Cache, Entry, RedisServer
-from service.redis.connection import TIMEOUT_SECONDS
+from service.redis import TIMEOUT_SECONDS
+from service.redis.cache import LEASE_FOR, NOTHING_FOR, Cache, Entry
+from service.redis.client import RedisClient
 from service.settings.settings import RateLimit, Settings
 from service.use_cases.cache_invalidation import POLL_SECONDS, CacheInvalidation, code_key
 from tests.api import redis_trouble
@@ -177,13 +178,13 @@ async def test_readers_that_hammer_on_two_processes_never_see_an_old_code(
 @asynccontextmanager
 async def open_cache(url: str) -> AsyncIterator[Cache]:
     """Yield the cache alone, without a service around it."""
-    server = RedisServer(url)
-    await server.ask()
-    server.resume()
+    client = RedisClient(url)
+    await client.probe()
+    client.resume()
     try:
-        yield Cache(server, utc_now)
+        yield Cache(client, utc_now)
     finally:
-        await server.close()
+        await client.close()
 
 
 async def nothing_to_load() -> Entry | None:
@@ -311,10 +312,16 @@ async def test_an_expired_code_is_neither_given_nor_kept(
 @pytest.mark.parametrize("form", ["", "1 ", "3 "], ids=["of old", "before", "behind"])
 @pytest.mark.parametrize("value", ["", '["CODE"]', '{"another": "form"}'])
 async def test_what_another_version_keeps_is_not_given(
-    api: Api, anna: Person, redis: Redis, form: str, value: str
+    api: Api,
+    anna: Person,
+    database: asyncpg.Connection,
+    redis: Redis,
+    form: str,
+    value: str,
 ) -> None:
     """While one version replaces the other, both serve, with one cache."""
     code = await api.new_code(anna)
+    await all_jobs_done(database)
     await seen(api, anna)
     [(key, own)] = (await kept(redis, code_key(anna.email))).items()
     _, expires_at, _ = own.split(" ", 2)

@@ -3,7 +3,9 @@
 import asyncio
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,9 +13,12 @@ import asyncpg
 import pytest
 
 from service.api.http.app_keys import SERVICES
-from service.redis import cache as caching
-from service.redis.cache import RedisServer
-from service.redis.connection import RedisAway
+from service.domain.clock import utc_now
+from service.redis import TIMEOUT_SECONDS, RedisAway, topology
+from service.redis import client as redis_client
+from service.redis.cache import Cache
+from service.redis.client import RedisClient
+from service.redis.topology import BELIEF_SECONDS, SETTLING_SECONDS
 from service.settings.settings import Settings
 from service.use_cases.cache_invalidation import code_key
 from tests.api.several_redis import (
@@ -116,7 +121,7 @@ def sentinel(settings: Settings, watched: Watched) -> Settings:
 @pytest.fixture
 def settled_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what would only wait."""
-    monkeypatch.setattr(caching, "SETTLING_SECONDS", 0.1)
+    monkeypatch.setattr(topology, "SETTLING_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("settled_soon")
@@ -125,20 +130,19 @@ async def test_a_server_that_is_a_primary_no_more_is_given_up(
 ) -> None:
     """And its values are not seen when it is one again."""
     old, new = watched.roles()
-    async with open_cache(sentinel.redis_url) as (cache, server):
+    async with open_cache(sentinel.redis_url) as (cache, client):
         assert await cache.read_through("kind:key", loading(b"old")) == b"old"
         assert await cache.read_through("kind:key", nothing_to_load) == b"old"
-        redis = await server.connect("key")
         old.tell("REPLICAOF", new.machine.address, new.port)
-        with pytest.raises(RedisAway, match="READONLY"):
-            await redis.call(("SET", "key", "value"))
-        assert server.away
+        with pytest.raises(RedisAway, match="ReadOnlyError"):
+            await client.call("SET", "key", "value")
+        assert client.away
         with pytest.raises(RedisAway, match="not a primary"):
-            await server.ask()
+            await client.probe()
         old.tell("REPLICAOF", "NO", "ONE")
-        await server.ask()
-        await asyncio.sleep(caching.SETTLING_SECONDS)
-        server.resume()
+        await client.probe()
+        await asyncio.sleep(topology.SETTLING_SECONDS)
+        client.resume()
         assert names(old, "kind:key")
         assert await cache.read_through("kind:key", loading(b"new")) == b"new"
 
@@ -149,21 +153,21 @@ async def test_a_primary_is_the_one_that_most_of_the_sentinels_name(
 ) -> None:
     first, second, _ = (each.url for each in watched.sentinels)
     nobody, neither = (f"{LOOPBACK.address}:{port}" for port in free_ports(2))
-    async with open_cache(watched.url(first, nobody, second)) as (_, server):
-        assert server.connection_of("key") is not None
-    server = RedisServer(watched.url(first, nobody, neither))
-    with pytest.raises(RedisAway, match="Most of the sentinels: ConnectionRefusedError"):
-        await server.ask()
-    await server.close()
+    async with open_cache(watched.url(first, nobody, second)) as (_, client):
+        assert await client.get("key") is None
+    client = RedisClient(watched.url(first, nobody, neither))
+    with pytest.raises(RedisAway, match="Most sentinels must name the same primary: Connection"):
+        await client.probe()
+    await client.close()
 
 
 async def test_sentinels_that_do_not_know_the_name_say_so(
     sentinel: Settings, watched: Watched
 ) -> None:
-    server = RedisServer(watched.url().replace("/referrals", "/orders"))
+    client = RedisClient(watched.url().replace("/referrals", "/orders"))
     with pytest.raises(RedisAway, match="'orders'"):
-        await server.ask()
-    await server.close()
+        await client.probe()
+    await client.close()
 
 
 @pytest.mark.usefixtures("settled_soon")
@@ -194,3 +198,66 @@ async def test_when_the_primary_dies_postgresql_answers_until_the_sentinels_have
                 await asyncio.sleep(0.02)
         assert name in names(new, key)
         assert not api.app[SERVICES].redis.away
+
+
+async def test_a_new_primary_is_not_used_while_another_process_may_use_the_one_before(
+    sentinel: Settings, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert SETTLING_SECONDS > BELIEF_SECONDS + TIMEOUT_SECONDS
+    monkeypatch.setattr(topology, "SETTLING_SECONDS", 0.4)
+    client = RedisClient(sentinel.redis_url)
+    await client.probe()
+    for _ in range(2):
+        client.resume()
+        assert client.away
+        await asyncio.sleep(0.2)
+    await client.probe()
+    client.resume()
+    assert not client.away
+    _, new = watched.roles()
+    watched.sentinels[0].tell("SENTINEL", "FAILOVER", "referrals")
+    await asyncio.to_thread(until, new.is_primary)
+    async with asyncio.timeout(LONG):
+        while not client.away:
+            await asyncio.sleep(0.02)
+        while not client.answers:
+            with suppress(RedisAway):
+                await client.probe()
+    client.resume()
+    assert client.away
+    await client.close()
+
+
+@pytest.mark.usefixtures("settled_soon")
+async def test_what_a_process_removes_before_it_uses_the_primary_is_removed_for_others(
+    sentinel: Settings,
+) -> None:
+    """One that has just started: its first writes must not wait for a job to be seen."""
+    async with open_cache(sentinel.redis_url) as (cache, _):
+        assert await cache.read_through("kind:1", loading(b"old")) == b"old"
+        started_now = RedisClient(sentinel.redis_url)
+        await started_now.probe()
+        assert started_now.away
+        await Cache(started_now, utc_now).forget(["kind:1"])
+        assert await cache.read_through("kind:1", loading(b"new")) == b"new"
+        await started_now.close()
+
+
+async def test_what_the_sentinels_have_said_is_not_believed_for_ever(
+    sentinel: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are asked again in time; only a process that was held up does without Redis a while."""
+    monkeypatch.setattr(topology, "BELIEF_SECONDS", 0.3)
+    monkeypatch.setattr(redis_client, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(topology, "SETTLING_SECONDS", 0.0)
+    async with open_cache(sentinel.redis_url) as (_, client):
+        for _ in range(10):
+            await asyncio.sleep(0.05)
+            assert await client.get("key") is None
+        time.sleep(0.3)  # noqa: ASYNC251 - nothing else runs meanwhile
+        with pytest.raises(RedisAway):
+            client.get("key")
+        with pytest.raises(RedisAway):
+            client.delete("key")
+        await client.probe()
+        assert await client.get("key") is None

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from service.redis import rate_limits
-from service.redis.cache import RedisServer
+from service.redis.client import RedisClient
 from service.redis.rate_limits import RateLimiter, Window
 from service.settings.settings import RateLimit
 
@@ -30,7 +30,7 @@ def clock() -> HandSetClock:
 
 @pytest.fixture
 def limiter(clock: HandSetClock) -> RateLimiter:
-    return RateLimiter(RedisServer("unix:///nowhere"), clock, b"key")
+    return RateLimiter(RedisClient("unix:///nowhere"), clock, b"key")
 
 
 async def count(limiter: RateLimiter, subject: str = "anna", name: str = "login") -> Window:
