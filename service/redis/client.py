@@ -110,7 +110,7 @@ def _resolve(future: Reply, reply: Any) -> None:
 
 @dataclass(slots=True)
 class _Lane:
-    """Has one exchange under way at a time; what is asked for meanwhile goes into the next."""
+    """Has one exchange under way at a time; what is asked for meanwhile goes into the next one."""
 
     batch: _Batch = field(default_factory=_Batch)
     task: asyncio.Task[None] | None = None
@@ -139,7 +139,7 @@ class RedisClient:
         self._watch: asyncio.Task[None] | None = None
         self.away = True
         self.answers = False
-        """Whether it did when last asked, even if the breaker is still open."""
+        """Whether Redis did when last asked, even if the breaker is still open."""
         CIRCUIT_BREAKER_OPEN.set(1)
 
     @property
@@ -180,17 +180,16 @@ class RedisClient:
         """
         async with self._probing:
             asked_at, known = monotonic(), self.generation
+            batch = _Batch()
+            batch.calls.append((("INFO",), reply := asyncio.get_running_loop().create_future()))
             try:
-                moved = await self._topology.find_primary()
+                if await self._topology.find_primary():
+                    await self._disconnect()
+                await self._exchange(batch)
+                self._topology.learn(await reply)
             except RedisAway:
                 self._open_breaker()
                 raise
-            if moved:
-                await self._disconnect()
-            batch = _Batch()
-            batch.calls.append((("INFO",), reply := asyncio.get_running_loop().create_future()))
-            await self._exchange(batch)
-            self._topology.learn(await reply)
             self._topology.believe_since(asked_at)
             if self.generation != known:
                 self._open_breaker()
@@ -206,6 +205,7 @@ class RedisClient:
             self._watch = asyncio.create_task(self._keep_probing())
 
     async def close(self) -> None:
+        self._open_breaker()
         tasks = [each for each in (self._watch, self._reads.task, self._calls.task) if each]
         for task in tasks:
             task.cancel()
@@ -247,7 +247,7 @@ class RedisClient:
         return asyncio.get_running_loop().create_future()
 
     async def _run(self, lane: _Lane) -> None:
-        """Make one exchange after the other until nothing more is asked for."""
+        """Make one exchange after another until nothing more is asked for."""
         try:
             while lane.batch.size:
                 batch, lane.batch = lane.batch, _Batch()
@@ -290,7 +290,7 @@ class RedisClient:
                     overdue.cancel()
                     self._unanswered.discard(batch)
         except BaseException as error:
-            # Also if it was cancelled: the next batch would be given the replies of this one.
+            # Even if it was only cancelled: the next batch would get the replies to this one.
             if connection in (None, self._connection):
                 self._open_breaker()
                 await self._disconnect()

@@ -145,6 +145,10 @@ async def test_a_server_that_is_a_primary_no_more_is_given_up(
         client.resume()
         assert names(old, "kind:key")
         assert await cache.read_through("kind:key", loading(b"new")) == b"new"
+        old.tell("REPLICAOF", new.machine.address, new.port)
+        with pytest.raises(RedisAway, match="not a primary"):
+            await client.probe()
+        assert client.away
 
 
 @pytest.mark.usefixtures("settled_soon")
