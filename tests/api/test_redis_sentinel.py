@@ -1,12 +1,11 @@
 """The three promises of service/redis/cache.py where sentinels say which server is the primary."""
 
 import asyncio
-import secrets
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
@@ -31,84 +30,22 @@ from tests.api.several_redis import (
     open_cache,
     serving,
     started,
+    trusted,
 )
-from tests.api.test_cache import all_jobs_done, seen
-from tests.faults.valkey import Valkey, until
-
-PASSWORD = "a word"
-
-
-@dataclass(frozen=True)
-class Watched:
-    """Two servers, one of them the primary, and the three sentinels that watch it."""
-
-    servers: tuple[Valkey, Valkey]
-    sentinels: tuple[Valkey, ...]
-
-    def url(self, *sentinels: str) -> str:
-        """Return the REDIS_URL, with these sentinels instead of the real ones if there are some."""
-        hosts = ",".join(sentinels or [each.url for each in self.sentinels])
-        return f"redis+sentinel://:{PASSWORD.replace(' ', '%20')}@{hosts}/referrals"
-
-    def roles(self) -> tuple[Valkey, Valkey]:
-        """Return the primary and the replica."""
-        primary, replica = sorted(self.servers, key=Valkey.is_primary, reverse=True)
-        return primary, replica
-
-    def is_whole(self) -> bool:
-        """Whether the replica has what the primary has, and all sentinels know all of it."""
-        primary, replica = self.roles()
-        if replica.is_primary() or replica.tell("ROLE")[3] != b"connected":
-            return False
-        for sentinel in self.sentinels:
-            _, port = sentinel.tell("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "referrals")
-            others = sentinel.tell("SENTINEL", "SENTINELS", "referrals")
-            replicas = sentinel.tell("SENTINEL", "REPLICAS", "referrals")
-            if int(port) != primary.port or len(others) != 2 or len(replicas) != 1:
-                return False
-        return True
+from tests.api.test_cache import STALE_SECONDS, all_jobs_done, seen
+from tests.factories import running
+from tests.faults import valkey
+from tests.faults.valkey import Watched, until
 
 
 @pytest.fixture
 def watched() -> Iterator[Watched]:
-    with tempfile.TemporaryDirectory(prefix="sentinel-") as name:
-        folder = Path(name)
-        first, second, *ports = free_ports(5)
-        common = (
-            f'requirepass "{PASSWORD}"',
-            f'primaryauth "{PASSWORD}"',
-            'save ""',
-            "repl-diskless-sync-delay 0",
-        )
-        replica = f"replicaof {LOOPBACK.address} {first}"
-        servers = (
-            Valkey("first", LOOPBACK, first, folder, *common, password=PASSWORD),
-            Valkey("second", LOOPBACK, second, folder, *common, replica, password=PASSWORD),
-        )
-        ids = {port: secrets.token_hex(20) for port in ports}
-        sentinels = tuple(
-            Valkey(
-                f"sentinel{port}",
-                LOOPBACK,
-                port,
-                folder,
-                f"sentinel myid {own}",
-                f"sentinel monitor referrals {LOOPBACK.address} {first} 2",
-                f'sentinel auth-pass referrals "{PASSWORD}"',
-                "sentinel down-after-milliseconds referrals 500",
-                "sentinel failover-timeout referrals 2000",
-                # What they would tell each other within seconds.
-                f"sentinel known-replica referrals {LOOPBACK.address} {second}",
-                *(
-                    f"sentinel known-sentinel referrals {LOOPBACK.address} {other} {ids[other]}"
-                    for other in ports
-                    if other != port
-                ),
-            )
-            for port, own in ids.items()
-        )
-        with started(servers), started(sentinels):
-            yield Watched(servers, sentinels)
+    """Two servers, one of them the primary, and the three sentinels that watch it."""
+    with tempfile.TemporaryDirectory(prefix="sentinel-") as folder:
+        places = [(LOOPBACK, port) for port in free_ports(5)]
+        made = valkey.watched(places[:2], places[2:], Path(folder), down_after=500)
+        with started(made.servers), started(made.sentinels):
+            yield made
 
 
 @pytest.fixture
@@ -202,6 +139,32 @@ async def test_when_the_primary_dies_postgresql_answers_until_the_sentinels_have
                 await asyncio.sleep(0.02)
         assert name in names(new, key)
         assert not api.app[SERVICES].redis.away
+
+
+@pytest.mark.usefixtures("settled_soon")
+async def test_a_primary_that_does_not_know_of_its_successor_is_not_used_for_long(
+    sentinel: Settings, watched: Watched, database: asyncpg.Connection
+) -> None:
+    async with serving(sentinel) as api:
+        owner = await api.new_person()
+        code = await api.new_code(owner)
+        await all_jobs_done(database)
+        assert await seen(api, owner) == code
+        old, new = watched.roles()
+        [name] = names(old, code_key(owner.email))
+        watched.isolate(old)
+        await asyncio.to_thread(until, lambda: watched.primary() is new)
+        async with running(sentinel) as other:
+            assert (await other.delete("/referral-code", by=owner)).status == 204
+            async with asyncio.timeout(STALE_SECONDS):
+                while await seen(api, owner) is not None:
+                    await asyncio.sleep(0.02)
+                await all_jobs_done(database)
+            assert old.is_primary(), "it still believes that it is one"
+            assert code.encode() in old.tell("GET", name)
+            for process in (api, other):
+                await trusted(process)
+                assert await seen(process, owner) is None
 
 
 async def test_a_new_primary_is_not_used_while_another_process_may_use_the_one_before(
