@@ -1,4 +1,4 @@
-"""Redis of several servers for the tests, on loopback."""
+"""Several servers of Redis for the tests, on loopback."""
 
 import asyncio
 import socket
@@ -72,7 +72,7 @@ async def open_cache(url: str) -> AsyncIterator[tuple[Cache, RedisClient]]:
 
 
 async def nothing_to_load() -> Entry | None:
-    raise AssertionError("the value was to come from Redis")
+    raise AssertionError("the value should have come from Redis")
 
 
 def loading(value: bytes) -> Callable[[], Awaitable[Entry | None]]:

@@ -46,7 +46,7 @@ async def kept(redis: Redis, key: str) -> dict[str, str]:
 
 
 async def all_jobs_done(database: asyncpg.Connection) -> None:
-    """Wait until no job is left that would forget what the test wants to be kept."""
+    """Wait until no job is left that would remove what the test wants to keep."""
     async with asyncio.timeout(STALE_SECONDS):
         while await database.fetchval("SELECT count(*) FROM jobs"):
             await asyncio.sleep(0.02)
@@ -309,7 +309,7 @@ async def test_an_expired_code_is_neither_given_nor_kept(
     assert code not in str(await kept(redis, code_key(anna.email)))
 
 
-@pytest.mark.parametrize("form", ["", "1 ", "3 "], ids=["of old", "before", "behind"])
+@pytest.mark.parametrize("form", ["", "1 ", "3 "], ids=["of old", "before", "after"])
 @pytest.mark.parametrize("value", ["", '["CODE"]', '{"another": "form"}'])
 async def test_what_another_version_keeps_is_not_given(
     api: Api,
@@ -375,7 +375,7 @@ TROUBLES: Final = [
 
 
 async def story(api: Api) -> list[Any]:
-    """Return what happens to somebody who does everything that the cache has a part in."""
+    """Return what happens to someone who does everything that the cache plays a part in."""
     owner = await api.new_person()
     observed: list[Any] = [await seen(api, owner) is None]
     code = await api.new_code(owner)
@@ -462,7 +462,7 @@ async def test_once_the_breaker_is_open_no_request_waits_for_redis(
 async def test_a_flood_takes_no_more_connections_to_redis_and_does_not_open_the_breaker(
     api: Api, anna: Person, redis: Redis
 ) -> None:
-    """With a connection for each request they are so many that all are late."""
+    """With a connection for each request there would be so many that all are late."""
     code = await api.new_code(anna)
     assert await seen(api, anna) == code
     others = len(await redis.client_list())

@@ -1,4 +1,4 @@
-"""Failed attempts while Redis is away: the same pauses, counted by each worker for itself."""
+"""Failed attempts while Redis is away: the same pauses, counted by each worker on its own."""
 
 from datetime import UTC, datetime, timedelta
 
