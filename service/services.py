@@ -22,8 +22,9 @@ from service.providers.http import HttpClient, open_http_client
 from service.providers.hunter import HunterEnricher, HunterVerifier
 from service.providers.identity import make_provider
 from service.providers.settings import EnrichmentSettings
-from service.redis.cache import Cache, RedisServer
-from service.redis.connection import RedisAway
+from service.redis import RedisAway
+from service.redis.cache import Cache
+from service.redis.client import RedisClient
 from service.redis.password_attempts import Failures, KnownAddresses
 from service.redis.rate_limits import RateLimiter
 from service.security.access_tokens import AccessTokens
@@ -63,7 +64,7 @@ class Services:
     settings: Settings
     clock: Clock
     database: Database
-    redis: RedisServer
+    redis: RedisClient
     hasher: PasswordHasher
     rate_limiter: RateLimiter
     failures: Failures
@@ -110,7 +111,7 @@ async def open_services(
                 settings.database_replica_url,
             )
         )
-        redis = RedisServer(settings.redis_url)
+        redis = RedisClient(settings.redis_url)
         stack.push_async_callback(redis.close)
         hasher = PasswordHasher(settings.argon2, settings.hashing_threads, settings.hashing_queue)
         stack.callback(hasher.close)
@@ -123,7 +124,7 @@ def _build(
     clock: Clock,
     origin: Callable[[], Origin],
     postgresql: Database,
-    redis: RedisServer,
+    redis: RedisClient,
     hasher: PasswordHasher,
     http: HttpClient,
 ) -> Services:
@@ -223,7 +224,7 @@ async def open_clients(settings: DatabaseSettings) -> AsyncIterator[OAuthClients
         )
         yield OAuthClients(postgresql, utc_now)
         if isinstance(settings, ServerSettings):
-            redis = RedisServer(settings.redis_url)
+            redis = RedisClient(settings.redis_url)
             stack.push_async_callback(redis.close)
             await invalidate(CacheInvalidation(postgresql, Cache(redis, utc_now), redis))
 

@@ -2,12 +2,12 @@
 
 There are three counts, and only wrong passwords stay in them:
 
-- for the client's address, whatever the account: attempts beyond RATE_LIMIT_LOGIN are refused;
-- for the account and the client's address: after some failures in a row, each further one doubles
-  the pause before the next attempt;
-- for the account, over all addresses: attempts beyond RATE_LIMIT_LOGIN are delayed but never
-  refused, or a stranger could lock the owner out. From an address where the owner has signed in
-  before they are not delayed.
+- by client address, whatever the account: attempts beyond RATE_LIMIT_LOGIN are refused;
+- by account and client address: after some failures in a row, each further one doubles the pause
+  before the next attempt;
+- by account, over all addresses: attempts beyond RATE_LIMIT_LOGIN are delayed but never refused,
+  or a stranger could lock the owner out. From an address where the owner has signed in before
+  they are not delayed.
 
 None of it depends on whether the account exists.
 """
@@ -33,7 +33,7 @@ LONGEST_DELAY_SECONDS: Final = 2.0
 async def password_attempt(
     request: web.Request, account: str, *, signs_in: bool = False
 ) -> AsyncIterator[None]:
-    """Count the password check in the block as one attempt; raise TooMany if it must not be made.
+    """Count the password check in the block as one attempt; raise TooMany to prevent it.
 
     `account` is the email key of a sign-in, or the id of a signed-in user who confirms something
     with the password.
@@ -42,27 +42,25 @@ async def password_attempt(
     if window is None:
         yield
         return
-    address, failures, known = (
-        client_address(request),
-        request.app[SERVICES].failures,
-        request.app[SERVICES].known_addresses,
-    )
+    services = request.app[SERVICES]
+    failures, known, limiter = services.failures, services.known_addresses, services.rate_limiter
+    address = client_address(request)
     early = await failures.begin(account, address)
     if early:
         raise refusal(LOGIN, -(-early // 1000))
     windows = [window]
     if not (signs_in and await known.include(account, address)):
         subjects = [(f"{LOGIN}-account", account)]
-        windows += await request.app[SERVICES].rate_limiter.count(window.limit, subjects)
+        windows += await limiter.count(window.limit, subjects)
         await asyncio.sleep(delay_of(windows[-1]))
     try:
         yield
     except InvalidCredentials:
         raise
     except Exception:  # which says nothing about the password
-        await asyncio.gather(failures.take_back(account, address), *map(Window.take_back, windows))
+        await asyncio.gather(failures.take_back(account, address), limiter.take_back(windows))
         raise
-    await asyncio.gather(failures.forget(account, address), *map(Window.take_back, windows))
+    await asyncio.gather(failures.forget(account, address), limiter.take_back(windows))
     if signs_in:
         await known.add(account, address)
 

@@ -15,7 +15,7 @@ from service.api.http.fields import BETWEEN, Moment, PageQuery, RequestSchema, T
 from service.api.http.front import API
 from service.api.http.idempotency import answer_once
 from service.api.http.prebuilt import PrebuiltResponse
-from service.api.http.rate_limits import LOOKUP, count_request, start_count
+from service.api.http.rate_limits import LOOKUP, count_request
 from service.api.http.requests import Rule, public_path, read_body, read_page
 from service.api.http.responses import PageSchema, answer, no_content, respond, to_json
 from service.api.users import EXAMPLE_EMAIL
@@ -274,13 +274,10 @@ async def check_referral_code(request: web.Request) -> web.Response:
 )
 @response_schema(PublicReferralCodeSchema, 200, description="The referrer's live code.")
 async def find_referral_code(request: web.Request) -> web.Response:
-    admission = start_count(request, LOOKUP)
-    try:
-        body = await request.app[SERVICES].referral_codes.find_by_email(
-            request.match_info["email"],
-            lambda code: to_json(PUBLIC_REFERRAL_CODE_SCHEMA.dump(code)),
-            admission.check,
-        )
-    finally:
-        await admission.check()
+    codes = request.app[SERVICES].referral_codes
+    lookup = codes.look_up(request.match_info["email"])
+    await count_request(request, LOOKUP)
+    body = await codes.find_by_email(
+        lookup, lambda code: to_json(PUBLIC_REFERRAL_CODE_SCHEMA.dump(code))
+    )
     return PrebuiltResponse(body)

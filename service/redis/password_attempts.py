@@ -1,6 +1,6 @@
 """What is remembered of password attempts: recent failures, and where owners sign in from.
 
-Redis holds it under keyed hashes. While Redis is away, each worker counts failures by itself.
+Redis holds it under keyed hashes. While Redis is away, each worker counts failures on its own.
 """
 
 import asyncio
@@ -9,14 +9,15 @@ from typing import Final
 
 from service.domain.clock import Clock
 from service.domain.keyed_hashes import keyed_hash
-from service.redis.cache import RedisServer, lasting_name
-from service.redis.connection import RedisAway, RedisConnection
+from service.redis import RedisAway
+from service.redis.cache import lasting_name
+from service.redis.client import RedisClient
 from service.redis.rate_limits import TAKE_BACK, LocalCounts
 
 FREE_FAILURES: Final = 5
 LONGEST_PAUSE_SECONDS: Final = 900
 REMEMBERED_MS: Final = 3600 * 1000
-"""How long after the last failure all of them are forgotten: longer than any pause."""
+"""How long after the last failure they are all forgotten: longer than any pause."""
 PAUSES_MS: Final = (
     *(0 for _ in range(FREE_FAILURES)),
     *(min(1 << doubled, LONGEST_PAUSE_SECONDS) * 1000 for doubled in range(11)),
@@ -27,11 +28,11 @@ KNOWN_SECONDS: Final = 30 * 24 * 3600
 MOST_KNOWN: Final = 100
 """Known addresses of one account; the least recently used make room."""
 SWEEP_AGAIN_SECONDS: Final = 3600.0
-"""A second sweep deletes what processes of the previous release have written meanwhile."""
+"""A second sweep deletes what processes of the previous release have written in the meantime."""
 SWEEP_RETRY_SECONDS: Final = 5.0
 _SWEPT: Final = "signed-in-swept"
 
-# ARGV: how long failures are remembered, then the pauses. The key's remaining time to live tells
+# ARGV: how long failures are remembered, then the pauses. The key's remaining time to live shows
 # how long ago the last attempt was.
 _BEGIN: Final = """
 local failures = tonumber(redis.call('GET', KEYS[1]) or 0)
@@ -47,8 +48,8 @@ return 0
 class Failures:
     """Failed attempts in a row, counted for each account and client address."""
 
-    def __init__(self, server: RedisServer, clock: Clock, hash_key: bytes) -> None:
-        self._server = server
+    def __init__(self, redis: RedisClient, clock: Clock, hash_key: bytes) -> None:
+        self._redis = redis
         self._hash_key = hash_key
         self._local = LocalCounts(clock)
 
@@ -60,8 +61,7 @@ class Failures:
         """
         key = self._key(account, address)
         try:
-            redis = await self._server.connect(key)
-            [early] = await redis.call(("EVAL", _BEGIN, 1, key, REMEMBERED_MS, *PAUSES_MS))
+            early = await self._redis.call("EVAL", _BEGIN, 1, key, REMEMBERED_MS, *PAUSES_MS)
         except RedisAway:
             return self._begin_here(key)
         return int(early)
@@ -80,16 +80,14 @@ class Failures:
         key = self._key(account, address)
         self._local.take_back(key)
         with suppress(RedisAway):
-            redis = await self._server.connect(key)
-            await redis.call(("EVAL", TAKE_BACK, 1, key))
+            await self._redis.call("EVAL", TAKE_BACK, 1, key)
 
     async def forget(self, account: str, address: str) -> None:
         """Forget all failures, because an attempt has succeeded."""
         key = self._key(account, address)
         self._local.remove(key)
         with suppress(RedisAway):
-            redis = await self._server.connect(key)
-            await redis.call(("DEL", key))
+            await self._redis.call("DEL", key)
 
     def _key(self, account: str, address: str) -> str:
         return f"limit:failures:{keyed_hash(self._hash_key, 'failures', f'{account} {address}')}"
@@ -106,8 +104,8 @@ def known_addresses_key(hash_key: bytes, email_key: str) -> str:
 class KnownAddresses:
     """The addresses each account was signed in to from in the last 30 days, by email key."""
 
-    def __init__(self, server: RedisServer, clock: Clock, hash_key: bytes) -> None:
-        self._server = server
+    def __init__(self, redis: RedisClient, clock: Clock, hash_key: bytes) -> None:
+        self._redis = redis
         self._clock = clock
         self._hash_key = hash_key
 
@@ -115,8 +113,7 @@ class KnownAddresses:
         """Whether the account was signed in to from this address; False while Redis is away."""
         name = self._name(email_key)
         try:
-            redis = await self._server.connect(name)
-            [at] = await redis.call(("ZSCORE", name, self._member(address)))
+            at = await self._redis.call("ZSCORE", name, self._member(address))
         except RedisAway:
             return False
         return at is not None and float(at) > self._clock().timestamp() - KNOWN_SECONDS
@@ -125,18 +122,17 @@ class KnownAddresses:
         """Note that the account was signed in to from this address."""
         name, now = self._name(email_key), int(self._clock().timestamp())
         with suppress(RedisAway):
-            redis = await self._server.connect(name)
-            await redis.call(
-                ("ZADD", name, now, self._member(address)),
-                ("ZREMRANGEBYRANK", name, 0, -1 - MOST_KNOWN),
-                ("EXPIRE", name, KNOWN_SECONDS),
+            await asyncio.gather(
+                self._redis.call("ZADD", name, now, self._member(address)),
+                self._redis.call("ZREMRANGEBYRANK", name, 0, -1 - MOST_KNOWN),
+                self._redis.call("EXPIRE", name, KNOWN_SECONDS),
             )
 
     async def sweep(self) -> None:
         """Delete what the previous release stored in clear, as `signed-in:EMAIL:ADDRESS`.
 
-        Twice, because its processes may run beside this one for a while. One process does it for
-        all.
+        Twice, because its processes may run alongside this one for a while. One process does it
+        for all.
         """
         passes = 0
         while passes < 2:
@@ -147,28 +143,28 @@ class KnownAddresses:
     async def _swept(self) -> bool:
         """Sweep unless another process does; return False while Redis is away."""
         try:
-            redis = await self._server.connect(_SWEPT)
             half = int(SWEEP_AGAIN_SECONDS / 2)
-            [first] = await redis.call(("SET", _SWEPT, 1, "NX", "EX", half))
-            if first:
-                await asyncio.gather(*map(_sweep, self._server.connections()))
+            if await self._redis.call("SET", _SWEPT, 1, "NX", "EX", half):
+                await self._sweep()
         except RedisAway:
             return False
         return True
+
+    async def _sweep(self) -> None:
+        cursor = b"0"
+        while True:
+            found: list[bytes]
+            cursor, found = await self._redis.call(
+                "SCAN", cursor, "MATCH", "signed-in:*", "COUNT", 500
+            )
+            if found:
+                await self._redis.call("DEL", *found)
+            if cursor == b"0":
+                return
+            await asyncio.sleep(0.005)  # let other commands through
 
     def _name(self, email_key: str) -> str:
         return lasting_name(known_addresses_key(self._hash_key, email_key))
 
     def _member(self, address: str) -> str:
         return keyed_hash(self._hash_key, "address", address)
-
-
-async def _sweep(redis: RedisConnection) -> None:
-    cursor = b"0"
-    while True:
-        [(cursor, found)] = await redis.call(("SCAN", cursor, "MATCH", "signed-in:*", "COUNT", 500))
-        if found:
-            await redis.call(*(("DEL", key) for key in found))
-        if cursor == b"0":
-            return
-        await asyncio.sleep(0.005)  # let other commands through

@@ -1,29 +1,31 @@
 """Counting requests: at most so many in a window, over all workers.
 
-The windows are counted in Redis under keyed hashes, so that it holds no addresses and no names.
-While it is away each worker counts for itself, which allows as many times more as there are
-workers, and is still a limit.
+The windows are counted in Redis under keyed hashes: it holds no addresses and no names. While it
+is away each worker counts on its own, which multiplies the limit by the number of workers, and is
+still a limit.
 """
 
-import asyncio
 import functools
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from time import monotonic
 from typing import Final
 
 from service.domain.clock import Clock
 from service.domain.keyed_hashes import keyed_hash
 from service.domain.rate_limits import RateLimit
-from service.redis.cache import RedisServer
-from service.redis.connection import RedisAway, pack
+from service.redis import RedisAway
+from service.redis.client import RedisClient
 
 MOST_LOCAL_WINDOWS: Final = 100_000
 
-# Not if the count has expired or was removed meanwhile: a negative one would never expire.
+# Not if a count has expired or was removed meanwhile: a negative one would never expire.
 TAKE_BACK: Final = """
-if tonumber(redis.call('GET', KEYS[1]) or 0) > 0 then redis.call('DECR', KEYS[1]) end
+for _, key in ipairs(KEYS) do
+    if tonumber(redis.call('GET', key) or 0) > 0 then redis.call('DECR', key) end
+end
 """
 
 
@@ -44,7 +46,7 @@ class LocalCounts:
         return (count, left) if left > 0 else (0, 0)
 
     def keep(self, key: str, count: int, milliseconds: int) -> None:
-        """Keep a count for so many milliseconds."""
+        """Keep a count for this many milliseconds."""
         self._counts.pop(key, None)
         self._counts[key] = (count, self._now() + milliseconds)
         if len(self._counts) > MOST_LOCAL_WINDOWS:
@@ -62,72 +64,21 @@ class LocalCounts:
         return self._clock().timestamp() * 1000
 
 
+@dataclass(slots=True)
 class Window:
-    """A request's place in the window of a limit, for one subject.
+    """A request's place in the window of a limit, for one subject."""
 
-    The request is counted as this is made, before anything is done for it: of 60 parallel attempts
-    60 would pass a check that counts afterwards. What else Redis is asked until it is settled
-    costs no time.
-    """
-
-    __slots__ = (
-        "_ends_at",
-        "_key",
-        "_local",
-        "_redis",
-        "_replies",
-        "count",
-        "limit",
-        "name",
-        "reset",
-    )
-
-    def __init__(self, limiter: "RateLimiter", name: str, limit: RateLimit, subject: str) -> None:
-        self.name = name
-        self.limit = limit
-        self.count = 0
-        """How many requests there were, this one included. Known once the window is settled."""
-        self.reset = 0
-        """Seconds until the window ends, rounded up. Known once the window is settled."""
-        self._ends_at = 0.0
-        self._local = limiter.local
-        self._key, commands = _count_commands(limiter.hash_key, name, subject)
-        self._redis = redis = limiter.server.connection_of(self._key)
-        self._replies = None if redis is None else redis.call_packed(commands, 2)
-
-    async def settle(self) -> None:
-        """Learn how full the window is. Once only."""
-        milliseconds = self.limit.seconds * 1000
-        counted: tuple[int, int] | None = None
-        if self._redis is not None and self._replies is not None:
-            with suppress(RedisAway):
-                count, left = await self._replies
-                if left < 0:
-                    left = milliseconds
-                    await self._redis.call(("PEXPIRE", self._key, left, "NX"))
-                counted = count, left
-        if counted is None:
-            self._redis = None
-            counted = self._count_here(milliseconds)
-        self.count, left = counted
-        self.reset = -(-left // 1000) or 1
-        self._ends_at = monotonic() + left / 1000
-
-    def _count_here(self, milliseconds: int) -> tuple[int, int]:
-        count, left = self._local.find(self._key)
-        self._local.keep(self._key, count + 1, left or milliseconds)
-        return count + 1, left or milliseconds
-
-    async def take_back(self) -> None:
-        """Uncount the request, unless its window has ended."""
-        if monotonic() >= self._ends_at:
-            return
-        self.count -= 1
-        if self._redis is None:
-            self._local.take_back(self._key)
-            return
-        with suppress(RedisAway):
-            await self._redis.call(("EVAL", TAKE_BACK, 1, self._key))
+    name: str
+    limit: RateLimit
+    count: int
+    """How many requests there were, this one included."""
+    reset: int
+    """Seconds until the window ends, rounded up."""
+    key: str = ""
+    ends_at: float = 0.0
+    """By the monotonic clock."""
+    is_local: bool = False
+    """Whether this process counted it on its own."""
 
     @property
     def remaining(self) -> int:
@@ -141,23 +92,49 @@ class Window:
 class RateLimiter:
     """Counts requests by name and subject."""
 
-    def __init__(self, server: RedisServer, clock: Clock, hash_key: bytes) -> None:
-        self.server = server
-        self.hash_key = hash_key
+    def __init__(self, redis: RedisClient, clock: Clock, hash_key: bytes) -> None:
+        self._redis = redis
+        self._hash_key = hash_key
         self.local = LocalCounts(clock)
 
     async def count(self, limit: RateLimit, subjects: Sequence[tuple[str, str]]) -> list[Window]:
-        """Count one request in the window of each (name, subject); return the windows."""
-        with suppress(RedisAway):
-            key, _ = _count_commands(self.hash_key, *subjects[0])
-            await self.server.connect(key)
-        windows = [Window(self, name, limit, subject) for name, subject in subjects]
-        await asyncio.gather(*[window.settle() for window in windows])
-        return windows
+        """Count one request in the window of each (name, subject); return the windows.
+
+        To be called before anything is done for the request: of 60 parallel attempts 60 would
+        pass a check that counts afterwards.
+        """
+        milliseconds = limit.seconds * 1000
+        keys = [_key(self._hash_key, name, subject) for name, subject in subjects]
+        try:
+            replies = [self._redis.count(key, milliseconds) for key in keys]
+            counted = [await reply for reply in replies]
+            is_local = False
+        except RedisAway:
+            counted = [self._count_here(key, milliseconds) for key in keys]
+            is_local = True
+        now = monotonic()
+        return [
+            Window(name, limit, count, -(-left // 1000) or 1, key, now + left / 1000, is_local)
+            for (name, _), key, (count, left) in zip(subjects, keys, counted, strict=True)
+        ]
+
+    async def take_back(self, windows: Sequence[Window]) -> None:
+        """Uncount a request, except in windows that have ended."""
+        running = [window for window in windows if monotonic() < window.ends_at]
+        for window in running:
+            window.count -= 1
+            if window.is_local:
+                self.local.take_back(window.key)
+        if keys := [window.key for window in running if not window.is_local]:
+            with suppress(RedisAway):
+                await self._redis.call("EVAL", TAKE_BACK, len(keys), *keys)
+
+    def _count_here(self, key: str, milliseconds: int) -> tuple[int, int]:
+        count, left = self.local.find(key)
+        self.local.keep(key, count + 1, left or milliseconds)
+        return count + 1, left or milliseconds
 
 
 @functools.lru_cache(4096)
-def _count_commands(hash_key: bytes, name: str, subject: str) -> tuple[str, bytes]:
-    """Return the key of a window, and what counts in it."""
-    key = f"limit:{name}:{keyed_hash(hash_key, f'limit {name}', subject)}"
-    return key, pack(("INCR", key), ("PTTL", key))
+def _key(hash_key: bytes, name: str, subject: str) -> str:
+    return f"limit:{name}:{keyed_hash(hash_key, f'limit {name}', subject)}"

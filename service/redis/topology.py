@@ -1,208 +1,113 @@
-"""Which server of Redis holds which key: the only one, a primary, or a node of a cluster.
+"""Which server is the primary: the one that REDIS_URL names, or the one that sentinels name.
 
-Each kind of REDIS_URL has a class whose `look` asks anew. Of several servers nothing is taken for
-true that one of them says alone, because a primary that is cut off from the others goes on as one
-for a while:
+A primary that is cut off from the others carries on as one for a while, so one sentinel's word is
+not enough: the primary is the server that most of them name, provided that it is no replica. And
+no two servers are ever in use at a time. A process believes what it heard for BELIEF_SECONDS, and
+so stops using a primary that was replaced without knowing; a new one is used only after
+SETTLING_SECONDS. This needs no setting of the servers. Theirs decide how long a failover takes,
+during which answers come from PostgreSQL.
 
-- A cluster's slots are held by whom all those who hold some name. Another can only have become
-  one if most of them have agreed, and then not all still say the same.
-- The primary is the one that most of the sentinels name, and that is none's replica.
+redis-py's own Sentinel client asks one sentinel after the other and takes the first one's word.
 """
 
 import asyncio
+import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Final, TypeVar
-from urllib.parse import urlsplit
+from time import monotonic
+from typing import Any, Final
 
-from service.redis.connection import RedisAway, RedisConnection, open_connection, read_info
-from service.redis.urls import RedisUrl, read_redis_url
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
-SLOTS: Final = 16_384
-T = TypeVar("T")
-_Holders = tuple[tuple[int, int, str], ...]
-"""First slot, last slot and the URL of who holds them."""
+from service.redis import TIMEOUT_SECONDS, RedisAway
+from service.redis.urls import read_redis_url
 
-
-@dataclass(frozen=True, slots=True)
-class SlotRange:
-    """The slots from `first` to `last`, and who holds them."""
-
-    first: int
-    last: int
-    connection: RedisConnection
-    generation: str
-    """As in RedisConnection."""
+BELIEF_SECONDS: Final = 1.0
+"""Counted from the question. Less than promise 3: a job may have been done at the new server."""
+SETTLING_SECONDS: Final = BELIEF_SECONDS + 2 * TIMEOUT_SECONDS
+"""Counted from the answer. Outlasts what other processes still believe, and their last replies."""
 
 
-class OneServer:
-    """The server that holds everything."""
+class Topology:
+    """The primary, as far as this process knows."""
 
-    several = False
+    def __init__(self, url: str) -> None:
+        self._read = read_redis_url(url)
+        self._sentinels: list[Any] = []
+        self.is_watched = self._read.kind == "sentinel"
+        self.url = "" if self.is_watched else url
+        self.generation = ""
+        self._believed_until = -math.inf if self.is_watched else math.inf
+        self._settled_at = -math.inf
 
-    def __init__(self, url: RedisUrl, on_failure: Callable[[], None]) -> None:
-        [self._url] = url.named
-        self._connections = _Connections(on_failure)
+    @property
+    def is_believed(self) -> bool:
+        """Whether the primary may be used: always, if no other can take its place."""
+        return monotonic() < self._believed_until
 
-    async def look(self) -> Sequence[SlotRange]:
-        connection = await self._connections.to(self._url)
-        await connection.call(("PING",))
-        return [SlotRange(0, SLOTS - 1, connection, connection.run_id)]
+    @property
+    def is_settled(self) -> bool:
+        """Whether no other process can still be using another primary."""
+        return monotonic() >= self._settled_at
 
-    def close(self) -> None:
-        self._connections.close()
+    async def find_primary(self) -> bool:
+        """Ask the sentinels, if any; return whether they name another server than before.
 
-
-class Cluster:
-    """The nodes of a Redis Cluster."""
-
-    several = True
-
-    def __init__(self, url: RedisUrl, on_failure: Callable[[], None]) -> None:
-        self._url = url
-        self._connections = _Connections(on_failure)
-        self._known: set[str] = set()
-        """Those who held slots when all agreed."""
-
-    async def look(self) -> Sequence[SlotRange]:
-        told: dict[str, tuple[_Holders, str]] = {}
+        Raises RedisAway unless most of them name the same one.
+        """
+        if not self.is_watched:
+            return False
+        if not self._sentinels:
+            self._sentinels = [_client(url) for url in self._read.named]
         failures: list[str] = []
-        contradicted: set[_Holders] = set()
-        for asked in (self._known, self._url.named):
-            told |= await _answers(self._ask, set(asked) - told.keys(), failures)
-            while claims := {holders for holders, _ in told.values()} - contradicted:
-                holders = claims.pop()
-                urls = {url for _, _, url in holders}
-                told |= await _answers(self._ask, urls - told.keys(), failures)
-                if all(url in told and told[url][0] == holders for url in urls):
-                    self._known = urls
-                    self._connections.keep(urls)
-                    return [
-                        SlotRange(first, last, await self._connections.to(url), told[url][1])
-                        for first, last, url in holders
-                    ]
-                contradicted.add(holders)
-        reasons = "; ".join(dict.fromkeys(failures)) or "they do not agree"
-        raise RedisAway(f"The nodes of the cluster: {reasons}.")
+        answers = await asyncio.gather(*(self._ask(each, failures) for each in self._sentinels))
+        [(url, votes)] = Counter(filter(None, answers)).most_common(1) or [("", 0)]
+        if votes * 2 <= len(answers):
+            reasons = "; ".join(dict.fromkeys(failures)) or "they disagree"
+            raise RedisAway(f"Most sentinels must name the same primary: {reasons}")
+        moved, self.url = url != self.url, url
+        return moved
 
-    async def _ask(self, url: str) -> tuple[_Holders, str]:
-        """Return who holds what, in the words of one node, and its generation."""
-        connection = await self._connections.to(url)
-        slots, info = await connection.call(("CLUSTER", "SLOTS"), ("CLUSTER", "INFO"))
-        told = read_info(info)
-        if told["cluster_state"] != "ok":
-            raise RedisAway("some are cut off, or have failed")
-        asked = (urlsplit(url).hostname or "").encode()
-        unknown = (None, b"", b"?")  # that is how it says that it was reached there
-        holders = sorted(
-            (first, last, self._url.to((asked if host in unknown else host).decode(), port))
-            for first, last, (host, port, *_), *_ in slots
-        )
-        if sum(last - first + 1 for first, last, _ in holders) != SLOTS:
-            raise RedisAway("some slots have no node")
-        # It has another epoch when it was a replica in between, or slots have come to it: then
-        # keys of an earlier time may have come back with them.
-        return tuple(holders), f"{connection.run_id}.{told['cluster_my_epoch']}"
+    def learn(self, info: bytes) -> None:
+        """Take the generation from the primary's INFO; raise RedisAway if it is a replica.
 
-    def close(self) -> None:
-        self._connections.close()
-
-
-class Sentinels:
-    """The primary that Redis Sentinel watches."""
-
-    several = True
-
-    def __init__(self, url: RedisUrl, on_failure: Callable[[], None]) -> None:
-        self._url = url
-        self._sentinels = _Connections(lambda: None)
-        self._primary = _Connections(on_failure)
-
-    async def look(self) -> Sequence[SlotRange]:
-        failures: list[str] = []
-        answers = await _answers(self._ask, self._url.named, failures)
-        [(url, named)] = Counter(answers.values()).most_common(1) or [("", 0)]
-        if named * 2 <= len(self._url.named):
-            reasons = "; ".join(dict.fromkeys(failures)) or "they do not agree"
-            raise RedisAway(f"Most of the sentinels: {reasons}.")
-        self._primary.keep({url})
-        connection = await self._primary.to(url)
-        [info] = await connection.call(("INFO", "replication"))
-        told = read_info(info)
-        if told["role"] != "master":
+        A server alone has a new one when it was restarted; one of several also when it was a
+        replica in between.
+        """
+        fields = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+        if self.is_watched and fields["role"] != "master":
             raise RedisAway("The server that the sentinels name is not a primary.")
-        # It has another one when it was started again, or was a replica in between.
-        return [SlotRange(0, SLOTS - 1, connection, told["master_replid"])]
+        generation = fields["master_replid" if self.is_watched else "run_id"]
+        if self.is_watched and generation != self.generation:
+            self._settled_at = monotonic() + SETTLING_SECONDS
+        self.generation = generation
 
-    async def _ask(self, url: str) -> str:
-        """Return the URL of the primary that one sentinel names."""
-        sentinel = await self._sentinels.to(url)
-        command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._url.service)
-        [address] = await sentinel.call(command)
+    def believe_since(self, asked_at: float) -> None:
+        """Believe what has been learnt from questions asked then."""
+        if self.is_watched:
+            self._believed_until = asked_at + BELIEF_SECONDS
+
+    async def close(self) -> None:
+        for sentinel in self._sentinels:
+            await sentinel.aclose()
+
+    async def _ask(self, sentinel: Any, failures: list[str]) -> str | None:
+        """Return the URL of the primary that a sentinel names; note a failure."""
+        service = self._read.service
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                address = await sentinel.sentinel_get_master_addr_by_name(service)
+        except (RedisError, OSError) as error:
+            failures.append(f"{type(error).__name__}: {error}")
+            return None
         if address is None:
-            raise RedisAway(f"A sentinel does not know {self._url.service!r}.")
+            failures.append(f"a sentinel does not know {service!r}")
+            return None
         host, port = address
-        return self._url.to(host.decode(), int(port))
-
-    def close(self) -> None:
-        self._sentinels.close()
-        self._primary.close()
+        return self._read.to(host, port)
 
 
-class _Connections:
-    """One to each server, made when it is needed."""
-
-    def __init__(self, on_failure: Callable[[], None]) -> None:
-        self._on_failure = on_failure
-        self._open: dict[str, RedisConnection] = {}
-
-    async def to(self, url: str) -> RedisConnection:
-        connection = self._open.get(url)
-        if connection is None or connection.is_closed:
-            connection = self._open[url] = await open_connection(url, self._on_failure)
-        return connection
-
-    def keep(self, urls: set[str]) -> None:
-        """Close all others."""
-        for url in self._open.keys() - urls:
-            self._open.pop(url).close()
-
-    def close(self) -> None:
-        self.keep(set())
-
-
-async def _answers(
-    ask: Callable[[str], Awaitable[T]], urls: Iterable[str], failures: list[str]
-) -> dict[str, T]:
-    """Ask all at once; return the answers of those who gave one, and note why others did not."""
-    asked = list(urls)
-    answers: dict[str, T] = {}
-    for url, answer in zip(
-        asked, await asyncio.gather(*map(ask, asked), return_exceptions=True), strict=True
-    ):
-        if isinstance(answer, RedisAway):
-            failures.append(str(answer))
-        elif isinstance(answer, BaseException):
-            raise answer
-        else:
-            answers[url] = answer
-    return answers
-
-
-Servers = OneServer | Cluster | Sentinels
-
-
-def servers_of(url: str, on_failure: Callable[[], None]) -> Servers:
-    """Return the servers that REDIS_URL names, not connected.
-
-    `on_failure` is called when calls to one that holds keys have failed.
-    """
-    read = read_redis_url(url)
-    match read.kind:
-        case "server":
-            return OneServer(read, on_failure)
-        case "cluster":
-            return Cluster(read, on_failure)
-        case "sentinel":
-            return Sentinels(read, on_failure)
+def _client(url: str) -> Any:
+    return Redis.from_url(url, protocol=2, decode_responses=True, retry=Retry(NoBackoff(), 0))

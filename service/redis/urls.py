@@ -1,17 +1,16 @@
-"""What REDIS_URL may name: one server, a cluster, or the primary that sentinels know.
+"""What REDIS_URL may name: one server, or the primary that sentinels know.
 
 redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss:// and unix:// are read by redis-py.
-redis+cluster://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…] names any nodes of the cluster.
 redis+sentinel://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…]/SERVICE[/DB] names all sentinels. User and
-password are those of the servers; sentinels that want some too have them in the query,
-sentinel_username and sentinel_password. rediss+… is the same with TLS everywhere.
+password are those of the servers; for sentinels that need them too, add sentinel_username and
+sentinel_password to the query. rediss+sentinel:// is the same with TLS everywhere.
 """
 
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
 
 _ANYTHING: Final = (".*", "")
@@ -32,48 +31,46 @@ _KNOWN_WITH_TLS: Final = {
     "ssl_keyfile": _ANYTHING,
     "ssl_password": _ANYTHING,
 }
-"""The parameters of redis-py that are met, with what they may be: as a pattern, and in words."""
+"""The parameters of redis-py that are supported, with their values as a pattern and in words."""
 _FILES: Final = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 
-Kind = Literal["server", "cluster", "sentinel"]
+Kind = Literal["server", "sentinel"]
 _HOSTS: Final = "must name each host with its port, HOST:PORT,HOST:PORT."
 _SENTINELS_OWN: Final = ("sentinel_username", "sentinel_password")
 
 
 @dataclass(frozen=True)
 class RedisUrl:
-    """What is to be connected to."""
+    """Where to connect."""
 
     kind: Kind
     named: tuple[str, ...]
-    """A URL that redis-py can read for each server that the URL names."""
+    """A URL that redis-py can read for each host that the URL names."""
     service: str
     """What the sentinels call the primary."""
     parts: SplitResult
 
     def to(self, host: str, port: int) -> str:
-        """Return the URL of a server that one of those named has told of."""
+        """Return the URL of a server that a sentinel has named."""
         return _to(self.parts, host, port)
 
 
 def read_redis_url(url: str) -> RedisUrl:
-    """Take REDIS_URL apart; raise ValueError, which says in a sentence what it must be."""
+    """Parse REDIS_URL; raise ValueError with a sentence that says what it must be."""
     try:
         parts = urlsplit(url)
     except ValueError:
         raise ValueError("must have both brackets around an address, and only there.") from None
     scheme, _, kind = parts.scheme.partition("+")
-    if kind not in get_args(Kind):
+    if kind == "cluster":
+        raise ValueError("must not name a cluster: use one server, or a primary with sentinels.")
+    if kind != "sentinel":
         return RedisUrl("server", (url,), "", parts)
     parts = parts._replace(scheme=scheme)
     addresses = [_address(host) for host in parts.netloc.rpartition("@")[2].split(",")]
-    if kind == "cluster":
-        if parts.path.strip("/"):
-            raise ValueError("must have nothing behind the hosts: a cluster has one database.")
-        return RedisUrl("cluster", tuple(_to(parts, *each) for each in addresses), "", parts)
     path = re.fullmatch(r"/([^/]+)(/\d*)?", parts.path)
     if path is None:
-        raise ValueError("must have behind the hosts what the sentinels call the primary.")
+        raise ValueError("must end with the name that the sentinels have for the primary.")
     query = dict(parse_qsl(parts.query))
     user, password = (quote(query.pop(name, ""), safe="") for name in _SENTINELS_OWN)
     parts = parts._replace(path=path[2] or "", query=urlencode(query))
@@ -82,12 +79,12 @@ def read_redis_url(url: str) -> RedisUrl:
 
 
 def faults_of_parameters(url: str) -> Iterator[str]:
-    """Yield a sentence for each parameter of a server's URL that cannot be met."""
+    """Yield a sentence for each parameter of a server's URL that is not supported."""
     parts = urlsplit(url)
     known = _KNOWN if parts.scheme != "rediss" else _KNOWN | _KNOWN_WITH_TLS
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in known:
-            # Whatever else it is, it may be a part of the password.
+            # Anything else may be a part of the password.
             named = f" {name}" if re.fullmatch(r"[a-z_]{1,40}", name) and "@" not in value else ""
             yield f"has a parameter{named} that this service does not know: leave it out."
         elif not re.fullmatch(known[name][0], value):

@@ -196,7 +196,7 @@ def database_url(*kinds: str) -> Callable[[str], str]:
 
 
 def redis_url(text: str) -> str:
-    """A URL of one server, of the nodes of a cluster, or of the sentinels of a primary."""
+    """A URL of one server, or of the sentinels of a primary."""
     try:
         urls = read_redis_url(text).named
     except ValueError as error:

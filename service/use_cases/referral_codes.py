@@ -1,6 +1,6 @@
 """What can be done with referral codes."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from uuid import UUID
@@ -27,7 +27,7 @@ from service.domain.referral_codes import (
 )
 from service.postgresql.batch_loader import BatchLoader
 from service.postgresql.database import Repositories, TryAgain, retried
-from service.redis.cache import Cache, Entry
+from service.redis.cache import Cache, Entry, Lookup
 from service.use_cases.cache_invalidation import CODE_KEY, code_key
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.locks import end_code
@@ -160,28 +160,33 @@ class ReferralCodes:
             raise ReferralCodeNotFound
         return code
 
-    async def find_by_email(
-        self,
-        email: str,
-        write: Callable[[PublicReferralCode], bytes],
-        check: Callable[[], Awaitable[None]],
-    ) -> bytes:
-        """Return the live code of the account with the email address, as `write` writes it.
+    def look_up(self, email: str) -> Lookup | None:
+        """Start to look for the code of an account in the cache; None if it can have none.
 
-        Raises ReferralCodeNotFound, also for an unknown address: it reveals no accounts. The cache
-        keeps what was written. `check` raises if the caller may not query PostgreSQL.
+        What else is asked of Redis before anything is awaited travels together with it.
         """
         try:
-            email_key = key_of(email)
-        except EmailMalformed as error:
-            raise ReferralCodeNotFound from error
+            return self._cache.look_up(code_key(key_of(email)))
+        except EmailMalformed:
+            return None
+
+    async def find_by_email(
+        self, lookup: Lookup | None, write: Callable[[PublicReferralCode], bytes]
+    ) -> bytes:
+        """Return the live code of the account that was looked up, as `write` writes it.
+
+        Raises ReferralCodeNotFound, also for an email address that nobody has: a stranger learns
+        nothing from it. The bytes are kept in the cache, for everyone who asks next.
+        """
+        if lookup is None:
+            raise ReferralCodeNotFound
+        email_key = lookup.key.removeprefix(CODE_KEY)
 
         async def load() -> Entry | None:
-            await check()
             code = await self._live_by_email.find(email_key)
             return None if code is None else Entry(write(code), code.expires_at)
 
-        kept = await self._cache.read_through(code_key(email_key), load)
+        kept = await self._cache.finish(lookup, load)
         if kept is None:
             raise ReferralCodeNotFound
         return kept

@@ -1,4 +1,4 @@
-"""Redis of several servers for the tests, on loopback."""
+"""Several servers of Redis for the tests, on loopback."""
 
 import asyncio
 import socket
@@ -9,8 +9,9 @@ from typing import Final
 
 from service.api.http.app_keys import SERVICES
 from service.domain.clock import utc_now
-from service.redis import cache as caching
-from service.redis.cache import Cache, Entry, RedisServer
+from service.redis import topology
+from service.redis.cache import Cache, Entry
+from service.redis.client import RedisClient
 from service.settings.settings import Settings
 from tests.engines.machines import Machine
 from tests.engines.valkeys import Valkey
@@ -58,20 +59,20 @@ async def serving(settings: Settings) -> AsyncIterator[Api]:
 
 
 @asynccontextmanager
-async def open_cache(url: str) -> AsyncIterator[tuple[Cache, RedisServer]]:
+async def open_cache(url: str) -> AsyncIterator[tuple[Cache, RedisClient]]:
     """Yield the cache alone, without a service around it."""
-    server = RedisServer(url)
-    await server.ask()
-    await asyncio.sleep(caching.SETTLING_SECONDS)
-    server.resume()
+    client = RedisClient(url)
+    await client.probe()
+    await asyncio.sleep(topology.SETTLING_SECONDS)
+    client.resume()
     try:
-        yield Cache(server, utc_now), server
+        yield Cache(client, utc_now), client
     finally:
-        await server.close()
+        await client.close()
 
 
 async def nothing_to_load() -> Entry | None:
-    raise AssertionError("the value was to come from Redis")
+    raise AssertionError("the value should have come from Redis")
 
 
 def loading(value: bytes) -> Callable[[], Awaitable[Entry | None]]:

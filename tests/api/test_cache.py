@@ -17,8 +17,9 @@ from redis.asyncio import Redis
 from service.api.http.app_keys import SERVICES
 from service.domain.clock import utc_now
 from service.domain.rate_limits import RateLimit
-from service.redis.cache import LEASE_FOR, NOTHING_FOR, Cache, Entry, RedisServer
-from service.redis.connection import TIMEOUT_SECONDS
+from service.redis import TIMEOUT_SECONDS
+from service.redis.cache import LEASE_FOR, NOTHING_FOR, Cache, Entry
+from service.redis.client import RedisClient
 from service.settings.settings import Settings
 from service.use_cases.cache_invalidation import POLL_SECONDS, CacheInvalidation, code_key
 from tests.engines import redis_trouble
@@ -46,7 +47,7 @@ async def kept(redis: Redis, key: str) -> dict[str, str]:
 
 
 async def all_jobs_done(database: asyncpg.Connection) -> None:
-    """Wait until no job is left that would forget what the test wants to be kept."""
+    """Wait until no job is left that would remove what the test wants to keep."""
     async with asyncio.timeout(STALE_SECONDS):
         while await database.fetchval("SELECT count(*) FROM jobs"):
             await asyncio.sleep(0.02)
@@ -178,13 +179,13 @@ async def test_readers_that_hammer_on_two_processes_never_see_an_old_code(
 @asynccontextmanager
 async def open_cache(url: str) -> AsyncIterator[Cache]:
     """Yield the cache alone, without a service around it."""
-    server = RedisServer(url)
-    await server.ask()
-    server.resume()
+    client = RedisClient(url)
+    await client.probe()
+    client.resume()
     try:
-        yield Cache(server, utc_now)
+        yield Cache(client, utc_now)
     finally:
-        await server.close()
+        await client.close()
 
 
 async def nothing_to_load() -> Entry | None:
@@ -309,13 +310,19 @@ async def test_an_expired_code_is_neither_given_nor_kept(
     assert code not in str(await kept(redis, code_key(anna.email)))
 
 
-@pytest.mark.parametrize("form", ["", "1 ", "3 "], ids=["of old", "before", "behind"])
+@pytest.mark.parametrize("form", ["", "1 ", "3 "], ids=["of old", "before", "after"])
 @pytest.mark.parametrize("value", ["", '["CODE"]', '{"another": "form"}'])
 async def test_what_another_version_keeps_is_not_given(
-    api: Api, anna: Person, redis: Redis, form: str, value: str
+    api: Api,
+    anna: Person,
+    database: asyncpg.Connection,
+    redis: Redis,
+    form: str,
+    value: str,
 ) -> None:
     """While one version replaces the other, both serve, with one cache."""
     code = await api.new_code(anna)
+    await all_jobs_done(database)
     await seen(api, anna)
     [(key, own)] = (await kept(redis, code_key(anna.email))).items()
     _, expires_at, _ = own.split(" ", 2)
@@ -369,7 +376,7 @@ TROUBLES: Final = [
 
 
 async def story(api: Api) -> list[Any]:
-    """Return what happens to somebody who does everything that the cache has a part in."""
+    """Return what happens to someone who does everything that the cache plays a part in."""
     owner = await api.new_person()
     observed: list[Any] = [await seen(api, owner) is None]
     code = await api.new_code(owner)
@@ -456,7 +463,7 @@ async def test_once_the_breaker_is_open_no_request_waits_for_redis(
 async def test_a_flood_takes_no_more_connections_to_redis_and_does_not_open_the_breaker(
     api: Api, anna: Person, redis: Redis
 ) -> None:
-    """With a connection for each request they are so many that all are late."""
+    """With a connection for each request there would be so many that all are late."""
     code = await api.new_code(anna)
     assert await seen(api, anna) == code
     others = len(await redis.client_list())
@@ -602,7 +609,7 @@ async def test_a_process_without_redis_does_not_leave_the_others_with_an_old_cod
 async def test_what_a_restarted_redis_read_from_an_old_file_is_never_given(
     settings: Settings, database: asyncpg.Connection, redis: Redis
 ) -> None:
-    """Nor by the first command after the restart, which is repeated on a new connection."""
+    """Neither before the restart is noticed, nor when Redis is trusted again."""
     async with (
         redis_trouble.proxied(settings.redis_url) as proxy,
         running(replace(settings, redis_url=proxy.url)) as api,
@@ -619,6 +626,11 @@ async def test_what_a_restarted_redis_read_from_an_old_file_is_never_given(
         await redis.mset(file)
         proxy.run_id = "f" * 40
         proxy.mend()
+        for _ in range(5):
+            assert await seen(api, owner) is None
+        async with asyncio.timeout(STALE_SECONDS):
+            while api.app[SERVICES].redis.away:
+                await asyncio.sleep(0.02)
         for _ in range(5):
             assert await seen(api, owner) is None
 

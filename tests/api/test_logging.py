@@ -220,4 +220,4 @@ async def test_that_redis_goes_and_comes_is_told_once(
         for _ in range(5):
             await api.get("/referral-code/nobody@example.com")
     warnings = [record.getMessage() for record in log.records if record.levelname == "WARNING"]
-    assert len([line for line in warnings if "The cache is not used" in line]) == 1
+    assert len([line for line in warnings if "Cache disabled" in line]) == 1

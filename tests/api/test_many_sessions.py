@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 import pytest
@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from service.api.http.app_keys import SERVICES
 from service.domain.sessions import ENDED_KEPT_FOR
 from service.redis.cache import REMOVED_AT_ONCE, Cache, Entry
-from service.redis.connection import Command, RedisConnection
+from service.redis.client import RedisClient, Reply
 from service.repositories.sessions import MOST_AT_ONCE
 from service.use_cases.cache_invalidation import KEYS_OF_A_JOB
 from service.use_cases.housekeeping import Housekeeping
@@ -167,15 +167,15 @@ async def watched(database: asyncpg.Connection) -> AsyncIterator[None]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many commands each call of Redis has."""
+    """How many cache keys each call of Redis removes: with value, lease and lasting name."""
     counted: list[int] = []
-    call = RedisConnection.call
+    delete = RedisClient.delete
 
-    def count(self: RedisConnection, *commands: Command) -> "asyncio.Future[list[Any]]":
-        counted.append(len(commands))
-        return call(self, *commands)
+    def count(self: RedisClient, *names: str) -> Reply:
+        counted.append(len(names) // 3)
+        return delete(self, *names)
 
-    monkeypatch.setattr(RedisConnection, "call", count)
+    monkeypatch.setattr(RedisClient, "delete", count)
     return counted
 
 

@@ -1,4 +1,4 @@
-"""Too many requests: counted for an address and an account, before anything is done for them."""
+"""Too many requests: counted by address and by account, before anything is done for them."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ LOOKUP = "/referral-code/nobody@example.com"
 PROXY = ip_network("127.0.0.1")
 
 
-async def test_the_headers_tell_the_policy_and_what_is_left(settings: Settings) -> None:
+async def test_the_headers_show_the_policy_and_what_is_left(settings: Settings) -> None:
     limited = replace(settings, rate_limit_lookup=RateLimit(3, 60))
     async with running(limited) as api:
         for left in (2, 1, 0):
@@ -42,11 +42,11 @@ async def test_the_headers_tell_the_policy_and_what_is_left(settings: Settings) 
 async def test_a_look_up_too_many_does_not_reach_the_database(
     settings: Settings, redis: Redis
 ) -> None:
-    """It is counted while Redis is asked for the code, and judged before PostgreSQL would be."""
+    """Redis is asked for the code with the same request that counts, PostgreSQL only afterwards."""
     async with running(replace(settings, rate_limit_lookup=RateLimit(1, 60))) as api:
         for email, found in (("first@example.com", 1), ("second@example.com", 0)):
             await api.get(f"/referral-code/{email}")
-            # That nobody has the e-mail is kept, once PostgreSQL has said so.
+            # That nobody has the email address is cached, once PostgreSQL has said so.
             kept = [key async for key in redis.scan_iter(f"*{{code:{email}}}")]
             assert len(kept) == found
         malformed = await api.get("/referral-code/no-email")
@@ -84,7 +84,7 @@ async def test_registrations_are_limited_for_an_address(settings: Settings) -> N
 
 async def test_logins_are_limited_for_an_address(settings: Settings) -> None:
     """Whatever accounts they are for; the right password does not help. Windows of accounts are
-    counted too, and not shown: they would say what others do."""
+    counted too, and not shown: they would reveal what others do."""
     async with running(replace(settings, rate_limit_login=RateLimit(3, 60))) as api:
         await api.register("anna@example.com")
         for number in range(3):
@@ -99,7 +99,7 @@ async def test_logins_are_limited_for_an_address(settings: Settings) -> None:
 async def test_logins_are_limited_for_an_account_known_or_not(
     settings: Settings, email: str
 ) -> None:
-    """From many addresses, and however it is spelt: held up longer and longer, never refused."""
+    """From many addresses, and however it is spelt: delayed longer and longer, never refused."""
     limited = replace(settings, rate_limit_login=RateLimit(3, 60), trusted_proxies=(PROXY,))
     async with running(limited) as api:
         await api.register("anna@example.com")
@@ -172,11 +172,11 @@ FORWARDED = [
     # From the right, as far as trusted proxies have written it: the left is the client's word.
     (["10.0.0.1, 203.0.113.1", "10.0.0.2, 203.0.113.1", "x, 203.0.113.1"], True, [404, 404, 429]),
     (["203.0.113.1, 127.0.0.1", "203.0.113.2, 127.0.0.1", "203.0.113.3"], True, [404, 404, 404]),
-    # Some proxies add the port, which is another one for each connection.
+    # Some proxies add the port, which differs with each connection.
     (["203.0.113.1:51000", "203.0.113.1:51001", "203.0.113.1"], True, [404, 404, 429]),
     (["203.0.113.1:51000", "203.0.113.2:51000", "203.0.113.3:51000"], True, [404, 404, 404]),
     (["[2001:db8::1]:1", "[2001:db8::1]:2", '"[2001:db8::1]"'], True, [404, 404, 429]),
-    # What is no address ends the search: left of it anybody may have written anything.
+    # Anything else than an address ends the search: left of it anyone may have written anything.
     (["10.0.0.1, x:4711", "10.0.0.2, x:4711", "10.0.0.3, x:4711"], True, [404, 404, 429]),
     (["10.0.0.1, unknown", "10.0.0.2, ", "10.0.0.3, _x"], True, [404, 404, 429]),
     # Without trusted proxies the header is anybody's word.

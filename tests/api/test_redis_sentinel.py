@@ -1,19 +1,23 @@
 """The three promises of service/redis/cache.py where sentinels say which server is the primary."""
 
 import asyncio
-import secrets
 import tempfile
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
 import pytest
 
 from service.api.http.app_keys import SERVICES
-from service.redis import cache as caching
-from service.redis.cache import RedisServer
-from service.redis.connection import RedisAway
+from service.domain.clock import utc_now
+from service.redis import TIMEOUT_SECONDS, RedisAway, topology
+from service.redis import client as redis_client
+from service.redis.cache import Cache
+from service.redis.client import RedisClient
+from service.redis.topology import BELIEF_SECONDS, SETTLING_SECONDS
 from service.settings.settings import Settings
 from service.use_cases.cache_invalidation import code_key
 from tests.api.several_redis import (
@@ -26,84 +30,22 @@ from tests.api.several_redis import (
     open_cache,
     serving,
     started,
+    trusted,
 )
-from tests.api.test_cache import all_jobs_done, seen
-from tests.engines.valkeys import Valkey, until
-
-PASSWORD = "a word"
-
-
-@dataclass(frozen=True)
-class Watched:
-    """Two servers, one of them the primary, and the three sentinels that watch it."""
-
-    servers: tuple[Valkey, Valkey]
-    sentinels: tuple[Valkey, ...]
-
-    def url(self, *sentinels: str) -> str:
-        """Return the REDIS_URL, with these sentinels instead of the real ones if there are some."""
-        hosts = ",".join(sentinels or [each.url for each in self.sentinels])
-        return f"redis+sentinel://:{PASSWORD.replace(' ', '%20')}@{hosts}/referrals"
-
-    def roles(self) -> tuple[Valkey, Valkey]:
-        """Return the primary and the replica."""
-        primary, replica = sorted(self.servers, key=Valkey.is_primary, reverse=True)
-        return primary, replica
-
-    def is_whole(self) -> bool:
-        """Whether the replica has what the primary has, and all sentinels know all of it."""
-        primary, replica = self.roles()
-        if replica.is_primary() or replica.tell("ROLE")[3] != b"connected":
-            return False
-        for sentinel in self.sentinels:
-            _, port = sentinel.tell("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "referrals")
-            others = sentinel.tell("SENTINEL", "SENTINELS", "referrals")
-            replicas = sentinel.tell("SENTINEL", "REPLICAS", "referrals")
-            if int(port) != primary.port or len(others) != 2 or len(replicas) != 1:
-                return False
-        return True
+from tests.api.test_cache import STALE_SECONDS, all_jobs_done, seen
+from tests.engines import valkeys
+from tests.engines.valkeys import Watched, until
+from tests.factories import running
 
 
 @pytest.fixture
 def watched() -> Iterator[Watched]:
-    with tempfile.TemporaryDirectory(prefix="sentinel-") as name:
-        folder = Path(name)
-        first, second, *ports = free_ports(5)
-        common = (
-            f'requirepass "{PASSWORD}"',
-            f'primaryauth "{PASSWORD}"',
-            'save ""',
-            "repl-diskless-sync-delay 0",
-        )
-        replica = f"replicaof {LOOPBACK.address} {first}"
-        servers = (
-            Valkey("first", LOOPBACK, first, folder, *common, password=PASSWORD),
-            Valkey("second", LOOPBACK, second, folder, *common, replica, password=PASSWORD),
-        )
-        ids = {port: secrets.token_hex(20) for port in ports}
-        sentinels = tuple(
-            Valkey(
-                f"sentinel{port}",
-                LOOPBACK,
-                port,
-                folder,
-                f"sentinel myid {own}",
-                f"sentinel monitor referrals {LOOPBACK.address} {first} 2",
-                f'sentinel auth-pass referrals "{PASSWORD}"',
-                "sentinel down-after-milliseconds referrals 500",
-                "sentinel failover-timeout referrals 2000",
-                # What they would tell each other within seconds.
-                f"sentinel known-replica referrals {LOOPBACK.address} {second}",
-                *(
-                    f"sentinel known-sentinel referrals {LOOPBACK.address} {other} {ids[other]}"
-                    for other in ports
-                    if other != port
-                ),
-            )
-            for port, own in ids.items()
-        )
-        with started(servers), started(sentinels):
-            yield Watched(servers, sentinels)
+    """Two servers, one of them the primary, and the three sentinels that watch it."""
+    with tempfile.TemporaryDirectory(prefix="sentinel-") as folder:
+        places = [(LOOPBACK, port) for port in free_ports(5)]
+        made = valkeys.watched(places[:2], places[2:], Path(folder), down_after=500)
+        with started(made.servers), started(made.sentinels):
+            yield made
 
 
 @pytest.fixture
@@ -116,7 +58,7 @@ def sentinel(settings: Settings, watched: Watched) -> Settings:
 @pytest.fixture
 def settled_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what would only wait."""
-    monkeypatch.setattr(caching, "SETTLING_SECONDS", 0.1)
+    monkeypatch.setattr(topology, "SETTLING_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("settled_soon")
@@ -125,22 +67,25 @@ async def test_a_server_that_is_a_primary_no_more_is_given_up(
 ) -> None:
     """And its values are not seen when it is one again."""
     old, new = watched.roles()
-    async with open_cache(sentinel.redis_url) as (cache, server):
+    async with open_cache(sentinel.redis_url) as (cache, client):
         assert await cache.read_through("kind:key", loading(b"old")) == b"old"
         assert await cache.read_through("kind:key", nothing_to_load) == b"old"
-        redis = await server.connect("key")
         old.tell("REPLICAOF", new.machine.address, new.port)
-        with pytest.raises(RedisAway, match="READONLY"):
-            await redis.call(("SET", "key", "value"))
-        assert server.away
+        with pytest.raises(RedisAway, match="ReadOnlyError"):
+            await client.call("SET", "key", "value")
+        assert client.away
         with pytest.raises(RedisAway, match="not a primary"):
-            await server.ask()
+            await client.probe()
         old.tell("REPLICAOF", "NO", "ONE")
-        await server.ask()
-        await asyncio.sleep(caching.SETTLING_SECONDS)
-        server.resume()
+        await client.probe()
+        await asyncio.sleep(topology.SETTLING_SECONDS)
+        client.resume()
         assert names(old, "kind:key")
         assert await cache.read_through("kind:key", loading(b"new")) == b"new"
+        old.tell("REPLICAOF", new.machine.address, new.port)
+        with pytest.raises(RedisAway, match="not a primary"):
+            await client.probe()
+        assert client.away
 
 
 @pytest.mark.usefixtures("settled_soon")
@@ -149,21 +94,21 @@ async def test_a_primary_is_the_one_that_most_of_the_sentinels_name(
 ) -> None:
     first, second, _ = (each.url for each in watched.sentinels)
     nobody, neither = (f"{LOOPBACK.address}:{port}" for port in free_ports(2))
-    async with open_cache(watched.url(first, nobody, second)) as (_, server):
-        assert server.connection_of("key") is not None
-    server = RedisServer(watched.url(first, nobody, neither))
-    with pytest.raises(RedisAway, match="Most of the sentinels: ConnectionRefusedError"):
-        await server.ask()
-    await server.close()
+    async with open_cache(watched.url(first, nobody, second)) as (_, client):
+        assert await client.get("key") is None
+    client = RedisClient(watched.url(first, nobody, neither))
+    with pytest.raises(RedisAway, match="Most sentinels must name the same primary: Connection"):
+        await client.probe()
+    await client.close()
 
 
 async def test_sentinels_that_do_not_know_the_name_say_so(
     sentinel: Settings, watched: Watched
 ) -> None:
-    server = RedisServer(watched.url().replace("/referrals", "/orders"))
+    client = RedisClient(watched.url().replace("/referrals", "/orders"))
     with pytest.raises(RedisAway, match="'orders'"):
-        await server.ask()
-    await server.close()
+        await client.probe()
+    await client.close()
 
 
 @pytest.mark.usefixtures("settled_soon")
@@ -194,3 +139,92 @@ async def test_when_the_primary_dies_postgresql_answers_until_the_sentinels_have
                 await asyncio.sleep(0.02)
         assert name in names(new, key)
         assert not api.app[SERVICES].redis.away
+
+
+@pytest.mark.usefixtures("settled_soon")
+async def test_a_primary_that_does_not_know_of_its_successor_is_not_used_for_long(
+    sentinel: Settings, watched: Watched, database: asyncpg.Connection
+) -> None:
+    async with serving(sentinel) as api:
+        owner = await api.new_person()
+        code = await api.new_code(owner)
+        await all_jobs_done(database)
+        assert await seen(api, owner) == code
+        old, new = watched.roles()
+        [name] = names(old, code_key(owner.email))
+        watched.isolate(old)
+        await asyncio.to_thread(until, lambda: watched.primary() is new)
+        async with running(sentinel) as other:
+            assert (await other.delete("/referral-code", by=owner)).status == 204
+            async with asyncio.timeout(STALE_SECONDS):
+                while await seen(api, owner) is not None:
+                    await asyncio.sleep(0.02)
+                await all_jobs_done(database)
+            assert old.is_primary(), "it still believes that it is one"
+            assert code.encode() in old.tell("GET", name)
+            for process in (api, other):
+                await trusted(process)
+                assert await seen(process, owner) is None
+
+
+async def test_a_new_primary_is_not_used_while_another_process_may_use_the_one_before(
+    sentinel: Settings, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert SETTLING_SECONDS > BELIEF_SECONDS + TIMEOUT_SECONDS
+    monkeypatch.setattr(topology, "SETTLING_SECONDS", 0.4)
+    client = RedisClient(sentinel.redis_url)
+    await client.probe()
+    for _ in range(2):
+        client.resume()
+        assert client.away
+        await asyncio.sleep(0.2)
+    await client.probe()
+    client.resume()
+    assert not client.away
+    _, new = watched.roles()
+    watched.sentinels[0].tell("SENTINEL", "FAILOVER", "referrals")
+    await asyncio.to_thread(until, new.is_primary)
+    async with asyncio.timeout(LONG):
+        while not client.away:
+            await asyncio.sleep(0.02)
+        while not client.answers:
+            with suppress(RedisAway):
+                await client.probe()
+    client.resume()
+    assert client.away
+    await client.close()
+
+
+@pytest.mark.usefixtures("settled_soon")
+async def test_what_a_process_removes_before_it_uses_the_primary_is_removed_for_others(
+    sentinel: Settings,
+) -> None:
+    """One that has just started: its first writes must not wait for a job to be seen."""
+    async with open_cache(sentinel.redis_url) as (cache, _):
+        assert await cache.read_through("kind:1", loading(b"old")) == b"old"
+        started_now = RedisClient(sentinel.redis_url)
+        await started_now.probe()
+        assert started_now.away
+        await Cache(started_now, utc_now).forget(["kind:1"])
+        assert await cache.read_through("kind:1", loading(b"new")) == b"new"
+        await started_now.close()
+
+
+async def test_what_the_sentinels_have_said_is_not_believed_for_ever(
+    sentinel: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are asked again in time; only a process that was held up does without Redis a while."""
+    monkeypatch.setattr(topology, "BELIEF_SECONDS", 0.3)
+    monkeypatch.setattr(redis_client, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(topology, "SETTLING_SECONDS", 0.0)
+    async with open_cache(sentinel.redis_url) as (_, client):
+        for _ in range(10):
+            await asyncio.sleep(0.05)
+            assert await client.get("key") is None
+        time.sleep(0.3)  # noqa: ASYNC251 - nothing else runs meanwhile
+        with pytest.raises(RedisAway):
+            client.get("key")
+        with pytest.raises(RedisAway):
+            client.delete("key")
+        await client.probe()
+        assert await client.get("key") is None

@@ -1,9 +1,9 @@
 """`python -m tests.faults.nodes`: the service on several machines, each a network namespace.
 
 Three nodes of the service behind HAProxy, a PostgreSQL primary with two synchronous standbys, each
-behind a PgBouncer of its own, and a cluster of six Valkeys. Clients do what `make faults` has them
-do while primaries are killed and cut off, and nodes are replaced by newer ones; the same checker
-judges their answers.
+behind a PgBouncer of its own, and three Valkeys watched by sentinels. Clients do what `make faults`
+has them do while primaries are killed and cut off, and nodes replaced by those of a newer version;
+what they were told is judged by the same checker.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from tests.e2e.processes import COMMAND, ROOT, status_of
 from tests.engines.machines import Machine, Missing, Server, network, program
 from tests.engines.pgbouncer import pgbouncer
 from tests.engines.standbys import PORT, PostgreSQL, folder_for_servers, furthest
-from tests.engines.valkeys import Valkey, cluster_settings, is_whole, join, until
+from tests.engines.valkeys import Valkey, Watched, until, watched
 from tests.factories import new_secrets
 from tests.faults.faults import JUST_BEFORE, STALE_SECONDS
 from tests.faults.history import History, Kind, Window
@@ -42,11 +42,12 @@ from tests.faults.load import Load
 
 DATABASES: Final = ("db1", "db2", "db3")
 NODES: Final = ("node1", "node2", "node3")
-VALKEYS: Final = [f"valkey{number}" for number in range(1, 7)]
+VALKEYS: Final = [f"valkey{number}" for number in range(1, 4)]
 MACHINES: Final = [*DATABASES, *NODES, *VALKEYS, "front", "clients"]
 VALKEY_PORT: Final = 6379
+SENTINEL_PORT: Final = 26379
 VALKEY_TIMEOUT: Final = 2000
-"""cluster-node-timeout, in milliseconds."""
+"""down-after-milliseconds."""
 POOLER_PORT: Final = 6432
 CLIENTS: Final = 6
 WRITES: Final[tuple[Kind, ...]] = ("create", "replace", "delete", "register")
@@ -92,8 +93,7 @@ class World:
     folder: Path
     databases: list[PostgreSQL]
     synchronous: Mapping[str, str]
-    valkeys: list[Valkey]
-    """The nodes of the cluster."""
+    valkeys: Watched
     lone_valkey: Valkey
     nodes: dict[str, Server] = field(default_factory=dict)
     history: History = field(default_factory=History)
@@ -129,10 +129,12 @@ def world(synchronous: Mapping[str, str]) -> Iterator[World]:
         machines = stack.enter_context(network(MACHINES))
         servers = folder_for_servers(folder / "servers")
         databases = [PostgreSQL(name, machines[name], servers) for name in DATABASES]
-        valkeys = [
-            Valkey(name, machines[name], VALKEY_PORT, servers, *cluster_settings(VALKEY_TIMEOUT))
-            for name in VALKEYS
-        ]
+        valkeys = watched(
+            [(machines[name], VALKEY_PORT) for name in VALKEYS],
+            [(machines[name], SENTINEL_PORT) for name in VALKEYS],
+            servers,
+            down_after=VALKEY_TIMEOUT,
+        )
         lone_valkey = Valkey("valkey", machines["front"], VALKEY_PORT, servers, 'save ""')
         built = World(machines, servers, databases, synchronous, valkeys, lone_valkey)
         for server in databases:
@@ -150,12 +152,10 @@ def world(synchronous: Mapping[str, str]) -> Iterator[World]:
             )
             stack.callback(pooler.kill)
             pooler.start()
-        for other in (*valkeys, lone_valkey, _haproxy(built)):
+        for other in (*valkeys.servers, *valkeys.sentinels, lone_valkey, _haproxy(built)):
             stack.callback(other.kill)
             other.start()
-        for valkey in valkeys:
-            valkey.wait_until(valkey.answers)
-        join(valkeys, len(valkeys) // 2)
+        until(valkeys.is_whole)
         try:
             yield built
         finally:
@@ -191,7 +191,7 @@ def environment_of(built: World) -> dict[str, str]:
         "DATABASE_URL": built.url("read-write"),
         "DATABASE_REPLICA_URL": built.url("standby", PORT),
         "DATABASE_PREPARED_STATEMENTS": "off",
-        "REDIS_URL": "redis+cluster://" + ",".join(each.url for each in built.valkeys),
+        "REDIS_URL": built.valkeys.url(),
         "PORT": "8080",
         "PUBLIC_URL": built.front,
         "WORKERS": "1",
@@ -259,9 +259,9 @@ async def failover(built: World, seed: int) -> list[str]:
             if back > WRITES_BACK_SECONDS:
                 complaints.append(f"no write for {back:.1f} s")
             await asyncio.to_thread(_come_back, old, new, built)
-        for number, strike_valkey in enumerate((_kill, _cut_off, _isolate)):
+        for strike_valkey in (_kill, _cut_off, built.valkeys.isolate):
             await asyncio.sleep(CALM_SECONDS)
-            await _replace_valkey(built, strike_valkey, number)
+            await _replace_valkey(built, strike_valkey)
         await asyncio.sleep(CALM_SECONDS)
     return complaints + await _verdict(built, load)
 
@@ -276,23 +276,16 @@ def _cut_off(server: PostgreSQL | Valkey) -> None:
     server.machine.unplug()
 
 
-def _isolate(valkey: Valkey) -> None:
-    """no longer hears from the others, and goes on"""
-    valkey.tell("CONFIG", "SET", "cluster-node-timeout", 60_000)
-    valkey.tell("DEBUG", "DROP-CLUSTER-PACKET-FILTER", -2)
-
-
-async def _replace_valkey(built: World, strike: Callable[[Valkey], None], number: int) -> None:
-    """Do something to a primary of Valkey; wait until its replica is one, and the cache is used."""
-    old = [each for each in built.valkeys if each.is_primary()][number]
-    others = [each for each in built.valkeys if each is not old]
+async def _replace_valkey(built: World, strike: Callable[[Valkey], None]) -> None:
+    """Do something to the primary of Valkey; wait until another is one, and the cache is used."""
+    old, *others = built.valkeys.roles()
     struck = monotonic()
     strike(old)
-    await asyncio.to_thread(until, lambda: sum(map(Valkey.is_primary, others)) == 3)
+    await asyncio.to_thread(until, lambda: any(map(Valkey.is_primary, others)))
     replaced = monotonic()
     await asyncio.to_thread(until, lambda: _all_use_the_cache(built))
     back = monotonic()
-    print(f"  {old.name} {strike.__doc__}, its replica is a primary", flush=True)
+    print(f"  {old.name}: {strike.__doc__}; a replica is the primary", flush=True)
     print(
         f"  {replaced - struck:.1f} s later; the cache used {back - struck:.1f} s later", flush=True
     )
@@ -302,9 +295,8 @@ async def _replace_valkey(built: World, strike: Callable[[Valkey], None], number
         old.machine.plug_in()
     else:
         await asyncio.sleep(CALM_SECONDS)  # while two answer
-        old.tell("DEBUG", "DROP-CLUSTER-PACKET-FILTER", -1)
-        old.tell("CONFIG", "SET", "cluster-node-timeout", VALKEY_TIMEOUT)
-    await asyncio.to_thread(until, lambda: is_whole(built.valkeys))
+        built.valkeys.let_back(old)
+    await asyncio.to_thread(until, built.valkeys.is_whole)
     await asyncio.to_thread(until, lambda: _all_use_the_cache(built))
     for step in range(int((monotonic() + STALE_SECONDS - struck) / STEP_SECONDS)):
         begin = struck + step * STEP_SECONDS

@@ -1,11 +1,11 @@
-"""Failed attempts while Redis is away: the same pauses, counted by each worker for itself."""
+"""Failed attempts while Redis is away: the same pauses, counted by each worker on its own."""
 
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from service.domain.keyed_hashes import keyed_hash
-from service.redis.cache import RedisServer
+from service.redis.client import RedisClient
 from service.redis.password_attempts import PAUSES_MS, REMEMBERED_MS, Failures, KnownAddresses
 from tests.unit.test_rate_limits import HandSetClock
 
@@ -19,7 +19,7 @@ def clock() -> HandSetClock:
 
 @pytest.fixture
 def failures(clock: HandSetClock) -> Failures:
-    return Failures(RedisServer("unix:///nowhere"), clock, b"key")
+    return Failures(RedisClient("unix:///nowhere"), clock, b"key")
 
 
 async def fail(failures: Failures, times: int) -> None:
@@ -76,7 +76,7 @@ async def test_no_pause_is_longer_than_failures_are_remembered() -> None:
 
 
 async def test_while_redis_is_away_no_address_is_known(clock: HandSetClock) -> None:
-    known = KnownAddresses(RedisServer("unix:///nowhere"), clock, b"key")
+    known = KnownAddresses(RedisClient("unix:///nowhere"), clock, b"key")
     await known.add(*WHO)
     assert not await known.include(*WHO)
 

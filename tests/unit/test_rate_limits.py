@@ -1,4 +1,4 @@
-"""Counting while Redis is away: each worker for itself, in bounded memory."""
+"""Counting while Redis is away: each worker on its own, in bounded memory."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -7,7 +7,7 @@ import pytest
 
 from service.domain.rate_limits import RateLimit
 from service.redis import rate_limits
-from service.redis.cache import RedisServer
+from service.redis.client import RedisClient
 from service.redis.rate_limits import RateLimiter, Window
 
 TWO_A_MINUTE = RateLimit(2, 60)
@@ -30,7 +30,7 @@ def clock() -> HandSetClock:
 
 @pytest.fixture
 def limiter(clock: HandSetClock) -> RateLimiter:
-    return RateLimiter(RedisServer("unix:///nowhere"), clock, b"key")
+    return RateLimiter(RedisClient("unix:///nowhere"), clock, b"key")
 
 
 async def count(limiter: RateLimiter, subject: str = "anna", name: str = "login") -> Window:
@@ -65,7 +65,9 @@ async def test_a_window_says_how_long_it_lasts(
     assert (await count(limiter)).reset == reset
 
 
-async def test_a_window_that_is_over_begins_anew(limiter: RateLimiter, clock: HandSetClock) -> None:
+async def test_after_a_window_has_ended_another_starts(
+    limiter: RateLimiter, clock: HandSetClock
+) -> None:
     for _ in range(3):
         await count(limiter)
     clock.now += timedelta(seconds=60)

@@ -1,4 +1,4 @@
-"""What a REDIS_URL of several servers is taken apart into."""
+"""How a REDIS_URL of several servers is parsed."""
 
 from service.redis.urls import read_redis_url
 
@@ -9,14 +9,13 @@ def test_one_server_is_left_to_redis_py() -> None:
         assert (read.kind, read.named) == ("server", (url,))
 
 
-def test_all_nodes_of_a_cluster_get_the_user_and_the_options() -> None:
-    read = read_redis_url("rediss+cluster://u:p%40%2Cq@A:1,[::1]:2?ssl_ca_certs=/ca.pem")
-    assert read.kind == "cluster"
+def test_sentinels_and_primary_get_the_options_and_the_primary_the_user() -> None:
+    read = read_redis_url("rediss+sentinel://u:p%40%2Cq@A:1,[::1]:2/name?ssl_ca_data=word")
     assert read.named == (
-        "rediss://u:p%40%2Cq@a:1?ssl_ca_certs=/ca.pem",
-        "rediss://u:p%40%2Cq@[::1]:2?ssl_ca_certs=/ca.pem",
+        "rediss://a:1?ssl_ca_data=word",
+        "rediss://[::1]:2?ssl_ca_data=word",
     )
-    assert read.to("fe80::1", 7) == "rediss://u:p%40%2Cq@[fe80::1]:7?ssl_ca_certs=/ca.pem"
+    assert read.to("fe80::1", 7) == "rediss://u:p%40%2Cq@[fe80::1]:7?ssl_ca_data=word"
 
 
 def test_user_and_database_are_the_primarys_and_sentinels_have_a_password_of_their_own() -> None:

@@ -113,7 +113,8 @@ def test_all_faults_are_told_at_once_in_one_line_each() -> None:
 REDIS_URLS = "redis:// or rediss:// or unix://"
 HOSTS = "must name each host with its port, HOST:PORT,HOST:PORT."
 REDIS_DATABASE = "must have the number of a database after the host, or nothing."
-NAME = "must have behind the hosts what the sentinels call the primary."
+NAME = "must end with the name that the sentinels have for the primary."
+CLUSTER = "must not name a cluster: use one server, or a primary with sentinels."
 
 
 @pytest.mark.parametrize(
@@ -133,21 +134,17 @@ NAME = "must have behind the hosts what the sentinels call the primary."
         ("REFRESH_TOKEN_KEYS", "short", "must be 32 characters or more."),
         ("DATABASE_URL", "mysql://localhost", "must be a URL that begins with postgresql://."),
         ("REDIS_URL", "localhost:6379", f"must be a URL that begins with {REDIS_URLS}."),
-        ("REDIS_URL", "http+cluster://a:1", f"must be a URL that begins with {REDIS_URLS}."),
-        ("REDIS_URL", "redis+cluster://a:1,b", HOSTS),
-        ("REDIS_URL", "redis+cluster://a:1,,b:2", HOSTS),
-        ("REDIS_URL", "redis+cluster://a:1,b:port", HOSTS),
+        ("REDIS_URL", "http+sentinel://a:1/name", f"must be a URL that begins with {REDIS_URLS}."),
+        ("REDIS_URL", "redis+cluster://a:1,b:2", CLUSTER),
+        ("REDIS_URL", "rediss+cluster://a:1", CLUSTER),
+        ("REDIS_URL", "redis+sentinel://a:1,,b:2/name", HOSTS),
+        ("REDIS_URL", "redis+sentinel://a:1,b:port/name", HOSTS),
         (
             "REDIS_URL",
-            "redis+cluster://[::1:1",
+            "redis+sentinel://[::1:1/name",
             "must have both brackets around an address, and only there.",
         ),
-        ("REDIS_URL", "redis+cluster://", HOSTS),
-        (
-            "REDIS_URL",
-            "redis+cluster://a:1/2",
-            "must have nothing behind the hosts: a cluster has one database.",
-        ),
+        ("REDIS_URL", "redis+sentinel:///name", HOSTS),
         ("REDIS_URL", "redis+sentinel://a:1,b/name", HOSTS),
         ("REDIS_URL", "redis+sentinel://a:1,b:2", NAME),
         ("REDIS_URL", "redis+sentinel://a:1/name/word", NAME),
@@ -171,7 +168,7 @@ NAME = "must have behind the hosts what the sentinels call the primary."
         ),
         (
             "REDIS_URL",
-            "rediss+cluster://a:1,b:2?ssl_ca_certs=/nowhere",
+            "rediss+sentinel://a:1,b:2/name?ssl_ca_certs=/nowhere",
             "ssl_ca_certs must be a file that this service may read, and /nowhere is not.",
         ),
         (
@@ -379,7 +376,7 @@ def test_what_is_no_network_is_refused(text: str) -> None:
         ("REDIS_URL", "redis://:secret@localhost:6379/0"),
         ("REDIS_URL", "rediss://localhost"),
         ("REDIS_URL", "unix:///run/valkey.sock"),
-        ("REDIS_URL", "rediss+cluster://user:p%40ss@a:1,[::1]:2"),
+        ("REDIS_URL", "rediss+sentinel://user:p%40ss@a:1,[::1]:2/referrals"),
         ("REDIS_URL", "redis+sentinel://:secret@a:26379,b:26379/referrals/1"),
         ("PUBLIC_URL", "https://referrals.example.com"),
         ("PUBLIC_URL", "http://localhost:8080"),

@@ -1,7 +1,7 @@
-"""Refusing a request when its client, or the account it is about, has made too many.
+"""Refusing a request when its client, or the account concerned, has made too many.
 
-The headers show only windows of the client's address and of the signed-in user: the window of an
-account would reveal what others do there.
+The headers show only the windows of the client's address and of the signed-in user: an account's
+window would reveal what others do there.
 """
 
 from typing import Final
@@ -23,32 +23,12 @@ VERIFICATION: Final = "verification"
 WRITE: Final = "write"
 
 
-class Admission:
-    """Whether a request may go on: known a moment after it is asked."""
-
-    __slots__ = ("_request", "_window")
-
-    def __init__(self, request: web.Request, window: Window | None) -> None:
-        self._request = request
-        self._window = window
-
-    async def check(self) -> None:
-        """Raise TooMany, the first time, where the limit is exceeded."""
-        window = self._window
-        if window is not None:
-            self._window = None
-            await window.settle()
-            self._request[CONTEXT].windows = [window]
-            if window.exceeded:
-                raise refusal(window.name, window.reset)
-
-
 async def count_request(
     request: web.Request, name: str, account: str | None = None
 ) -> Window | None:
     """Count the request for its client's address and, if given, for an account.
 
-    Returns the window of the address, None where there is no limit. Raises TooMany where the limit
+    Returns the window of the address, or None where there is no limit. Raises TooMany if the limit
     `name` is exceeded; the request is counted all the same.
     """
     subjects = [(name, client_address(request))]
@@ -58,7 +38,7 @@ async def count_request(
 
 
 async def count_write(request: web.Request, user_id: UUID) -> None:
-    """Count a write of a user, whatever session or client it comes from; raise TooMany."""
+    """Count a user's write, whatever session or client it comes from; raise TooMany."""
     await _count(request, WRITE, [(WRITE, str(user_id))])
 
 
@@ -73,20 +53,6 @@ async def _count(request: web.Request, name: str, subjects: list[tuple[str, str]
     if resets := [window.reset for window in windows if window.exceeded]:
         raise refusal(name, max(resets))
     return windows[0]
-
-
-def start_count(request: web.Request, name: str) -> Admission:
-    """Begin to count the request for its client's address; the caller has to check.
-
-    What the caller asks of Redis meanwhile goes there and back together with the count.
-    """
-    app = request.app
-    limit = app[RATE_LIMITS][name]
-    if limit is None:
-        return Admission(request, None)
-    return Admission(
-        request, Window(app[SERVICES].rate_limiter, name, limit, client_address(request))
-    )
 
 
 def refusal(name: str, wait: int) -> TooMany:

@@ -1,0 +1,338 @@
+"""Redis through redis-py: whatever one turn of the event loop asks for travels together.
+
+A call of its own for each request would cost more than aiohttp needs to answer it. One MGET and
+one script for the 64 requests of a busy turn cost each of them next to nothing.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any, Final
+
+from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.connection import HiredisRespSerializer
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+
+from service.redis import TIMEOUT_SECONDS, RedisAway
+from service.redis.topology import Topology
+from service.telemetry.metrics import CIRCUIT_BREAKER_OPEN
+
+LAST_CHANCE_SECONDS: Final = 0.01
+MOST_UNDER_WAY: Final = 10_000
+"""Requests that may wait for replies; more are refused, which bounds the memory they take."""
+PROBE_SECONDS: Final = 0.3
+"""The interval between questions to the sentinels."""
+_REFUSED: Final = (AuthenticationError, ResponseError)
+"""A wrong user, password or database."""
+_pack: Final[Callable[..., list[bytes]]] = HiredisRespSerializer().pack
+"""A connection's own `pack_command` takes four times as long for an MGET of 64 keys."""
+Argument = str | bytes | int
+Reply = asyncio.Future[Any]
+_Counted = tuple[int, int]
+
+_COUNT: Final = """
+local replies = {}
+for at, key in ipairs(KEYS) do
+    local left = redis.call('PTTL', key)
+    replies[2 * at - 1] = redis.call('INCRBY', key, ARGV[2 * at - 1])
+    if left < 0 then
+        left = tonumber(ARGV[2 * at])
+        redis.call('PEXPIRE', key, left)
+    end
+    replies[2 * at] = left
+end
+return replies
+"""
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """What one exchange asks for, and the futures that wait for its replies."""
+
+    generation: str = ""
+    """The only one of the server that may be asked; any, if empty."""
+    size: int = 0
+    reads: dict[str, list[Reply]] = field(default_factory=dict)
+    counts: dict[tuple[str, int], list[Reply]] = field(default_factory=dict)
+    calls: list[tuple[tuple[Argument, ...], Reply]] = field(default_factory=list)
+
+    def commands(self) -> list[tuple[Argument, ...]]:
+        commands: list[tuple[Argument, ...]] = []
+        if self.reads:
+            commands.append(("MGET", *self.reads))
+        if self.counts:
+            arguments = [
+                each
+                for (_, milliseconds), futures in self.counts.items()
+                for each in (len(futures), milliseconds)
+            ]
+            keys = [key for key, _ in self.counts]
+            commands.append(("EVAL", _COUNT, len(keys), *keys, *arguments))
+        commands += [command for command, _ in self.calls]
+        return commands
+
+    def resolve(self, replies: list[Any]) -> None:
+        remaining = iter(replies)
+        if self.reads:
+            for value, futures in zip(next(remaining), self.reads.values(), strict=True):
+                for future in futures:
+                    _resolve(future, value)
+        if self.counts:
+            each = iter(next(remaining))
+            for count, left, futures in zip(each, each, self.counts.values(), strict=True):
+                for number, future in enumerate(futures, count - len(futures) + 1):
+                    _resolve(future, (number, left))
+        for reply, (_, future) in zip(remaining, self.calls, strict=True):
+            _resolve(future, reply)
+
+    def fail(self, error: RedisAway) -> None:
+        waiting = [
+            *self.reads.values(),
+            *self.counts.values(),
+            [future for _, future in self.calls],
+        ]
+        for futures in waiting:
+            for future in futures:
+                if not future.done():
+                    future.set_exception(RedisAway(*error.args))
+                    future.exception()  # counts as retrieved, should nobody wait for it
+
+
+def _resolve(future: Reply, reply: Any) -> None:
+    if not future.done():  # the caller may have been cancelled
+        future.set_result(reply)
+
+
+@dataclass(slots=True)
+class _Lane:
+    """Has one exchange under way at a time; what is asked for meanwhile goes into the next one."""
+
+    batch: _Batch = field(default_factory=_Batch)
+    task: asyncio.Task[None] | None = None
+
+
+class RedisClient:
+    """The server that REDIS_URL names, behind a circuit breaker.
+
+    The breaker starts open: `resume` closes it, and the first failure opens it again. A connection
+    that was lost while idle is no failure; it is made again.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._topology = Topology(url)
+        self._connection: AbstractConnection | None = None
+        self._sending = asyncio.Lock()
+        self._receiving = asyncio.Lock()
+        """Acquired right after sending, and first come, first served: replies keep their order."""
+        self._reads = _Lane()
+        """Counts included."""
+        self._calls = _Lane()
+        """Apart: a write does not wait until the reads under way are answered."""
+        self._unanswered: set[_Batch] = set()
+        self._waiting = 0
+        self._probing = asyncio.Lock()
+        self._watch: asyncio.Task[None] | None = None
+        self.away = True
+        self.answers = False
+        """Whether Redis did when last asked, even if the breaker is still open."""
+        CIRCUIT_BREAKER_OPEN.set(1)
+
+    @property
+    def generation(self) -> str:
+        """A prefix for keys that must not be seen again after a restart or a failover."""
+        return self._topology.generation
+
+    def get(self, key: str) -> "asyncio.Future[bytes | None]":
+        """Return the value of a key. Like the others, raises RedisAway, as does the future."""
+        future = self._ask(self._reads, allowed=not self.away)
+        self._reads.batch.reads.setdefault(key, []).append(future)
+        return future
+
+    def count(self, key: str, milliseconds: int) -> "asyncio.Future[_Counted]":
+        """Count one request in a window that starts with the first.
+
+        Returns how many there are, this one included, and the milliseconds until the window ends.
+        """
+        future = self._ask(self._reads, allowed=not self.away)
+        self._reads.batch.counts.setdefault((key, milliseconds), []).append(future)
+        return future
+
+    def call(self, *command: Argument) -> Reply:
+        """Return the reply to any other command."""
+        return self._call(command, allowed=not self.away)
+
+    def delete(self, *keys: str) -> Reply:
+        """Delete keys, even while the breaker is open, provided that Redis answers.
+
+        This process may not trust what it would read there yet; others may be reading it.
+        """
+        return self._call(("DEL", *keys), allowed=self.answers)
+
+    async def probe(self) -> None:
+        """Find the primary and ask it for a sign of life, whatever the breaker says.
+
+        Raises RedisAway, and then the breaker is open.
+        """
+        async with self._probing:
+            asked_at, known = monotonic(), self.generation
+            batch = _Batch()
+            batch.calls.append((("INFO",), reply := asyncio.get_running_loop().create_future()))
+            try:
+                if await self._topology.find_primary():
+                    await self._disconnect()
+                await self._exchange(batch)
+                self._topology.learn(await reply)
+            except RedisAway:
+                self._open_breaker()
+                raise
+            self._topology.believe_since(asked_at)
+            if self.generation != known:
+                self._open_breaker()
+            self.answers = True
+
+    def resume(self) -> None:
+        """Close the breaker, unless Redis is silent or its primary was replaced a moment ago."""
+        if not self.answers or not self._topology.is_settled:
+            return
+        self.away = False
+        CIRCUIT_BREAKER_OPEN.set(0)
+        if self._topology.is_watched and self._watch is None:
+            self._watch = asyncio.create_task(self._keep_probing())
+
+    async def close(self) -> None:
+        self._open_breaker()
+        tasks = [each for each in (self._watch, self._reads.task, self._calls.task) if each]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for lane in (self._reads, self._calls):
+            lane.batch.fail(RedisAway("The connection to Redis was closed."))
+        await self._disconnect()
+        await self._topology.close()
+
+    async def _keep_probing(self) -> None:
+        """Go on until the breaker opens."""
+        try:
+            while not self.away:
+                await asyncio.sleep(PROBE_SECONDS)
+                with suppress(RedisAway):
+                    await self.probe()
+        finally:
+            self._watch = None
+
+    def _call(self, command: tuple[Argument, ...], *, allowed: bool) -> Reply:
+        future = self._ask(self._calls, allowed=allowed)
+        self._calls.batch.calls.append((command, future))
+        return future
+
+    def _ask(self, lane: _Lane, *, allowed: bool) -> Reply:
+        """Return the future of one more reply in the lane's next exchange."""
+        if not allowed or not self._topology.is_believed:
+            raise RedisAway
+        if self._waiting >= MOST_UNDER_WAY:
+            raise RedisAway("Too many requests are waiting for Redis.")
+        self._waiting += 1
+        batch = lane.batch
+        if not batch.size:
+            batch.generation = self.generation
+        if lane.task is None:
+            lane.task = asyncio.create_task(self._run(lane))
+        batch.size += 1
+        return asyncio.get_running_loop().create_future()
+
+    async def _run(self, lane: _Lane) -> None:
+        """Make one exchange after another until nothing more is asked for."""
+        try:
+            while lane.batch.size:
+                batch, lane.batch = lane.batch, _Batch()
+                try:
+                    await self._exchange(batch)
+                except RedisAway as error:
+                    batch.fail(error)
+                except BaseException:
+                    batch.fail(RedisAway("The exchange broke off."))
+                    raise
+                finally:
+                    self._waiting -= batch.size
+        finally:
+            lane.task = None
+
+    async def _exchange(self, batch: _Batch) -> None:
+        """Send the batch and resolve its futures; raise RedisAway, and then the breaker is open."""
+        if batch.generation and not (self.answers and self._topology.is_believed):
+            raise RedisAway
+        loop = asyncio.get_running_loop()
+        connection: AbstractConnection | None = None
+        try:
+            async with asyncio.timeout(None) as limit:
+                # If it was this process that was held up, replies may have arrived unread.
+                overdue = loop.call_later(
+                    TIMEOUT_SECONDS, lambda: limit.reschedule(loop.time() + LAST_CHANCE_SECONDS)
+                )
+                try:
+                    commands = batch.commands()
+                    async with self._sending:
+                        connection = await self._connected()
+                        if batch.generation not in ("", self.generation):
+                            raise RedisAway("Redis was restarted.")
+                        self._unanswered.add(batch)
+                        packed = [each for command in commands for each in _pack(*command)]
+                        await connection.send_packed_command(packed, check_health=False)
+                    async with self._receiving:
+                        batch.resolve([await connection.read_response() for _ in commands])
+                finally:
+                    overdue.cancel()
+                    self._unanswered.discard(batch)
+        except BaseException as error:
+            # Even if it was only cancelled: the next batch would get the replies to this one.
+            if connection in (None, self._connection):
+                self._open_breaker()
+                await self._disconnect()
+            if isinstance(error, RedisError | OSError):
+                reason = str(error) or "no answer in time"
+                raise RedisAway(f"{type(error).__name__}: {reason}") from error
+            raise
+
+    async def _connected(self) -> AbstractConnection:
+        """Return the connection; make it if there is none, or if it was lost while idle."""
+        connection = self._connection
+        if connection is not None and not self._unanswered and await connection.can_read():
+            await self._disconnect()
+        if self._connection is None:
+            self._connection = ConnectionPool.from_url(
+                self._topology.url,
+                protocol=2,
+                retry=Retry(NoBackoff(), 0),
+                redis_connect_func=self._greet,
+                socket_timeout=None,
+                socket_connect_timeout=None,
+            ).make_connection()  # type: ignore[no-untyped-call]
+            try:
+                await self._connection.connect()
+            except RedisError as error:
+                if isinstance(error.__cause__ or error, _REFUSED):
+                    raise RedisAway(f"{error}; correct REDIS_URL") from error
+                raise
+        return self._connection
+
+    async def _greet(self, connection: AbstractConnection) -> None:
+        """Sign in, and learn which server it is."""
+        await connection.on_connect()
+        await connection.send_command("INFO", check_health=False)
+        self._topology.learn(await connection.read_response())
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+
+    def _open_breaker(self) -> None:
+        self.away = True
+        self.answers = False
+        CIRCUIT_BREAKER_OPEN.set(1)
