@@ -6,7 +6,7 @@ import pytest
 
 from service.domain.security_events import SecurityEvent
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[2] / "service" / "server" / "README.md"
 
 
 @pytest.mark.parametrize("event", SecurityEvent)
