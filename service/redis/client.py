@@ -148,7 +148,10 @@ class RedisClient:
         return self._topology.generation
 
     def get(self, key: str) -> "asyncio.Future[bytes | None]":
-        """Return the value of a key. Like the others, raises RedisAway, as does the future."""
+        """Return the value of a key.
+
+        Raises RedisAway at once, or in the future: so do the other requests.
+        """
         future = self._ask(self._reads, allowed=not self.away)
         self._reads.batch.reads.setdefault(key, []).append(future)
         return future
@@ -174,7 +177,7 @@ class RedisClient:
         return self._call(("DEL", *keys), allowed=self.answers)
 
     async def probe(self) -> None:
-        """Find the primary and ask it for a sign of life, whatever the breaker says.
+        """Find the primary and check that it answers, whatever the breaker says.
 
         Raises RedisAway, and then the breaker is open.
         """
@@ -264,7 +267,10 @@ class RedisClient:
             lane.task = None
 
     async def _exchange(self, batch: _Batch) -> None:
-        """Send the batch and resolve its futures; raise RedisAway, and then the breaker is open."""
+        """Send the batch and resolve its futures.
+
+        Raises RedisAway, and then the breaker is open.
+        """
         if batch.generation and not (self.answers and self._topology.is_believed):
             raise RedisAway
         loop = asyncio.get_running_loop()
