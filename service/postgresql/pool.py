@@ -147,10 +147,9 @@ class Connections:
         """Return one of the pool's connections, for the place that the caller holds."""
         try:
             self._watch.check()
-            opens = (
-                not self._pool.get_idle_size()
-            )  # otherwise the timer would cost half a statement
-            async with asyncio.timeout_at(until if opens else None):
+            # Without a connection to open, a timer would cost half as much as a statement.
+            deadline = None if self._pool.get_idle_size() else until
+            async with asyncio.timeout_at(deadline):
                 connection = await self._pool.acquire()
         except BaseException:
             self._leave()
@@ -161,6 +160,7 @@ class Connections:
         return connection
 
     def _leave(self) -> None:
+        """Give up a place."""
         if not self._pass_on(None):
             self._free += 1
 
