@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from service.postgresql import database
 from service.redis import cache
-from service.repositories import referral_codes
-from service.repositories.referral_codes import ReferralCodeRepository
+from service.repositories import referral_code_uses, referral_codes
+from service.repositories.referral_code_uses import ReferralCodeUseRepository
 from service.use_cases.cache_invalidation import CacheInvalidation, code_key
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.referral_codes import ReferralCodes
@@ -122,7 +122,8 @@ def forget_by_the_job_alone() -> Replacements:
 
 
 def use_one_too_many() -> Replacements:
-    return [reworded(referral_codes, "TAKE", "c.uses + 1 >= c.max_uses", "c.uses >= c.max_uses")]
+    used_up = "c.uses + 1 >= c.max_uses"
+    return [reworded(referral_code_uses, "TAKE", used_up, "c.uses >= c.max_uses")]
 
 
 def delete_without_a_second_look() -> Replacements:
@@ -139,7 +140,7 @@ def commit_between_user_and_referral() -> Replacements:
 
         return take
 
-    return [replaced(ReferralCodeRepository, "take", committing)]
+    return [replaced(ReferralCodeUseRepository, "take", committing)]
 
 
 def forget_idempotency_keys() -> Replacements:

@@ -4,7 +4,7 @@ import psycopg
 import pytest
 
 from service.redis import cache
-from service.repositories import referral_codes
+from service.repositories import referral_code_uses
 from tests.conftest import Servers
 from tests.faults.sabotage import SABOTAGES, Sabotage, reworded
 
@@ -26,7 +26,7 @@ def test_a_name_or_a_word_that_is_gone_is_an_error() -> None:
     with pytest.raises(AttributeError, match="GONE"):
         reworded(cache, "GONE", "", "")
     with pytest.raises(AssertionError, match="no 'gone'"):
-        reworded(referral_codes, "TAKE", "gone", "")
+        reworded(referral_code_uses, "TAKE", "gone", "")
 
 
 @pytest.mark.parametrize(
