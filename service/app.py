@@ -16,7 +16,7 @@ from service.api.http.load_shedding import LoadShedder
 from service.api.http.origin import current_origin
 from service.api.http.rate_limits import LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION, WRITE
 from service.api.http.requests import LARGEST_BODY
-from service.api.http.unreadable import PARSER_LIMITS
+from service.api.http.runner import PARSER_LIMITS
 from service.api.mailbox import MAILBOX_ROUTES
 from service.api.oauth.metadata import show_metadata_of_host
 from service.api.routes import ROUTES
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
-    """Return the application, for a runner that `front.set_up` sets up.
+    """Return the application, which a Runner puts behind its front.
 
     What it holds open lives from its startup to its cleanup.
     """

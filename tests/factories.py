@@ -13,8 +13,7 @@ import aiohttp
 from aiohttp import web
 from multidict import MultiMapping
 
-from service.api.http.front import set_up
-from service.api.http.unreadable import Runner
+from service.api.http.runner import Runner
 from service.app import create_app
 from service.domain.clock import utc_now
 from service.security.signing_keys import SigningKey
@@ -138,7 +137,7 @@ async def running(settings: Settings) -> AsyncIterator[Api]:
     clock = MovableClock()
     app = create_app(settings, clock)
     runner = Runner(app, access_log=None, auto_decompress=False, shutdown_timeout=1)
-    await set_up(runner)
+    await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()

@@ -161,7 +161,3 @@ def lasting_name(key: str) -> str:
 
 def _lease(name: str) -> str:
     return f"{name}:lease"
-
-
-def _milliseconds(moment: datetime) -> int:
-    return int(moment.timestamp() * 1000)

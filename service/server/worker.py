@@ -12,8 +12,7 @@ from typing import Final
 from aiohttp import web
 
 from service.api.http.app_keys import STOPPING
-from service.api.http.front import set_up
-from service.api.http.unreadable import Runner
+from service.api.http.runner import Runner
 from service.app import create_app, create_metrics_app
 from service.server.listeners import BACKLOG, Listeners
 from service.services import make_worker, open_services
@@ -55,7 +54,7 @@ async def serve(
         lingering_time=LINGERING_SECONDS,
         auto_decompress=False,  # a compressed body is refused, not unpacked to see how large it is
     )
-    await set_up(runner)
+    await runner.setup()
     # What is here to stay need not be examined by each collection: 4 µs of each look-up.
     gc.collect()
     gc.freeze()
@@ -70,7 +69,7 @@ async def serve(
             metrics = Runner(
                 create_metrics_app(app), access_log=None, shutdown_timeout=GOODBYE_SECONDS
             )
-            await set_up(metrics)
+            await metrics.setup()
             closing.push_async_callback(metrics.cleanup)
             for each in listeners.metrics:
                 await web.SockSite(metrics, each.dup(), backlog=BACKLOG).start()

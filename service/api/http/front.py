@@ -38,13 +38,6 @@ _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _FORESEEN: Final = (ServiceError, OAuthError, ValidationError, web.HTTPException)
 
 
-async def set_up(runner: web.AppRunner) -> None:
-    """Set up the runner to answer through a front."""
-    await runner.setup()
-    assert runner.server is not None
-    runner.server.request_handler = Front(runner.app).handle  # type: ignore[assignment]
-
-
 class Front:
     """Answers the requests to an application."""
 

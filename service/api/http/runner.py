@@ -1,4 +1,4 @@
-"""Answering what aiohttp cannot parse, which no middleware sees."""
+"""Running an application behind its front, also for requests that aiohttp cannot parse."""
 
 import logging
 import secrets
@@ -10,6 +10,7 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from service.api.http.app_keys import SETTINGS, Context
+from service.api.http.front import Front
 from service.api.http.headers import Headers
 from service.api.http.problem_types import BadRequest, HeadersTooLarge, InternalError, UriTooLong
 from service.api.http.problems import problem
@@ -61,11 +62,12 @@ class _Server(web.Server):
 
 
 class Runner(web.AppRunner):
-    """Runs an application whose connections answer unreadable requests with a problem."""
+    """Runs an application behind its front."""
 
     __slots__ = ()
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
         server.__class__ = _Server  # aiohttp has no parameter for it
+        server.request_handler = Front(self.app).handle  # type: ignore[assignment]
         return server
