@@ -31,7 +31,6 @@ RECOVERY_SECONDS: Final = 20.0
 FAKETIME: Final = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 UNHANDLED: Final = (
     "unhandled error",
-    "background loop failed",
     "background task crashed",
     "worker failed",
     "was answered 500",
