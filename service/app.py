@@ -53,8 +53,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
     app.add_routes(ROUTES)
     if settings.base_path:
         app.router.add_get(
-            f"/.well-known/oauth-authorization-server{settings.base_path}",
-            show_metadata_of_host,
+            f"/.well-known/oauth-authorization-server{settings.base_path}", show_metadata_of_host
         )
     if settings.mail and isinstance(settings.mail.delivery, Path):
         app.add_routes(MAILBOX_ROUTES)
@@ -95,11 +94,7 @@ def create_metrics_app(app: web.Application) -> web.Application:
 
 
 def _run_in_background(services: Services, stack: AsyncExitStack) -> None:
-    for run in (
-        services.cache_invalidation.run,
-        services.housekeeping.run,
-        services.known_addresses.sweep,
-    ):
+    for run in (services.cache_invalidation.run, services.housekeeping.run):
         task = asyncio.create_task(_for_ever(run))
         stack.push_async_callback(_cancel, task)
     if services.settings.serve_jobs:

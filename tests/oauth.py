@@ -83,10 +83,7 @@ class Browser:
         return await self._send("GET", f"{AUTHORIZE}?{text}")
 
     async def submit(
-        self,
-        form: dict[str, str],
-        path: str = AUTHORIZE,
-        headers: Mapping[str, str] | None = None,
+        self, form: dict[str, str], path: str = AUTHORIZE, headers: Mapping[str, str] | None = None
     ) -> Answer:
         """Post a form to the authorization endpoint, or another page."""
         return await self._send("POST", path, headers, data=form)

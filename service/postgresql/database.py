@@ -16,12 +16,7 @@ from typing import Final, ParamSpec, TypeVar
 
 import asyncpg
 
-from service.domain.errors import (
-    DatabaseUnavailable,
-    MigrationsPending,
-    Overloaded,
-    Unavailable,
-)
+from service.domain.errors import DatabaseUnavailable, MigrationsPending, Overloaded, Unavailable
 from service.postgresql.hosts import WrongEncoding, open_connection
 from service.postgresql.migration_files import names_of_migrations
 from service.postgresql.pool import WAIT_SECONDS, Connections, QueueFull

@@ -27,10 +27,6 @@ KNOWN_SECONDS: Final = 30 * 24 * 3600
 """How long after a sign-in its address counts as known."""
 MOST_KNOWN: Final = 100
 """Known addresses of one account; the least recently used make room."""
-SWEEP_AGAIN_SECONDS: Final = 3600.0
-"""A second sweep deletes what processes of the previous release have written in the meantime."""
-SWEEP_RETRY_SECONDS: Final = 5.0
-_SWEPT: Final = "signed-in-swept"
 
 # ARGV: how long failures are remembered, then the pauses. The key's remaining time to live shows
 # how long ago the last attempt was.
@@ -127,41 +123,6 @@ class KnownAddresses:
                 self._redis.call("ZREMRANGEBYRANK", name, 0, -1 - MOST_KNOWN),
                 self._redis.call("EXPIRE", name, KNOWN_SECONDS),
             )
-
-    async def sweep(self) -> None:
-        """Delete what the previous release stored in clear, as `signed-in:EMAIL:ADDRESS`.
-
-        Twice, because its processes may run alongside this one for a while. One process does it
-        for all.
-        """
-        passes = 0
-        while passes < 2:
-            swept = await self._swept()
-            passes += swept
-            await asyncio.sleep(SWEEP_AGAIN_SECONDS if swept else SWEEP_RETRY_SECONDS)
-
-    async def _swept(self) -> bool:
-        """Sweep unless another process does; return False while Redis is away."""
-        try:
-            half = int(SWEEP_AGAIN_SECONDS / 2)
-            if await self._redis.call("SET", _SWEPT, 1, "NX", "EX", half):
-                await self._sweep()
-        except RedisAway:
-            return False
-        return True
-
-    async def _sweep(self) -> None:
-        cursor = b"0"
-        while True:
-            found: list[bytes]
-            cursor, found = await self._redis.call(
-                "SCAN", cursor, "MATCH", "signed-in:*", "COUNT", 500
-            )
-            if found:
-                await self._redis.call("DEL", *found)
-            if cursor == b"0":
-                return
-            await asyncio.sleep(0.005)  # let other commands through
 
     def _name(self, email_key: str) -> str:
         return lasting_name(known_addresses_key(self._hash_key, email_key))

@@ -105,10 +105,7 @@ class JobRepository:
         await self._insert({kind: payload}, now, None)
 
     async def add_due(
-        self,
-        payloads: Mapping[JobKind, Any],
-        now: datetime,
-        head_start: timedelta = timedelta(),
+        self, payloads: Mapping[JobKind, Any], now: datetime, head_start: timedelta = timedelta()
     ) -> None:
         """Store a job of each kind, already due for `head_start`."""
         await self._insert(payloads, now, now - head_start)

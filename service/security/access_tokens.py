@@ -100,12 +100,7 @@ class AccessTokens:
             if key is None or header.get("typ") != _TYPE:
                 raise InvalidToken
             claims = jwt.decode(
-                token,
-                key,
-                [ALGORITHM],
-                audience=self.issuer,
-                issuer=self.issuer,
-                options=_DECODING,
+                token, key, [ALGORITHM], audience=self.issuer, issuer=self.issuer, options=_DECODING
             )
             subject, client_id = claims["sub"], claims["client_id"]
             return AccessToken(

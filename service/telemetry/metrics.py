@@ -70,9 +70,7 @@ REPLICA_READS: Final = Counter(
     ["result"],
 )
 HASHES_PENDING: Final = Gauge(
-    "password_hashes_pending",
-    "Password hashes waiting or running.",
-    multiprocess_mode="livesum",
+    "password_hashes_pending", "Password hashes waiting or running.", multiprocess_mode="livesum"
 )
 RATE_LIMITED: Final[Counts[tuple[str]]] = Counts()
 """Requests refused by limit, since requests were last measured."""
@@ -80,9 +78,7 @@ _RATE_LIMITED: Final = Counter(
     "rate_limited", "Requests refused because there were too many, by limit.", ["limit"]
 )
 PROVIDER_CALLS: Final = Counter(
-    "provider_calls",
-    "Calls to external services, by provider and result.",
-    ["provider", "result"],
+    "provider_calls", "Calls to external services, by provider and result.", ["provider", "result"]
 )
 PROVIDER_BREAKER_OPEN: Final = Gauge(
     "provider_circuit_breaker_open",

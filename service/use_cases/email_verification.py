@@ -23,12 +23,7 @@ class EmailVerification:
     """Verdicts on email addresses. If the provider fails, the verdict is UNKNOWN."""
 
     def __init__(
-        self,
-        shared: Shared,
-        cache: Cache,
-        verifier: HunterVerifier | None,
-        *,
-        mail_is_sent: bool,
+        self, shared: Shared, cache: Cache, verifier: HunterVerifier | None, *, mail_is_sent: bool
     ) -> None:
         self._database = shared.database
         self._cache = cache

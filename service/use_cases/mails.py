@@ -175,9 +175,7 @@ class Mails:
             return
         rivals = await self._claims_of(claim.email, 2)
         mail = mails.confirmation(
-            self._service_name,
-            claim.created_at,
-            has_rivals=len(rivals) > 1 or owner is not None,
+            self._service_name, claim.created_at, has_rivals=len(rivals) > 1 or owner is not None
         )
         await self._send_token(
             job, TokenPurpose.CONFIRM_EMAIL, mail, claim.email, claim_id=claim_id

@@ -3,10 +3,7 @@
 from uuid import UUID
 
 from service.domain.emails import parse_email
-from service.domain.errors import (
-    InvalidCredentials,
-    TokenUnusable,
-)
+from service.domain.errors import InvalidCredentials, TokenUnusable
 from service.domain.mails import MailKind, TokenPurpose
 from service.domain.oauth import hash_secret
 from service.domain.passwords import check_password

@@ -29,11 +29,7 @@ class Referrals:
         self._pages = BatchLoader[_Wanted, list[Referral]](self._read, MOST_PAGES)
 
     async def page(
-        self,
-        caller_id: UUID | None,
-        referrer_id: UUID | None,
-        limit: int,
-        after: Cursor | None,
+        self, caller_id: UUID | None, referrer_id: UUID | None, limit: int, after: Cursor | None
     ) -> Page[Referral]:
         """Return a page of the referrer's referrals, newest first.
 

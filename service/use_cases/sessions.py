@@ -8,11 +8,7 @@ from uuid import UUID
 from uuid6 import uuid7
 
 from service.domain.emails import parse_email
-from service.domain.errors import (
-    InvalidCredentials,
-    InvalidToken,
-    SessionNotFound,
-)
+from service.domain.errors import InvalidCredentials, InvalidToken, SessionNotFound
 from service.domain.pages import Cursor, Page
 from service.domain.scopes import Scope, scopes_of
 from service.domain.security_events import SecurityEvent

@@ -9,12 +9,7 @@ from uuid6 import uuid7
 
 from service.domain.email_verification import LOCAL, Verdict, Verification, is_disposable
 from service.domain.emails import Email, parse_email
-from service.domain.errors import (
-    EmailMalformed,
-    EmailNotConfirmed,
-    InvalidToken,
-    UserNotFound,
-)
+from service.domain.errors import EmailMalformed, EmailNotConfirmed, InvalidToken, UserNotFound
 from service.domain.jobs import JobKind
 from service.domain.mails import MailKind
 from service.domain.pages import Cursor, Page
@@ -328,11 +323,7 @@ class Users:
         return await self._database.read(lambda stored: stored.users.list_admins())
 
     async def _set_admin(
-        self,
-        repositories: Repositories,
-        user_id: UUID,
-        now: datetime,
-        reason: str | None = None,
+        self, repositories: Repositories, user_id: UUID, now: datetime, reason: str | None = None
     ) -> None:
         await repositories.users.set_role(user_id, Role.ADMIN, now)
         await self._events.record(

@@ -313,12 +313,7 @@ async def test_an_expired_code_is_neither_given_nor_kept(
 @pytest.mark.parametrize("form", ["", "1 ", "3 "], ids=["of old", "before", "after"])
 @pytest.mark.parametrize("value", ["", '["CODE"]', '{"another": "form"}'])
 async def test_what_another_version_keeps_is_not_given(
-    api: Api,
-    anna: Person,
-    database: asyncpg.Connection,
-    redis: Redis,
-    form: str,
-    value: str,
+    api: Api, anna: Person, database: asyncpg.Connection, redis: Redis, form: str, value: str
 ) -> None:
     """While one version replaces the other, both serve, with one cache."""
     code = await api.new_code(anna)

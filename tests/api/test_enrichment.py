@@ -31,10 +31,7 @@ def provider(request: pytest.FixtureRequest, hunter: Hunter, clearbit: Clearbit)
 
 @pytest.fixture
 async def api(
-    environment: dict[str, str],
-    provider: Provider,
-    database: asyncpg.Connection,
-    redis: object,
+    environment: dict[str, str], provider: Provider, database: asyncpg.Connection, redis: object
 ) -> AsyncIterator[Api]:
     settings = read_settings(
         {
@@ -236,10 +233,7 @@ async def test_it_is_not_stored_of_an_email_that_is_another_by_now(
 
 
 async def test_it_is_off_until_a_key_is_set(
-    environment: dict[str, str],
-    hunter: Hunter,
-    database: asyncpg.Connection,
-    redis: object,
+    environment: dict[str, str], hunter: Hunter, database: asyncpg.Connection, redis: object
 ) -> None:
     settings = read_settings(
         {**environment, "ENRICHMENT_URL": hunter.url, "HUNTER_URL": hunter.url}
@@ -285,10 +279,7 @@ async def test_that_one_provider_fails_holds_up_no_other(
 
 
 async def test_the_key_of_verification_enriches_nobody(
-    environment: dict[str, str],
-    hunter: Hunter,
-    database: asyncpg.Connection,
-    redis: object,
+    environment: dict[str, str], hunter: Hunter, database: asyncpg.Connection, redis: object
 ) -> None:
     settings = read_settings({**environment, "HUNTER_API_KEY": TEST_KEY, "HUNTER_URL": hunter.url})
     async with running(settings) as api:

@@ -226,8 +226,7 @@ async def test_beside_a_confirmation_the_issuer_signs_in_all_the_same(
     token = token_in((await mailed(smtp, ADA, "Confirm"))[0])
     begun = await begin(api)
     answer, confirmation = await asyncio.gather(
-        come_back(api, begun, code=issuer.grant(begun.request), iss=issuer.url),
-        confirm(api, token),
+        come_back(api, begun, code=issuer.grant(begun.request), iss=issuer.url), confirm(api, token)
     )
     assert answer.status == 200
     password = await database.fetchval("SELECT password_hash FROM users")

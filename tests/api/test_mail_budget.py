@@ -10,11 +10,7 @@ import asyncpg
 import pytest
 
 from service.api.http.app_keys import SERVICES
-from service.domain.mails import (
-    MOST_MAILS_A_DAY,
-    MOST_MAILS_AN_HOUR,
-    RESET_HEAD_START,
-)
+from service.domain.mails import MOST_MAILS_A_DAY, MOST_MAILS_AN_HOUR, RESET_HEAD_START
 from service.settings.settings import Settings, read_settings
 from service.use_cases.housekeeping import Housekeeping
 from tests.api.mailing import ANNA, NEW_PASSWORD, Postman, confirm

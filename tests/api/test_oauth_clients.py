@@ -233,11 +233,7 @@ NOT_NARROWER: list[Change] = [
 
 @pytest.mark.parametrize("change", NARROWER)
 async def test_what_a_client_has_lost_no_token_keeps(
-    api: Api,
-    application: Application,
-    anna: Person,
-    database: asyncpg.Connection,
-    change: Change,
+    api: Api, application: Application, anna: Person, database: asyncpg.Connection, change: Change
 ) -> None:
     tokens, code = await application.tokens_of(anna), await application.code_of(anna)
     own = await own_token(application)

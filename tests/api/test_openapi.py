@@ -196,10 +196,7 @@ def test_marshmallow_fields_are_written_as_json_schema(document: Document) -> No
     schemas = document["components"]["schemas"]
     assert schemas["User"]["properties"]["referrer_id"]["type"] == ["string", "null"]
     assert schemas["User"]["properties"]["role"]["enum"] == ["user", "admin"]
-    assert schemas["Tokens"]["properties"]["token_type"] == {
-        "type": "string",
-        "const": "Bearer",
-    }
+    assert schemas["Tokens"]["properties"]["token_type"] == {"type": "string", "const": "Bearer"}
     wish = schemas["ReferralCodeWish"]["properties"]
     assert wish["expires_in_days"] == {"type": ["integer", "null"], "minimum": 1, "maximum": 366}
     assert wish["expires_at"]["format"] == "date-time"

@@ -97,10 +97,7 @@ DOCUMENT: Document = {
 NEEDED = {"in": "query", "name": "since", "schema": {"type": "string"}, "required": True}
 BODY = {"required": True, "content": {}}
 BREAKING: dict[str, tuple[Change, str]] = {
-    "a call is removed": (
-        lambda calls, _: calls.pop("post"),
-        "POST /things: the call is gone",
-    ),
+    "a call is removed": (lambda calls, _: calls.pop("post"), "POST /things: the call is gone"),
     "a call gets another name": (
         lambda calls, _: calls["get"].update(operationId="showThings"),
         "GET /things: operationId was listThings, is showThings",

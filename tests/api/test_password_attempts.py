@@ -242,10 +242,7 @@ async def test_an_answer_that_says_nothing_forgets_no_failure(api: Api) -> None:
 
 
 async def test_where_the_owner_has_signed_in_before_nothing_is_held_up(
-    limited: Settings,
-    database: asyncpg.Connection,
-    redis: Redis,
-    monkeypatch: pytest.MonkeyPatch,
+    limited: Settings, database: asyncpg.Connection, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(replace(limited, rate_limit_login=RateLimit(3, 60))) as api:
         await api.register(ANNA)
@@ -262,10 +259,7 @@ async def test_where_the_owner_has_signed_in_before_nothing_is_held_up(
 
 
 async def test_what_is_held_up_holds_up_nobody(
-    limited: Settings,
-    database: asyncpg.Connection,
-    redis: Redis,
-    monkeypatch: pytest.MonkeyPatch,
+    limited: Settings, database: asyncpg.Connection, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has no connection to PostgreSQL and no place in the queue for a hash meanwhile."""
     few = replace(limited, rate_limit_login=RateLimit(1, 60), database_pool_size=2, hashing_queue=2)
@@ -393,19 +387,3 @@ async def test_so_many_addresses_of_an_account_are_kept_for_30_days(api: Api, re
     await redis.zadd(key, {f"address {number}": number for number in range(2 * MOST_KNOWN)})
     await log_in(api, address=ELSEWHERE)
     assert await redis.zcard(key) == MOST_KNOWN
-
-
-async def test_what_the_release_before_kept_in_clear_is_deleted(
-    limited: Settings, database: asyncpg.Connection, redis: Redis
-) -> None:
-    for number in range(1200):
-        await redis.set(f"signed-in:person{number}@example.com:{HOME}", 1)
-    await redis.set("another", 1)
-    async with running(limited) as api:
-        await api.new_person(ANNA)
-        async with asyncio.timeout(10):
-            while [key async for key in redis.scan_iter("signed-in:*", count=1000)]:
-                await asyncio.sleep(0.05)
-        kept = await stored(redis)
-        assert "another" in kept
-        assert len(known_addresses(kept)) == 1

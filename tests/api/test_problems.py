@@ -219,9 +219,7 @@ async def test_a_failure_that_nobody_foresaw_is_opaque_and_logged(
         assert (await api.get("/users/me", by=person)).status == 200, "and the service goes on"
 
 
-async def test_a_violation_that_nobody_foresaw_is_no_polite_answer(
-    own_database: Settings,
-) -> None:
+async def test_a_violation_that_nobody_foresaw_is_no_polite_answer(own_database: Settings) -> None:
     async with running(own_database) as api:
         with psycopg.connect(own_database.database_url) as connection:
             connection.execute("ALTER TABLE users ADD CONSTRAINT nobody_knows CHECK (false)")

@@ -77,10 +77,7 @@ async def test_promoting_again_changes_nothing(
 
 
 async def test_a_change_of_address_that_was_asked_for_before_is_of_no_use(
-    mail_environment: dict[str, str],
-    smtp: SmtpServer,
-    database: asyncpg.Connection,
-    redis: object,
+    mail_environment: dict[str, str], smtp: SmtpServer, database: asyncpg.Connection, redis: object
 ) -> None:
     """A stranger's session asks for it, the session ends, and the token in the mail with it."""
     async with running(read_settings(mail_environment)) as api:

@@ -31,9 +31,7 @@ def statuses(answers: Sequence[Answer]) -> dict[int, int]:
 
 async def create_20_times(api: Api) -> Sequence[Answer]:
     owner = await api.new_person()
-    return await asyncio.gather(
-        *(api.post("/referral-code", DAYS, by=owner) for _ in range(20)),
-    )
+    return await asyncio.gather(*(api.post("/referral-code", DAYS, by=owner) for _ in range(20)))
 
 
 async def register_one_email_10_times(api: Api) -> Sequence[Answer]:
@@ -291,9 +289,7 @@ async def test_no_sign_in_with_the_old_password_outlives_its_change(
     """The lock on the user's row where a session is stored, with the hash that was verified."""
     change = {"current_password": PASSWORD, "new_password": "another walk by the sea"}
 
-    changing = asyncio.create_task(
-        api.post("/auth/password/change", change, by=anna),
-    )
+    changing = asyncio.create_task(api.post("/auth/password/change", change, by=anna))
     signing_in = []
     while not changing.done():
         signing_in.append(asyncio.create_task(api.log_in(anna.email)))

@@ -189,9 +189,7 @@ async def test_the_address_is_the_clients_as_far_as_proxies_are_trusted(
     settings: Settings, sent: list[str], trusted: bool, expected: list[int]
 ) -> None:
     limited = replace(
-        settings,
-        rate_limit_lookup=RateLimit(2, 60),
-        trusted_proxies=(PROXY,) if trusted else (),
+        settings, rate_limit_lookup=RateLimit(2, 60), trusted_proxies=(PROXY,) if trusted else ()
     )
     async with running(limited) as api:
         answers = [await api.get(LOOKUP, headers={"X-Forwarded-For": value}) for value in sent]

@@ -17,10 +17,7 @@ from tests.api.wire import request, send
 from tests.factories import Api, Person, running
 
 DAYS: Final = {"expires_in_days": 7}
-MEMBERS: Final = {
-    *("code", "created_at", "expires_at", "max_uses", "uses"),
-    *("state", "ended_at"),
-}
+MEMBERS: Final = {*("code", "created_at", "expires_at", "max_uses", "uses"), *("state", "ended_at")}
 
 
 async def listed(api: Api, owner: Person, query: str = "") -> list[dict[str, Any]]:

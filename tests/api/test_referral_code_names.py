@@ -59,7 +59,7 @@ async def delete_and_tidy_up(api: Api, owner: Person) -> None:
 
 
 ENDS: Final = [
-    *(delete, replace, expire, expire_and_make_another, use_up, erase, delete_and_tidy_up),
+    *(delete, replace, expire, expire_and_make_another, use_up, erase, delete_and_tidy_up)
 ]
 
 
@@ -108,10 +108,7 @@ async def test_a_name_does_not_keep_the_person_whose_account_is_erased(
         await api.put("/referral-code", DAYS, by=owner)
     await erase(api, anna)
     owners = await database.fetch("SELECT owner_id FROM referral_code_names")
-    assert sorted(str(row["owner_id"]) for row in owners) == [
-        *[bert.user_id] * 2,
-        *["None"] * 2,
-    ]
+    assert sorted(str(row["owner_id"]) for row in owners) == [*[bert.user_id] * 2, *["None"] * 2]
 
 
 @METHODS

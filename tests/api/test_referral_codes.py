@@ -207,10 +207,7 @@ async def test_a_wish_that_breaks_a_rule_is_refused(api: Api, anna: Person, meth
             ["#/expires_in_days", "#/max_uses", "#/code", "#/x"],
         ),
         ({"max_uses": 0, "code": "!"}, ["#/expires_at", "#/max_uses", "#/code"]),
-        (
-            {"expires_at": "tomorrow", "expires_in_days": 0},
-            ["#/expires_at", "#/expires_in_days"],
-        ),
+        ({"expires_at": "tomorrow", "expires_in_days": 0}, ["#/expires_at", "#/expires_in_days"]),
     ],
 )
 async def test_all_that_is_wrong_with_a_wish_is_told_at_once(

@@ -54,9 +54,7 @@ async def test_another_address_of_the_referrers_mailbox_is_flagged_and_counts(
     assert listed["items"][0]["referral_flags"] == expected
 
 
-async def test_a_tag_is_cut_off_at_any_domain_and_dots_stay_where_they_may_matter(
-    api: Api,
-) -> None:
+async def test_a_tag_is_cut_off_at_any_domain_and_dots_stay_where_they_may_matter(api: Api) -> None:
     anna = await api.new_person("an.na@example.com")
     code = await api.new_code(anna)
     for email in ("an.na+x@example.com", "anna@example.com"):

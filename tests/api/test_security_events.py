@@ -77,12 +77,7 @@ async def test_erasing_the_account_removes_it(
     ],
 )
 async def test_a_failed_sign_in_is_one_line_that_names_nobody(
-    api: Api,
-    anna: Person,
-    caplog: pytest.LogCaptureFixture,
-    email: str,
-    password: str,
-    reason: str,
+    api: Api, anna: Person, caplog: pytest.LogCaptureFixture, email: str, password: str, reason: str
 ) -> None:
     with caplog.at_level(logging.INFO, "service.security"):
         await api.post(
@@ -208,9 +203,7 @@ async def test_every_event_has_one_line_and_the_owners_one_row(
     for _ in range(3):  # the third finds the session ended
         await api.post("/auth/refresh", {"refresh_token": anna.refresh_token})
     expect(
-        "sign_in.succeeded password",
-        "refresh_token.reused",
-        "session.ended refresh-token-reused 1",
+        "sign_in.succeeded password", "refresh_token.reused", "session.ended refresh-token-reused 1"
     )
     await with_applications(api, anna)
     expect(

@@ -28,7 +28,7 @@ SESSION_MEMBERS: Final = {
         "refreshed_at",
         "expires_at",
         "current",
-    ),
+    )
 }
 NEW_PASSWORD: Final = "another walk by the sea"
 NEEDS_A_USER: Final = [
@@ -360,9 +360,7 @@ async def test_the_lifetimes_are_settings(
     settings: Settings, database: asyncpg.Connection, redis: Redis
 ) -> None:
     short = replace(
-        settings,
-        access_token_ttl=timedelta(seconds=30),
-        refresh_token_ttl=timedelta(seconds=90),
+        settings, access_token_ttl=timedelta(seconds=30), refresh_token_ttl=timedelta(seconds=90)
     )
     async with running(short) as api:
         anna = await api.new_person()

@@ -43,14 +43,7 @@ async def test_nothing_about_a_password_is_shown_or_stored(
     assert PASSWORD not in stored
 
 
-@pytest.mark.parametrize(
-    "email",
-    [
-        "anna@example.com",
-        "ANNA@example.com",
-        "anna@EXAMPLE.com",
-    ],
-)
+@pytest.mark.parametrize("email", ["anna@example.com", "ANNA@example.com", "anna@EXAMPLE.com"])
 async def test_an_email_that_is_taken_is_taken_in_any_case(
     api: Api, anna: Person, email: str
 ) -> None:

@@ -133,11 +133,7 @@ async def test_the_metadata_are_where_rfc_8414_looks_and_lead_below_the_path(
     origin = client.url.removesuffix(PREFIX)
     answers = [
         await client.call("GET", url)
-        for url in (
-            f"{origin}{WELL_KNOWN}{PREFIX}",
-            WELL_KNOWN,
-            f"{WELL_KNOWN}{PREFIX}",
-        )
+        for url in (f"{origin}{WELL_KNOWN}{PREFIX}", WELL_KNOWN, f"{WELL_KNOWN}{PREFIX}")
     ]
     assert {answer.status for answer in answers} == {200}
     assert len({answer.body for answer in answers}) == 1

@@ -27,14 +27,7 @@ from tests.e2e.peers import (
     new_client,
     new_person,
 )
-from tests.e2e.processes import (
-    LOOPBACK,
-    Service,
-    free_port,
-    service_process,
-    started,
-    wait_for,
-)
+from tests.e2e.processes import LOOPBACK, Service, free_port, service_process, started, wait_for
 from tests.waiting import until
 
 REDIRECT_URI = "https://app.example/callback"

@@ -161,10 +161,7 @@ def test_the_last_requests_before_sigterm_are_in_the_log(
     environment: dict[str, str], tmp_path: Path, workers: str
 ) -> None:
     file = tmp_path / "log"
-    with (
-        file.open("w") as log,
-        service_process(environment, log, WORKERS=workers) as service,
-    ):
+    with file.open("w") as log, service_process(environment, log, WORKERS=workers) as service:
         for _ in range(20):
             assert status_of(f"{service.url}/health/live") == 200
         service.process.send_signal(signal.SIGTERM)

@@ -175,10 +175,7 @@ def test_the_page_fits_a_phone(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_issuers_and_a_forgotten_password_fit_the_smallest_phone_and_the_dark(
-    environment: dict[str, str],
-    browser: Browser,
-    tmp_path: Path,
-    scheme: Literal["light", "dark"],
+    environment: dict[str, str], browser: Browser, tmp_path: Path, scheme: Literal["light", "dark"]
 ) -> None:
     issuers = {
         "PROVIDERS": "google,github,corp",

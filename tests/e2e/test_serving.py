@@ -70,9 +70,7 @@ def ends(connection: socket.socket) -> bytes:
     return received
 
 
-def test_clients_that_loiter_hold_up_nobody_and_are_sent_away(
-    environment: dict[str, str],
-) -> None:
+def test_clients_that_loiter_hold_up_nobody_and_are_sent_away(environment: dict[str, str]) -> None:
     with impatient_service(environment) as service, ExitStack() as stack:
         address = (LOOPBACK, int(service.environment["PORT"]))
         loiterers = []

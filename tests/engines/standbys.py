@@ -126,8 +126,7 @@ class PostgreSQL:
 def furthest(standbys: list[PostgreSQL]) -> PostgreSQL:
     """Return the standby that has received most: the only one that may be promoted."""
     return max(
-        standbys,
-        key=lambda each: each.ask("SELECT pg_last_wal_receive_lsn() - '0/0'::pg_lsn"),
+        standbys, key=lambda each: each.ask("SELECT pg_last_wal_receive_lsn() - '0/0'::pg_lsn")
     )
 
 

@@ -61,10 +61,7 @@ def main() -> int:
             *("run", f"{service.url}/openapi.json", "--checks=all", "--continue-on-failure"),
             *(f"--seed={parsed.seed}", f"--max-time={parsed.seconds}", "--max-examples=40"),
         ]
-        hooks = {
-            "SCHEMATHESIS_HOOKS": "tests.faults.schemathesis_hooks",
-            "PYTHONPATH": str(ROOT),
-        }
+        hooks = {"SCHEMATHESIS_HOOKS": "tests.faults.schemathesis_hooks", "PYTHONPATH": str(ROOT)}
         whole = {**os.environ, **service.environment, **hooks}
         return subprocess.run(command, env=whole, cwd=folder).returncode
 

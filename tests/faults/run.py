@@ -73,11 +73,7 @@ class Verdict:
 
 
 async def run(
-    scenario: Scenario,
-    seed: int,
-    seconds: float,
-    command: Sequence[str] = COMMAND,
-    sql: str = "",
+    scenario: Scenario, seed: int, seconds: float, command: Sequence[str] = COMMAND, sql: str = ""
 ) -> Verdict:
     """Run the service under load while the fault strikes for about `seconds`.
 

@@ -94,10 +94,7 @@ def keep_the_lease() -> Replacements:
 
         return remove
 
-    return [
-        replaced(cache, "_lease", lease),
-        replaced(cache.Cache, "forget", removal),
-    ]
+    return [replaced(cache, "_lease", lease), replaced(cache.Cache, "forget", removal)]
 
 
 def forget_before_the_commit() -> Replacements:

@@ -93,11 +93,7 @@ def without_redis(bench: Bench) -> None:
 def referrals(bench: Bench) -> None:
     with bench.pair() as pair:
         first = closed_loop(
-            bench,
-            pair,
-            "referrals page of 20, of 10³",
-            0.25,
-            workloads.pages(1, deep=False),
+            bench, pair, "referrals page of 20, of 10³", 0.25, workloads.pages(1, deep=False)
         )
         for number, count in ((1, "10³"), (2, "10⁵"), (3, "10⁷")):
             for deep in (False, True):
@@ -182,9 +178,7 @@ def start_up(bench: Bench) -> None:
 
 def registering(bench: Bench) -> None:
     alone = Row(
-        "registrations, to argon2id alone",
-        "≥ 0.90",
-        lambda row: row.median("rate") >= 0.90,
+        "registrations, to argon2id alone", "≥ 0.90", lambda row: row.median("rate") >= 0.90
     )
     mixed = Row(
         "500 look-ups/s beside registrations",

@@ -102,12 +102,7 @@ class Pair:
         self, name: str, file: Path, seconds: float, mark: int = 0, connections: int = 64
     ) -> wrk.Round:
         done = wrk.run(
-            self.servers[name],
-            self.bench.data,
-            file,
-            seconds,
-            connections=connections,
-            mark=mark,
+            self.servers[name], self.bench.data, file, seconds, connections=connections, mark=mark
         )
         if name == NEW:
             self.sent += done.requests

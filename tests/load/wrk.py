@@ -87,10 +87,7 @@ def run(
     busy, own, of_server, of_data = busy_seconds(), cpu_of(pids), cpu_of(server.pids), 0.0
     of_data = cpu_of(data_pids)
     with subprocess.Popen(
-        pinned_to(OTHER_CORES, command),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        pinned_to(OTHER_CORES, command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
         output = process.stdout.read()

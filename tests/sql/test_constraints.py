@@ -124,11 +124,7 @@ BROKEN = [
     ("referral_codes_one_live_per_owner", NEW_CODE, [uuid4(), ANNA, "OTHER", NOW, LATER, None]),
     ("referral_codes_live_code_unique", NEW_CODE, [uuid4(), BERT, "ANNAS", NOW, LATER, None]),
     ("identities_of_one_user", NEW_IDENTITY, ["bert", CARL, NOW]),
-    (
-        "identities_id_unique",
-        COPY_IDENTITY,
-        [CARL],
-    ),
+    ("identities_id_unique", COPY_IDENTITY, [CARL]),
     ("account_changes_numbered", NEW_CHANGE, [uuid4(), ANNA, 1, "email", None, b"2", LATER]),
     ("account_changes_token_unique", NEW_CHANGE, [uuid4(), ANNA, 2, "email", None, b"1", LATER]),
     *(
@@ -219,11 +215,7 @@ async def test_a_name_stays_its_first_owners_whatever_becomes_of_the_code(
     await people.execute(NEW_CODE, uuid4(), BERT, "BERTS", NOW, LATER, None)
     await people.execute(NEW_CODE, uuid4(), ANNA, "ANNAS", NOW, LATER, None)
     names = await people.fetch("SELECT name, owner_id FROM referral_code_names")
-    assert {tuple(name) for name in names} == {
-        ("ANNAS", ANNA),
-        ("011-10", ANNA),
-        ("BERTS", BERT),
-    }
+    assert {tuple(name) for name in names} == {("ANNAS", ANNA), ("011-10", ANNA), ("BERTS", BERT)}
 
 
 async def test_every_constraint_with_a_name_of_ours_is_shown(database: asyncpg.Connection) -> None:

@@ -220,12 +220,7 @@ NEW_CODE = """
     VALUES (gen_random_uuid(), '00000000-0000-0000-0000-00000000000{}', '{}', now(), '2099-01-01')
 """
 WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'"
-OLDEST = {
-    ("S01D-1", "a"),
-    ("11VE-1", "a"),
-    ("G0NE-1", None),
-    ("0WN-1", "b"),
-}
+OLDEST = {("S01D-1", "a"), ("11VE-1", "a"), ("G0NE-1", None), ("0WN-1", "b")}
 
 
 def test_names_that_are_contested_go_to_their_oldest_owner(empty_database: str) -> None:
@@ -349,8 +344,7 @@ def test_clients_of_before_there_were_grants_keep_what_they_need(empty_database:
     with psycopg.connect(empty_database) as connection:  # as the release before goes on writing
         connection.execute(OLD_CLIENT, ["later", b"x", [], FOR_USERS])
     [(grants, own)] = run(
-        empty_database,
-        "SELECT grants, own_scopes FROM oauth_clients WHERE client_id = 'later'",
+        empty_database, "SELECT grants, own_scopes FROM oauth_clients WHERE client_id = 'later'"
     )
     assert (grants, own) == (USERS_GRANTS, [])
 

@@ -68,9 +68,7 @@ async def test_a_use_that_is_rolled_back_is_there_for_the_next(
     assert await waiting
 
 
-async def test_registrations_with_an_unlimited_code_wait_for_nobody(
-    transactions: Database,
-) -> None:
+async def test_registrations_with_an_unlimited_code_wait_for_nobody(transactions: Database) -> None:
     """With FOR UPDATE in place of FOR SHARE, or one counter for all, the second would wait."""
     code = await new_code(transactions)
     async with transactions.transaction() as first:
@@ -218,9 +216,7 @@ async def test_of_100_confirmations_at_once_with_an_unlimited_code_all_count(
     assert await uses_of(database, code) == 100
 
 
-async def test_confirmations_with_an_unlimited_code_wait_for_nobody(
-    transactions: Database,
-) -> None:
+async def test_confirmations_with_an_unlimited_code_wait_for_nobody(transactions: Database) -> None:
     """With FOR UPDATE in place of FOR SHARE the second would wait."""
     code = await new_code(transactions)
     async with transactions.transaction() as first:

@@ -296,11 +296,7 @@ def test_two_tokens_of_one_moment_differ() -> None:
 def test_another_library_accepts_our_token_by_the_public_key_alone() -> None:
     token = other_jwt.decode(ISSUED, ECKey.import_key(public_jwk(KEY)), algorithms=["ES256"])
     assert token.header == {"alg": "ES256", "typ": "at+jwt", "kid": KEY.key_id}
-    assert token.claims == {
-        **CLAIMS,
-        "scope": to_text(SCOPES),
-        "jti": token.claims["jti"],
-    }
+    assert token.claims == {**CLAIMS, "scope": to_text(SCOPES), "jti": token.claims["jti"]}
     assert UUID(token.claims["jti"]).version == 7
 
 

@@ -11,10 +11,7 @@ def test_one_server_is_left_to_redis_py() -> None:
 
 def test_sentinels_and_primary_get_the_options_and_the_primary_the_user() -> None:
     read = read_redis_url("rediss+sentinel://u:p%40%2Cq@A:1,[::1]:2/name?ssl_ca_data=word")
-    assert read.named == (
-        "rediss://a:1?ssl_ca_data=word",
-        "rediss://[::1]:2?ssl_ca_data=word",
-    )
+    assert read.named == ("rediss://a:1?ssl_ca_data=word", "rediss://[::1]:2?ssl_ca_data=word")
     assert read.to("fe80::1", 7) == "rediss://u:p%40%2Cq@[fe80::1]:7?ssl_ca_data=word"
 
 

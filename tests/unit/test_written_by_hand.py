@@ -17,17 +17,12 @@ MOMENTS = st.datetimes(
 )
 CODES = st.from_regex("[0-9A-Z-]{4,32}", fullmatch=True)
 REFERRALS = st.builds(
-    Referral,
-    user_id=st.uuids(),
-    email=st.none() | st.text(),
-    registered_at=MOMENTS,
-    code=CODES,
+    Referral, user_id=st.uuids(), email=st.none() | st.text(), registered_at=MOMENTS, code=CODES
 )
 
 
 @given(
-    st.lists(REFERRALS, max_size=3),
-    st.none() | st.builds(Cursor, at=MOMENTS, row_id=st.uuids()),
+    st.lists(REFERRALS, max_size=3), st.none() | st.builds(Cursor, at=MOMENTS, row_id=st.uuids())
 )
 def test_a_page_of_referrals(items: list[Referral], cursor: Cursor | None) -> None:
     page = Page(items, cursor)

@@ -39,10 +39,7 @@ class GitHubProvider:
             raise SignInRefused("GitHub does not say who has signed in.")
         email = _primary(await self._get("/user/emails", access_token))
         return Identity(
-            issuer=self.issuer,
-            subject=str(number),
-            email=email,
-            email_verified=email is not None,
+            issuer=self.issuer, subject=str(number), email=email, email_verified=email is not None
         )
 
     async def _get(self, path: str, access_token: str) -> Any:

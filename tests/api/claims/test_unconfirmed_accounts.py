@@ -89,10 +89,7 @@ async def test_an_account_and_a_claim_confirmed_at_once_are_one_account_of_one_p
     answers = await asyncio.gather(*(confirm(strict, token) for token in tokens))
     assert sorted(answer.status for answer in answers) == [204, 422]
     won = answers[0].status == 204
-    assert await passwords(strict) == {
-        ATTACKERS: 200 if won else 401,
-        VICTIMS: 401 if won else 200,
-    }
+    assert await passwords(strict) == {ATTACKERS: 200 if won else 401, VICTIMS: 401 if won else 200}
     assert await rows(database) == {"users": 1, "claims": 0, "mail_tokens": 0}
 
 

@@ -172,10 +172,7 @@ async def test_what_hunter_never_finds_out_is_unknown(
 
 
 async def test_a_wrong_key_is_mended_by_operators_and_loses_nothing(
-    hunter_environment: dict[str, str],
-    hunter: Hunter,
-    database: asyncpg.Connection,
-    redis: object,
+    hunter_environment: dict[str, str], hunter: Hunter, database: asyncpg.Connection, redis: object
 ) -> None:
     settings = read_settings({**hunter_environment, "HUNTER_API_KEY": "wrong"})
     async with running(settings) as api:
@@ -312,10 +309,7 @@ async def test_a_verdict_is_of_the_email_that_was_asked_about(
 
 
 async def test_an_erased_account_is_not_asked_about(
-    hunter_environment: dict[str, str],
-    hunter: Hunter,
-    database: asyncpg.Connection,
-    redis: object,
+    hunter_environment: dict[str, str], hunter: Hunter, database: asyncpg.Connection, redis: object
 ) -> None:
     async with running(read_settings({**hunter_environment, "SERVE_JOBS": "off"})) as api:
         carl = await api.new_person(EMAIL)

@@ -43,10 +43,7 @@ CALLS: Final = [
     Call("POST", "/referral-code", {"expires_at": "2001-01-01T00:00:00Z", "code": "ABCD"}),
     Call("PUT", "/referral-code", {"expires_at": "2001-01-01T00:00:00Z", "code": "ABCD"}),
     Call(
-        "PATCH",
-        "/referral-code",
-        {"expires_at": "2001-01-01T00:00:00Z"},
-        frozenset({"expires_at"}),
+        "PATCH", "/referral-code", {"expires_at": "2001-01-01T00:00:00Z"}, frozenset({"expires_at"})
     ),
 ]
 

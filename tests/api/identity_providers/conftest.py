@@ -21,10 +21,7 @@ def settings(environment: dict[str, str], provider_environment: dict[str, str]) 
 
 @pytest.fixture
 async def api(
-    settings: Settings,
-    database: asyncpg.Connection,
-    redis: Redis,
-    monkeypatch: pytest.MonkeyPatch,
+    settings: Settings, database: asyncpg.Connection, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Api]:
     """A running service that is less patient with issuers than a real one."""
     monkeypatch.setattr("service.providers.http.TOTAL_SECONDS", 0.5)

@@ -166,9 +166,7 @@ async def test_an_unusable_code_is_told_at_the_start(
     await database.execute("UPDATE users SET disabled_at = now()")
     for unusable in (code, "NOBODYS", "x", "\u0131\u0131\u0131\u0131", "a\0bc"):
         answer = await api.get(
-            "/auth/providers/corp/start",
-            params={"referral_code": unusable},
-            allow_redirects=False,
+            "/auth/providers/corp/start", params={"referral_code": unusable}, allow_redirects=False
         )
         assert_problem(answer, 422, "referral-code-unusable", ["#/referral_code"])
     assert await database.fetchval("SELECT count(*) FROM sign_ins") == 0

@@ -7,11 +7,7 @@ from typing import Any, TypeVar
 from client import AuthenticatedClient, Client
 from client.api.accounts import register, show_me
 from client.api.email import forgot_password
-from client.api.referral_codes import (
-    create_referral_code,
-    delete_referral_code,
-    find_referral_code,
-)
+from client.api.referral_codes import create_referral_code, delete_referral_code, find_referral_code
 from client.api.referrals import list_referrals
 from client.api.sessions import log_in, log_out
 from client.models import (
