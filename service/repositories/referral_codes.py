@@ -24,13 +24,25 @@ from service.domain.referral_codes import (
 from service.repositories.connection import LAST_ID, Connection
 from service.repositories.constraints import on_violation
 
+
+def _planned(job_id: str, cache_prefix: str, now: str) -> str:
+    """Return the part of a statement that plans what the cache has to forget of an `owner`.
+
+    Creating and deleting a code plan their job (see repositories/jobs.py) themselves: a transaction
+    around two statements would take four round trips instead of one.
+    """
+    return f"""planned AS (
+        INSERT INTO jobs (job_id, kind, payload, created_at)
+        SELECT {job_id}, 'forget', jsonb_build_array({cache_prefix}::text || email_key), {now}
+          FROM owner
+         WHERE email_key IS NOT NULL
+    )"""
+
+
 # An expired code holds neither its owner nor its name. It is ended first, because the new row waits
 # for the count; so is, if $9 says so, the owner's live code. Then the owner is locked, so that no
 # code is made during the account's erasure or a change of its email address.
-#
-# The only write that plans its job (see repositories/jobs.py) itself: a transaction around two
-# statements would take four round trips instead of one to create a code.
-ADD: Final = """
+ADD: Final = f"""
     WITH ended AS (
         UPDATE referral_codes
            SET ended_at = LEAST(expires_at, $4),
@@ -58,11 +70,7 @@ ADD: Final = """
                (referral_code_id, owner_id, code, created_at, expires_at, max_uses)
         SELECT $1, user_id, $3, $4, $5, $6
           FROM owner
-    ), planned AS (
-        INSERT INTO jobs (job_id, kind, payload, created_at)
-        SELECT $7, 'forget', jsonb_build_array($8::text || email_key), $4
-          FROM owner
-    )
+    ), {_planned("$7", "$8", "$4")}
     SELECT o.email_key, COALESCE((SELECT bool_or(was_live) FROM ended), false) AS replaced,
            $10 AND u.email_confirmed_at IS NULL AND u.erased_at IS NULL AS unconfirmed
       FROM users u
@@ -155,7 +163,7 @@ CHANGE: Final = """
 # `was_there` is of the statement's snapshot: a code that was there but is not ended was ended by
 # another transaction, which this one waited for and which may have put a new code in its place.
 # The owner is locked as in CHANGE.
-END_OF_OWNER: Final = """
+END_OF_OWNER: Final = f"""
     WITH ended AS (
         UPDATE referral_codes
            SET ended_at = LEAST(expires_at, $2),
@@ -168,7 +176,7 @@ END_OF_OWNER: Final = """
           FROM ended e
           JOIN users u ON u.user_id = e.owner_id
            FOR KEY SHARE OF u
-    )
+    ), {_planned("$3", "$4", "$2")}
     SELECT was_there, o.expires_at IS NOT NULL AS ended,
            COALESCE(o.expires_at > $2, false) AS was_live, o.email_key AS owner_email_key
       FROM (SELECT EXISTS (SELECT FROM referral_codes WHERE owner_id = $1 AND ended_at IS NULL)
@@ -315,9 +323,14 @@ class ReferralCodeRepository:
         )
         return email_key
 
-    async def end_of_owner(self, owner_id: UUID, now: datetime) -> EndedReferralCode:
-        """End the owner's code; see use_cases/locks.py for one that is replaced at this moment."""
-        row = await self._connection.fetchrow(END_OF_OWNER, owner_id, now)
+    async def end_of_owner(
+        self, owner_id: UUID, now: datetime, cache_prefix: str
+    ) -> EndedReferralCode:
+        """End the owner's code; see use_cases/locks.py for one that is replaced at this moment.
+
+        A job makes the cache forget `cache_prefix` with the email key.
+        """
+        row = await self._connection.fetchrow(END_OF_OWNER, owner_id, now, uuid7(), cache_prefix)
         assert row is not None
         return EndedReferralCode(**row)
 

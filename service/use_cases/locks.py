@@ -25,6 +25,7 @@ from service.domain.identities import Identity
 from service.domain.referral_codes import EndedReferralCode
 from service.domain.users import LockedUser
 from service.postgresql.database import Repositories
+from service.use_cases.cache_invalidation import CODE_KEY
 
 
 async def spare_last_admin(repositories: Repositories, user_id: UUID) -> None:
@@ -40,7 +41,7 @@ async def spare_last_admin(repositories: Repositories, user_id: UUID) -> None:
 async def end_code(repositories: Repositories, owner_id: UUID, now: datetime) -> EndedReferralCode:
     """End the owner's code, even if it is being replaced at this moment."""
     while True:
-        found = await repositories.referral_codes.end_of_owner(owner_id, now)
+        found = await repositories.referral_codes.end_of_owner(owner_id, now, CODE_KEY)
         if found.ended or not found.was_there:
             return found
 

@@ -139,10 +139,10 @@ class ReferralCodes:
     async def delete(self, owner_id: UUID) -> None:
         """End the owner's live code; raise ReferralCodeNotFound."""
         now = self._clock()
-        async with self._database.transaction() as repositories:
+        async with self._database.autocommit() as repositories:
             found = await end_code(repositories, owner_id, now)
-            if email_key := found.owner_email_key:
-                await self._invalidation.invalidate(repositories, [code_key(email_key)], now)
+        if email_key := found.owner_email_key:  # the statement has planned the job
+            await self._invalidation.forget([code_key(email_key)])
         if not found.was_live:
             raise ReferralCodeNotFound
 

@@ -410,7 +410,7 @@ def test_the_last_admin_stays_whatever_an_operator_types(operator_alone: Operato
         ("users", "disable", email),
         ("users", "erase", email, "--yes"),
     ):
-        assert operator.fails(*command) == "This is the last admin who can act."
+        assert operator.fails(*command) == "This is the last active admin."
     second = new_person(operator.service)
     operator.does("admin", "promote", second["email"], "--unconfirmed", "--yes")
     token = operator.log_in(person)["access_token"]
