@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from service.domain.clock import Clock
 from service.redis import RedisAway
@@ -59,8 +59,7 @@ class Entry:
     expires_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Lookup:
+class Lookup(NamedTuple):  # made in a third of a frozen dataclass's time
     """A read that is on its way to Redis."""
 
     key: str

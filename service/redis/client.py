@@ -5,6 +5,7 @@ one script for the 64 requests of a busy turn cost each of them next to nothing.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -57,8 +58,10 @@ class _Batch:
     generation: str = ""
     """The only one of the server that may be asked; any, if empty."""
     size: int = 0
-    reads: dict[str, list[Reply]] = field(default_factory=dict)
-    counts: dict[tuple[str, int], list[Reply]] = field(default_factory=dict)
+    reads: defaultdict[str, list[Reply]] = field(default_factory=lambda: defaultdict(list))
+    counts: defaultdict[tuple[str, int], list[Reply]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
     calls: list[tuple[tuple[Argument, ...], Reply]] = field(default_factory=list)
 
     def commands(self) -> list[tuple[Argument, ...]]:
@@ -81,14 +84,20 @@ class _Batch:
         if self.reads:
             for value, futures in zip(next(remaining), self.reads.values(), strict=True):
                 for future in futures:
-                    _resolve(future, value)
+                    if not future.done():  # the caller may have been cancelled
+                        future.set_result(value)
         if self.counts:
-            each = iter(next(remaining))
-            for count, left, futures in zip(each, each, self.counts.values(), strict=True):
-                for number, future in enumerate(futures, count - len(futures) + 1):
-                    _resolve(future, (number, left))
+            self._resolve_counts(next(remaining))
         for reply, (_, future) in zip(remaining, self.calls, strict=True):
-            _resolve(future, reply)
+            if not future.done():
+                future.set_result(reply)
+
+    def _resolve_counts(self, replies: list[int]) -> None:
+        each = iter(replies)
+        for count, left, futures in zip(each, each, self.counts.values(), strict=True):
+            for number, future in enumerate(futures, count - len(futures) + 1):
+                if not future.done():
+                    future.set_result((number, left))
 
     def fail(self, error: RedisAway) -> None:
         waiting = [
@@ -101,11 +110,6 @@ class _Batch:
                 if not future.done():
                     future.set_exception(RedisAway(*error.args))
                     future.exception()  # counts as retrieved, should nobody wait for it
-
-
-def _resolve(future: Reply, reply: Any) -> None:
-    if not future.done():  # the caller may have been cancelled
-        future.set_result(reply)
 
 
 @dataclass(slots=True)
@@ -153,7 +157,7 @@ class RedisClient:
         Raises RedisAway at once, or in the future: so do the other requests.
         """
         future = self._ask(self._reads, allowed=not self.away)
-        self._reads.batch.reads.setdefault(key, []).append(future)
+        self._reads.batch.reads[key].append(future)
         return future
 
     def count(self, key: str, milliseconds: int) -> "asyncio.Future[_Counted]":
@@ -162,7 +166,7 @@ class RedisClient:
         Returns how many there are, this one included, and the milliseconds until the window ends.
         """
         future = self._ask(self._reads, allowed=not self.away)
-        self._reads.batch.counts.setdefault((key, milliseconds), []).append(future)
+        self._reads.batch.counts[key, milliseconds].append(future)
         return future
 
     def call(self, *command: Argument) -> Reply:

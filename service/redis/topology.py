@@ -45,7 +45,7 @@ class Topology:
     @property
     def is_believed(self) -> bool:
         """Whether the primary may be used: always, if no other can take its place."""
-        return monotonic() < self._believed_until
+        return not self.is_watched or monotonic() < self._believed_until
 
     @property
     def is_settled(self) -> bool:

@@ -36,8 +36,11 @@ class Headers:
         own = {_X_REQUEST_ID: context.request_id}
         if context.windows:
             own[_RATE_LIMIT_POLICY], own[_RATE_LIMIT] = _rate_limit(context.windows)
-        if isinstance(response, PrebuiltResponse) and response.is_usual(request):
-            response.build_head(self._lines + _lines(own))
+        if type(response) is PrebuiltResponse and response.is_usual(request):
+            lines = self._lines
+            for name, value in own.items():
+                lines += f"{name}: {value}\r\n"
+            response.build_head(lines)
         else:
             for name, value in (self._same | own).items():
                 response.headers.setdefault(name, value)
@@ -49,6 +52,10 @@ def _lines(headers: Mapping[istr, str]) -> str:
 
 def _rate_limit(windows: Sequence[Window]) -> tuple[str, str]:
     """Return RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers-10)."""
-    policies = [f'"{its.name}";q={its.limit.requests};w={its.limit.seconds}' for its in windows]
-    states = [f'"{its.name}";r={its.remaining};t={its.reset}' for its in windows]
-    return ", ".join(policies), ", ".join(states)
+    policies = states = comma = ""
+    for window in windows:
+        limit = window.limit
+        policies += f'{comma}"{window.name}";q={limit.requests};w={limit.seconds}'
+        states += f'{comma}"{window.name}";r={window.remaining};t={window.reset}'
+        comma = ", "
+    return policies, states
