@@ -17,11 +17,10 @@ from service.domain.security_events import Origin
 from service.domain.sessions import SWAGGER_UI
 from service.postgresql import database
 from service.postgresql.database import Database
-from service.providers.clearbit import ClearbitEnricher
+from service.providers.enrichment import Enricher
 from service.providers.http import HttpClient, open_http_client
-from service.providers.hunter import HunterEnricher, HunterVerifier
+from service.providers.hunter import HunterVerifier
 from service.providers.identity import make_provider
-from service.providers.settings import EnrichmentSettings
 from service.redis import RedisAway
 from service.redis.cache import Cache
 from service.redis.client import RedisClient
@@ -35,7 +34,7 @@ from service.use_cases.account_changes import AccountChanges
 from service.use_cases.cache_invalidation import CacheInvalidation
 from service.use_cases.claims import Claims
 from service.use_cases.email_verification import EmailVerification
-from service.use_cases.enrichment import Enrich, Enrichments
+from service.use_cases.enrichment import Enrichments
 from service.use_cases.housekeeping import Housekeeping
 from service.use_cases.idempotency import Refusals
 from service.use_cases.identities import Identities
@@ -184,7 +183,9 @@ def _build(
             HunterVerifier(settings.hunter, http) if settings.hunter else None,
             mail_is_sent=settings.mail is not None,
         ),
-        enrichments=Enrichments(postgresql, _enrich(settings.enrichment, http, clock)),
+        enrichments=Enrichments(
+            postgresql, Enricher(settings.enrichment, http, clock) if settings.enrichment else None
+        ),
         referral_codes=ReferralCodes(shared, cache),
         referrals=Referrals(postgresql),
         personal_data=PersonalData(shared),
@@ -259,16 +260,6 @@ def _kinds_done(settings: Settings) -> list[JobKind]:
         JobKind.ENRICH: settings.enrichment,
     }
     return [kind for kind, doer in doers.items() if doer is not None]
-
-
-def _enrich(settings: EnrichmentSettings | None, http: HttpClient, clock: Clock) -> Enrich | None:
-    match settings:
-        case None:
-            return None
-        case EnrichmentSettings(provider="clearbit"):
-            return ClearbitEnricher(settings, http, clock).enrich
-        case _:
-            return HunterEnricher(settings, http, clock).enrich
 
 
 def _built_in_clients(settings: Settings) -> dict[str, Client]:

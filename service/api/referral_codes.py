@@ -11,7 +11,15 @@ from marshmallow import Schema, ValidationError, fields, validate, validates_sch
 from service.api.docs.describe import IDEMPOTENCY_KEY, in_path
 from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_user, needs
-from service.api.http.fields import BETWEEN, Moment, PageQuery, RequestSchema, Text, WholeNumber
+from service.api.http.fields import (
+    BETWEEN,
+    Moment,
+    PageQuery,
+    RequestSchema,
+    Text,
+    WholeNumber,
+    by_rule,
+)
 from service.api.http.front import API
 from service.api.http.idempotency import answer_once
 from service.api.http.prebuilt import PrebuiltResponse
@@ -21,7 +29,6 @@ from service.api.http.responses import PageSchema, answer, no_content, respond, 
 from service.api.users import EXAMPLE_EMAIL
 from service.domain.errors import (
     EmailNotConfirmed,
-    InvalidInput,
     LiveReferralCodeExists,
     ReferralCodeNotFound,
     ReferralCodeTaken,
@@ -40,13 +47,6 @@ from service.domain.scopes import Scope
 _EXPIRIES: Final = ("expires_at", "expires_in_days")
 
 
-def _check_code(text: str) -> None:
-    try:
-        normalise_code(text)
-    except InvalidInput as error:
-        raise ValidationError(error.detail) from error
-
-
 class ExpirySchema(RequestSchema):
     expires_at = Moment(
         metadata={"description": "At most 366 days from now, with an offset (RFC 3339)."}
@@ -56,7 +56,7 @@ class ExpirySchema(RequestSchema):
 
 class ReferralCodeWishSchema(ExpirySchema):
     code = Text(
-        validate=_check_code,
+        validate=by_rule(normalise_code),
         metadata={
             "description": "4 to 32 of A-Z, 0-9 and -, case-insensitive; generated if omitted. A "
             "code belongs to its first owner forever, and so do its look-alikes (0 and O; 1, I and "

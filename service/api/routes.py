@@ -23,7 +23,7 @@ from service.api import (
 from service.api.docs import pages
 from service.api.docs.openapi import show_openapi
 from service.api.http.front import API
-from service.api.http.problems import explain_problem
+from service.api.http.problems import explain_problem, list_problems
 from service.api.oauth import authorize, metadata, tokens
 
 # aiohttp's own pattern excludes braces, which an email address may contain.
@@ -90,6 +90,7 @@ ROUTES: Final = [
     web.get("/health/live", health.live),
     web.get("/health/ready", health.ready),
     web.get(health.METRICS, health.metrics),
+    web.get("/problems", list_problems),
     web.get("/problems/{code}", explain_problem),
     web.get("/openapi.json", show_openapi),
     *pages.DOCS_ROUTES,

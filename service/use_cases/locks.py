@@ -1,30 +1,18 @@
-"""The order in which transactions lock rows, which keeps them from deadlocks.
+"""Locking what several use cases lock, in the order that sql/README.md lists (*Lock order*).
 
-1. the OAuth client
-2. all admins, by id: `spare_last_admin`
-3. the claims of an email address, by id
-4. the user, with `hold`
-5. the user's referral code
-6. the user, with `lock`: `end_code_and_lock`
-7. what belongs to the user: tokens, authorization codes, sessions, identities, changes
-
-A transaction may skip steps, but not go back. Using or changing a code locks the code before its
-owner, and the owner only FOR KEY SHARE, which `hold` allows and `lock` does not: between 4 and 6
-current uses of the code can finish.
-
-Where the order cannot be kept, PostgreSQL ends one of the two transactions, and `retried` runs it
-again: a session that is revoked by its token is locked before its user is known, and undoing a
-change may lock a second user, the one that has the old address by now.
+A transaction may skip steps of that order, but not go back: that keeps transactions from deadlocks.
+A use of a code, or a change, locks the code before its owner, and the owner only FOR KEY SHARE,
+which `hold` allows and `lock` does not: between the two, uses that have begun can finish.
 """
 
 from datetime import datetime
 from uuid import UUID
 
-from service.domain.errors import LastAdmin
+from service.domain.errors import LastAdmin, ReferralCodeNotFound
 from service.domain.identities import Identity
-from service.domain.referral_codes import EndedReferralCode
+from service.domain.referral_codes import EndedReferralCode, ReferralCode
 from service.domain.users import LockedUser
-from service.postgresql.database import Repositories
+from service.postgresql.database import Repositories, TryAgain
 from service.use_cases.cache_invalidation import CODE_KEY
 
 
@@ -36,6 +24,24 @@ async def spare_last_admin(repositories: Repositories, user_id: UUID) -> None:
     """
     if await repositories.users.lock_admins(user_id) == [user_id]:
         raise LastAdmin
+
+
+async def lock_live_code(
+    repositories: Repositories, owner_id: UUID, now: datetime, *, confirmed_only: bool
+) -> ReferralCode:
+    """Lock the owner's live code and return it; raise ReferralCodeNotFound or EmailNotConfirmed.
+
+    For use cases that are `@retried`, because the code may be replaced while the lock waits.
+    """
+    codes = repositories.referral_codes
+    locked = await codes.lock_live(owner_id, confirmed_only=confirmed_only)
+    # Read under the lock: the registrations that it waited for have counted their uses.
+    code = await codes.find_live(owner_id, now)
+    if code is None:
+        raise ReferralCodeNotFound
+    if code.referral_code_id != locked:
+        raise TryAgain  # made while the lock waited for the one before
+    return code
 
 
 async def end_code(repositories: Repositories, owner_id: UUID, now: datetime) -> EndedReferralCode:

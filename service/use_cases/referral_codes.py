@@ -30,7 +30,7 @@ from service.postgresql.database import Repositories, TryAgain, retried
 from service.redis.cache import Cache, Entry, Lookup
 from service.use_cases.cache_invalidation import CODE_KEY, code_key
 from service.use_cases.idempotency import AnswerOnce
-from service.use_cases.locks import end_code
+from service.use_cases.locks import end_code, lock_live_code
 from service.use_cases.shared import Shared
 
 
@@ -106,16 +106,11 @@ class ReferralCodes:
         """
         now = self._clock()
         async with self._database.transaction() as repositories:
-            codes = repositories.referral_codes
-            locked = await codes.lock_live(owner_id, confirmed_only=self._confirmed_only)
-            # Read under the lock: the registrations that it waited for have counted their uses.
-            code = await codes.find_live(owner_id, now)
-            if code is None:
-                raise ReferralCodeNotFound
-            if code.referral_code_id != locked:
-                raise TryAgain  # made while the lock waited for the one before
+            code = await lock_live_code(
+                repositories, owner_id, now, confirmed_only=self._confirmed_only
+            )
             changed = change_referral_code(code, change, now)
-            if email_key := await codes.change(changed, now):
+            if email_key := await repositories.referral_codes.change(changed, now):
                 await self._invalidation.invalidate(repositories, [code_key(email_key)], now)
         return changed
 

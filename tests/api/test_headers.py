@@ -32,6 +32,7 @@ KINDS: dict[str, Ask] = {
     "an asset": lambda api, _: api.get("//docs/assets/docs.js"),
     "the document": lambda api, _: api.get("//openapi.json"),
     "400 of the parser": lambda api, _: send(api, b"no HTTP\r\n\r\n"),
+    "the list of problems": lambda api, _: api.get("//problems"),
     "a problem's page": lambda api, _: api.get("//problems/not-found"),
 }
 

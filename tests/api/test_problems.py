@@ -1,8 +1,10 @@
 """Every error is a problem of one shape, whoever found it: the router, a schema, a rule, nobody."""
 
 import asyncio
+import html
 import json
 import logging
+import re
 
 import asyncpg
 import psycopg
@@ -182,6 +184,19 @@ async def test_every_problem_has_a_page_that_explains_it(api: Api) -> None:
         assert (
             page.body.count(b"<code>") == (problem_type.title + problem_type.remedy).count("`") / 2
         )
+
+
+async def test_one_page_lists_all_problems_and_links_to_the_page_of_each(api: Api) -> None:
+    """The links are relative, which holds below the path of PUBLIC_URL too."""
+    page = await api.get("//problems")
+    assert page.status == 200
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    text = page.body.decode()
+    for code, problem_type in PROBLEM_TYPES.items():
+        assert f'<a href="problems/{code}">{code}</a> ({problem_type.status:d})' in text
+        plain = html.unescape(re.sub("</?code>", "`", text))
+        assert f"<dd>{problem_type.title} {problem_type.remedy}</dd>" in plain
+    assert text.count("<dt>") == len(PROBLEM_TYPES)
 
 
 async def test_what_is_to_be_typed_is_code_on_the_page(api: Api) -> None:

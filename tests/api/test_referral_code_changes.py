@@ -11,11 +11,9 @@ from service.settings.settings import Settings
 from tests.api.assertions import assert_problem
 from tests.api.conftest import replacing_the_only_code
 from tests.factories import Answer, Api, Person
+from tests.sql.racing import until_blocked
 
 DAYS: Final = {"expires_in_days": 7}
-WAITING: Final = (
-    "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-)
 
 
 async def change(api: Api, owner: Person, **members: Any) -> Answer:
@@ -242,10 +240,7 @@ async def test_a_change_that_waits_for_a_replacement_changes_the_new_code(
 ) -> None:
     await api.new_code(anna)
     async with replacing_the_only_code(settings):
-        changing = asyncio.create_task(change(api, anna, max_uses=7))
-        async with asyncio.timeout(5):
-            while not await database.fetchval(f"SELECT EXISTS ({WAITING})"):
-                await asyncio.sleep(0.01)
+        changing = await until_blocked(database, change(api, anna, max_uses=7))
     changed = (await changing).json()
     assert (changed["code"], changed["max_uses"]) == ("NEW-CODE", 7)
     assert (await api.get("/referral-code", by=anna)).json() == changed

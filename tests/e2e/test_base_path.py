@@ -114,6 +114,11 @@ async def test_problems_keep_their_words_and_are_explained_below_the_path(client
     page = await client.call("GET", answer.json()["type"])
     assert page.status == 200
     assert b"not-authenticated" in page.body
+    listed = await client.call("GET", "/problems")
+    links = re.findall(r'href="([^"]+not-authenticated)"', listed.body.decode())
+    assert [urljoin(f"{client.url}/problems", link) for link in links] == [
+        f"{client.url}/problems/not-authenticated"
+    ]
 
 
 async def test_tokens_are_of_the_public_address_and_its_keys_verify_them(client: Client) -> None:

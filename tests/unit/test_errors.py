@@ -8,7 +8,15 @@ import pytest
 from service.api.http import problem_types
 from service.api.http.problem_types import PROBLEM_TYPES, REMEDIES, STATUS_OF_KIND, status_of
 from service.domain import errors
-from service.domain.errors import ServiceError, TooMany, Unavailable
+from service.domain.errors import (
+    DatabaseUnavailable,
+    HashingQueueFull,
+    Overloaded,
+    ProviderUnavailable,
+    ServiceError,
+    TooMany,
+    Unavailable,
+)
 
 ERRORS = [
     error
@@ -22,40 +30,50 @@ ERRORS = [
 KINDS = ServiceError.__subclasses__()
 
 # Clients compare with these: a code may be added, and never renamed or given another status.
+# A new one belongs here too.
 PROMISED = [
     ("account-disabled", 403),
     ("bad-request", 400),
     ("body-too-large", 413),
+    ("conflict", 409),
     ("database-unavailable", 503),
+    ("email-not-confirmed", 403),
     ("email-taken", 409),
     ("email-withheld", 403),
+    ("enrichment-not-found", 404),
     ("hashing-queue-full", 503),
     ("headers-too-large", 431),
-    ("overloaded", 503),
     ("idempotency-key-reused", 422),
     ("identity-not-found", 404),
     ("identity-not-linked", 409),
+    ("insufficient-scope", 403),
     ("internal-error", 500),
     ("invalid-credentials", 401),
     ("invalid-token", 401),
     ("last-admin", 409),
     ("last-way-in", 409),
+    ("mail-unavailable", 503),
     ("method-not-allowed", 405),
+    ("migrations-pending", 503),
     ("not-acceptable", 406),
     ("not-allowed", 403),
     ("not-authenticated", 401),
     ("not-found", 404),
+    ("overloaded", 503),
     ("provider-not-found", 404),
     ("provider-unavailable", 503),
     ("referral-code-exists", 409),
     ("referral-code-not-found", 404),
     ("referral-code-taken", 409),
     ("referral-code-unusable", 422),
+    ("request-timeout", 408),
     ("session-not-found", 404),
     ("sign-in-refused", 403),
     ("sign-in-too-old", 401),
     ("sign-in-unusable", 422),
+    ("token-unusable", 422),
     ("too-many-requests", 429),
+    ("unavailable", 503),
     ("unsupported-media-type", 415),
     ("uri-too-long", 414),
     ("user-not-found", 404),
@@ -141,6 +159,13 @@ def test_every_kind_has_a_remedy_and_every_remedy_is_a_sentence() -> None:
     assert all(remedy.endswith(".") for remedy in REMEDIES.values())
 
 
+@pytest.mark.parametrize("error", [error for error in ERRORS if "code" in vars(error)])
+def test_an_error_with_its_own_code_has_its_own_remedy(error: type[ServiceError]) -> None:
+    """Except where there is nothing to do but wait."""
+    waits = error in {DatabaseUnavailable, HashingQueueFull, Overloaded, ProviderUnavailable}
+    assert (error in REMEDIES) is not waits, f"add what a client can do about {error.code}"
+
+
 @pytest.mark.parametrize("error", [error for error in ERRORS if issubclass(error, Unavailable)])
 def test_whoever_is_sent_away_is_told_when_to_come_back(error: type[ServiceError]) -> None:
     assert error().wait
@@ -161,3 +186,7 @@ def test_the_page_of_a_kinds_code_explains_the_kind(kind: type[ServiceError]) ->
 @pytest.mark.parametrize(("code", "status"), PROMISED)
 def test_a_promised_code_keeps_its_status(code: str, status: int) -> None:
     assert PROBLEM_TYPES[code].status == status
+
+
+def test_every_code_is_promised() -> None:
+    assert set(PROBLEM_TYPES) == {code for code, _ in PROMISED}

@@ -1,13 +1,28 @@
 """The fields and base schemas that requests and responses are declared with."""
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load, validate
 
+from service.domain.errors import InvalidInput
+
 LARGEST_PAGE: Final = 100
 BETWEEN: Final = "This must lie between {min} and {max}."
+
+
+def by_rule(check: Callable[[str], object]) -> Callable[[str], None]:
+    """Validate with a rule of the domain, a function that raises InvalidInput."""
+
+    def validator(text: str) -> None:
+        try:
+            check(text)
+        except InvalidInput as error:
+            raise ValidationError(error.detail) from error
+
+    return validator
 
 
 class RequestSchema(Schema):

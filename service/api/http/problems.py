@@ -157,6 +157,16 @@ def summary_of(errors: Sequence[tuple[str, str]]) -> str:
 
 @docs(
     tags=["Reference"],
+    summary="All problems",
+    responses={200: page_of("A page that lists the problems and what to do about them.")},
+)
+async def list_problems(_: web.Request) -> web.Response:
+    listed = sorted(PROBLEM_TYPES.values(), key=lambda each: (each.status, each.code))
+    return web.Response(text=render("problems.html", problems=listed), content_type="text/html")
+
+
+@docs(
+    tags=["Reference"],
     summary="What a problem means",
     parameters=[in_path("code", "The `code` of a problem.", "validation-failed")],
     responses={200: page_of("A page that says what to do about it.")},
