@@ -5,7 +5,7 @@ from aiohttp_apispec import docs, response_schema
 from marshmallow import Schema, fields
 
 from service.api.http.app_keys import SERVICES
-from service.api.http.authentication import current_first_party_user, needs
+from service.api.http.authentication import current_user, needs
 from service.api.http.fields import Moment
 from service.api.http.requests import read_id
 from service.api.http.responses import PageSchema, no_content, respond
@@ -49,9 +49,9 @@ IDENTITIES_SCHEMA = IdentitiesSchema()
     "email address it came with, and is removed when the account gets another one.",
 )
 @response_schema(IdentitiesSchema, 200, description="All of them, on one page.")
-@needs(Scope.PROFILE)
+@needs(Scope.PROFILE, first_party=True)
 async def list_identities(request: web.Request) -> web.Response:
-    caller = current_first_party_user(request)
+    caller = current_user(request)
     found = await request.app[SERVICES].identities.list_of(caller.user_id)
     return respond(IDENTITIES_SCHEMA, Page(found, None))
 
@@ -64,9 +64,9 @@ async def list_identities(request: web.Request) -> web.Response:
     responses={204: {"description": "The identity no longer signs in to the account."}},
     refuses=(IdentityNotFound, LastWayIn),
 )
-@needs(Scope.PROFILE)
+@needs(Scope.PROFILE, first_party=True)
 async def unlink_identity(request: web.Request) -> web.Response:
-    caller = current_first_party_user(request)
+    caller = current_user(request)
     identity_id = read_id(request, "identity_id", IdentityNotFound)
     await request.app[SERVICES].identities.unlink(caller, identity_id)
     return no_content()

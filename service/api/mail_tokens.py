@@ -5,7 +5,7 @@ from aiohttp_apispec import docs, request_schema, response_schema
 from marshmallow import Schema, fields
 
 from service.api.http.app_keys import SERVICES
-from service.api.http.authentication import current_first_party_user, needs
+from service.api.http.authentication import current_user, needs
 from service.api.http.fields import RequestSchema, Text, TrimmedText
 from service.api.http.rate_limits import MAIL, count_request
 from service.api.http.requests import read_body
@@ -140,9 +140,9 @@ async def resend_confirmation(request: web.Request) -> web.Response:
     EmailChangeSchema, example={"new_email": "anna@example.org", "password": EXAMPLE_PASSWORD}
 )
 @response_schema(AcceptedSchema, 202, description="The new address gets an email.")
-@needs(Scope.PROFILE)
+@needs(Scope.PROFILE, first_party=True)
 async def change_email(request: web.Request) -> web.Response:
-    caller = current_first_party_user(request)
+    caller = current_user(request)
     body = await read_body(request, email_rule("new_email"))
     async with password_attempt(request, str(caller.user_id)):
         await count_request(request, MAIL)

@@ -7,13 +7,7 @@ from aiohttp_apispec import docs, querystring_schema, request_schema, response_s
 from marshmallow import Schema, fields
 
 from service.api.http.app_keys import SERVICES
-from service.api.http.authentication import (
-    check_first_party,
-    current_first_party_user,
-    current_token,
-    current_user,
-    needs,
-)
+from service.api.http.authentication import check_first_party, current_token, current_user, needs
 from service.api.http.fields import Moment, PageQuery, RequestSchema, Text, TrimmedText
 from service.api.http.requests import find_id, header_text, read_body, read_page
 from service.api.http.responses import PageSchema, no_content, respond
@@ -163,9 +157,9 @@ async def end_session(request: web.Request) -> web.Response:
     responses={204: {"description": "Only the current session is left."}},
     refuses=(NotAllowed,),
 )
-@needs(Scope.PROFILE, limited=False)
+@needs(Scope.PROFILE, limited=False, first_party=True)
 async def end_other_sessions(request: web.Request) -> web.Response:
-    await request.app[SERVICES].sessions.end_others(current_first_party_user(request))
+    await request.app[SERVICES].sessions.end_others(current_user(request))
     return no_content()
 
 
@@ -180,9 +174,9 @@ async def end_other_sessions(request: web.Request) -> web.Response:
     PasswordChangeSchema,
     example={"current_password": EXAMPLE_PASSWORD, "new_password": "a longer walk by the sea"},
 )
-@needs(Scope.PROFILE)
+@needs(Scope.PROFILE, first_party=True)
 async def change_password(request: web.Request) -> web.Response:
-    caller = current_first_party_user(request)
+    caller = current_user(request)
     body = await read_body(request, password_rule(request, "new_password"))
     async with password_attempt(request, str(caller.user_id)):
         await request.app[SERVICES].passwords.change(

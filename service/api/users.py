@@ -6,7 +6,7 @@ from marshmallow import Schema, fields
 
 from service.api.docs.describe import IDEMPOTENCY_KEY
 from service.api.http.app_keys import SERVICES, SETTINGS
-from service.api.http.authentication import current_first_party_user, current_user, needs
+from service.api.http.authentication import current_user, needs
 from service.api.http.fields import Moment, RequestSchema, Text, TrimmedText, TypedCode
 from service.api.http.idempotency import answer_once
 from service.api.http.rate_limits import MAIL, REGISTER, count_request
@@ -148,9 +148,9 @@ async def show_me(request: web.Request) -> web.Response:
     refuses=(NotAllowed, InvalidCredentials, SignInTooOld, LastAdmin, TooMany, HashingQueueFull),
 )
 @request_schema(ErasureSchema, example={"password": EXAMPLE_PASSWORD})
-@needs(Scope.PROFILE)
+@needs(Scope.PROFILE, first_party=True)
 async def erase_me(request: web.Request) -> web.Response:
-    caller = current_first_party_user(request)
+    caller = current_user(request)
     body = await read_body(request)
     async with password_attempt(request, str(caller.user_id)):
         await request.app[SERVICES].users.erase(caller, body["password"])

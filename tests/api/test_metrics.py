@@ -4,9 +4,13 @@ import asyncio
 import re
 from dataclasses import replace
 
+import aiohttp
 import asyncpg
 import pytest
+from aiohttp import web
 
+from service.api.http.runner import Runner
+from service.app import create_metrics_app
 from service.domain.rate_limits import RateLimit
 from service.settings.settings import Settings
 from tests.api.conftest import no_jobs
@@ -134,3 +138,16 @@ async def test_nobody_is_named(api: Api, anna: Person) -> None:
     text = (await api.get("//metrics")).body.decode()
     for secret in (anna.email, anna.user_id, anna.access_token, code):
         assert secret not in text
+
+
+async def test_nothing_can_be_written_to_a_port_of_their_own(api: Api) -> None:
+    runner = Runner(create_metrics_app(api.app), access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0]
+        url = f"http://{host}:{port}/api/v1/users/me"
+        async with aiohttp.ClientSession() as session, session.post(url) as answer:
+            assert answer.status == 404
+    finally:
+        await runner.cleanup()

@@ -17,6 +17,7 @@ from service.settings.settings import Settings
 from tests.api.assertions import assert_problem
 from tests.api.scopes import SCOPE_OF
 from tests.factories import PASSWORD, Api, running
+from tests.oauth import new_application
 
 pytestmark = pytest.mark.usefixtures("database", "redis")
 LOOKUP = "/referral-code/nobody@example.com"
@@ -316,6 +317,9 @@ async def test_a_write_that_the_token_does_not_allow_uses_up_nobodys_limit(
         for token in (ended.access_token, "nonsense", anna.refresh_token):
             assert (await api.put("/referral-code", DAYS, by=token)).status == 401
         assert (await api.patch(f"/admin/users/{anna.user_id}", {}, by=anna)).status == 403
+        foreign = await (await new_application(api)).tokens_of(anna)
+        refused = await api.delete("/users/me", {}, by=foreign["access_token"])
+        assert_problem(refused, 403, "not-allowed")
         assert (await api.put("/referral-code", DAYS, by=anna)).status == 201
 
 

@@ -28,12 +28,14 @@ _BEARER: Final = re.compile(r"Bearer +(\S+)", re.IGNORECASE)
 _TOKEN: Final = web.RequestKey("_TOKEN", AccessToken)
 
 
-def needs(scope: Scope, *, limited: bool = True) -> Callable[[Handler[T]], Handler[T]]:
+def needs(
+    scope: Scope, *, limited: bool = True, first_party: bool = False
+) -> Callable[[Handler[T]], Handler[T]]:
     """Let a handler answer only requests with an access token that has the scope (RFC 6750).
 
-    RATE_LIMIT_WRITE counts a user's writes unless `limited` is false, and only after the token is
-    accepted: a refused one uses up nobody's limit. Raises TokenMissing, InvalidToken,
-    InsufficientScope or TooMany.
+    A `first_party` call refuses the tokens of other applications. RATE_LIMIT_WRITE counts a user's
+    writes unless `limited` is false, and only after the token is accepted: a refused one uses up
+    nobody's limit. Raises TokenMissing, InvalidToken, InsufficientScope, NotAllowed or TooMany.
     """
 
     def decorate(handler: Handler[T]) -> Handler[T]:
@@ -42,6 +44,8 @@ def needs(scope: Scope, *, limited: bool = True) -> Callable[[Handler[T]], Handl
             token = await _authenticate(request)
             if scope not in token.scopes:
                 raise InsufficientScope(scope)
+            if first_party:
+                check_first_party(token)
             writes = request.method not in {"GET", "HEAD"}
             if limited and writes and token.user_id is not None:
                 await count_write(request, token.user_id)
@@ -90,17 +94,11 @@ def current_user(request: web.Request) -> Caller:
     return Caller(user_id=token.user_id, session_id=token.session_id)
 
 
-def current_first_party_user(request: web.Request) -> Caller:
-    """Return the user; raise NotAllowed if the access token is another application's.
+def check_first_party(token: AccessToken) -> None:
+    """Raise NotAllowed if the token is a user's, and issued to another application.
 
     Such an application may be anyone's: it must not take the account away from its owner.
     """
-    check_first_party(current_token(request))
-    return current_user(request)
-
-
-def check_first_party(token: AccessToken) -> None:
-    """Raise NotAllowed if the token is a user's, and issued to another application."""
     if token.user_id is not None and token.client_id not in OURS:
         raise NotAllowed("Only the user can do this, signed in directly, not an application.")
 

@@ -79,4 +79,4 @@ def is_from_elsewhere(request: web.Request) -> bool:
         return False
     # In development the service has several names. With https it has one: a page loaded without TLS
     # is not ours, whatever its host. "null" is the origin of a frame that hides where it is from.
-    return is_https(request) or urlsplit(origin).netloc != request.host
+    return is_https(request) or origin.partition("://")[2] != request.host

@@ -12,7 +12,7 @@ import secrets
 from time import perf_counter, time
 from typing import Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.hdrs import EXPECT, METH_ALL
 from marshmallow import ValidationError
 from multidict import istr
@@ -77,7 +77,7 @@ class Front:
         method = request.method if request.method in METH_ALL else "other"
         self._load_shedder.begin()
         try:
-            of_api = path.startswith(API)
+            of_api = template.startswith(API)
             if of_api and (self._load_shedder.share or method not in _READS):
                 self._check_has_time(method)
             preflight = self._cors.preflight(request) if self._cors else None
@@ -118,6 +118,6 @@ def _explain(error: Exception, request: web.Request, path: str) -> web.Response:
 
 async def _answer_expectation(request: web.Request) -> None:
     """Answer `Expect: 100-continue`; other expectations are ignored (RFC 9110, 10.1.1)."""
-    if request.headers[EXPECT].lower() == "100-continue":
+    if request.headers[EXPECT].lower() == "100-continue" and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # the answer itself has not begun

@@ -103,6 +103,11 @@ async def test_an_expectation_is_met_or_ignored(api: Api, anna: Person, expectat
     assert_problem(nowhere, 404, "not-found")
 
 
+async def test_a_client_of_http_1_0_is_never_told_to_continue(api: Api) -> None:
+    raw = b"GET /api/v1/codes/NOPE HTTP/1.0\r\nHost: localhost\r\nExpect: 100-continue\r\n\r\n"
+    assert_problem(await send(api, raw), 404, "referral-code-not-found")
+
+
 async def test_a_client_that_waits_with_its_body_is_asked_for_it(api: Api, anna: Person) -> None:
     login = {"email": anna.email, "password": PASSWORD}
     raw = json_request("POST", f"{API}/auth/login", login, [b"Expect: 100-continue"])

@@ -107,6 +107,7 @@ async def test_a_form_that_this_browser_was_not_given_grants_nothing(
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
         {"Sec-Fetch-Site": "same-origin, cross-site"},
+        {"Origin": "http://["},
         {"Sec-Fetch-Site": "cross-site", "Origin": "http://localhost:8080"},
         {"Origin": "https://evil.example"},
         {"Origin": "https://evil.localhost:8080"},
