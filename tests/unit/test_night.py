@@ -1,4 +1,4 @@
-"""What operators look up at night: the texts of the log that the README names are those of the code."""
+"""The texts of the log that operators look up at night are those of the code."""
 
 import re
 from pathlib import Path
