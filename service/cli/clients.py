@@ -20,6 +20,7 @@ from service.telemetry.logs import set_up_logging
 if TYPE_CHECKING:
     from service.use_cases.oauth_clients import OAuthClients
 
+_KEPT: Final = "unchanged if omitted"
 _RESOURCE_SERVER: Final = "it may introspect the tokens of all clients"
 
 
@@ -30,15 +31,22 @@ def add_commands(commands: Commands) -> None:
     create.add_argument(
         "--confidential", action="store_true", help="it runs on a server, and can keep a secret"
     )
-    _add_rights(create)
+    _add_rights(
+        create,
+        redirect_uri="may be repeated",
+        scope=f'default with a redirect URI: "{to_text(scopes_of(Role.USER))}"; without: nothing',
+        own_scope=f'of "{to_text(OF_CLIENTS)}"',
+    )
     create.add_argument("--resource-server", action="store_true", help=_RESOURCE_SERVER)
     clients.add("list", _list)
     update = clients.add("update", _update)
     update.add_argument("client_id")
-    update.add_argument("--name", help="what users are shown")
-    _add_rights(update)
+    update.add_argument("--name", help=f"what users are shown ({_KEPT})")
+    _add_rights(update, redirect_uri=f"replaces all; {_KEPT}", scope=_KEPT, own_scope=_KEPT)
     update.add_argument(
-        "--resource-server", action=argparse.BooleanOptionalAction, help=_RESOURCE_SERVER
+        "--resource-server",
+        action=argparse.BooleanOptionalAction,
+        help=f"{_RESOURCE_SERVER} ({_KEPT})",
     )
     rotate = clients.add("rotate-secret", _rotate_secret)
     rotate.add_argument("client_id")
@@ -52,33 +60,36 @@ def add_commands(commands: Commands) -> None:
     clients.add("delete", _delete).add_argument("client_id")
 
 
-def _add_rights(parser: argparse.ArgumentParser) -> None:
+def _add_rights(
+    parser: argparse.ArgumentParser, *, redirect_uri: str, scope: str, own_scope: str
+) -> None:
     parser.add_argument(
         "--redirect-uri",
         action="append",
         metavar="URI",
-        help="where browsers come back to; several are allowed",
+        help=f"where browsers come back to ({redirect_uri})",
     )
     parser.add_argument(
         "--scope",
         type=_scopes,
         metavar='"SCOPE …"',
-        help="with a redirect URI: what users can allow the client (default: "
-        f'"{to_text(scopes_of(Role.USER))}"); without: what it may do itself (default: nothing)',
+        help="with a redirect URI: what users can allow the client; without: what it may do itself "
+        f"({scope})",
     )
     parser.add_argument(
         "--own-scope",
         type=_scopes,
         metavar='"SCOPE …"',
-        help=f'what it may do itself, without a user: of "{to_text(OF_CLIENTS)}"',
+        help=f"what it may do itself, without a user ({own_scope})",
     )
 
 
 def _scopes(text: str) -> frozenset[Scope]:
-    try:
-        return parse_scopes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{error}; the scopes are {to_text(Scope)}") from error
+    if unknown := set(text.split()) - set(Scope):
+        raise argparse.ArgumentTypeError(
+            f"{min(unknown)!r} is not a scope; the scopes are {to_text(Scope)}"
+        )
+    return parse_scopes(text)
 
 
 async def _create(parsed: argparse.Namespace, environ: Environment) -> None:

@@ -20,11 +20,18 @@ def add_commands(commands: Commands) -> None:
     jobs = commands.group("jobs", "List and retry jobs.")
     listing = jobs.add("list", _list)
     listing.add_argument("--parked", action="store_true", help="only those that were given up")
-    listing.add_argument("--limit", type=between(1, 1_000_000), default=100, metavar="N")
+    listing.add_argument(
+        "--limit",
+        type=between(1, 1_000_000),
+        default=100,
+        metavar="N",
+        help="at most so many (default: 100)",
+    )
     retry = jobs.add("retry", _retry)
     which = retry.add_mutually_exclusive_group(required=True)
-    which.add_argument("job_id", type=UUID, nargs="?")
-    which.add_argument("--all", action="store_true")
+    which.add_argument("job_id", type=UUID, nargs="?", metavar="JOB_ID")
+    which.add_argument("--all", action="store_true", help="all that are parked")
+    retry.usage = "%(prog)s [-h] (JOB_ID | --all)"
 
 
 async def _list(parsed: argparse.Namespace, environ: Environment) -> None:
@@ -33,7 +40,8 @@ async def _list(parsed: argparse.Namespace, environ: Environment) -> None:
         for job in await jobs.newest(parsed.limit, parked_alone=parsed.parked):
             parked, due = job.parked_at, job.due_at
             state = f"parked {parked:%FT%TZ}" if parked else f"due {due:%FT%TZ}" if due else "due"
-            print(job.job_id, job.kind, state, f"{job.tries} tries", job.last_error or "", sep="\t")
+            tries = f"{job.tries} attempt{'' if job.tries == 1 else 's'}"
+            print(job.job_id, job.kind, state, tries, job.last_error or "", sep="\t")
 
 
 async def _retry(parsed: argparse.Namespace, environ: Environment) -> None:

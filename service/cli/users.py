@@ -28,7 +28,7 @@ def add_commands(commands: Commands) -> None:
     enable = users.add("enable", _enable)
     export = users.add("export", _export)
     for one in (disable, enable, erase, export):
-        one.add_argument("which", metavar="EMAIL|ID")
+        one.add_argument("which", metavar="EMAIL|ID|HASH")
 
     admin = commands.group("admin", "Manage the admins.")
     admin.add("create", _create_admin).add_argument("email")
@@ -98,7 +98,7 @@ async def _erase(parsed: argparse.Namespace, environ: Environment) -> None:
 
 
 async def _export(parsed: argparse.Namespace, environ: Environment) -> None:
-    """Print all that is held about a person, as JSON."""
+    """Print all that is stored about an account, as JSON."""
     async with open_services(environ) as services:
         found = await services.personal_data.find(parsed.which)
         document = await services.personal_data.export(found.user.user_id)

@@ -36,7 +36,7 @@ def exclusive(folder: Path) -> Iterator[None]:
             lock.seek(0)
             raise EmbeddedServerError(
                 f"{folder} is already in use by process {lock.read() or 'unknown'}:"
-                " end that one first, or choose another folder."
+                " end that one first."
             ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))

@@ -1,4 +1,4 @@
-"""The SQL of exporting what is stored about a person: without hashes and data of others."""
+"""The SQL of exporting what is stored about an account: without hashes and data of others."""
 
 from typing import Any, Final
 from uuid import UUID

@@ -89,7 +89,9 @@ class _Supervisor:
                     self._end()
                     raise OperatorError(_HOPELESS)
                 if not self._stopping:
-                    log.error("worker died, starting another: %d", pid)
+                    code = os.waitstatus_to_exitcode(status)
+                    how = f"status {code}" if code >= 0 else f"signal {-code}"
+                    log.error("worker died, starting another: %d, %s", pid, how)
                     self._start(slot)
             time.sleep(0.2)
         self._end()

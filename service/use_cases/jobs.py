@@ -171,9 +171,6 @@ def _pause(failures: int) -> float:
 
 def _describe(error: Exception) -> str:
     """Return what went wrong without quoting addresses or keys: mostly names of types."""
-    reason = type(error).__name__
-    if isinstance(error, ProviderUnavailable):
-        reason += f": {error}"
-    if error.__cause__ is not None:
-        reason += f" ({type(error.__cause__).__name__})"
-    return reason
+    reason = str(error) if isinstance(error, ProviderUnavailable) else type(error).__name__
+    cause = error.__cause__ and type(error.__cause__).__name__
+    return f"{reason} ({cause})" if cause and cause not in reason else reason

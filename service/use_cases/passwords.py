@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from service.domain.emails import parse_email
+from service.domain.emails import Email, parse_email
 from service.domain.errors import InvalidCredentials, TokenUnusable
 from service.domain.mails import MailKind, TokenPurpose
 from service.domain.oauth import hash_secret
@@ -78,6 +78,8 @@ class Passwords:
         PasswordUnacceptable.
         """
         shared = self._shared
+        # What needs no look-up first, then with the email address.
+        check_password(new_password, Email("", ""), shared.password_rules, "new_password")
         token_hash = hash_secret(token)
         async with shared.database.autocommit() as repositories:
             found = await repositories.mail_tokens.find(token_hash, _RESETTING, shared.clock())

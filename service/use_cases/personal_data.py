@@ -1,4 +1,4 @@
-"""What is stored about a person: for operators who look for an account, or export it."""
+"""What is stored about an account, for operators who look for it, or export it."""
 
 import re
 from dataclasses import asdict, dataclass
@@ -52,7 +52,7 @@ class PersonalData:
         )
 
     async def export(self, user_id: UUID) -> dict[str, Any]:
-        """Return all that is stored about the person; raise UserNotFound."""
+        """Return all that is stored about the account; raise UserNotFound."""
         async with self._database.autocommit() as repositories:
             stored = repositories.personal_data
             account = await stored.account(user_id)
@@ -79,7 +79,7 @@ class PersonalData:
                 user_id = UUID(text)
             except ValueError as error:
                 raise UserNotFound(
-                    f"{text} is no email address, no id and no hash from the log."
+                    f"{text} is neither an email address nor an id nor a hash from the log."
                 ) from error
         return None if user_id is None else await repositories.users.find(user_id)
 

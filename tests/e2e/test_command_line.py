@@ -457,7 +457,7 @@ async def test_jobs_are_done_by_a_worker_and_what_it_gives_up_is_listed_and_trie
             await asyncio.to_thread(post, f"{service.url}/api/v1/auth/register", body)
             listed = (await command("jobs", "list")).stdout
             job_id, kind, state, tries, error = listed.rstrip("\n").split("\t")
-            assert (kind, state[:4], tries, error) == ("mail", "due ", "0 tries", "")
+            assert (kind, state[:4], tries, error) == ("mail", "due ", "0 attempts", "")
             assert "anna" not in listed
             assert smtp.connections == 0  # nobody does them here
 
@@ -469,7 +469,7 @@ async def test_jobs_are_done_by_a_worker_and_what_it_gives_up_is_listed_and_trie
                         await asyncio.sleep(0.05)
                 parked = (await command("jobs", "list", "--parked")).stdout
                 assert parked.startswith(f"{job_id}\tmail\tparked 20")
-                assert parked.endswith("Z\t1 tries\tSMTPRecipientsRefused 550\n")
+                assert parked.endswith("Z\t1 attempt\tSMTPRecipientsRefused 550\n")
 
                 smtp.play(accept)
                 nobodys = str(uuid4())

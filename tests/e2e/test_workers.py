@@ -46,16 +46,27 @@ sys.exit(main(["serve"]))
 """
 
 
-@pytest.mark.parametrize("how", ["at_start", "later", "without_a_word", "for_lack_of_memory"])
+@pytest.mark.parametrize(
+    ("how", "ending"),
+    [
+        ("at_start", "status 1"),
+        ("later", "status 1"),
+        ("without_a_word", "signal 11"),
+        ("for_lack_of_memory", "signal 9"),
+    ],
+)
 def test_workers_that_die_at_once_end_the_parent_after_a_few_tries(
-    environment: dict[str, str], how: str
+    environment: dict[str, str], how: str, ending: str
 ) -> None:
     command = [sys.executable, "-c", DYING, how]
     told = {**environment, "HOST": LOOPBACK, "PORT": str(free_port()), "WORKERS": "2"}
     with started(command, told, stderr=subprocess.PIPE) as process:
         assert process.wait(30) == 1
         assert process.stderr is not None
-        *_, last = process.stderr.read().splitlines()
+        *lines, last = process.stderr.read().splitlines()
+    deaths = [line for line in lines if "worker died, starting another: " in line]
+    assert deaths
+    assert all(f", {ending}" in line for line in deaths)
     assert last == (
         "3 workers in a row have ended as soon as they were started; the lines above say why."
     )

@@ -30,7 +30,8 @@ async def read_form(request: web.Request) -> dict[str, str]:
     if request.content_type != _FORM:
         raise OAuthError("invalid_request", f"The body is not {_FORM}.")
     try:
-        text = (await read_bytes(request)).decode()
+        # Empty pairs mean nothing (https://url.spec.whatwg.org/#urlencoded-parsing).
+        text = "&".join(filter(None, (await read_bytes(request)).decode().split("&")))
         pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text), errors="strict")
     except ValueError as error:
         raise OAuthError("invalid_request", "The body is not a form in UTF-8.") from error

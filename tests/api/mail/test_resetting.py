@@ -89,7 +89,10 @@ async def test_a_token_that_is_no_good_costs_no_hash(
     hashes.clear()
     for token in ("a" * 43, token_in(mail), expired):
         assert_unusable(await reset(api, token))
-        assert_unusable(await reset(api, token, "short"))  # nor does it say what is acceptable
+        for unacceptable in ("short", "password123"):  # which needs no look-up
+            answer = await reset(api, token, unacceptable)
+            assert_problem(answer, 422, "validation-failed", ["#/new_password"])
+        assert_unusable(await reset(api, token, ANNA))  # it is nobody's
     fresh = await forgotten(api, smtp, count=2)
     await api.post("/auth/email/resend", {"email": ANNA})
     [_, second] = await mailed(smtp, ANNA, "Confirm", 2)

@@ -162,6 +162,16 @@ async def test_a_parameter_without_a_value_counts_as_left_out(api: Api, anna: Pe
     assert refreshed.status == 200, refreshed.body
 
 
+@pytest.mark.parametrize("path", ENDPOINTS)
+@pytest.mark.parametrize("form", ["{}&", "&{}", "&&{}&&"])
+async def test_empty_pairs_mean_nothing(
+    api: Api, application: Application, path: str, form: str
+) -> None:
+    body = form.format(urlencode(valid_form(application, path)))
+    header = basic(application.client_id, application.secret or "")
+    assert (await api.post(path, data=body, headers={**FORM, **header})).status == 200
+
+
 async def test_a_deleted_client_gets_no_more_tokens(
     api: Api, application: Application, anna: Person
 ) -> None:
