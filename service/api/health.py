@@ -32,7 +32,7 @@ _JSON: Final = {"application/json": {"schema": {"type": "object"}}}
     tags=["Operating"],
     summary="Is the process alive?",
     description="Touches no dependency: a failure means that the process is to be restarted.",
-    responses={200: {"description": "It is.", "content": _JSON}},
+    responses={200: {"description": "The process is alive.", "content": _JSON}},
 )
 async def live(request: web.Request) -> web.Response:
     return PrebuiltResponse(to_json({"status": "ok"}))
@@ -45,7 +45,12 @@ async def live(request: web.Request) -> web.Response:
         "It cannot without PostgreSQL, on a schema that is older than the release, and once it "
         "is told to end; without Redis it can, from PostgreSQL."
     ),
-    responses={200: {"description": "It can; `checks` says with what.", "content": _JSON}},
+    responses={
+        200: {
+            "description": "The process can answer; `checks` has the state of its servers.",
+            "content": _JSON,
+        }
+    },
     refuses=(DatabaseUnavailable, MigrationsPending, Unavailable),
 )
 async def ready(request: web.Request) -> web.Response:

@@ -48,7 +48,7 @@ IDENTITIES_SCHEMA = IdentitiesSchema()
     description="The issuers that sign in to the account, newest first. An identity belongs to the "
     "email address it came with, and is removed when the account gets another one.",
 )
-@response_schema(IdentitiesSchema, 200, description="All of them, on one page.")
+@response_schema(IdentitiesSchema, 200, description="All linked identities, on one page.")
 @needs(Scope.PROFILE, first_party=True)
 async def list_identities(request: web.Request) -> web.Response:
     caller = current_user(request)

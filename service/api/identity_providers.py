@@ -42,7 +42,9 @@ _PROVIDER: Final = in_path("provider", "The provider's name.", "google")
 
 class ProviderSchema(Schema):
     name = fields.String(metadata={"example": "google"})
-    title = fields.String(metadata={"description": "For the button.", "example": "Google"})
+    title = fields.String(
+        metadata={"description": "The provider's name, for a button.", "example": "Google"}
+    )
     start_url = fields.Url(
         metadata={
             "description": "Where to send the browser.",
@@ -85,7 +87,7 @@ PROVIDERS_SCHEMA = ProvidersSchema()
     summary="List the issuers to sign in with",
     description="Those that the operators have configured, such as Google or GitHub.",
 )
-@response_schema(ProvidersSchema, 200, description="All of them, on one page.")
+@response_schema(ProvidersSchema, 200, description="All configured providers, on one page.")
 async def list_providers(request: web.Request) -> web.Response:
     base = f"{request.app[SETTINGS].public_url}{API}/auth/providers"
     shown = [

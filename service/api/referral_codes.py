@@ -58,9 +58,9 @@ class ReferralCodeWishSchema(ExpirySchema):
     code = Text(
         validate=by_rule(normalise_code),
         metadata={
-            "description": "4 to 32 of A-Z, 0-9 and -, case-insensitive; generated if omitted. A "
-            "code belongs to its first owner forever, and so do its look-alikes (0 and O; 1, I and "
-            "L).",
+            "description": "4 to 32 characters: A-Z, 0-9 and hyphens, case-insensitive; generated "
+            "if omitted. A code belongs to its first owner forever, and so do its look-alikes (0 "
+            "and O; 1, I and L).",
             "minLength": 4,
             "maxLength": 32,
             "pattern": "^[A-Za-z0-9-]{4,32}$",

@@ -53,7 +53,9 @@ class TokensSchema(Schema):
 class SessionSchema(Schema):
     id = fields.UUID(attribute="session_id")
     client_id = fields.String(metadata={"example": "first-party"})
-    origin = fields.String(metadata={"description": "How it began.", "example": "password"})
+    origin = fields.String(
+        metadata={"description": "How the user signed in.", "example": "password"}
+    )
     user_agent = fields.String(allow_none=True)
     created_at = Moment()
     refreshed_at = Moment()

@@ -150,7 +150,9 @@ def normalise_code(text: str) -> str:
     code = typed.upper()
     # isascii() before upper(), which turns some other letters into ASCII.
     if not typed.isascii() or not _CHOSEN_CODE.fullmatch(code):
-        raise InvalidInput("A code has 4 to 32 of A-Z, 0-9 and -.", field="code")
+        raise InvalidInput(
+            "A code consists of 4 to 32 characters: A-Z, 0-9 and hyphens.", field="code"
+        )
     return code
 
 

@@ -101,7 +101,9 @@ def providers(text: str, environ: Environment) -> tuple[OidcSettings | GitHubSet
     names = words(text)
     for name in names:
         if not _PROVIDER_NAME.fullmatch(name) or names.count(name) > 1:
-            raise ValidationError(f"{name!r} is taken, or not of lower-case letters and digits.")
+            raise ValidationError(
+                f"{name!r} occurs twice, or is not a name of lower-case letters and digits."
+            )
     found, faults = [], dict[str, Any]()
     for name in names:
         try:

@@ -119,7 +119,7 @@ def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
 def domains(text: str) -> frozenset[str]:
     found = [word.lower().removeprefix(".") for word in words(text)]
     if not all(map(_HOST.fullmatch, found)):
-        raise ValidationError("must be domains between commas, such as local,lan.")
+        raise ValidationError("must be domains separated by commas, such as local,lan.")
     return frozenset(found)
 
 

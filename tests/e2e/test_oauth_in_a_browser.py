@@ -217,7 +217,7 @@ def test_issuers_and_a_forgotten_password_fit_the_smallest_phone_and_the_dark(
             "Continue with GitHub",
             "Continue with the Incorporated Company of Donaudampfschifffahrt",
         ]
-        page.get_by_role("link", name="Forgot password?").click()
+        page.get_by_role("link", name="Forgot your password?").click()
         assert_fits("forgotten")
         page.get_by_label("Email address").fill("anna@example.com")
         page.get_by_role("button", name="Send email").click()

@@ -159,7 +159,7 @@ def test_codes_are_compared_in_capitals(text: str, code: str) -> None:
     ],
 )
 def test_other_codes_are_refused(text: str) -> None:
-    with pytest.raises(InvalidInput, match="4 to 32 of A-Z, 0-9 and -") as caught:
+    with pytest.raises(InvalidInput, match="4 to 32 characters: A-Z, 0-9 and hyphens") as caught:
         normalise_code(text)
     assert caught.value.field == "code"
 

@@ -10,14 +10,15 @@ VERSION: Final = "1.0.0"
 DESCRIPTION: Final = """
 Users register, create a referral code, and see who registered with it.
 
-**To try it, open [/docs](/docs), and:**
+**To try it in Swagger UI, which is at [/docs](/docs):**
 
 1. *Register* an account.
 2. *Sign in*, and copy the `access_token` from the response.
 3. Paste it under **Authorize**, at the top of the page.
 4. *Create my referral code*.
 5. *Find a referrer's code by email address*: this needs no token.
-6. Register a second account with the code, and *List a referrer's referrals* for `me`.
+6. Register a second account with the code as `referral_code`, and *List a referrer's referrals*
+   for `me`.
 
 Every error, except under `/oauth`, is a problem document (RFC 9457, `application/problem+json`)
 whose `type` links to a page that explains it. Unknown members in a body are refused. Times are in

@@ -156,7 +156,10 @@ class _Writer:
         operation["responses"] = dict(sorted(operation["responses"].items()))
         if min(operation["responses"]) >= "300":
             # Tools want a success or a default, and a redirect is neither.
-            operation["responses"]["default"] = {"description": "A failure.", "content": failure}
+            operation["responses"]["default"] = {
+                "description": "The request has failed.",
+                "content": failure,
+            }
 
     def _refer_to(self, schema: Schema) -> Any:
         return self._converter.resolve_nested_schema(schema)  # type: ignore[no-untyped-call]
