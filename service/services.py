@@ -201,7 +201,7 @@ def make_worker(services: Services) -> Worker:
     if settings.enrichment:
         handlers[JobKind.ENRICH] = services.enrichments.fetch
     if settings.mail:
-        # Here, because importing its libraries takes a thirtieth of each start.
+        # Here, because only a worker that sends mails needs its library.
         from service.providers.mail import Mailer
 
         mails = Mails(

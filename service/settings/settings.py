@@ -136,6 +136,11 @@ class Settings(ServerSettings, KeySettings):
     )
 
     @property
+    def is_https(self) -> bool:
+        """Whether clients reach the service over HTTPS, whatever the last proxy speaks."""
+        return self.public_url.startswith("https:")
+
+    @property
     def base_path(self) -> str:
         """What clients have before each path, and a proxy takes off: `/referrals`, or nothing."""
         return urlsplit(self.public_url).path

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from service.api.http.app_keys import SETTINGS
-from service.api.http.requests import is_https, public_path
+from service.api.http.requests import public_path
 
 _VALUE: Final = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -18,7 +18,7 @@ def cookie_name(request: web.Request, name: str) -> str:
 
     The prefix makes browsers refuse a cookie that another host or path has set (RFC 6265bis).
     """
-    return f"__Host-{name}" if is_https(request) else name
+    return f"__Host-{name}" if request.app[SETTINGS].is_https else name
 
 
 def set_cookie(
@@ -36,7 +36,7 @@ def set_cookie(
         path=_path(request),
         httponly=True,
         samesite="Lax",  # it has to come along when an issuer's site sends the browser back
-        secure=is_https(request),
+        secure=request.app[SETTINGS].is_https,
     )
 
 
@@ -44,13 +44,16 @@ def delete_cookie(request: web.Request, response: web.Response, name: str) -> No
     """Have the browser drop a cookie, if it has sent it."""
     if cookie_name(request, name) in request.cookies:
         response.del_cookie(
-            cookie_name(request, name), path=_path(request), secure=is_https(request), httponly=True
+            cookie_name(request, name),
+            path=_path(request),
+            secure=request.app[SETTINGS].is_https,
+            httponly=True,
         )
 
 
 def _path(request: web.Request) -> str:
     # The prefix __Host- requires the path /.
-    return "/" if is_https(request) else public_path(request, "") or "/"
+    return "/" if request.app[SETTINGS].is_https else public_path(request, "") or "/"
 
 
 def read_cookie(request: web.Request, name: str) -> str | None:
@@ -79,4 +82,4 @@ def is_from_elsewhere(request: web.Request) -> bool:
         return False
     # In development the service has several names. With https it has one: a page loaded without TLS
     # is not ours, whatever its host. "null" is the origin of a frame that hides where it is from.
-    return is_https(request) or origin.partition("://")[2] != request.host
+    return request.app[SETTINGS].is_https or origin.partition("://")[2] != request.host

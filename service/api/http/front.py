@@ -50,7 +50,7 @@ class Front:
         self._stopping = app[app_keys.STOPPING]
         self._load_shedder = app[app_keys.LOAD_SHEDDER]
         self._cors = Cors(settings.cors_origins) if settings.cors_origins else None
-        self._headers = Headers(https=settings.public_url.startswith("https:"))
+        self._headers = Headers(https=settings.is_https)
         self._access_log = app[app_keys.ACCESS_LOG]
         self._process = secrets.token_hex(10)
         self._numbers = itertools.count(1)

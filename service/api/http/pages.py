@@ -3,12 +3,10 @@
 import functools
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 
 def render(template: str, **values: Any) -> str:
@@ -17,10 +15,7 @@ def render(template: str, **values: Any) -> str:
 
 
 @functools.cache
-def _environment() -> "Environment":
-    # Here, because importing it takes a thirtieth of each start.
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,

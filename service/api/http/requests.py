@@ -107,11 +107,6 @@ def read_id(request: web.Request, name: str, not_found: type[ServiceError]) -> U
     return found
 
 
-def is_https(request: web.Request) -> bool:
-    """Whether clients reach the service over HTTPS, whatever the last proxy speaks."""
-    return request.app[SETTINGS].public_url.startswith("https:")
-
-
 def public_path(request: web.Request, path: str) -> str:
     """Return a path of the service as clients see it, below that of PUBLIC_URL."""
     return request.app[SETTINGS].base_path + path

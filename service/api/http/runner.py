@@ -41,7 +41,7 @@ class _Connection(RequestHandler):
         response = problem(_error_of(status, exc), request_id)
         # All that a connection knows of its application is the method that makes its requests.
         app = getattr(self._request_factory, "__self__", None)
-        https = isinstance(app, web.Application) and app[SETTINGS].public_url.startswith("https:")
+        https = isinstance(app, web.Application) and app[SETTINGS].is_https
         response.force_close()
         Headers(https=https).add(request, response, Context(request_id))
         return response
