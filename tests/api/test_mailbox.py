@@ -15,6 +15,7 @@ from service.domain.errors import NotAllowed
 from service.settings.settings import Settings, read_settings
 from tests.api.assertions import assert_problem
 from tests.api.conftest import no_jobs
+from tests.api.mailing import confirm
 from tests.api.wire import send
 from tests.factories import Api, running
 
@@ -67,7 +68,7 @@ async def test_the_newest_mails_are_shown_with_their_tokens(
     assert [item["to"] for item in items] == ["bert@example.com", "anna@example.com"]
     assert set(items[0]) == {"to", "subject", "date", "text"}
     token = items[1]["text"].partition("confirm:")[2].split()[0]
-    assert (await developing.post("/auth/email/confirm", {"token": token})).status == 204
+    assert (await confirm(developing, token)).status == 204
 
 
 async def test_a_mail_is_shown_as_text_on_a_page_that_runs_nothing(
