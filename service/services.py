@@ -35,6 +35,7 @@ from service.use_cases.cache_invalidation import CacheInvalidation
 from service.use_cases.claims import Claims
 from service.use_cases.email_verification import EmailVerification
 from service.use_cases.enrichment import Enrichments
+from service.use_cases.events import Events
 from service.use_cases.housekeeping import Housekeeping
 from service.use_cases.idempotency import Refusals
 from service.use_cases.identities import Identities
@@ -43,8 +44,10 @@ from service.use_cases.mail_tokens import MailTokens
 from service.use_cases.mails import Mails
 from service.use_cases.oauth import OAuth
 from service.use_cases.oauth_clients import OAuthClients
+from service.use_cases.participants import Participants
 from service.use_cases.passwords import Passwords
 from service.use_cases.personal_data import PersonalData
+from service.use_cases.programmes import Programmes
 from service.use_cases.referral_codes import ReferralCodes
 from service.use_cases.referrals import Referrals
 from service.use_cases.security_events import SecurityEvents
@@ -85,6 +88,9 @@ class Services:
     enrichments: Enrichments
     referral_codes: ReferralCodes
     referrals: Referrals
+    programmes: Programmes
+    participants: Participants
+    events: Events
     personal_data: PersonalData
 
 
@@ -129,17 +135,22 @@ def _build(
 ) -> Services:
     # With another EMAIL_CONFIRMATION other codes are live.
     cache = Cache(redis, clock, b"c" if settings.confirmation_required else b"")
+    programmes = Programmes(postgresql, clock)
+    referrals = Referrals(postgresql, programmes, clock)
     shared = Shared(
         database=postgresql,
         clock=clock,
         jobs=Jobs(postgresql, _kinds_done(settings), clock),
         invalidation=CacheInvalidation(postgresql, cache, redis),
         events=SecurityEvents(postgresql, clock, origin, settings.hash_key),
+        referrals=referrals,
         hasher=hasher,
         password_rules=_password_rules(settings),
         hash_key=settings.hash_key,
         confirmation_required=settings.confirmation_required,
     )
+    codes = ReferralCodes(shared, cache)
+    participants = Participants(shared, programmes, codes)
     users = Users(shared)
     claims = Claims(shared, users)
     sessions = Sessions(
@@ -186,8 +197,11 @@ def _build(
         enrichments=Enrichments(
             postgresql, Enricher(settings.enrichment, http, clock) if settings.enrichment else None
         ),
-        referral_codes=ReferralCodes(shared, cache),
-        referrals=Referrals(postgresql),
+        referral_codes=codes,
+        referrals=referrals,
+        programmes=programmes,
+        participants=participants,
+        events=Events(shared, programmes, participants),
         personal_data=PersonalData(shared),
     )
 

@@ -58,6 +58,16 @@ def servers() -> Iterator[Servers]:
         yield Servers(database_url, redis_url, tuple(name for (name,) in found))
 
 
+DEFAULT_PROGRAMME = """
+INSERT INTO programmes (programme_id, key, name, version, created_at)
+VALUES ('00000000-0000-7000-8000-000000000001', 'default', 'Default', 1, now());
+INSERT INTO programme_versions (programme_id, version, rules, made_by, created_at)
+VALUES ('00000000-0000-7000-8000-000000000001', 1,
+        '{"qualify":{"on":"signup"},"rewards":[]}', 'system', now());
+"""
+"""The rows that the migrations leave."""
+
+
 def _empty(tables: Sequence[str]) -> str:
     """Return SQL that removes all rows: TRUNCATE makes new files, which takes ten times as long.
 
@@ -65,7 +75,7 @@ def _empty(tables: Sequence[str]) -> str:
     because foreign keys are checked when that ends.
     """
     deletes = ", ".join(f"of_{name} AS (DELETE FROM {name})" for name in tables)
-    return f"LOCK TABLE {', '.join(tables)}; WITH {deletes} SELECT"
+    return f"LOCK TABLE {', '.join(tables)}; WITH {deletes} SELECT; {DEFAULT_PROGRAMME}"
 
 
 @pytest.fixture(scope="session")

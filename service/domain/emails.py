@@ -5,10 +5,12 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
+from uuid import UUID
 
 from email_validator import EmailNotValidError, validate_email
 
 from service.domain.errors import EmailMalformed
+from service.domain.programmes import DEFAULT_PROGRAMME_ID
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +108,12 @@ def parse_email(text: str, allowed: Collection[str] = _allowed_domains) -> Email
 def _allowed_domain_of(text: str, allowed: Collection[str]) -> str:
     domain = f".{text.rpartition('@')[2].lower()}"
     return next((special for special in allowed if domain.endswith(f".{special}")), "")
+
+
+def hash_email(email: Email, programme_id: UUID, hash_key: bytes) -> bytes:
+    """Return what an email address is referred once by in a programme, for ever.
+
+    Other programmes have other hashes: one constraint on the hash alone serves all.
+    """
+    of_programme = b"" if programme_id == DEFAULT_PROGRAMME_ID else b"%b " % programme_id.bytes
+    return hmac.digest(hash_key, b"e-mail " + of_programme + email.key.encode(), "sha256")

@@ -295,3 +295,52 @@ class ProviderUnavailable(Unavailable):
     code = "provider-unavailable"
     title = "The provider is not responding properly."
     wait = 5
+
+
+class ProgrammeUnknown(InvalidInput):
+    detail = "There is no such programme."
+    field = "programme"
+
+
+class SelfReferral(InvalidInput):
+    code = "self-referral"
+    title = "Nobody refers themselves."
+    field = "code"
+
+
+class ProgrammeNotFound(NotFound):
+    code = "programme-not-found"
+    title = "There is no such programme."
+
+
+class ParticipantNotFound(NotFound):
+    code = "participant-not-found"
+    title = "There is no such participant."
+
+
+class ReferralNotFound(NotFound):
+    code = "referral-not-found"
+    title = "Nobody has referred this participant."
+
+
+class AlreadyReferred(Conflict):
+    code = "already-referred"
+    title = "This participant has been referred before."
+
+
+class IdReused(Conflict):
+    code = "id-reused"
+    title = "This id belongs to something else that you have reported."
+    field = "id"
+
+
+class RulesChanged(Conflict):
+    code = "rules-changed"
+    title = "The rules have been replaced by another version."
+    field = "version"
+
+
+class ProgrammeKeyTaken(Conflict):
+    code = "programme-key-taken"
+    title = "Another programme has this key."
+    field = "key"

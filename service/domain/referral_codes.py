@@ -73,7 +73,8 @@ class TakenReferralCode:
 
     referral_code_id: UUID
     owner_id: UUID
-    owner_email_key: str
+    owner_email_key: str | None
+    programme_id: UUID
     code: str
     max_uses: int | None
     used_up: bool

@@ -1,9 +1,10 @@
-"""What a referral is: a user who registered with another user's code."""
+"""What a referral is: somebody who signed up with another's code, and what followed."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID
 
 
@@ -12,6 +13,103 @@ class ReferralFlag(StrEnum):
 
     SELF_REFERRAL = "self-referral"
     """The mailbox is the referrer's, or that of another referral of the same referrer."""
+
+
+class ReferralState(StrEnum):
+    """What has become of a referral."""
+
+    PENDING = "pending"
+    QUALIFIED = "qualified"
+    REWARDED = "rewarded"
+    REJECTED = "rejected"
+    REVERSED = "reversed"
+
+
+class Review(StrEnum):
+    """What a person has decided about a referral, or is to decide."""
+
+    NONE = "none"
+    OPEN = "open"
+    APPROVED = "approved"
+    REJECTED = "rejected"
+
+
+class ReferralReason(StrEnum):
+    """Why a referral is in its state."""
+
+    SIGNED_UP = "signed-up"
+    QUALIFIED = "qualified"
+    REFUNDED = "refunded"
+    WINDOW_PASSED = "window-passed"
+    REVIEW_APPROVED = "review-approved"
+    REVIEW_REJECTED = "review-rejected"
+
+
+SYSTEM: Final = "system"
+"""Who made a decision that nobody asked for; others are `client:ID` or `user:ID`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewReferral:
+    """A sign-up with a code. The hashes are keyed, and None where no email address is known."""
+
+    referee_id: UUID
+    referrer_id: UUID
+    code: str
+    registered_at: datetime
+    made_by: str
+    email_hash: bytes | None = None
+    mailbox_hash: bytes | None = None
+    flagged: bool = False
+    """Whether the mailbox is the referrer's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferralFilter:
+    """Which referrals of a programme are wanted; None stands for all."""
+
+    programme: str
+    state: ReferralState | None = None
+    review: Review | None = None
+    referrer_id: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgrammeReferral:
+    """A referral as its programme sees it, under the rules of `version`.
+
+    Its referee's `participant_id` is its id. `sequence` counts its decisions.
+    """
+
+    referral_id: UUID
+    programme_id: UUID
+    programme: str
+    version: int
+    referrer_id: UUID
+    code: str
+    state: ReferralState
+    reason: ReferralReason
+    review: Review
+    flags: Sequence[str]
+    sequence: int
+    nth: int | None
+    registered_at: datetime
+    window_ends_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """A change of a referral, and why. It never changes itself."""
+
+    referral_id: UUID
+    sequence: int
+    state: ReferralState
+    review: Review
+    reason: ReferralReason
+    made_by: str
+    event_id: UUID | None
+    detail: str | None
+    decided_at: datetime
 
 
 class Referral(NamedTuple):  # which is made in a third of a dataclass' time, a hundred a page

@@ -26,7 +26,9 @@ from service.repositories.authorization_codes import AuthorizationCodeRepository
 from service.repositories.claims import ClaimRepository
 from service.repositories.confirmations import ConfirmationRepository
 from service.repositories.connection import Connection
+from service.repositories.decisions import DecisionRepository
 from service.repositories.enrichments import EnrichmentRepository
+from service.repositories.events import EventRepository
 from service.repositories.idempotency_keys import IdempotencyKeyRepository
 from service.repositories.identities import IdentityRepository
 from service.repositories.jobs import JobRepository
@@ -35,13 +37,17 @@ from service.repositories.mailboxes import MailboxRepository
 from service.repositories.migrations import MigrationRepository
 from service.repositories.oauth_clients import OAuthClientRepository
 from service.repositories.outdated import OutdatedRepository
+from service.repositories.participants import ParticipantRepository
 from service.repositories.personal_data import PersonalDataRepository
+from service.repositories.programmes import ProgrammeRepository
 from service.repositories.referral_code_uses import ReferralCodeUseRepository
 from service.repositories.referral_codes import ReferralCodeRepository
 from service.repositories.referrals import ReferralRepository
 from service.repositories.security_events import SecurityEventRepository
 from service.repositories.sessions import SessionRepository
 from service.repositories.sign_ins import SignInRepository
+from service.repositories.signals import SignalRepository
+from service.repositories.standings import StandingRepository
 from service.repositories.users import UserRepository
 from service.telemetry.metrics import REPLICA_READS
 
@@ -101,7 +107,9 @@ class Repositories:
         self.authorization_codes = AuthorizationCodeRepository(connection)
         self.claims = ClaimRepository(connection)
         self.confirmations = ConfirmationRepository(connection)
+        self.decisions = DecisionRepository(connection)
         self.enrichments = EnrichmentRepository(connection)
+        self.events = EventRepository(connection)
         self.idempotency_keys = IdempotencyKeyRepository(connection)
         self.identities = IdentityRepository(connection)
         self.jobs = JobRepository(connection)
@@ -109,13 +117,17 @@ class Repositories:
         self.mailboxes = MailboxRepository(connection)
         self.oauth_clients = OAuthClientRepository(connection)
         self.outdated = OutdatedRepository(connection)
+        self.participants = ParticipantRepository(connection)
         self.personal_data = PersonalDataRepository(connection)
+        self.programmes = ProgrammeRepository(connection)
         self.referral_code_uses = ReferralCodeUseRepository(connection)
         self.referral_codes = ReferralCodeRepository(connection)
         self.referrals = ReferralRepository(connection)
         self.security_events = SecurityEventRepository(connection)
         self.sessions = SessionRepository(connection)
         self.sign_ins = SignInRepository(connection)
+        self.signals = SignalRepository(connection)
+        self.standings = StandingRepository(connection)
         self.users = UserRepository(connection)
 
     def after_commit(self, callback: Callable[[], Awaitable[None] | None]) -> None:

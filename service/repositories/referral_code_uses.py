@@ -9,13 +9,71 @@ from asyncpg import SerializationError
 from service.domain.referral_codes import PublicReferralCode, TakenReferralCode
 from service.repositories.connection import Connection
 
+# Whether the owner of the code `c` may refer anyone: an account, or a participant whom only a
+# company knows.
+_OWNER_MAY_REFER: Final = """
+    EXISTS (
+        SELECT FROM users u
+         WHERE u.user_id = c.owner_id
+           AND u.disabled_at IS NULL
+           AND u.erased_at IS NULL
+           AND (u.email_confirmed_at IS NOT NULL OR NOT $3)
+        UNION ALL
+        SELECT FROM participants p
+         WHERE p.participant_id = c.owner_id
+           AND p.user_id IS NULL
+           AND p.erased_at IS NULL
+    )
+    AND NOT EXISTS (
+        SELECT FROM participants p
+         WHERE p.participant_id = c.owner_id
+           AND p.blocked_at IS NOT NULL
+    )
+    AND NOT EXISTS (
+        SELECT FROM programmes g
+         WHERE g.programme_id = c.programme_id
+           AND g.ended_at IS NOT NULL
+    )
+"""
+
+_OWNER_IS_THERE: Final = """
+    NOT EXISTS (SELECT FROM users WHERE user_id = c.owner_id AND erased_at IS NOT NULL)
+    AND NOT EXISTS (
+        SELECT FROM participants WHERE participant_id = c.owner_id AND erased_at IS NOT NULL
+    )
+"""
+
+
+def _of_owner(account: str = "") -> str:
+    """Return the last part of a statement that takes a code: its owner, locked against an end."""
+    return f"""
+    of_account AS (
+        SELECT t.*, u.email_key AS owner_email_key
+          FROM taken t
+          JOIN users u ON u.user_id = t.owner_id
+         WHERE u.erased_at IS NULL
+           {account}
+           FOR KEY SHARE OF u
+    ), of_participant AS (
+        SELECT t.*, NULL AS owner_email_key
+          FROM taken t
+          JOIN participants p ON p.participant_id = t.owner_id
+         WHERE p.user_id IS NULL
+           AND p.erased_at IS NULL
+           FOR KEY SHARE OF p
+    )
+    SELECT * FROM of_account UNION ALL SELECT * FROM of_participant
+"""
+
+
+_IF_LIVE: Final = "AND u.disabled_at IS NULL AND (u.email_confirmed_at IS NOT NULL OR NOT $3)"
+
 # The code as typed, or otherwise the live code of its name's owner, with look-alikes folded as by
 # the trigger on referral_codes. Two owners may have live codes that look alike, from before names
 # had owners: each is found by its own spelling; any other spelling leads to the name's owner.
-FIND_USABLE: Final = """
+FIND_USABLE: Final = f"""
     SELECT c.referral_code_id, c.owner_id, c.code, c.expires_at
       FROM referral_codes c
-      JOIN users u ON u.user_id = c.owner_id
      WHERE c.referral_code_id = COALESCE(
                 (SELECT exact.referral_code_id
                    FROM referral_codes exact
@@ -31,52 +89,55 @@ FIND_USABLE: Final = """
            )
        AND c.ended_at IS NULL
        AND c.expires_at > $2
-       AND u.disabled_at IS NULL
-       AND u.erased_at IS NULL
-       AND (u.email_confirmed_at IS NOT NULL OR NOT $3)
+       AND {_OWNER_MAY_REFER}
+"""
+
+# The code that a link led to at that moment: one that was replaced, or has expired, since then
+# still counts; one that was deleted or used up does not.
+FIND_AT: Final = f"""
+    SELECT c.referral_code_id
+      FROM referral_codes c
+     WHERE c.code = $1
+       AND c.created_at <= $2
+       AND c.expires_at > $2
+       AND (c.ended_at IS NULL OR (c.ended_at > $2 AND c.end_reason IN ('replaced', 'expired')))
+       AND {_OWNER_MAY_REFER}
+     ORDER BY c.created_at DESC
+     LIMIT 1
 """
 
 # Two ways to take a code. With `max_uses` the row is updated: registrations queue, and the limit is
 # exact. Without, they share the row and wait for nobody; only a deletion waits for them. The owner
 # is locked for the email address, as in referral_codes.CHANGE.
-TAKE: Final = """
+TAKE: Final = f"""
     WITH counted AS (
         UPDATE referral_codes c
            SET uses = c.uses + 1,
                ended_at = CASE WHEN c.uses + 1 >= c.max_uses THEN $2::timestamptz END,
                end_reason = CASE WHEN c.uses + 1 >= c.max_uses THEN 'used-up' END
-          FROM users u
          WHERE c.code = $1
            AND c.ended_at IS NULL
            AND c.expires_at > $2
            AND c.max_uses IS NOT NULL
-           AND u.user_id = c.owner_id
-           AND u.disabled_at IS NULL
-           AND (u.email_confirmed_at IS NOT NULL OR NOT $3)
-        RETURNING c.referral_code_id, c.owner_id, c.code, c.max_uses, c.ended_at
+           AND {_OWNER_MAY_REFER}
+        RETURNING c.referral_code_id, c.owner_id, c.programme_id, c.code, c.max_uses,
+                  c.ended_at IS NOT NULL AS used_up
     ), shared AS (
-        SELECT referral_code_id, owner_id, code, max_uses, ended_at
-          FROM referral_codes
-         WHERE code = $1
-           AND ended_at IS NULL
-           AND expires_at > $2
-           AND max_uses IS NULL
-           FOR SHARE
+        SELECT c.referral_code_id, c.owner_id, c.programme_id, c.code, c.max_uses, false AS used_up
+          FROM referral_codes c
+         WHERE c.code = $1
+           AND c.ended_at IS NULL
+           AND c.expires_at > $2
+           AND c.max_uses IS NULL
+           AND {_OWNER_MAY_REFER}
+           FOR SHARE OF c
     ), taken AS (
         SELECT * FROM counted UNION ALL SELECT * FROM shared
-    )
-    SELECT t.referral_code_id, t.owner_id, u.email_key AS owner_email_key, t.code, t.max_uses,
-           t.ended_at IS NOT NULL AS used_up
-      FROM taken t
-      JOIN users u ON u.user_id = t.owner_id
-     WHERE u.disabled_at IS NULL
-       AND u.erased_at IS NULL
-       AND (u.email_confirmed_at IS NOT NULL OR NOT $3)
-       FOR KEY SHARE OF u
+    ), {_of_owner(_IF_LIVE)}
 """
 
 # The same two ways. A code that has died stays as dead as it is.
-TAKE_BY_ID: Final = """
+TAKE_BY_ID: Final = f"""
     WITH counted AS (
         UPDATE referral_codes c
            SET uses = c.uses + 1,
@@ -86,37 +147,29 @@ TAKE_BY_ID: Final = """
                end_reason = CASE WHEN c.ended_at IS NULL AND c.expires_at > $2
                                   AND c.uses + 1 >= c.max_uses
                                  THEN 'used-up' ELSE c.end_reason END
-          FROM users u
          WHERE c.referral_code_id = $1
            AND c.uses < c.max_uses
-           AND u.user_id = c.owner_id
-           AND u.erased_at IS NULL
-        RETURNING c.referral_code_id, c.owner_id, c.code, c.max_uses, c.uses
+           AND {_OWNER_IS_THERE}
+        RETURNING c.referral_code_id, c.owner_id, c.programme_id, c.code, c.max_uses,
+                  c.uses >= c.max_uses AS used_up
     ), shared AS (
-        SELECT referral_code_id, owner_id, code, max_uses, uses
+        SELECT referral_code_id, owner_id, programme_id, code, max_uses, false AS used_up
           FROM referral_codes
          WHERE referral_code_id = $1
            AND max_uses IS NULL
            FOR SHARE
     ), taken AS (
         SELECT * FROM counted UNION ALL SELECT * FROM shared
-    )
-    SELECT t.referral_code_id, t.owner_id, u.email_key AS owner_email_key, t.code, t.max_uses,
-           COALESCE(t.uses >= t.max_uses, false) AS used_up
-      FROM taken t
-      JOIN users u ON u.user_id = t.owner_id
-     WHERE u.erased_at IS NULL
-       FOR KEY SHARE OF u
+    ), {_of_owner()}
 """
 
 # Whether a code, dead or alive, has a use left.
-IS_LEFT: Final = """
+IS_LEFT: Final = f"""
     SELECT EXISTS (
         SELECT FROM referral_codes c
-          JOIN users u ON u.user_id = c.owner_id
          WHERE c.referral_code_id = $1
            AND (c.max_uses IS NULL OR c.uses < c.max_uses)
-           AND u.erased_at IS NULL
+           AND {_OWNER_IS_THERE}
     )
 """
 
@@ -140,6 +193,11 @@ class ReferralCodeUseRepository:
     async def find_usable(self, code: str, now: datetime, *, confirmed_only: bool) -> UUID | None:
         """Return the id of the live code that typing `code` registers with now."""
         found: UUID | None = await self._connection.fetchval(FIND_USABLE, code, now, confirmed_only)
+        return found
+
+    async def find_at(self, code: str, moment: datetime, *, confirmed_only: bool) -> UUID | None:
+        """Return the id of the code that lived at that moment, and may have died since."""
+        found: UUID | None = await self._connection.fetchval(FIND_AT, code, moment, confirmed_only)
         return found
 
     async def find_public(

@@ -2,37 +2,141 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
-from service.domain.errors import ReferralCodeUnusable
+from service.domain.errors import AlreadyReferred
 from service.domain.pages import Cursor
-from service.domain.referrals import Referral, ReferralFlag
+from service.domain.programmes import Programme
+from service.domain.referrals import (
+    Decision,
+    NewReferral,
+    ProgrammeReferral,
+    Referral,
+    ReferralFilter,
+    ReferralFlag,
+    ReferralReason,
+    ReferralState,
+    Review,
+)
 from service.repositories.connection import LAST_ID, Connection
+from service.repositories.constraints import on_violation
 
-# The first referral of a mailbox has no flag, unless $7. If another transaction stores one of the
-# same mailbox at this moment, `plain` waits for it and then finds its place taken.
-INSERT: Final = """
-    WITH plain AS (
+# The first of a mailbox is without a flag, unless $7. If another transaction stores one of the same
+# mailbox at this instant, `plain` waits for it and then finds its place taken.
+ADD: Final = """
+    WITH taking_part AS (
+        INSERT INTO participants (participant_id, programme_id, user_id, created_at)
+        SELECT user_id, $9, user_id, $13
+          FROM users
+         WHERE user_id = $1
+        ON CONFLICT (participant_id) DO NOTHING
+    ), plain AS (
         INSERT INTO referrals
-               (user_id, referrer_id, code, registered_at, email_hash, mailbox_hash, flags)
-        SELECT $1, $2, $3, $4, $5, $6, '{}'
+               (user_id, referrer_id, code, registered_at, email_hash, mailbox_hash, flags,
+                programme_id, version, state, reason, sequence, window_ends_at, state_changed_at)
+        SELECT $1, $2, $3, $4, $5, $6, '{}', $9, $10, 'pending', 'signed-up', 1, $11, $13
          WHERE NOT ($7 OR EXISTS (
                 SELECT FROM referrals WHERE referrer_id = $2 AND mailbox_hash = $6))
         ON CONFLICT DO NOTHING
         RETURNING flags
     ), flagged AS (
         INSERT INTO referrals
-               (user_id, referrer_id, code, registered_at, email_hash, mailbox_hash, flags)
-        SELECT $1, $2, $3, $4, $5, $6, ARRAY[$8::text]
+               (user_id, referrer_id, code, registered_at, email_hash, mailbox_hash, flags,
+                programme_id, version, state, reason, sequence, window_ends_at, state_changed_at)
+        SELECT $1, $2, $3, $4, $5, $6, ARRAY[$8::text],
+               $9, $10, 'pending', 'signed-up', 1, $11, $13
          WHERE NOT EXISTS (SELECT FROM plain)
         ON CONFLICT (email_hash) DO NOTHING
         RETURNING flags
+    ), stored AS (
+        SELECT flags FROM plain UNION ALL SELECT flags FROM flagged
+    ), decided AS (
+        INSERT INTO decisions (referral_id, sequence, state, review, reason, made_by, decided_at)
+        SELECT $1, 1, 'pending', 'none', 'signed-up', $12, $13
+          FROM stored
     )
-    SELECT flags FROM plain UNION ALL SELECT flags FROM flagged
+    SELECT flags FROM stored
 """
 
+_SELECT: Final = """
+    SELECT r.user_id AS referral_id, r.programme_id, p.key AS programme, r.version, r.referrer_id,
+           r.code, r.state, r.reason, r.review, r.flags, r.sequence, r.nth, r.registered_at,
+           r.window_ends_at
+      FROM referrals r
+      JOIN programmes p USING (programme_id)
+"""
+
+LOCK: Final = f"""
+    {_SELECT}
+     WHERE r.user_id = $1
+       FOR NO KEY UPDATE OF r
+"""
+
+LOCK_FREE: Final = f"""
+    {LOCK}
+      SKIP LOCKED
+"""
+
+FIND: Final = f"""
+    {_SELECT}
+     WHERE r.user_id = $1
+"""
+
+NEWEST: Final = f"""
+    {_SELECT}
+     WHERE r.programme_id = $1
+       AND ($2::text IS NULL OR r.state = $2)
+       AND ($3::text IS NULL OR r.review = $3)
+       AND (r.registered_at, r.user_id)
+           < (COALESCE($4::timestamptz, 'infinity'), COALESCE($5::uuid, $7))
+     ORDER BY r.registered_at DESC, r.user_id DESC
+     LIMIT $6
+"""
+
+NEWEST_OF_REFERRER: Final = f"""
+    {_SELECT}
+     WHERE r.referrer_id = $8
+       AND r.programme_id = $1
+       AND ($2::text IS NULL OR r.state = $2)
+       AND ($3::text IS NULL OR r.review = $3)
+       AND (r.registered_at, r.user_id)
+           < (COALESCE($4::timestamptz, 'infinity'), COALESCE($5::uuid, $7))
+     ORDER BY r.registered_at DESC, r.user_id DESC
+     LIMIT $6
+"""
+
+FIND_OVERDUE: Final = """
+    SELECT user_id
+      FROM referrals
+     WHERE state = 'pending'
+       AND window_ends_at <= $1
+     ORDER BY window_ends_at
+     LIMIT $2
+"""
+
+# The sequence decides between two that decide at once: the second finds no row to move.
+DECIDE: Final = """
+    WITH moved AS (
+        UPDATE referrals
+           SET state = $3, review = $4, reason = $5, sequence = $2, nth = $6,
+               state_changed_at = CASE WHEN state = $3 THEN state_changed_at ELSE $10 END
+         WHERE user_id = $1
+           AND sequence = $2 - 1
+        RETURNING user_id
+    )
+    INSERT INTO decisions
+           (referral_id, sequence, state, review, reason, made_by, event_id, detail, decided_at)
+    SELECT user_id, $2, $3, $4, $5, $7, $8, $9, $10
+      FROM moved
+    RETURNING sequence
+"""
+
+# The link never was: what was decided about it goes too.
 DELETE: Final = """
+    WITH undecided AS (
+        DELETE FROM decisions WHERE referral_id = $1
+    )
     DELETE FROM referrals
      WHERE user_id = $1
 """
@@ -64,38 +168,112 @@ class ReferralRepository:
         self._connection = connection
 
     async def add(
-        self,
-        user_id: UUID,
-        referrer_id: UUID,
-        code: str,
-        now: datetime,
-        email_hash: bytes,
-        mailbox_hash: bytes,
-        *,
-        flagged: bool,
-    ) -> Sequence[str]:
-        """Store who referred the user; return the referral's flags.
+        self, new: NewReferral, programme: Programme, window_ends_at: datetime | None, now: datetime
+    ) -> ProgrammeReferral:
+        """Store a pending referral and its first decision.
 
-        It is flagged if `flagged`, or if another referral of the referrer has the mailbox. Raises
-        ReferralCodeUnusable if the email address was referred before.
+        It has a flag if `new` is flagged, or another referral of the referrer has the mailbox.
+        Raises AlreadyReferred if the referee, the email address, or the referrer by the referee,
+        was referred before.
         """
-        flags: Sequence[str] | None = await self._connection.fetchval(
-            INSERT,
-            user_id,
-            referrer_id,
-            code,
-            now,
-            email_hash,
-            mailbox_hash,
-            flagged,
-            ReferralFlag.SELF_REFERRAL,
-        )
+        errors = {
+            "referrals_pkey": AlreadyReferred,
+            "referrals_email_referred_once": AlreadyReferred,
+            "referrals_of_a_pair_once": AlreadyReferred,
+        }
+        with on_violation(errors):
+            flags: Sequence[str] | None = await self._connection.fetchval(
+                ADD,
+                new.referee_id,
+                new.referrer_id,
+                new.code,
+                new.registered_at,
+                new.email_hash,
+                new.mailbox_hash,
+                new.flagged,
+                ReferralFlag.SELF_REFERRAL,
+                programme.programme_id,
+                programme.version,
+                window_ends_at,
+                new.made_by,
+                now,
+            )
         if flags is None:
-            raise ReferralCodeUnusable
-        return flags
+            raise AlreadyReferred
+        return ProgrammeReferral(
+            referral_id=new.referee_id,
+            programme_id=programme.programme_id,
+            programme=programme.key,
+            version=programme.version,
+            referrer_id=new.referrer_id,
+            code=new.code,
+            state=ReferralState.PENDING,
+            reason=ReferralReason.SIGNED_UP,
+            review=Review.NONE,
+            flags=flags,
+            sequence=1,
+            nth=None,
+            registered_at=new.registered_at,
+            window_ends_at=window_ends_at,
+        )
+
+    async def lock(self, referral_id: UUID) -> ProgrammeReferral | None:
+        """Return a referral that nobody else decides about until the transaction ends."""
+        return _referral(await self._connection.fetchrow(LOCK, referral_id))
+
+    async def lock_free(self, referral_id: UUID) -> ProgrammeReferral | None:
+        """Like `lock`; None also while somebody else holds the lock."""
+        return _referral(await self._connection.fetchrow(LOCK_FREE, referral_id))
+
+    async def find(self, referral_id: UUID) -> ProgrammeReferral | None:
+        return _referral(await self._connection.fetchrow(FIND, referral_id))
+
+    async def newest(
+        self, programme_id: UUID, wanted: ReferralFilter, limit: int, after: Cursor | None
+    ) -> list[ProgrammeReferral]:
+        """Return up to `limit` of the wanted referrals of a programme, newest first."""
+        place = after and after.at, after and after.row_id, limit, LAST_ID
+        if wanted.referrer_id is None:
+            rows = await self._connection.fetch(
+                NEWEST, programme_id, wanted.state, wanted.review, *place
+            )
+        else:
+            rows = await self._connection.fetch(
+                NEWEST_OF_REFERRER,
+                programme_id,
+                wanted.state,
+                wanted.review,
+                *place,
+                wanted.referrer_id,
+            )
+        return [_of_programme(row) for row in rows]
+
+    async def find_overdue(self, now: datetime, limit: int) -> Sequence[UUID]:
+        """Return pending referrals whose window has passed, the longest overdue first."""
+        return [row["user_id"] for row in await self._connection.fetch(FIND_OVERDUE, now, limit)]
+
+    async def decide(self, decision: Decision, nth: int | None) -> bool:
+        """Write a decision and what it makes of its referral.
+
+        Returns False, and writes nothing, unless it follows the referral's last decision.
+        """
+        sequence = await self._connection.fetchval(
+            DECIDE,
+            decision.referral_id,
+            decision.sequence,
+            decision.state,
+            decision.review,
+            decision.reason,
+            nth,
+            decision.made_by,
+            decision.event_id,
+            decision.detail,
+            decision.decided_at,
+        )
+        return sequence is not None
 
     async def delete(self, user_id: UUID) -> None:
-        """Forget who referred the user."""
+        """Forget who referred the user, and what was decided about it."""
         await self._connection.execute(DELETE, user_id)
 
     async def newest_of_several(
@@ -114,3 +292,18 @@ class ReferralRepository:
         for row in rows:
             found[row["place"] - 1].append(make(row[1:]))
         return found
+
+
+def _referral(row: Any) -> ProgrammeReferral | None:
+    return None if row is None else _of_programme(row)
+
+
+def _of_programme(row: Any) -> ProgrammeReferral:
+    return ProgrammeReferral(
+        **{
+            **row,
+            "state": ReferralState(row["state"]),
+            "reason": ReferralReason(row["reason"]),
+            "review": Review(row["review"]),
+        }
+    )

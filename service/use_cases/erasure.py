@@ -81,7 +81,7 @@ async def strip(
     """Do what `reclaim` does after the lock."""
     user_id = user.user_id
     await repositories.users.set_password_hash(user_id, None)
-    await repositories.referrals.delete(user_id)
+    await shared.referrals.remove(repositories, user_id, now)
     await repositories.identities.delete_of_user(user_id)
     await repositories.mail_tokens.delete_of_user(user_id)
     old_keys = shared.keys_of_email(user.email.key)

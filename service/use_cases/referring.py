@@ -1,14 +1,15 @@
 """Registering with a referral code."""
 
-import hmac
 import secrets
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from service.domain.emails import Email, fold_mailbox, hash_mailbox
-from service.domain.errors import InvalidInput, ReferralCodeUnusable
+from service.domain.emails import Email, fold_mailbox, hash_email, hash_mailbox
+from service.domain.errors import AlreadyReferred, InvalidInput, ReferralCodeUnusable
+from service.domain.programmes import DEFAULT_PROGRAMME_ID
 from service.domain.referral_codes import TakenReferralCode, normalise_code
+from service.domain.referrals import SYSTEM, NewReferral
 from service.domain.security_events import SecurityEvent
 from service.postgresql.database import Repositories
 from service.use_cases.cache_invalidation import code_key
@@ -83,24 +84,42 @@ async def _store_referral(
     taken: TakenReferralCode | None,
     now: datetime,
 ) -> UUID:
-    if taken is None or taken.owner_id == user_id:
+    if (
+        taken is None
+        or taken.owner_id == user_id
+        or taken.programme_id != DEFAULT_PROGRAMME_ID  # the one that accounts take part in
+    ):
         raise ReferralCodeUnusable
-    flags = await repositories.referrals.add(
-        user_id,
-        taken.owner_id,
-        taken.code,
-        now,
-        hmac.digest(shared.hash_key, b"e-mail " + email.key.encode(), "sha256"),
-        hash_mailbox(email.key, shared.hash_key),
-        flagged=fold_mailbox(email.key) == fold_mailbox(taken.owner_email_key),
+    owner_key = taken.owner_email_key
+    new = NewReferral(
+        referee_id=user_id,
+        referrer_id=taken.owner_id,
+        code=taken.code,
+        registered_at=now,
+        made_by=SYSTEM,
+        email_hash=hash_email(email, DEFAULT_PROGRAMME_ID, shared.hash_key),
+        mailbox_hash=hash_mailbox(email.key, shared.hash_key),
+        flagged=owner_key is not None and fold_mailbox(email.key) == fold_mailbox(owner_key),
     )
-    if flags:
-        event = SecurityEvent.REFERRAL_FLAGGED
-        await shared.events.record(repositories, event, user_id, now, reason=",".join(flags))
+    programme = await shared.referrals.default_programme(repositories)
+    try:
+        referral = await shared.referrals.add(repositories, new, programme, now)
+    except AlreadyReferred as error:
+        raise ReferralCodeUnusable from error
+    if referral.flags:
+        event, reason = SecurityEvent.REFERRAL_FLAGGED, ",".join(referral.flags)
+        await shared.events.record(repositories, event, user_id, now, reason=reason)
+    await count_use(shared, repositories, taken, now)
+    return taken.owner_id
+
+
+async def count_use(
+    shared: Shared, repositories: Repositories, taken: TakenReferralCode, now: datetime
+) -> None:
+    """Count the use of a code without a limit; if the last use ended it, have it forgotten."""
     if taken.max_uses is None:
         # Last, because until the commit it makes registrations that draw the same slot wait.
         slot = secrets.randbelow(USE_SLOTS)
         await repositories.referral_code_uses.count_use(taken.referral_code_id, slot)
-    if taken.used_up:
+    if taken.used_up and taken.owner_email_key is not None:
         await shared.invalidation.invalidate(repositories, [code_key(taken.owner_email_key)], now)
-    return taken.owner_id

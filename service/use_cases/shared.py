@@ -9,6 +9,7 @@ from service.redis.password_attempts import known_addresses_key
 from service.security.password_hashing import PasswordHasher
 from service.use_cases.cache_invalidation import CacheInvalidation, code_key
 from service.use_cases.jobs import Jobs
+from service.use_cases.referrals import Referrals
 from service.use_cases.security_events import SecurityEvents
 
 
@@ -21,6 +22,7 @@ class Shared:
     jobs: Jobs
     invalidation: CacheInvalidation
     events: SecurityEvents
+    referrals: Referrals
     hasher: PasswordHasher
     password_rules: PasswordRules
     hash_key: bytes

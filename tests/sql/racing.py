@@ -13,12 +13,14 @@ from service.domain.claims import Claim
 from service.domain.emails import parse_email
 from service.domain.identities import Identity
 from service.domain.mails import MailToken, TokenPurpose
+from service.domain.programmes import DEFAULT_PROGRAMME
 from service.domain.referral_codes import (
     NewReferralCode,
     ReferralCode,
     TakenReferralCode,
     issue_referral_code,
 )
+from service.domain.referrals import SYSTEM, NewReferral
 from service.domain.sessions import Session
 from service.domain.users import Role
 from service.postgresql.database import Database, Repositories
@@ -67,9 +69,18 @@ async def refer_to(
     mailbox_hash: bytes | None = None,
 ) -> Sequence[str]:
     """Store a referral; it has a mailbox of its own unless one is given."""
-    return await repositories.referrals.add(
-        user_id, referrer_id, "CODE", NOW, email_hash, mailbox_hash or user_id.bytes, flagged=False
+    new = NewReferral(
+        referee_id=user_id,
+        referrer_id=referrer_id,
+        code="CODE",
+        registered_at=NOW,
+        made_by=SYSTEM,
+        email_hash=email_hash,
+        mailbox_hash=mailbox_hash or user_id.bytes,
     )
+    programme = await repositories.programmes.find(DEFAULT_PROGRAMME)
+    assert programme is not None
+    return (await repositories.referrals.add(new, programme, None, NOW)).flags
 
 
 async def refer(repositories: Repositories, code: ReferralCode, slot: int) -> None:

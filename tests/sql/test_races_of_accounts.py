@@ -13,7 +13,7 @@ import pytest
 from uuid6 import uuid7
 
 from service.domain.emails import parse_email
-from service.domain.errors import EmailTaken, ReferralCodeUnusable
+from service.domain.errors import AlreadyReferred, EmailTaken
 from service.domain.mails import MailToken, Share, TokenPurpose
 from service.domain.security_events import Origin
 from service.domain.users import Role
@@ -55,7 +55,7 @@ async def test_an_email_is_referred_once_whatever_became_of_the_account(
         await refer_to(repositories, first, code.owner_id, b"hash")
         await repositories.users.erase(first, HASH, NOW)
     async with transactions.autocommit() as repositories:
-        with pytest.raises(ReferralCodeUnusable):
+        with pytest.raises(AlreadyReferred):
             await refer_to(repositories, second, code.owner_id, b"hash")
 
 

@@ -1,0 +1,165 @@
+"""The SQL of events."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from service.domain.events import Event
+from service.domain.pages import Cursor
+from service.domain.programmes import Minimum
+from service.repositories.connection import Connection
+
+ADD: Final = """
+    INSERT INTO events
+           (event_id, programme_id, external_id, participant_id, type, amount, unit, refunds,
+            occurred_at, received_at, fingerprint)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+    ON CONFLICT ON CONSTRAINT events_happen_once DO NOTHING
+    RETURNING event_id
+"""
+
+FIND: Final = """
+    SELECT event_id, programme_id, external_id, participant_id, type, amount, unit, refunds,
+           occurred_at, received_at, fingerprint
+      FROM events
+     WHERE programme_id = $1
+       AND external_id = $2
+"""
+
+# The earliest event that qualifies, and the earliest that would without its refunds: all that is
+# needed of a referee's events, however many there are.
+THAT_DECIDE: Final = """
+    WITH counted AS NOT MATERIALIZED (
+        SELECT e.event_id, e.programme_id, e.external_id, e.participant_id, e.type, e.amount,
+               e.unit, e.refunds, e.occurred_at, e.received_at,
+               COALESCE(r.refunded, 0)::bigint AS refunded,
+               COALESCE(r.taken_back, false) AS taken_back
+          FROM events e
+         CROSS JOIN LATERAL (
+                SELECT sum(amount) FILTER (WHERE unit = e.unit) AS refunded,
+                       bool_or(amount IS NULL) AS taken_back
+                  FROM events
+                 WHERE programme_id = e.programme_id
+                   AND refunds = e.external_id
+                   AND participant_id = e.participant_id
+               ) AS r
+         WHERE e.participant_id = $1
+           AND e.type = $2
+           AND e.occurred_at >= $3
+           AND e.occurred_at < COALESCE($4::timestamptz, 'infinity')
+           AND ($5::bigint IS NULL OR (e.amount >= $5 AND e.unit = $6))
+         ORDER BY e.occurred_at, e.event_id
+    )
+    (SELECT * FROM counted LIMIT 1)
+    UNION ALL
+    (SELECT *
+       FROM counted
+      WHERE NOT taken_back
+        AND (amount IS NULL OR refunded = 0 OR amount - refunded > 0)
+        AND ($5::bigint IS NULL OR amount - refunded >= $5)
+      LIMIT 1)
+"""
+
+NEWEST_OF_PARTICIPANT: Final = """
+    SELECT event_id, programme_id, external_id, participant_id, type, amount, unit, refunds,
+           occurred_at, received_at
+      FROM events
+     WHERE participant_id = $1
+     ORDER BY occurred_at DESC, event_id DESC
+     LIMIT $2
+"""
+
+# Those that are looked at and stay are not looked at again: the next call begins after the last.
+DELETE_OF_NOBODY: Final = """
+    WITH looked_at AS (
+        SELECT event_id, participant_id, received_at
+          FROM events
+         WHERE (received_at, event_id) > ($1, $2)
+           AND received_at < $3
+         ORDER BY received_at, event_id
+         LIMIT 1000
+    ), deleted AS (
+        DELETE FROM events e
+         USING looked_at l
+         WHERE e.event_id = l.event_id
+           AND NOT EXISTS (SELECT FROM referrals WHERE user_id = l.participant_id)
+    )
+    SELECT received_at, event_id
+      FROM looked_at
+     ORDER BY received_at DESC, event_id DESC
+     LIMIT 1
+"""
+
+
+class EventRepository:
+    """Events, one statement a method. None is ever changed."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def add(self, event: Event, fingerprint: bytes) -> bool:
+        """Store an event; return False if its id is known, of this event or of another."""
+        added = await self._connection.fetchval(
+            ADD,
+            event.event_id,
+            event.programme_id,
+            event.external_id,
+            event.participant_id,
+            event.type,
+            event.amount,
+            event.unit,
+            event.refunds,
+            event.occurred_at,
+            event.received_at,
+            fingerprint,
+        )
+        return added is not None
+
+    async def find(self, programme_id: UUID, external_id: str) -> tuple[Event, bytes] | None:
+        """Return an event by the company's id of it, with its fingerprint."""
+        row = await self._connection.fetchrow(FIND, programme_id, external_id)
+        if row is None:
+            return None
+        members = dict(row)
+        fingerprint: bytes = members.pop("fingerprint")
+        return Event(**members), fingerprint
+
+    async def that_decide(
+        self,
+        participant_id: UUID,
+        event_type: str,
+        since: datetime,
+        until: datetime | None,
+        minimum: Minimum | None,
+    ) -> Sequence[Event]:
+        """Return what `assess` needs of a referee's events, with what is known of their refunds.
+
+        Without a minimum an event of any worth counts.
+        """
+        rows = await self._connection.fetch(
+            THAT_DECIDE,
+            participant_id,
+            event_type,
+            since,
+            until,
+            None if minimum is None else minimum.amount,
+            None if minimum is None else minimum.unit,
+        )
+        return list(map(_event, rows))
+
+    async def newest_of_participant(self, participant_id: UUID, limit: int) -> Sequence[Event]:
+        rows = await self._connection.fetch(NEWEST_OF_PARTICIPANT, participant_id, limit)
+        return list(map(_event, rows))
+
+    async def delete_of_nobody(self, after: Cursor, before: datetime) -> Cursor | None:
+        """Delete those of up to 1,000 events from before then whose participant nobody referred.
+
+        Begins after an event, and returns the last one looked at; None: there are no more.
+        """
+        row = await self._connection.fetchrow(DELETE_OF_NOBODY, after.at, after.row_id, before)
+        return None if row is None else Cursor(row["received_at"], row["event_id"])
+
+
+def _event(row: Any) -> Event:
+    return Event(**row)

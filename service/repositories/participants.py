@@ -1,0 +1,156 @@
+"""The SQL of participants."""
+
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from service.domain.participants import Participant
+from service.domain.programmes import DEFAULT_PROGRAMME_ID
+from service.repositories.connection import Connection, rows_in
+
+ADD_EXTERNAL: Final = """
+    INSERT INTO participants
+           (participant_id, programme_id, external_id, external_hash, created_at)
+    VALUES ($1, $2, $3, $4, $5)
+    ON CONFLICT ON CONSTRAINT participants_external_once DO NOTHING
+"""
+
+ADD_ACCOUNT: Final = """
+    INSERT INTO participants (participant_id, programme_id, user_id, created_at)
+    SELECT user_id, $2, user_id, $3
+      FROM users
+     WHERE user_id = $1
+       AND erased_at IS NULL
+    ON CONFLICT (participant_id) DO NOTHING
+"""
+
+# Whoever is second sees what the first has written: of an event and a sign-up of one participant
+# that arrive at the same instant, one waits here for the other.
+LOCK: Final = """
+    SELECT p.participant_id, p.programme_id, p.user_id, p.external_id, p.trusted,
+           p.blocked_at IS NOT NULL AS blocked, p.erased_at IS NOT NULL AS erased,
+           NULL AS public_name, p.created_at
+      FROM participants p
+     WHERE p.participant_id = $1
+       FOR NO KEY UPDATE
+"""
+
+LOCK_EXTERNAL: Final = """
+    SELECT p.participant_id, p.programme_id, p.user_id, p.external_id, p.trusted,
+           p.blocked_at IS NOT NULL AS blocked, p.erased_at IS NOT NULL AS erased,
+           NULL AS public_name, p.created_at
+      FROM participants p
+     WHERE p.programme_id = $1
+       AND p.external_hash = $2
+       FOR NO KEY UPDATE
+"""
+
+FIND: Final = """
+    SELECT p.participant_id, p.programme_id, p.user_id, p.external_id, p.trusted,
+           p.blocked_at IS NOT NULL AS blocked, p.erased_at IS NOT NULL AS erased,
+           s.public_name, p.created_at
+      FROM participants p
+      LEFT JOIN standings s USING (participant_id)
+     WHERE p.participant_id = $1
+       AND p.erased_at IS NULL
+"""
+
+FIND_EXTERNAL: Final = """
+    SELECT p.participant_id, p.programme_id, p.user_id, p.external_id, p.trusted,
+           p.blocked_at IS NOT NULL AS blocked, p.erased_at IS NOT NULL AS erased,
+           s.public_name, p.created_at
+      FROM participants p
+      LEFT JOIN standings s USING (participant_id)
+     WHERE p.programme_id = $1
+       AND p.external_hash = $2
+       AND p.erased_at IS NULL
+"""
+
+UPDATE: Final = """
+    UPDATE participants
+       SET trusted = COALESCE($2, trusted),
+           blocked_at = CASE WHEN $3::boolean IS NULL THEN blocked_at
+                             WHEN $3 THEN COALESCE(blocked_at, $4) END
+     WHERE participant_id = $1
+"""
+
+SET_PUBLIC_NAME: Final = """
+    INSERT INTO standings (participant_id, programme_id, public_name)
+    VALUES ($1, $2, $3)
+    ON CONFLICT (participant_id) DO UPDATE SET public_name = excluded.public_name
+"""
+
+# The keyed hash of the company's id stays: an erased id that comes back is nobody new.
+ERASE: Final = """
+    WITH unnamed AS (
+        UPDATE standings SET public_name = NULL WHERE participant_id = $1
+    )
+    UPDATE participants
+       SET erased_at = $2, external_id = NULL
+     WHERE participant_id = $1
+       AND erased_at IS NULL
+"""
+
+
+class ParticipantRepository:
+    """Participants, one statement a method."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def add_external(
+        self,
+        participant_id: UUID,
+        programme_id: UUID,
+        external_id: str,
+        external_hash: bytes,
+        now: datetime,
+    ) -> bool:
+        """Store a participant whom a company knows; return False if it is known already."""
+        status = await self._connection.execute(
+            ADD_EXTERNAL, participant_id, programme_id, external_id, external_hash, now
+        )
+        return rows_in(status) == 1
+
+    async def add_account(self, user_id: UUID, now: datetime) -> None:
+        """Make an account a participant of the programme `default`, unless it is one or erased."""
+        await self._connection.execute(ADD_ACCOUNT, user_id, DEFAULT_PROGRAMME_ID, now)
+
+    async def lock(self, participant_id: UUID) -> Participant | None:
+        """Return a participant whose events and sign-up wait until the transaction ends."""
+        return _participant(await self._connection.fetchrow(LOCK, participant_id))
+
+    async def lock_external(self, programme_id: UUID, external_hash: bytes) -> Participant | None:
+        """Like `lock`, by the hash of the company's id."""
+        return _participant(
+            await self._connection.fetchrow(LOCK_EXTERNAL, programme_id, external_hash)
+        )
+
+    async def find(self, participant_id: UUID) -> Participant | None:
+        """Return a participant who is not erased."""
+        return _participant(await self._connection.fetchrow(FIND, participant_id))
+
+    async def find_external(self, programme_id: UUID, external_hash: bytes) -> Participant | None:
+        """Return a participant who is not erased, by the hash of the company's id."""
+        return _participant(
+            await self._connection.fetchrow(FIND_EXTERNAL, programme_id, external_hash)
+        )
+
+    async def update(
+        self, participant_id: UUID, trusted: bool | None, blocked: bool | None, now: datetime
+    ) -> None:
+        """Trust or block a participant, or no longer; None leaves it as it is."""
+        await self._connection.execute(UPDATE, participant_id, trusted, blocked, now)
+
+    async def set_public_name(
+        self, participant_id: UUID, programme_id: UUID, public_name: str | None
+    ) -> None:
+        await self._connection.execute(SET_PUBLIC_NAME, participant_id, programme_id, public_name)
+
+    async def erase(self, participant_id: UUID, now: datetime) -> bool:
+        """Remove who the participant is; return False if that was done before."""
+        return rows_in(await self._connection.execute(ERASE, participant_id, now)) == 1
+
+
+def _participant(row: Any) -> Participant | None:
+    return row and Participant(**row)

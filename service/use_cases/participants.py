@@ -1,0 +1,398 @@
+"""What can be done with participants, who have an account here or only at a company."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from uuid6 import uuid7
+
+from service.domain.emails import Email, hash_email
+from service.domain.errors import (
+    AlreadyReferred,
+    InvalidInput,
+    ParticipantNotFound,
+    ReferralCodeNotFound,
+    ReferralCodeTaken,
+    ReferralCodeUnusable,
+    SelfReferral,
+)
+from service.domain.participants import Participant, external_hash, signals_of
+from service.domain.programmes import DEFAULT_PROGRAMME, Programme
+from service.domain.referral_codes import (
+    NewReferralCode,
+    ReferralCode,
+    TakenReferralCode,
+    issue_referral_code,
+    normalise_code,
+)
+from service.domain.referrals import NewReferral, ProgrammeReferral
+from service.postgresql.database import Repositories, TryAgain, retried
+from service.use_cases.cache_invalidation import code_key
+from service.use_cases.idempotency import AnswerOnce
+from service.use_cases.programmes import Programmes
+from service.use_cases.referral_codes import ReferralCodes
+from service.use_cases.referring import count_use
+from service.use_cases.shared import Shared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Who:
+    """A participant as a company names one: exactly one of the two ids.
+
+    `programme` is the key of the programme that `external_id` belongs to.
+    """
+
+    external_id: str | None = None
+    participant_id: UUID | None = None
+    programme: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewParticipant:
+    who: Who
+    code: NewReferralCode | None = None
+    email: Email | None = None
+    ip: str | None = None
+    device_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParticipantChange:
+    """What is to be changed; None leaves it as it is."""
+
+    trusted: bool | None = None
+    blocked: bool | None = None
+    public_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignUp:
+    """A participant who signed up at a company with a code."""
+
+    code: str
+    who: Who
+    clicked_at: datetime | None = None
+    signed_up_at: datetime | None = None
+    email: Email | None = None
+    ip: str | None = None
+    device_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownParticipant:
+    """A participant with the key of the programme and the live code."""
+
+    participant: Participant
+    programme: str
+    code: ReferralCode | None
+
+
+class Participants:
+    """Participants: creating, finding, changing, signing up, erasing; their codes."""
+
+    def __init__(self, shared: Shared, programmes: Programmes, codes: ReferralCodes) -> None:
+        self._shared = shared
+        self._database = shared.database
+        self._clock = shared.clock
+        self._programmes = programmes
+        self._codes = codes
+
+    async def take_part(
+        self, repositories: Repositories, who: Who, now: datetime
+    ) -> tuple[Participant, Programme]:
+        """Return a participant, made if only a company knows it, locked until the transaction ends.
+
+        First thing in a transaction: the lock order begins here. Raises ProgrammeUnknown, or
+        InvalidInput for a `participant_id` that nobody has.
+        """
+        if who.external_id is not None:
+            programme = await self._programmes.resolve(
+                repositories, who.programme or DEFAULT_PROGRAMME
+            )
+            participant, _ = await self._lock_external(
+                repositories, programme, who.external_id, now
+            )
+            return participant, programme
+        assert who.participant_id is not None
+        found = await self._lock(repositories, who.participant_id, now)
+        if found is None:
+            raise InvalidInput("There is no such participant.", field="participant_id")
+        programme = await self._programmes.find_by_id(repositories, found.programme_id)
+        if who.programme not in {None, programme.key}:
+            raise InvalidInput("The participant belongs to another programme.", field="programme")
+        return found, programme
+
+    @retried
+    async def create(
+        self, new: NewParticipant, once: AnswerOnce[tuple[ShownParticipant, bool]]
+    ) -> tuple[ShownParticipant, bool]:
+        """Make a participant, and a code if one is wanted and none is live.
+
+        Returns it, and whether it is new. Raises ProgrammeUnknown, ReferralCodeTaken, or a rule
+        that the code breaks.
+        """
+        now = self._clock()
+        assert new.who.external_id is not None
+        async with self._database.transaction() as repositories:
+            await once.claim(repositories, now)
+            programme = await self._programmes.resolve(
+                repositories, new.who.programme or DEFAULT_PROGRAMME
+            )
+            participant, is_new = await self._lock_external(
+                repositories, programme, new.who.external_id, now
+            )
+            if participant.erased:
+                raise ParticipantNotFound
+            await self._note_signals(
+                repositories, participant, new.email, new.ip, new.device_id, now
+            )
+            if new.code is not None:
+                live = await repositories.referral_codes.find_live(participant.participant_id, now)
+                if live is None:
+                    await self._store_code(repositories, participant, new.code, now)
+            shown = await self._show(repositories, participant, programme.key, now)
+            await once.keep(repositories, (shown, is_new), None)
+        return shown, is_new
+
+    async def find_external(self, who: Who) -> list[ShownParticipant]:
+        """Return the participant of a company's id, in a list of one or none."""
+        now = self._clock()
+        assert who.external_id is not None
+        async with self._database.autocommit() as repositories:
+            programme = await self._programmes.resolve(
+                repositories, who.programme or DEFAULT_PROGRAMME
+            )
+            hashed = self._hash(programme, who.external_id)
+            found = await repositories.participants.find_external(programme.programme_id, hashed)
+            if found is None:
+                return []
+            return [await self._show(repositories, found, programme.key, now)]
+
+    async def find(self, participant_id: UUID | None) -> ShownParticipant:
+        """Return a participant; raise ParticipantNotFound."""
+        now = self._clock()
+        async with self._database.autocommit() as repositories:
+            return await self._find(repositories, participant_id, now)
+
+    @retried
+    async def change(
+        self, participant_id: UUID | None, change: ParticipantChange
+    ) -> ShownParticipant:
+        """Trust, block or name a participant, or no longer; raise ParticipantNotFound."""
+        now = self._clock()
+        async with self._database.transaction() as repositories:
+            locked = participant_id and await self._lock(repositories, participant_id, now)
+            if not locked or locked.erased:
+                raise ParticipantNotFound
+            await repositories.participants.update(
+                locked.participant_id, change.trusted, change.blocked, now
+            )
+            if change.public_name is not None:
+                await repositories.participants.set_public_name(
+                    locked.participant_id, locked.programme_id, change.public_name
+                )
+            if change.blocked is not None and locked.user_id is not None:
+                await self._forget_code(repositories, locked.user_id, now)
+            return await self._find(repositories, participant_id, now)
+
+    @retried
+    async def replace_code(
+        self, participant_id: UUID | None, new: NewReferralCode
+    ) -> tuple[ReferralCode, bool]:
+        """Issue a code in place of the live one; return it, and whether there was one.
+
+        Raises ParticipantNotFound, ReferralCodeTaken, or a rule that the code breaks.
+        """
+        now = self._clock()
+        shown = await self.find(participant_id)
+        if shown.participant.user_id is not None:
+            return await self._codes.replace(shown.participant.user_id, new)
+        async with self._database.transaction() as repositories:
+            locked = await repositories.participants.lock(shown.participant.participant_id)
+            if locked is None or locked.erased:
+                raise ParticipantNotFound
+            return await self._store_code(repositories, locked, new, now, replacing=True)
+
+    @retried
+    async def delete_code(self, participant_id: UUID | None) -> None:
+        """End the live code; raise ParticipantNotFound or ReferralCodeNotFound."""
+        now = self._clock()
+        shown = await self.find(participant_id)
+        if shown.participant.user_id is not None:
+            await self._codes.delete(shown.participant.user_id)
+            return
+        async with self._database.transaction() as repositories:
+            await repositories.participants.lock(shown.participant.participant_id)
+            if not await repositories.referral_codes.end_of_participant(
+                shown.participant.participant_id, now
+            ):
+                raise ReferralCodeNotFound
+
+    @retried
+    async def erase(self, participant_id: UUID | None) -> None:
+        """Forget who a participant is, and end the code; raise ParticipantNotFound.
+
+        An account erases itself.
+        """
+        now = self._clock()
+        async with self._database.transaction() as repositories:
+            locked = participant_id and await repositories.participants.lock(participant_id)
+            if not locked or locked.erased or locked.user_id is not None:
+                raise ParticipantNotFound
+            participant_id = locked.participant_id
+            await repositories.referral_codes.end_of_participant(participant_id, now)
+            await repositories.referral_codes.disown_names(participant_id)
+            await repositories.signals.delete_of_participant(participant_id)
+            await repositories.participants.erase(participant_id, now)
+
+    @retried
+    async def sign_up(
+        self, sign_up: SignUp, made_by: str, once: AnswerOnce[tuple[ProgrammeReferral, bool]]
+    ) -> tuple[ProgrammeReferral, bool]:
+        """Make a referral of a sign-up at a company; return it, and whether it is new.
+
+        The code must have lived when its link was followed: `clicked_at`, or now. Raises
+        AlreadyReferred, ReferralCodeUnusable, SelfReferral, ProgrammeUnknown or InvalidInput.
+        """
+        now = self._clock()
+        async with self._database.transaction() as repositories:
+            await once.claim(repositories, now)
+            participant, programme = await self.take_part(repositories, sign_up.who, now)
+            if participant.erased:
+                raise AlreadyReferred("This participant has been erased.")
+            known = await repositories.referrals.lock(participant.participant_id)
+            if known is not None:
+                if known.code != _normalise(sign_up.code):
+                    raise AlreadyReferred
+                await once.keep(repositories, (known, False), None)
+                return known, False
+            await self._note_signals(
+                repositories, participant, sign_up.email, sign_up.ip, sign_up.device_id, now
+            )
+            taken = await self._take(repositories, sign_up, now)
+            if taken.programme_id != programme.programme_id:
+                raise ReferralCodeUnusable(field="code")
+            if taken.owner_id == participant.participant_id:
+                raise SelfReferral
+            email = sign_up.email
+            new = NewReferral(
+                referee_id=participant.participant_id,
+                referrer_id=taken.owner_id,
+                code=taken.code,
+                registered_at=sign_up.signed_up_at or now,
+                made_by=made_by,
+                email_hash=None
+                if email is None
+                else hash_email(email, programme.programme_id, self._shared.hash_key),
+            )
+            referral = await self._shared.referrals.add(repositories, new, programme, now)
+            await count_use(self._shared, repositories, taken, now)
+            await once.keep(repositories, (referral, True), None)
+        return referral, True
+
+    async def _take(
+        self, repositories: Repositories, sign_up: SignUp, now: datetime
+    ) -> TakenReferralCode:
+        """Count a use of the code that the link led to; raise ReferralCodeUnusable."""
+        code, uses = _normalise(sign_up.code), repositories.referral_code_uses
+        confirmed_only = self._shared.confirmation_required
+        taken = await uses.take(code, now, confirmed_only=confirmed_only)
+        if taken is None and sign_up.clicked_at is not None:
+            found = await uses.find_at(code, sign_up.clicked_at, confirmed_only=confirmed_only)
+            taken = None if found is None else await uses.take_by_id(found, now)
+        if taken is None:
+            raise ReferralCodeUnusable(field="code")
+        return taken
+
+    async def _lock(
+        self, repositories: Repositories, participant_id: UUID, now: datetime
+    ) -> Participant | None:
+        """Return a participant, locked; an account becomes one."""
+        found = await repositories.participants.lock(participant_id)
+        if found is None:
+            await repositories.participants.add_account(participant_id, now)
+            found = await repositories.participants.lock(participant_id)
+        return found
+
+    async def _lock_external(
+        self, repositories: Repositories, programme: Programme, external_id: str, now: datetime
+    ) -> tuple[Participant, bool]:
+        """Return a participant whom a company knows, locked, and whether it is new."""
+        hashed = self._hash(programme, external_id)
+        added = await repositories.participants.add_external(
+            uuid7(), programme.programme_id, external_id, hashed, now
+        )
+        participant = await repositories.participants.lock_external(programme.programme_id, hashed)
+        assert participant is not None
+        return participant, added
+
+    async def _find(
+        self, repositories: Repositories, participant_id: UUID | None, now: datetime
+    ) -> ShownParticipant:
+        found = participant_id and await repositories.participants.find(participant_id)
+        if not found and participant_id:
+            await repositories.participants.add_account(participant_id, now)
+            found = await repositories.participants.find(participant_id)
+        if not found:
+            raise ParticipantNotFound
+        programme = await self._programmes.find_by_id(repositories, found.programme_id)
+        return await self._show(repositories, found, programme.key, now)
+
+    async def _show(
+        self, repositories: Repositories, participant: Participant, programme: str, now: datetime
+    ) -> ShownParticipant:
+        code = await repositories.referral_codes.find_live(participant.participant_id, now)
+        return ShownParticipant(
+            participant=participant, programme=programme, code=None if participant.blocked else code
+        )
+
+    async def _store_code(
+        self,
+        repositories: Repositories,
+        participant: Participant,
+        new: NewReferralCode,
+        now: datetime,
+        *,
+        replacing: bool = False,
+    ) -> tuple[ReferralCode, bool]:
+        code = issue_referral_code(participant.participant_id, new, now)
+        try:
+            replaced = await repositories.referral_codes.add_of_participant(
+                code, participant.programme_id, replacing=replacing
+            )
+        except ReferralCodeTaken as error:
+            if new.code is not None:
+                raise
+            raise TryAgain from error  # the next try draws another one
+        return code, replaced
+
+    async def _note_signals(
+        self,
+        repositories: Repositories,
+        participant: Participant,
+        email: Email | None,
+        ip: str | None,
+        device_id: str | None,
+        now: datetime,
+    ) -> None:
+        """Keep keyed hashes of what a company tells about a person, and nothing else of it."""
+        signals = signals_of(self._shared.hash_key, participant.programme_id, email, ip, device_id)
+        if signals:
+            await repositories.signals.note(participant.participant_id, signals, now)
+
+    async def _forget_code(self, repositories: Repositories, user_id: UUID, now: datetime) -> None:
+        """Have the cache forget the code of an account that is blocked, or no longer."""
+        email_key = await repositories.users.find_email_key(user_id)
+        if email_key is not None:
+            keys = [code_key(email_key)]
+            await self._shared.invalidation.invalidate(repositories, keys, now)
+
+    def _hash(self, programme: Programme, external_id: str) -> bytes:
+        return external_hash(self._shared.hash_key, programme.programme_id, external_id)
+
+
+def _normalise(code: str) -> str:
+    try:
+        return normalise_code(code)
+    except InvalidInput as error:
+        raise ReferralCodeUnusable(field="code") from error
