@@ -138,7 +138,7 @@ CHECKED_REFERRAL_CODE_SCHEMA = CheckedReferralCodeSchema()
 PUBLIC_REFERRAL_CODE_SCHEMA = PublicReferralCodeSchema()
 
 
-def _expiry_rule(request: web.Request) -> Rule:
+def expiry_rule(request: web.Request) -> Rule:
     codes = request.app[SERVICES].referral_codes
     return "expires_at", lambda its: codes.check_expiry(its["expires_at"])
 
@@ -164,7 +164,7 @@ def _located(request: web.Request, response: web.Response) -> web.Response:
 @needs(Scope.CODES_WRITE)
 async def create_referral_code(request: web.Request) -> web.Response:
     caller = current_user(request)
-    wish = NewReferralCode(**await read_body(request, _expiry_rule(request)))
+    wish = NewReferralCode(**await read_body(request, expiry_rule(request)))
     response = await answer_once(
         request,
         caller.user_id,
@@ -187,7 +187,7 @@ async def create_referral_code(request: web.Request) -> web.Response:
 @needs(Scope.CODES_WRITE)
 async def replace_referral_code(request: web.Request) -> web.Response:
     caller = current_user(request)
-    wish = NewReferralCode(**await read_body(request, _expiry_rule(request)))
+    wish = NewReferralCode(**await read_body(request, expiry_rule(request)))
     code, replaced = await request.app[SERVICES].referral_codes.replace(caller.user_id, wish)
     return _located(request, respond(REFERRAL_CODE_SCHEMA, code, 200 if replaced else 201))
 
@@ -204,7 +204,7 @@ async def replace_referral_code(request: web.Request) -> web.Response:
 @needs(Scope.CODES_WRITE)
 async def change_referral_code(request: web.Request) -> web.Response:
     caller = current_user(request)
-    body = await read_body(request, _expiry_rule(request))
+    body = await read_body(request, expiry_rule(request))
     code = await request.app[SERVICES].referral_codes.change(
         caller.user_id, ReferralCodeChange(**body)
     )

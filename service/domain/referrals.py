@@ -110,6 +110,8 @@ class Decision:
     event_id: UUID | None
     detail: str | None
     decided_at: datetime
+    event_external_id: str | None = None
+    """The company's id of the event, where a decision is read."""
 
 
 class Referral(NamedTuple):  # which is made in a third of a dataclass' time, a hundred a page

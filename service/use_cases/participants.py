@@ -16,6 +16,7 @@ from service.domain.errors import (
     ReferralCodeUnusable,
     SelfReferral,
 )
+from service.domain.events import check_moment
 from service.domain.participants import Participant, external_hash, signals_of
 from service.domain.programmes import DEFAULT_PROGRAMME, Programme
 from service.domain.referral_codes import (
@@ -76,6 +77,13 @@ class SignUp:
     email: Email | None = None
     ip: str | None = None
     device_id: str | None = None
+
+    def check(self, now: datetime) -> None:
+        """Raise InvalidInput for times that a company may not report."""
+        check_moment(self.clicked_at, now, "clicked_at")
+        check_moment(self.signed_up_at, now, "signed_up_at")
+        if self.clicked_at and self.signed_up_at and self.signed_up_at < self.clicked_at:
+            raise InvalidInput("The sign-up lies before the click.", field="signed_up_at")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,6 +263,7 @@ class Participants:
         AlreadyReferred, ReferralCodeUnusable, SelfReferral, ProgrammeUnknown or InvalidInput.
         """
         now = self._clock()
+        sign_up.check(now)
         async with self._database.transaction() as repositories:
             await once.claim(repositories, now)
             participant, programme = await self.take_part(repositories, sign_up.who, now)
