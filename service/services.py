@@ -135,13 +135,14 @@ def _build(
 ) -> Services:
     # With another EMAIL_CONFIRMATION other codes are live.
     cache = Cache(redis, clock, b"c" if settings.confirmation_required else b"")
-    programmes = Programmes(postgresql, clock)
+    invalidation = CacheInvalidation(postgresql, cache, redis)
+    programmes = Programmes(postgresql, invalidation, clock)
     referrals = Referrals(postgresql, programmes, clock)
     shared = Shared(
         database=postgresql,
         clock=clock,
         jobs=Jobs(postgresql, _kinds_done(settings), clock),
-        invalidation=CacheInvalidation(postgresql, cache, redis),
+        invalidation=invalidation,
         events=SecurityEvents(postgresql, clock, origin, settings.hash_key),
         referrals=referrals,
         hasher=hasher,

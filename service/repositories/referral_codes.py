@@ -158,6 +158,18 @@ FIND_LIVE_BY_EMAILS: Final = """
            )
 """
 
+EMAIL_KEYS_OF_LIVE: Final = """
+    SELECT c.owner_id, u.email_key
+      FROM referral_codes c
+      JOIN users u ON u.user_id = c.owner_id
+     WHERE c.owner_id > $2
+       AND c.programme_id = $1
+       AND c.ended_at IS NULL
+       AND u.email_key IS NOT NULL
+     ORDER BY c.owner_id
+     LIMIT 1000
+"""
+
 LOCK_LIVE: Final = """
     SELECT c.referral_code_id, u.email_confirmed_at IS NOT NULL AS confirmed
       FROM referral_codes c
@@ -361,6 +373,11 @@ class ReferralCodeRepository:
             )
             for row in rows
         }
+
+    async def email_keys_of_live(self, programme_id: UUID, after: UUID) -> dict[UUID, str]:
+        """Return the email keys of up to 1,000 owners of live codes, by id, in their order."""
+        rows = await self._connection.fetch(EMAIL_KEYS_OF_LIVE, programme_id, after)
+        return {row["owner_id"]: row["email_key"] for row in rows}
 
     async def lock_live(self, owner_id: UUID, *, confirmed_only: bool) -> UUID | None:
         """Lock the owner's code that has not been ended, and return its id, if there is one.

@@ -21,6 +21,7 @@ from service.domain.participants import Participant, external_hash, signals_of
 from service.domain.programmes import DEFAULT_PROGRAMME, Programme
 from service.domain.referral_codes import (
     NewReferralCode,
+    PublicReferralCode,
     ReferralCode,
     TakenReferralCode,
     issue_referral_code,
@@ -175,6 +176,13 @@ class Participants:
             if found is None:
                 return []
             return [await self._show(repositories, found, programme.key, now)]
+
+    async def find_owner(self, code: PublicReferralCode) -> ShownParticipant | None:
+        """Return whose code it is, None if the owner has just been erased."""
+        try:
+            return await self.find(code.referrer_id)
+        except ParticipantNotFound:
+            return None
 
     async def find(self, participant_id: UUID | None) -> ShownParticipant:
         """Return a participant; raise ParticipantNotFound."""
