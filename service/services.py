@@ -53,6 +53,7 @@ from service.use_cases.referrals import Referrals
 from service.use_cases.security_events import SecurityEvents
 from service.use_cases.sessions import Sessions
 from service.use_cases.shared import Shared
+from service.use_cases.sign_ups import SignUps
 from service.use_cases.users import Users
 
 CALLBACK_PATH: Final = "/api/v1/auth/providers/{provider}/callback"
@@ -90,6 +91,7 @@ class Services:
     referrals: Referrals
     programmes: Programmes
     participants: Participants
+    sign_ups: SignUps
     events: Events
     personal_data: PersonalData
 
@@ -202,6 +204,7 @@ def _build(
         referrals=referrals,
         programmes=programmes,
         participants=participants,
+        sign_ups=SignUps(shared, participants),
         events=Events(shared, programmes, participants),
         personal_data=PersonalData(shared),
     )

@@ -267,7 +267,8 @@ async def list_referral_codes(request: web.Request) -> web.Response:
     summary="Check a referral code",
     parameters=[in_path("code", "The code as it was typed.", "ANNA-2026")],
     description="For anyone, for example before registering with the code. Case does not matter, "
-    "nor do look-alikes (0 O, 1 I L). A client with the scope `events:write` also sees whose it is.",
+    "nor do look-alikes (0 O, 1 I L). A client with the scope `events:write` also sees whose it "
+    "is.",
     refuses=(ReferralCodeNotFound, TooMany),
 )
 @response_schema(CodeAndOwnerSchema, 200, description="The live code.")

@@ -130,7 +130,7 @@ class Programmes:
     ) -> None:
         """Have the cache forget what look-ups by email address have found in the programme."""
         last = UUID(int=0)
-        while found := await repositories.referral_codes.email_keys_of_live(
+        while found := await repositories.participant_codes.email_keys_of_live(
             programme.programme_id, last
         ):
             last = max(found)
