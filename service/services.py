@@ -40,6 +40,7 @@ from service.use_cases.housekeeping import Housekeeping
 from service.use_cases.idempotency import Refusals
 from service.use_cases.identities import Identities
 from service.use_cases.jobs import Handler, Jobs, Worker
+from service.use_cases.links import Links
 from service.use_cases.mail_tokens import MailTokens
 from service.use_cases.mails import Mails
 from service.use_cases.oauth import OAuth
@@ -92,6 +93,7 @@ class Services:
     programmes: Programmes
     participants: Participants
     sign_ups: SignUps
+    links: Links
     events: Events
     personal_data: PersonalData
 
@@ -205,6 +207,7 @@ def _build(
         programmes=programmes,
         participants=participants,
         sign_ups=SignUps(shared, participants),
+        links=Links(shared, programmes),
         events=Events(shared, programmes, participants),
         personal_data=PersonalData(shared),
     )

@@ -103,9 +103,10 @@ class VerdictSchema(RequestSchema):
     )
     reason = TrimmedText(
         required=True,
-        validate=validate.Length(
-            1, LONGEST_REASON, error="A reason has {min} to {max} characters."
-        ),
+        validate=[
+            validate.Length(1, LONGEST_REASON, error="A reason has {min} to {max} characters."),
+            validate.ContainsNoneOf("\0", error="A reason has no NUL."),
+        ],
         metadata={"description": "In your own words, for whoever asks later."},
     )
 

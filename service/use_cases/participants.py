@@ -130,7 +130,7 @@ class Participants:
             if new.code is not None:
                 live = await repositories.referral_codes.find_live(participant.participant_id, now)
                 if live is None:
-                    await self._store_code(repositories, participant, new.code, now)
+                    await self._store_wanted_code(repositories, participant, new.code, now)
             shown = await self._show(repositories, participant, programme.key, now)
             await once.keep(repositories, (shown, is_new), None)
         return shown, is_new
@@ -292,6 +292,19 @@ class Participants:
                 raise
             raise TryAgain from error  # the next try draws another one
         return code, replaced
+
+    async def _store_wanted_code(
+        self,
+        repositories: Repositories,
+        participant: Participant,
+        new: NewReferralCode,
+        now: datetime,
+    ) -> None:
+        """Like `_store_code`; errors point to the member `code` of a new participant."""
+        try:
+            await self._store_code(repositories, participant, new, now)
+        except (ReferralCodeTaken, InvalidInput) as error:
+            raise type(error)(error.detail, field=f"code/{error.field}") from error
 
     async def note_signals(
         self,

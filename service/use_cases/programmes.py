@@ -13,7 +13,15 @@ from service.domain.clock import Clock
 from service.domain.errors import ProgrammeNotFound, ProgrammeUnknown
 from service.domain.events import Event, with_refunds
 from service.domain.pages import Cursor, Page
-from service.domain.programmes import Assessment, Programme, Rules, Supposed, assess, rules_of
+from service.domain.programmes import (
+    PROGRAMME_KEY,
+    Assessment,
+    Programme,
+    Rules,
+    Supposed,
+    assess,
+    rules_of,
+)
 from service.postgresql.database import Database, Repositories, retried
 from service.use_cases.cache_invalidation import CacheInvalidation, code_key
 from service.use_cases.idempotency import AnswerOnce
@@ -182,6 +190,8 @@ class Programmes:
 
     async def resolve(self, repositories: Repositories, key: str) -> Programme:
         """Return the programme that a body names; raise ProgrammeUnknown."""
+        if not PROGRAMME_KEY.fullmatch(key):
+            raise ProgrammeUnknown
         programme = await repositories.programmes.find(key)
         if programme is None:
             raise ProgrammeUnknown
