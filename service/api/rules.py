@@ -1,7 +1,7 @@
 """The rules of a programme as JSON: their schema, and what contradicts itself in them."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final, get_args
 
@@ -143,9 +143,10 @@ class RewardRuleSchema(RequestSchema):
     at = whole(1, LARGEST_COUNT, metadata={"description": "The referrals that a milestone needs."})
     every = whole(1, LARGEST_COUNT, metadata={"description": "A milestone each time so many more."})
 
-    @validates_schema(skip_on_field_errors=False)
-    def _check(self, data: Mapping[str, Any], **_: Any) -> None:
-        faults = dict(_faults_of_reward(data))
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def _check(self, data: Mapping[str, Any], original: Any, **_: Any) -> None:
+        given = {name for name, value in original.items() if value is not None}
+        faults = dict(_faults_of_reward(data, given))
         if faults:
             raise ValidationError(faults)
 
@@ -191,9 +192,11 @@ class RulesSchema(RequestSchema):
             raise ValidationError({"rewards": faults})
 
 
-def _faults_of_reward(reward: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+def _faults_of_reward(
+    reward: Mapping[str, Any], has: Collection[str]
+) -> Iterator[tuple[str, list[str]]]:
     """Yield what contradicts itself in a reward, by member."""
-    on, by_percentage, has = reward.get("on"), "basis_points" in reward, reward.keys()
+    on, by_percentage = reward.get("on"), "basis_points" in has
     milestone = on == MILESTONE
     wrong = {
         "on": on == REFUND and "A refund gives nothing.",
@@ -209,7 +212,7 @@ def _faults_of_reward(reward: Mapping[str, Any]) -> Iterator[tuple[str, list[str
         and ("at" in has) is ("every" in has)
         and "Give exactly one of at and every.",
         "to": milestone and reward.get("to") == "referee" and "A milestone is the referrer's.",
-        "tiers": "tiers" in has and _fault_of_tiers(reward["tiers"], on, by_percentage),
+        "tiers": "tiers" in has and _fault_of_tiers(reward.get("tiers", ()), on, by_percentage),
     }
     only = [("at", not milestone), ("every", not milestone)]
     only += [("times", on in WITHOUT_AMOUNT), ("within_days", on in WITHOUT_AMOUNT)]

@@ -147,7 +147,7 @@ class PasswordUnacceptable(InvalidInput):
 
 
 class ProgrammeUnknown(InvalidInput):
-    detail = "There is no such programme."
+    detail = "No programme has this key."
     field = "programme"
 
 
@@ -176,7 +176,10 @@ class TokenUnusable(InvalidInput):
 
 
 class ClientSecretWrong(NotAuthenticated):
-    detail = "The client is unknown, or its secret is wrong."
+    detail = (
+        "The Authorization header is not `Bearer TOKEN`, and as Basic credentials it names an "
+        "unknown client or a wrong secret."
+    )
 
 
 class InvalidCredentials(NotAuthenticated):

@@ -257,9 +257,6 @@ class Participants:
         self, repositories: Repositories, participant_id: UUID | None, now: datetime
     ) -> ShownParticipant:
         found = participant_id and await repositories.participants.find(participant_id)
-        if not found and participant_id:
-            await repositories.participants.add_account(participant_id, now)
-            found = await repositories.participants.find(participant_id)
         if not found:
             raise ParticipantNotFound
         programme = await self._programmes.find_by_id(repositories, found.programme_id)
