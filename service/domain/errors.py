@@ -7,7 +7,9 @@
     │   ├── ExpiryOutOfRange
     │   ├── IdempotencyKeyReused
     │   ├── PasswordUnacceptable
+    │   ├── ProgrammeUnknown
     │   ├── ReferralCodeUnusable
+    │   ├── SelfReferral
     │   ├── SignInUnusable
     │   └── TokenUnusable
     ├── NotAuthenticated
@@ -24,17 +26,24 @@
     ├── NotFound
     │   ├── EnrichmentNotFound
     │   ├── IdentityNotFound
+    │   ├── ParticipantNotFound
+    │   ├── ProgrammeNotFound
     │   ├── ProviderNotFound
     │   ├── ReferralCodeNotFound
+    │   ├── ReferralNotFound
     │   ├── SessionNotFound
     │   └── UserNotFound
     ├── Conflict
+    │   ├── AlreadyReferred
     │   ├── EmailTaken
+    │   ├── IdReused
     │   ├── IdentityNotLinked
     │   ├── LastAdmin
     │   ├── LastWayIn
     │   ├── LiveReferralCodeExists
-    │   └── ReferralCodeTaken
+    │   ├── ProgrammeKeyTaken
+    │   ├── ReferralCodeTaken
+    │   └── RulesChanged
     ├── TooMany
     └── Unavailable
         ├── DatabaseUnavailable
@@ -298,7 +307,7 @@ class ProviderUnavailable(Unavailable):
 
 
 class ProgrammeUnknown(InvalidInput):
-    detail = "There is no such programme."
+    detail = "No programme has this key."
     field = "programme"
 
 

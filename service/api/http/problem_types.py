@@ -86,6 +86,7 @@ REMEDIES: Final[Mapping[type[ServiceError], str]] = {
     errors.Unavailable: "Retry after the number of seconds in `Retry-After`.",
     errors.IdempotencyKeyReused: "Use a new key, such as a random UUID, for each new request.",
     errors.ReferralCodeUnusable: "Register with another referral code, or without one.",
+    errors.SelfReferral: "Report the sign-up of the person who used the code, not of its owner.",
     errors.SignInUnusable: "Start again at the provider's `start_url`, and stay in one browser.",
     errors.TokenUnusable: "Request a new email with `/auth/email/resend` or "
     "`/auth/password/forgot`. A token for `/auth/undo` is sent only once: without it, set a new "
@@ -105,12 +106,20 @@ REMEDIES: Final[Mapping[type[ServiceError], str]] = {
     "operators.",
     errors.EnrichmentNotFound: "Try again later: data providers are queried in the background.",
     errors.IdentityNotFound: "List your identities with `GET /api/v1/users/me/identities`.",
+    errors.ParticipantNotFound: "Create the participant with `POST /api/v1/participants`. One who "
+    "has been erased does not come back.",
+    errors.ProgrammeNotFound: "List the programmes with `GET /api/v1/programmes`.",
     errors.ProviderNotFound: "List the providers with `GET /api/v1/auth/providers`.",
     errors.ReferralCodeNotFound: "Ask the referrer for a new one, or create one with "
     "`POST /api/v1/referral-code`.",
+    errors.ReferralNotFound: "Report the sign-up with `POST /api/v1/referrals` first.",
     errors.SessionNotFound: "List your sessions with `GET /api/v1/auth/sessions`.",
     errors.UserNotFound: "Search for users with `GET /api/v1/admin/users?email=`.",
+    errors.AlreadyReferred: "Nothing is to be done: the first sign-up counts. "
+    "`GET /api/v1/referees/{id}` shows it.",
     errors.EmailTaken: "Sign in to it, or register with another email address.",
+    errors.IdReused: "Give each event, redemption and adjustment an id of its own, and repeat it "
+    "only with the very same body.",
     errors.IdentityNotLinked: "Sign in as before, for example with the password. An identity is "
     "linked automatically only if the issuer has verified the email address and the owner has not "
     "undone the link before.",
@@ -119,7 +128,10 @@ REMEDIES: Final[Mapping[type[ServiceError], str]] = {
     errors.LastWayIn: "Set a password with `POST /api/v1/auth/password/forgot` first.",
     errors.LiveReferralCodeExists: "Delete the live code first, or replace it with "
     "`PUT /api/v1/referral-code`.",
+    errors.ProgrammeKeyTaken: "Choose another key.",
     errors.ReferralCodeTaken: "Choose another code, or omit `code` to have one generated.",
+    errors.RulesChanged: "Fetch the programme, make your change to its newest rules, and send it "
+    "with their `version`.",
     errors.MailUnavailable: "Contact the operators of the service, who have to configure a mail "
     "server.",
     errors.MigrationsPending: "Operators: run `python -m service migrate`. Everyone else: try "
