@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID
 
@@ -10,7 +11,13 @@ import asyncpg
 import pytest
 
 from service.api.http.app_keys import SERVICES
-from tests.factories import PASSWORD, Api, Person
+from service.domain.clock import utc_now
+from service.domain.errors import ParticipantNotFound
+from service.domain.events import Outcome
+from service.domain.referrals import SYSTEM
+from service.use_cases.events import EventReport
+from service.use_cases.participants import ParticipantChange, Who
+from tests.factories import PASSWORD, WITHOUT_KEY, Api, Person
 
 # Columns that may say who somebody is, or what they did: by name, or by a foreign key to users.
 PERSONAL: Final = """
@@ -18,8 +25,9 @@ PERSONAL: Final = """
       FROM information_schema.columns
      WHERE table_schema = current_schema
        AND table_name NOT LIKE '%yoyo%'
-       AND (column_name ~ '(^|_)(user|owner|referrer|client|account)_id$'
-            OR column_name ~ 'email|mailbox|subject|address|agent|browser|password|person|payload')
+       AND (column_name ~ '(^|_)(user|owner|referrer|client|account|participant|referral)_id$'
+            OR column_name ~ 'email|mailbox|subject|address|agent|browser|password|person|payload'
+            OR column_name ~ 'external|public|made_by|detail')
      UNION
     SELECT from_table.relname, attname
       FROM pg_constraint c
@@ -40,6 +48,16 @@ STAYS: Final = {
     ("mailboxes", "mailbox_hash"): "Keyed, and deleted a day after the last mail.",
     ("sign_ins", "browser_hash"): "Of no account: deleted within ten minutes.",
     ("oauth_clients", "client_id"): "An application, not a person.",
+    ("participants", "participant_id"): "The row stays without a name: others' rows point to it.",
+    ("participants", "user_id"): "The same id.",
+    ("participants", "external_hash"): "Keyed. An erased id that comes back is nobody new.",
+    ("standings", "participant_id"): "The count stays, without a name.",
+    ("decisions", "referral_id"): "What was decided about a referral, without a person.",
+    ("decisions", "made_by"): "The id of an admin or a client.",
+    ("decisions", "detail"): "The words of a reviewer, who is not to name anyone.",
+    ("events", "participant_id"): "What a referral qualified by; the id leads to no name.",
+    ("events", "external_id"): "The company's id of an event, not of a person.",
+    ("programme_versions", "made_by"): "The id of an admin or a client.",
 }
 
 NOT_EXPORTED: Final = {
@@ -50,6 +68,7 @@ NOT_EXPORTED: Final = {
     "jobs": "What is being done; deleted when it is, or when it has been parked too long.",
     "mailboxes": "Keyed hashes and counts, kept for a day.",
     "oauth_clients": "Applications, not persons.",
+    "programme_versions": "Of programmes: the admin who made them is named by an id.",
     "referral_code_names": "The names of the codes that are shown.",
     "sign_ins": "Of no account, kept for ten minutes.",
 }
@@ -105,3 +124,61 @@ async def test_every_column_about_a_user_is_erased_or_excused(
     personal = {tuple(row) for row in await database.fetch(PERSONAL)}
     left = {(table, column) for table, column in personal - emptied if table not in deleted}
     assert left == set(STAYS)
+
+
+async def test_an_erased_account_takes_part_no_more(
+    api: Api, anna: Person, database: asyncpg.Connection
+) -> None:
+    """Its name and what it could be recognised by go; what was decided and earned stays."""
+    services = api.app[SERVICES]
+    bert = await api.new_person(referral_code=await api.new_code(anna))
+    bert_id = UUID(bert.user_id)
+    who = Who(participant_id=bert_id)
+    change = ParticipantChange(public_name="Bert of the hills")
+    await services.participants.change(bert_id, change)
+    async with services.database.autocommit() as repositories:
+        await repositories.signals.note(bert_id, {"device": b"a hash"}, utc_now())
+    report = EventReport(external_id="order-1", type="purchase", who=who, fingerprint=b"a body")
+    await services.events.report(report, SYSTEM, WITHOUT_KEY)
+    told = await services.personal_data.export(bert_id)
+    assert told["participant"]["public_name"] == "Bert of the hills"
+    assert told["referral"]["state"] == "qualified"
+    assert [one["reason"] for one in told["decisions"]] == ["signed-up", "qualified"]
+    assert [one["id"] for one in told["events"]] == ["order-1"]
+    assert [one["kind"] for one in told["signals"]] == ["device"]
+
+    assert (await api.delete("/users/me", {"password": PASSWORD}, by=bert)).status == 204
+    row = await database.fetchrow(
+        """
+        SELECT p.erased_at IS NOT NULL AS erased, s.public_name, r.state,
+               (SELECT count(*) FROM signals) AS signals,
+               (SELECT count(*) FROM events) AS events,
+               (SELECT count(*) FROM decisions) AS decisions
+          FROM participants p
+          JOIN standings s USING (participant_id)
+          JOIN referrals r ON r.user_id = p.participant_id
+         WHERE p.user_id = $1
+        """,
+        bert_id,
+    )
+    assert row is not None
+    assert tuple(row) == (True, None, "qualified", 0, 1, 2)
+    with pytest.raises(ParticipantNotFound):
+        await services.participants.find(bert_id)
+    after = replace(report, external_id="order-2")
+    reported = await services.events.report(after, SYSTEM, WITHOUT_KEY)
+    assert reported.outcome is Outcome.ERASED
+
+
+async def test_who_becomes_a_participant_after_the_erasure_is_an_erased_one(
+    api: Api, anna: Person, database: asyncpg.Connection
+) -> None:
+    """By a referral of before there were participants, which qualifies or is refunded later."""
+    bert = await api.new_person(referral_code=await api.new_code(anna))
+    await database.execute("DELETE FROM standings; DELETE FROM participants")
+    assert (await api.delete("/users/me", {"password": PASSWORD}, by=anna)).status == 204
+    async with api.app[SERVICES].database.transaction() as repositories:
+        referrals = api.app[SERVICES].referrals
+        await referrals.remove(repositories, UUID(bert.user_id), utc_now())
+    erased = await database.fetch("SELECT user_id FROM participants WHERE erased_at IS NOT NULL")
+    assert [str(user_id) for (user_id,) in erased] == [anna.user_id]
