@@ -24,11 +24,11 @@ PASSWORD = "a long walk by the river"
 _numbers = itertools.count(1)
 
 
-def _render_nothing(_: object) -> NoReturn:
+def render_nothing(_: object) -> NoReturn:
     raise AssertionError("no answer is kept without a key")
 
 
-WITHOUT_KEY: AnswerOnce[Any] = AnswerOnce(None, _render_nothing)
+WITHOUT_KEY: AnswerOnce[Any] = AnswerOnce(None, render_nothing)
 """A request without an idempotency key."""
 
 
