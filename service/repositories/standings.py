@@ -16,6 +16,7 @@ MOVE: Final = """
         SELECT user_id, $2, user_id, $4, erased_at
           FROM users
          WHERE user_id = $1
+           FOR KEY SHARE
         ON CONFLICT (participant_id) DO NOTHING
     )
     INSERT INTO standings AS s (participant_id, programme_id, qualified)

@@ -2,12 +2,12 @@
 with. Everything goes through the use cases, as the API calls them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -26,6 +26,7 @@ from service.use_cases.referrals import Verdict
 from tests.factories import WITHOUT_KEY, render_nothing
 from tests.sql.racing import NOW
 
+T = TypeVar("T")
 CONNECTIONS: Final = 24
 DAY: Final = timedelta(days=1)
 ON_PURCHASE: Final[dict[str, Any]] = {
@@ -44,17 +45,31 @@ SUMMARY = """
 """
 
 
+def _who(who: str | UUID) -> Who:
+    return Who(participant_id=who) if isinstance(who, UUID) else Who(external_id=who)
+
+
 class Pause(AnswerOnce[Any]):
     """What a request does last, before its commit: it waits until the test lets it go on."""
 
     def __init__(self) -> None:
         super().__init__(None, render_nothing)
-        self.reached = asyncio.Event()
+        self._reached = asyncio.Event()
         self.over = asyncio.Event()
 
     async def keep(self, repositories: Repositories, result: Any, user_id: UUID | None) -> None:
-        self.reached.set()
+        self._reached.set()
         await self.over.wait()
+
+    async def begins_in(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        """Start the work and return when it is about to commit."""
+        task = asyncio.create_task(work)
+        reached = asyncio.create_task(self._reached.wait())
+        await asyncio.wait({task, reached}, return_when=asyncio.FIRST_COMPLETED, timeout=2)
+        if not reached.done():
+            reached.cancel()
+            raise AssertionError(f"it does not come that far: {task}")
+        return task
 
 
 class FixedClock:
@@ -94,37 +109,37 @@ class Company:
         return shown.participant.participant_id
 
     async def sign_up(
-        self, code: str, external_id: str, once: AnswerOnce[Any] = WITHOUT_KEY, **members: Any
+        self, code: str, who: str | UUID, once: AnswerOnce[Any] = WITHOUT_KEY, **members: Any
     ) -> tuple[ProgrammeReferral, bool]:
         """Return the referral, and whether it is new."""
-        sign_up = SignUp(code=code, who=Who(external_id=external_id), **members)
+        sign_up = SignUp(code=code, who=_who(who), **members)
         return await self.services.participants.sign_up(sign_up, BY, once)
 
-    async def refer(self, code: str, external_id: str, **members: Any) -> UUID:
+    async def refer(self, code: str, who: str | UUID, **members: Any) -> UUID:
         """Sign up; return the referral's id."""
-        referral, is_new = await self.sign_up(code, external_id, **members)
+        referral, is_new = await self.sign_up(code, who, **members)
         assert is_new
         return referral.referral_id
 
     async def report(
-        self, event_id: str, external_id: str, once: AnswerOnce[Any] = WITHOUT_KEY, **members: Any
+        self, event_id: str, who: str | UUID, once: AnswerOnce[Any] = WITHOUT_KEY, **members: Any
     ) -> Reported:
         """Report a purchase of 49 EUR, or what else `members` say."""
         of = {"type": "purchase", "amount": 4900, "unit": "EUR", **members}
         report = EventReport(
             external_id=event_id,
-            who=Who(external_id=external_id),
-            fingerprint=sha256(repr((external_id, sorted(of.items()))).encode()).digest(),
+            who=_who(who),
+            fingerprint=sha256(repr((who, sorted(of.items()))).encode()).digest(),
             **of,
         )
         return await self.services.events.report(report, BY, once)
 
     async def refund(
-        self, event_id: str, external_id: str, refunds: str, amount: int | None = None
+        self, event_id: str, who: str | UUID, refunds: str, amount: int | None = None
     ) -> Reported:
         """Report a refund, of all if there is no amount."""
         members = {"amount": amount, "unit": None if amount is None else "EUR"}
-        return await self.report(event_id, external_id, type="refund", refunds=refunds, **members)
+        return await self.report(event_id, who, type="refund", refunds=refunds, **members)
 
     async def review(self, referral_id: UUID, decision: Literal["approve", "reject"]) -> bool:
         """Return whether the decision was news."""

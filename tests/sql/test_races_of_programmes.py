@@ -6,18 +6,26 @@ Each race says what to remove in order to see it lost.
 import asyncio
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from service.domain.emails import parse_email
-from service.domain.errors import AlreadyReferred, IdReused, ReferralCodeUnusable, RulesChanged
+from service.domain.errors import (
+    AlreadyReferred,
+    IdReused,
+    InvalidInput,
+    ReferralCodeUnusable,
+    RulesChanged,
+)
 from service.domain.events import Outcome
 from service.domain.programmes import DEFAULT_PROGRAMME
 from service.domain.referral_codes import NewReferralCode
 from service.domain.referrals import Decision, ReferralReason, ReferralState, Review
+from service.use_cases.locks import end_code_and_lock
 from service.use_cases.participants import Who
 from tests.sql.company import BY, DAY, ON_PURCHASE, Company, Pause, outcomes
-from tests.sql.racing import NOW, until_blocked
+from tests.sql.racing import HASH, NOW, new_user, refer_to, until_blocked
 
 ROUNDS = 25
 
@@ -82,8 +90,7 @@ async def test_a_sign_up_waits_for_an_event_that_is_being_reported(company: Comp
     code = await company.share("u-1")
     await company.share("u-2")  # so that no unique index makes it wait
     pause = Pause()
-    event = asyncio.create_task(company.report("order-1", "u-2", pause))
-    await pause.reached.wait()
+    event = await pause.begins_in(company.report("order-1", "u-2", pause))
     sign_up = await until_blocked(company.database, company.sign_up(code, "u-2"))
     pause.over.set()
     assert (await event).outcome is Outcome.NO_REFERRAL
@@ -96,8 +103,7 @@ async def test_an_event_waits_for_a_sign_up_that_is_being_made(company: Company)
     code = await company.share("u-1")
     await company.share("u-2")
     pause = Pause()
-    sign_up = asyncio.create_task(company.sign_up(code, "u-2", pause))
-    await pause.reached.wait()
+    sign_up = await pause.begins_in(company.sign_up(code, "u-2", pause))
     event = await until_blocked(company.database, company.report("order-1", "u-2"))
     pause.over.set()
     await sign_up
@@ -121,7 +127,8 @@ async def test_events_of_several_referees_count_once_each_for_their_referrer(
 
 
 async def test_the_first_two_of_a_referrer_of_before_are_both_counted(company: Company) -> None:
-    """Without NOT EXISTS in MOVE, or ON CONFLICT, what was there before would count twice."""
+    """With `excluded.qualified` in place of `s.qualified + $3` in MOVE, what those who wait for the
+    first row have counted would be lost."""
     code = await company.share("u-1")
     people = [f"r-{number}" for number in range(8)]
     for one in people:
@@ -151,7 +158,8 @@ async def test_reviews_at_once_leave_one_decision_each(company: Company) -> None
 
 
 async def test_of_identical_reviews_at_once_one_is_news(company: Company) -> None:
-    """Without FOR NO KEY UPDATE in LOCK, of participants and of referrals, most would give up."""
+    """Without FOR NO KEY UPDATE in LOCK, of participants and of referrals, and without the sequence
+    in DECIDE, several would be."""
     code = await company.share("u-1")
     for number in range(5):
         referral_id = await company.refer(code, f"r-{number}")
@@ -161,8 +169,8 @@ async def test_of_identical_reviews_at_once_one_is_news(company: Company) -> Non
 
 
 async def test_a_review_and_a_refund_at_once_both_count(company: Company) -> None:
-    """Without FOR NO KEY UPDATE in LOCK, of participants and of referrals, they would meet in the
-    sequence alone; without that, too, the count would fall twice."""
+    """Without FOR NO KEY UPDATE in LOCK, of participants and of referrals, one would give up now
+    and then; without the sequence in DECIDE, too, the count would fall twice."""
     code = await company.share("u-1")
     seen = set()
     for number in range(ROUNDS):
@@ -253,8 +261,7 @@ async def test_of_two_sign_ups_of_one_referee_with_two_codes_one_wins(
 
 
 async def test_an_email_address_is_referred_once_in_a_programme(company: Company) -> None:
-    """Without ON CONFLICT in ADD of referrals, or the constraint referrals_email_referred_once,
-    the address would be referred by several."""
+    """Without the constraint referrals_email_referred_once it would be by several."""
     email = parse_email("anna@example.com")
     code = await company.share("u-1")
     work = [company.sign_up(code, f"r-{number}", email=email) for number in range(16)]
@@ -306,8 +313,7 @@ async def test_a_referral_keeps_the_rules_that_it_was_made_under(company: Compan
     code = await company.share("u-1")
     before = await company.refer(code, "u-2")
     pause = Pause()
-    meanwhile = asyncio.create_task(company.sign_up(code, "u-3", pause))
-    await pause.reached.wait()
+    meanwhile = await pause.begins_in(company.sign_up(code, "u-3", pause))
     dearer = {"qualify": {"on": "purchase", "minimum": {"amount": 9900, "unit": "EUR"}}}
     assert await company.set_rules(dearer, 2) == 3  # which waits for nobody
     pause.over.set()
@@ -430,3 +436,60 @@ async def test_an_event_that_comes_with_the_sweep_qualifies_however_late(company
         assert found["state"] == "qualified"
         assert found["states"] in (["pending", "qualified"], ["pending", "rejected", "qualified"])
     assert await company.standing("u-1") == ROUNDS
+
+
+# Accounts that take part, and are erased.
+
+
+async def new_account(company: Company) -> UUID:
+    async with company.services.database.transaction() as repositories:
+        return await new_user(repositories)
+
+
+async def test_an_account_that_is_being_erased_does_not_become_a_participant(
+    company: Company,
+) -> None:
+    """Without FOR KEY SHARE in ADD_ACCOUNT it would, as one that is not erased."""
+    user_id = await new_account(company)
+    async with company.services.database.transaction() as repositories:
+        assert await end_code_and_lock(repositories, user_id, NOW)
+        event = await until_blocked(company.database, company.report("order-1", user_id))
+        assert await repositories.users.erase(user_id, HASH, NOW)
+    with pytest.raises(InvalidInput):
+        await event
+    assert await company.database.fetchval("SELECT count(*) FROM participants") == 0
+
+
+async def test_a_referrer_who_is_being_erased_becomes_an_erased_participant(
+    company: Company,
+) -> None:
+    """Without FOR KEY SHARE in MOVE it would become one that is not erased. So it is for referrers
+    of before there were participants."""
+    referrer_id = await new_account(company)
+    async with company.services.database.transaction() as repositories:
+        referee_id = await new_user(repositories)
+        await refer_to(repositories, referee_id, referrer_id, b"hash")
+    async with company.services.database.transaction() as repositories:
+        assert await end_code_and_lock(repositories, referrer_id, NOW)
+        event = await until_blocked(company.database, company.report("order-1", referee_id))
+        assert await repositories.users.erase(referrer_id, HASH, NOW)
+    assert (await event).outcome is Outcome.QUALIFIED
+    erased = "SELECT erased_at IS NOT NULL FROM participants WHERE participant_id = $1"
+    assert await company.database.fetchval(erased, referrer_id)
+
+
+async def test_the_erasure_of_an_account_waits_for_its_event_and_ends_its_part(
+    company: Company,
+) -> None:
+    """Without `participants.erase` in `remove_account` the erasure would wait for nobody, and the
+    participant go on."""
+    user_id = await new_account(company)
+    await company.report("visit-1", user_id, type="visit")
+    pause = Pause()
+    event = await pause.begins_in(company.report("order-1", user_id, pause))
+    erasure = await until_blocked(
+        company.database, company.services.users.erase_anyone(user_id, "a test")
+    )
+    pause.over.set()
+    await asyncio.gather(event, erasure)
+    assert (await company.report("order-2", user_id)).outcome is Outcome.ERASED
