@@ -1,10 +1,8 @@
 """Erasing and exporting an account forget no table of its data, also none that is added later."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import asyncpg
@@ -18,6 +16,7 @@ from service.domain.referrals import SYSTEM
 from service.use_cases.events import EventReport
 from service.use_cases.participants import ParticipantChange, Who
 from tests.factories import PASSWORD, WITHOUT_KEY, Api, Person
+from tests.recorded import recorded_statements
 
 # Columns that may say who somebody is, or what they did: by name, or by a foreign key to users.
 PERSONAL: Final = """
@@ -74,34 +73,12 @@ NOT_EXPORTED: Final = {
 }
 
 
-@contextmanager
-def recorded_statements() -> Iterator[list[str]]:
-    """Record what all connections are asked."""
-    statements: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("execute", "fetch", "fetchrow", "fetchval"):
-            method = getattr(asyncpg.Connection, name)
-
-            async def record(
-                self: asyncpg.Connection,
-                query: str,
-                *arguments: Any,
-                _method: Any = method,
-                **of: Any,
-            ) -> Any:
-                statements.append(query)
-                return await _method(self, query, *arguments, **of)
-
-            patch.setattr(asyncpg.Connection, name, record)
-        yield statements
-
-
 async def test_every_table_about_a_user_is_exported_or_excused(
     api: Api, anna: Person, database: asyncpg.Connection
 ) -> None:
     with recorded_statements() as statements:
         await api.app[SERVICES].personal_data.export(UUID(anna.user_id))
-    read = {table for text in statements for table in re.findall(r"(?:FROM|JOIN) (\w+)", text)}
+    read = {table for text, _ in statements for table in re.findall(r"(?:FROM|JOIN) (\w+)", text)}
     personal = {table for table, _ in await database.fetch(PERSONAL)}
     assert personal - read == set(NOT_EXPORTED)
 
@@ -114,10 +91,10 @@ async def test_every_column_about_a_user_is_erased_or_excused(
         erased = await api.delete("/users/me", {"password": PASSWORD}, by=anna)
     assert erased.status == 204
 
-    deleted = {table for text in statements for table in re.findall(r"DELETE FROM (\w+)", text)}
+    deleted = {table for text, _ in statements for table in re.findall(r"DELETE FROM (\w+)", text)}
     emptied = {
         (table, column)
-        for text in statements
+        for text, _ in statements
         for table, changes in re.findall(r"UPDATE (\w+)\s+SET (.*?)\s+WHERE", text, re.DOTALL)
         for column in re.findall(r"(\w+) = NULL", changes)
     }

@@ -21,8 +21,9 @@ from service.services import Services, open_services
 from service.settings.settings import Settings
 from service.use_cases.events import EventReport, Reported
 from service.use_cases.idempotency import AnswerOnce
-from service.use_cases.participants import NewParticipant, SignUp, Who
+from service.use_cases.participants import NewParticipant, Who
 from service.use_cases.referrals import Verdict
+from service.use_cases.sign_ups import SignUp
 from tests.factories import WITHOUT_KEY, render_nothing
 from tests.sql.racing import NOW
 
@@ -113,7 +114,7 @@ class Company:
     ) -> tuple[ProgrammeReferral, bool]:
         """Return the referral, and whether it is new."""
         sign_up = SignUp(code=code, who=_who(who), **members)
-        return await self.services.participants.sign_up(sign_up, BY, once)
+        return await self.services.sign_ups.report(sign_up, BY, once)
 
     async def refer(self, code: str, who: str | UUID, **members: Any) -> UUID:
         """Sign up; return the referral's id."""
