@@ -81,9 +81,10 @@ def locks_of(statements: list[tuple[str, Any]]) -> list[list[str]]:
         name = NAME_OF.get(text, "")
         if text.startswith("BEGIN"):
             found.append([])
+        elif name == "referral_codes.END_OF_OWNER" and not answer["ended"]:
+            continue
         elif name in LOCK_OF and found and answer is not None:
-            if name != "referral_codes.END_OF_OWNER" or answer["ended"]:
-                found[-1].append(LOCK_OF[name])
+            found[-1].append(LOCK_OF[name])
     return found
 
 
