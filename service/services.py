@@ -182,7 +182,7 @@ def _build(
         known_addresses=KnownAddresses(redis, clock, settings.hash_key),
         jobs=shared.jobs,
         cache_invalidation=shared.invalidation,
-        housekeeping=Housekeeping(postgresql, clock),
+        housekeeping=Housekeeping(postgresql, clock, settings.events_kept),
         refusals=Refusals(postgresql, clock),
         security_events=shared.events,
         users=users,
