@@ -1,13 +1,12 @@
 """The rules of a programme as JSON: their schema, and what contradicts itself in them."""
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final, get_args
 
 from marshmallow import ValidationError, fields, validate, validates_schema
 
-from service.api.http.fields import BETWEEN, RequestSchema, Text, WholeNumber, by_rule
+from service.api.http.fields import BETWEEN, MatchingText, RequestSchema, Text, WholeNumber, by_rule
 from service.domain.events import LARGEST_AMOUNT, REFUND
 from service.domain.programmes import (
     EMAIL_CONFIRMED,
@@ -21,19 +20,17 @@ from service.domain.units import check_unit
 
 MOST_REWARDS: Final = 20
 LONGEST_WINDOW_DAYS: Final = 3660
-EVENT_TYPE: Final = re.compile(r"[a-z][a-z0-9_.]{0,63}\Z")
 LARGEST_COUNT: Final = 10**9
-_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
 _NEVER_EVENTS: Final = frozenset({QUALIFIED, MILESTONE, REFUND})
 """What qualifies nobody: two are consequences, and a refund takes back."""
 
 
-class EventType(Text):
+class EventType(MatchingText):
     """The type of an event."""
 
     def __init__(self, **options: Any) -> None:
         error = "A type has 1 to 64 of a-z, 0-9, _ and ., the first of them a letter."
-        super().__init__(validate=validate.Regexp(EVENT_TYPE, error=error), **options)
+        super().__init__("[a-z][a-z0-9_.]{0,63}", error, **options)
 
 
 class Unit(Text):
@@ -97,11 +94,10 @@ class TierSchema(RequestSchema):
 
 
 class RewardRuleSchema(RequestSchema):
-    name = Text(
+    name = MatchingText(
+        "[a-z][a-z0-9-]{0,31}",
+        "A name has 1 to 32 of a-z, 0-9 and -, the first of them a letter.",
         required=True,
-        validate=validate.Regexp(
-            _NAME, error="A name has 1 to 32 of a-z, 0-9 and -, the first of them a letter."
-        ),
     )
     to = Text(
         required=True,

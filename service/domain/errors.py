@@ -42,6 +42,7 @@
     │   ├── LastAdmin
     │   ├── LastWayIn
     │   ├── LiveReferralCodeExists
+    │   ├── ParticipantErased
     │   ├── ProgrammeKeyTaken
     │   ├── ReferralCodeTaken
     │   └── RulesChanged
@@ -310,6 +311,11 @@ class LastWayIn(Conflict):
 class LiveReferralCodeExists(Conflict):
     code = "referral-code-exists"
     title = "A user can have only one live referral code."
+
+
+class ParticipantErased(Conflict):
+    detail = "The participant with this id has been erased, and the id stays used."
+    field = "external_id"
 
 
 class ProgrammeKeyTaken(Conflict):

@@ -15,12 +15,14 @@ ADD_EXTERNAL: Final = """
     ON CONFLICT ON CONSTRAINT participants_external_once DO NOTHING
 """
 
+# The account is locked, so that one that is being erased at this moment is seen as erased.
 ADD_ACCOUNT: Final = """
     INSERT INTO participants (participant_id, programme_id, user_id, created_at)
     SELECT user_id, $2, user_id, $3
       FROM users
      WHERE user_id = $1
        AND erased_at IS NULL
+       FOR KEY SHARE
     ON CONFLICT (participant_id) DO NOTHING
 """
 

@@ -9,6 +9,7 @@ from uuid6 import uuid7
 from service.domain.emails import Email
 from service.domain.errors import (
     InvalidInput,
+    ParticipantErased,
     ParticipantNotFound,
     ReferralCodeNotFound,
     ReferralCodeTaken,
@@ -109,8 +110,8 @@ class Participants:
     ) -> tuple[ShownParticipant, bool]:
         """Make a participant, and a code if one is wanted and none is live.
 
-        Returns it, and whether it is new. Raises ProgrammeUnknown, ReferralCodeTaken, or a rule
-        that the code breaks.
+        Returns it, and whether it is new. Raises ProgrammeUnknown, ParticipantErased,
+        ReferralCodeTaken, or a rule that the code breaks.
         """
         now = self._clock()
         assert new.who.external_id is not None
@@ -123,7 +124,7 @@ class Participants:
                 repositories, programme, new.who.external_id, now
             )
             if participant.erased:
-                raise ParticipantNotFound
+                raise ParticipantErased
             await self.note_signals(
                 repositories, participant, new.email, new.ip, new.device_id, now
             )
