@@ -5,7 +5,7 @@ import pytest
 
 from tests.api.mailing import ANNA, confirm, mailed, token_in
 from tests.company import new_company
-from tests.factories import Api
+from tests.factories import PASSWORD, Api
 from tests.stand_ins.smtp import SmtpServer
 
 pytestmark = pytest.mark.usefixtures("impatient")
@@ -35,3 +35,18 @@ async def test_a_referral_qualifies_by_a_confirmed_address(
     shown = (await company.get(referee)).json()
     assert [one["state"] for one in shown["decisions"]] == ["qualified", "pending"]
     assert [one["type"] for one in shown["events"]] == ["email_confirmed"]
+
+
+async def test_where_addresses_must_be_confirmed_the_referral_comes_qualified(
+    strict: Api, smtp: SmtpServer
+) -> None:
+    company = await new_company(strict)
+    await company.use_rules({"qualify": {"on": "email_confirmed", "within_days": 30}})
+    code = (await company.new_referrer())["code"]
+    body = {"email": ANNA, "password": PASSWORD, "referral_code": code}
+    assert (await strict.post("/auth/register", body)).status == 202
+    assert (await company.get("/referrals")).json()["items"] == []
+    [mail] = await mailed(smtp, ANNA, "Confirm")
+    assert (await confirm(strict, token_in(mail))).status == 204
+    [referral] = (await company.get("/referrals")).json()["items"]
+    assert (referral["state"], referral["sequence"]) == ("qualified", 2)
