@@ -99,6 +99,7 @@ class Conversions:
             )
             assert made == 201, answer
             await self._act(session, self._wire.rng, "take_part", _referrer(0))
+            assert self._codes, self._wire.history.complaints
 
     async def run(self, clients: int) -> None:
         """Report until `stop`; raise nothing that a fault may cause."""
