@@ -18,6 +18,7 @@ LONGEST_LIFE_DAYS: Final = 366
 LARGEST_MAX_USES: Final = 1_000_000_000
 UNUSED_KEPT_FOR: Final = timedelta(days=90)
 """How long an ended code that was never used stays in its owner's list."""
+_LOOK_ALIKES: Final = str.maketrans("OIL", "011")
 _CHOSEN_CODE: Final = re.compile(r"[0-9A-Z-]{4,32}")
 
 
@@ -140,6 +141,11 @@ def change_referral_code(
 def generate_code() -> str:
     """Return a random code of 49 bits."""
     return "".join(secrets.choice(ALPHABET) for _ in range(CODE_LENGTH))
+
+
+def is_same_code(one: str, other: str) -> bool:
+    """Whether two normalised codes have the same name: O is 0, and I and L are 1."""
+    return one.translate(_LOOK_ALIKES) == other.translate(_LOOK_ALIKES)
 
 
 def normalise_code(text: str) -> str:

@@ -27,9 +27,15 @@ FIND: Final = """
        AND external_id = $2
 """
 
+# What is reported of an erased participant `$1` takes back, but earns nothing.
+_BEFORE_ERASURE: Final = """
+    e.received_at <= COALESCE(
+        (SELECT erased_at FROM participants WHERE participant_id = $1), 'infinity')
+"""
+
 # The earliest event that qualifies, and the earliest that would without its refunds: all that is
 # needed of a referee's events, however many there are.
-THAT_DECIDE: Final = """
+THAT_DECIDE: Final = f"""
     WITH counted AS NOT MATERIALIZED (
         SELECT e.event_id, e.programme_id, e.external_id, e.participant_id, e.type, e.amount,
                e.unit, e.refunds, e.occurred_at, e.received_at,
@@ -48,6 +54,7 @@ THAT_DECIDE: Final = """
            AND e.type = $2
            AND e.occurred_at >= $3
            AND e.occurred_at < COALESCE($4::timestamptz, 'infinity')
+           AND {_BEFORE_ERASURE}
            AND ($5::bigint IS NULL OR (e.amount >= $5 AND e.unit = $6))
          ORDER BY e.occurred_at, e.event_id
     )

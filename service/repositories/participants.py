@@ -94,7 +94,7 @@ UPDATE: Final = """
 
 SET_PUBLIC_NAME: Final = """
     INSERT INTO standings (participant_id, programme_id, public_name)
-    VALUES ($1, $2, $3)
+    VALUES ($1, $2, NULLIF($3, ''))
     ON CONFLICT (participant_id) DO UPDATE SET public_name = excluded.public_name
 """
 

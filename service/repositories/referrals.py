@@ -116,6 +116,7 @@ FIND_OVERDUE: Final = """
     SELECT user_id
       FROM referrals
      WHERE state = 'pending'
+       AND review <> 'approved'
        AND window_ends_at <= $1
      ORDER BY window_ends_at
      LIMIT $2
@@ -186,8 +187,8 @@ class ReferralRepository:
         """
         errors = {
             "referrals_pkey": AlreadyReferred,
-            "referrals_email_referred_once": AlreadyReferred,
-            "referrals_of_a_pair_once": AlreadyReferred,
+            "referrals_email_referred_once": _email_referred,
+            "referrals_of_a_pair_once": _referrer_referred,
         }
         with on_violation(errors):
             flags: Sequence[str] | None = await self._connection.fetchval(
@@ -207,7 +208,7 @@ class ReferralRepository:
                 now,
             )
         if flags is None:
-            raise AlreadyReferred
+            raise _email_referred()
         return ProgrammeReferral(
             referral_id=new.referee_id,
             programme_id=programme.programme_id,
@@ -305,6 +306,16 @@ class ReferralRepository:
         for row in rows:
             found[row["place"] - 1].append(make(row[1:]))
         return found
+
+
+def _email_referred() -> AlreadyReferred:
+    return AlreadyReferred(
+        "Somebody with this email address has been referred before.", field="email"
+    )
+
+
+def _referrer_referred() -> AlreadyReferred:
+    return AlreadyReferred("This participant has referred the owner of the code.", field="code")
 
 
 def _referral(row: Any) -> ProgrammeReferral | None:

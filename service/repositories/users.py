@@ -72,6 +72,12 @@ FIND_EMAIL_KEY: Final = """
      WHERE user_id = $1
 """
 
+FIND_CONFIRMATION: Final = """
+    SELECT email_confirmed_at
+      FROM users
+     WHERE user_id = $1
+"""
+
 IS_UNCONFIRMED: Final = """
     SELECT EXISTS (
         SELECT FROM users
@@ -272,6 +278,11 @@ class UserRepository:
         """Return the key of the account's email address; None if it is erased."""
         key: str | None = await self._connection.fetchval(FIND_EMAIL_KEY, user_id)
         return key
+
+    async def find_confirmation(self, user_id: UUID) -> datetime | None:
+        """Return when the account's email address was first confirmed."""
+        found: datetime | None = await self._connection.fetchval(FIND_CONFIRMATION, user_id)
+        return found
 
     async def is_unconfirmed(self, user_id: UUID) -> bool:
         """Return whether the account has an email address that was never confirmed."""
