@@ -206,7 +206,7 @@ def _build(
         referrals=referrals,
         programmes=programmes,
         participants=participants,
-        sign_ups=SignUps(shared, participants),
+        sign_ups=SignUps(shared, programmes, participants),
         links=Links(shared, programmes),
         events=Events(shared, programmes, participants),
         personal_data=PersonalData(shared),
