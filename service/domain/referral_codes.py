@@ -143,11 +143,6 @@ def generate_code() -> str:
     return "".join(secrets.choice(ALPHABET) for _ in range(CODE_LENGTH))
 
 
-def is_same_code(one: str, other: str) -> bool:
-    """Whether two normalised codes have the same name: O is 0, and I and L are 1."""
-    return one.translate(_LOOK_ALIKES) == other.translate(_LOOK_ALIKES)
-
-
 def normalise_code(text: str) -> str:
     """Return the form in which codes are stored and compared; raise InvalidInput.
 
@@ -161,6 +156,11 @@ def normalise_code(text: str) -> str:
             "A code consists of 4 to 32 characters: A-Z, 0-9 and hyphens.", field="code"
         )
     return code
+
+
+def are_alike(one: str, other: str) -> bool:
+    """Whether two normalised codes differ in look-alikes at most, and so are the same name."""
+    return one.translate(_LOOK_ALIKES) == other.translate(_LOOK_ALIKES)
 
 
 def _expiry(expires_at: datetime | None, expires_in_days: int | None, now: datetime) -> datetime:

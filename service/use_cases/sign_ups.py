@@ -6,7 +6,7 @@ from datetime import datetime
 from service.domain.emails import Email, hash_email
 from service.domain.errors import AlreadyReferred, InvalidInput, ReferralCodeUnusable, SelfReferral
 from service.domain.events import check_moment
-from service.domain.referral_codes import TakenReferralCode, is_same_code, normalise_code
+from service.domain.referral_codes import TakenReferralCode, are_alike, normalise_code
 from service.domain.referrals import NewReferral, ProgrammeReferral
 from service.postgresql.database import Repositories, retried
 from service.use_cases.idempotency import AnswerOnce
@@ -64,7 +64,7 @@ class SignUps:
                 raise AlreadyReferred("This participant has been erased.")
             known = await repositories.referrals.lock(participant.participant_id)
             if known is not None:
-                if not is_same_code(known.code, _normalise(sign_up.code)):
+                if not are_alike(known.code, _normalise(sign_up.code)):
                     raise AlreadyReferred
                 await once.keep(repositories, (known, False), None)
                 return known, False
