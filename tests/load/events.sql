@@ -56,7 +56,7 @@ SELECT pg_temp.id(6, number), 1, 'pending', 'none', 'signed-up', 'system', now()
 INSERT INTO events (event_id, programme_id, external_id, participant_id, type, amount, unit,
                     occurred_at, received_at, fingerprint)
 SELECT pg_temp.id(7, number * 100000 + event), pg_temp.id(5, 1),
-       'kept-' || number || '-' || event, pg_temp.id(6, number), 'purchase', 100, 'EUR',
+       'kept-' || number || '-' || event, pg_temp.id(6, number), 'purchase', 4900, 'EUR',
        now() - interval '1 day' + event * interval '1 s', now(), ''
   FROM generate_series(7001, 7040) AS number
  CROSS JOIN generate_series(1, 10000) AS event
