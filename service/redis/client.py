@@ -6,17 +6,16 @@ one script for the 64 requests of a busy turn cost each of them next to nothing.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Final
 
+from hiredis import pack_command
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.connection import HiredisRespSerializer
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from service.redis import TIMEOUT_SECONDS, RedisAway
@@ -26,12 +25,15 @@ from service.telemetry.metrics import CIRCUIT_BREAKER_OPEN
 LAST_CHANCE_SECONDS: Final = 0.01
 MOST_UNDER_WAY: Final = 10_000
 """Requests that may wait for replies; more are refused, which bounds the memory they take."""
+MANY_AT_ONCE: Final = 8
+"""Requests in a batch that is worth holding back for a few turns of the loop while others join it:
+an exchange costs as much as ten of them. Fewer leave at once."""
+MOST_TURNS: Final = 16
+"""How many turns such a batch is held back at most."""
 PROBE_SECONDS: Final = 0.3
 """The interval between questions to the sentinels."""
 _REFUSED: Final = (AuthenticationError, ResponseError)
 """A wrong user, password or database."""
-_pack: Final[Callable[..., list[bytes]]] = HiredisRespSerializer().pack
-"""A connection's own `pack_command` takes four times as long for an MGET of 64 keys."""
 Argument = str | bytes | int
 Reply = asyncio.Future[Any]
 _Counted = tuple[int, int]
@@ -257,6 +259,7 @@ class RedisClient:
         """Make one exchange after another until nothing more is asked for."""
         try:
             while lane.batch.size:
+                await _hold_back(lane)
                 batch, lane.batch = lane.batch, _Batch()
                 try:
                     await self._exchange(batch)
@@ -292,7 +295,7 @@ class RedisClient:
                         if batch.generation not in ("", self.generation):
                             raise RedisAway("Redis was restarted.")
                         self._unanswered.add(batch)
-                        packed = [each for command in commands for each in _pack(*command)]
+                        packed = [pack_command(command) for command in commands]  # type: ignore[arg-type]
                         await connection.send_packed_command(packed, check_health=False)
                     async with self._receiving:
                         batch.resolve([await connection.read_response() for _ in commands])
@@ -346,3 +349,14 @@ class RedisClient:
         self.away = True
         self.answers = False
         CIRCUIT_BREAKER_OPEN.set(1)
+
+
+async def _hold_back(lane: _Lane) -> None:
+    """Return once turns of the loop no longer add to the lane's next exchange."""
+    for _ in range(MOST_TURNS):
+        size = lane.batch.size
+        if size < MANY_AT_ONCE:
+            return
+        await asyncio.sleep(0)
+        if lane.batch.size == size:
+            return
