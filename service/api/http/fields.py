@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load, validate
 
+from service.domain.clock import moment_text
 from service.domain.errors import InvalidInput
 
 LARGEST_PAGE: Final = 100
@@ -111,11 +112,6 @@ class TrueOrFalse(fields.Boolean):
         if not isinstance(value, bool):
             raise self.make_error("invalid", input=value)
         return value
-
-
-def moment_text(moment: datetime) -> str:
-    """Return a time as responses show it (RFC 3339)."""
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 class Moment(fields.AwareDateTime):
