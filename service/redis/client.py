@@ -8,6 +8,7 @@ import asyncio
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from time import monotonic
 from typing import Any, Final
 
@@ -102,16 +103,11 @@ class _Batch:
                     future.set_result((number, left))
 
     def fail(self, error: RedisAway) -> None:
-        waiting = [
-            *self.reads.values(),
-            *self.counts.values(),
-            [future for _, future in self.calls],
-        ]
-        for futures in waiting:
-            for future in futures:
-                if not future.done():
-                    future.set_exception(RedisAway(*error.args))
-                    future.exception()  # counts as retrieved, should nobody wait for it
+        of_calls = [future for _, future in self.calls]
+        for future in chain(*self.reads.values(), *self.counts.values(), of_calls):
+            if not future.done():
+                future.set_exception(RedisAway(*error.args))
+                future.exception()  # counts as retrieved, should nobody wait for it
 
 
 @dataclass(slots=True)
