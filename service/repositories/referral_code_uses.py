@@ -7,7 +7,7 @@ from uuid import UUID
 from asyncpg import SerializationError
 
 from service.domain.referral_codes import PublicReferralCode, TakenReferralCode
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 # The code as typed, or otherwise the live code of its name's owner, with look-alikes folded as by
 # the trigger on referral_codes. Two owners may have live codes that look alike, from before names
@@ -128,14 +128,11 @@ COUNT_USE: Final = """
 """
 
 
-class ReferralCodeUseRepository:
+class ReferralCodeUseRepository(Repository):
     """Referral codes as people register with them.
 
     If `confirmed_only`, a code does not live while its owner's email address is not confirmed.
     """
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def find_usable(self, code: str, now: datetime, *, confirmed_only: bool) -> UUID | None:
         """Return the id of the live code that typing `code` registers with now."""

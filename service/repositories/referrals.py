@@ -8,7 +8,7 @@ from uuid import UUID
 from service.domain.errors import ReferralCodeUnusable
 from service.domain.pages import Cursor
 from service.domain.referrals import Referral, ReferralFlag
-from service.repositories.connection import LAST_ID, Connection
+from service.repositories.connection import LAST_ID, Repository
 
 # The first referral of a mailbox has no flag, unless $7. If another transaction stores one of the
 # same mailbox at this moment, `plain` waits for it and then finds its place taken.
@@ -57,11 +57,8 @@ NEWEST_OF_SEVERAL: Final = """
 """
 
 
-class ReferralRepository:
+class ReferralRepository(Repository):
     """Referrals, one statement per method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add(
         self,
