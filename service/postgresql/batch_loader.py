@@ -1,4 +1,4 @@
-"""Reading rows by key: all keys wanted in one turn of the event loop with one statement.
+"""Reading rows by key: all keys wanted in a turn of the event loop, or a few, with one statement.
 
 A statement each costs four times what aiohttp needs to answer at all, most of it for the
 connection and the round trip; one for 64 requests costs each next to nothing. Nobody gets a row

@@ -1,4 +1,4 @@
-"""Redis through redis-py: whatever one turn of the event loop asks for travels together.
+"""Redis through redis-py: what a turn of the event loop, or a few, asks for travels together.
 
 A call of its own for each request would cost more than aiohttp needs to answer it. One MGET and
 one script for the 64 requests of a busy turn cost each of them next to nothing.
@@ -28,7 +28,7 @@ MOST_UNDER_WAY: Final = 10_000
 """Requests that may wait for replies; more are refused, which bounds the memory they take."""
 MANY_AT_ONCE: Final = 8
 """Requests in a batch that is worth holding back for a few turns of the loop while others join it:
-an exchange costs as much as ten of them. Fewer leave at once."""
+an exchange alone costs as much as ten of them. Fewer leave at once."""
 MOST_TURNS: Final = 16
 """How many turns such a batch is held back at most."""
 PROBE_SECONDS: Final = 0.3
@@ -348,7 +348,7 @@ class RedisClient:
 
 
 async def _hold_back(lane: _Lane) -> None:
-    """Return once turns of the loop no longer add to the lane's next exchange."""
+    """Return once the loop's turns no longer add to the lane's next exchange."""
     for _ in range(MOST_TURNS):
         size = lane.batch.size
         if size < MANY_AT_ONCE:
