@@ -8,7 +8,7 @@ from uuid import UUID
 from service.domain.events import Event
 from service.domain.pages import Cursor
 from service.domain.programmes import Minimum
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 ADD: Final = """
     INSERT INTO events
@@ -115,11 +115,8 @@ DELETE_OF_NOBODY: Final = """
 """
 
 
-class EventRepository:
+class EventRepository(Repository):
     """Events, one statement a method. None is ever changed."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add(self, event: Event, fingerprint: bytes) -> bool:
         """Store an event; return False if its id is known, of this event or of another."""

@@ -7,7 +7,7 @@ from uuid import UUID
 from asyncpg import SerializationError
 
 from service.domain.referral_codes import PublicReferralCode, TakenReferralCode
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 # Whether the owner of the code `c` may refer anyone: an account, or a participant whom only a
 # company knows.
@@ -196,14 +196,11 @@ COUNT_USE: Final = """
 """
 
 
-class ReferralCodeUseRepository:
+class ReferralCodeUseRepository(Repository):
     """Referral codes as people register with them.
 
     If `confirmed_only`, a code does not live while its owner's email address is not confirmed.
     """
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def find_usable(self, code: str, now: datetime, *, confirmed_only: bool) -> UUID | None:
         """Return the id of the live code that typing `code` registers with now."""

@@ -19,7 +19,7 @@ from service.domain.referrals import (
     ReferralState,
     Review,
 )
-from service.repositories.connection import FIRST_ID, LAST_ID, Connection
+from service.repositories.connection import FIRST_ID, LAST_ID, Repository
 from service.repositories.constraints import on_violation
 
 # The first of a mailbox is without a flag, unless $7. If another transaction stores one of the same
@@ -170,11 +170,8 @@ NEWEST_OF_SEVERAL: Final = """
 """
 
 
-class ReferralRepository:
+class ReferralRepository(Repository):
     """Referrals, one statement per method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add(
         self, new: NewReferral, programme: Programme, window_ends_at: datetime | None, now: datetime

@@ -11,7 +11,7 @@ from service.domain.errors import EmailTaken
 from service.domain.pages import Cursor
 from service.domain.sessions import Credentials
 from service.domain.users import Admin, LockedUser, Role, User
-from service.repositories.connection import LAST_ID, Connection
+from service.repositories.connection import LAST_ID, Repository
 from service.repositories.constraints import on_violation
 
 # ON CONFLICT, because PostgreSQL would log the email address of a violation, and abort the
@@ -208,11 +208,8 @@ SET_ROLE: Final = """
 """
 
 
-class UserRepository:
+class UserRepository(Repository):
     """Accounts: one statement per method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add(
         self,
@@ -375,9 +372,6 @@ class UserRepository:
     async def set_role(self, user_id: UUID, role: Role, promoted_at: datetime | None) -> None:
         """Give the account another role, an admin's from `promoted_at`."""
         await self._connection.execute(SET_ROLE, user_id, role, promoted_at)
-
-    async def _found(self, statement: str, *arguments: Any) -> bool:
-        return await self._connection.fetchval(statement, *arguments) is not None
 
 
 def _user(row: Any) -> User:

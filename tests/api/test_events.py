@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from service.api.http.app_keys import SERVICES
-from service.api.http.fields import moment_text
+from service.domain.clock import moment_text
 from tests.api.assertions import assert_problem
 from tests.company import Company, new_company, new_id
 from tests.factories import Api

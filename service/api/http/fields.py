@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load, validate
 
+from service.domain.clock import moment_text
 from service.domain.errors import InvalidInput
 from service.domain.events import LARGEST_AMOUNT
 
@@ -155,11 +156,6 @@ class OneOf(fields.Enum[Any]):
 
     def __init__(self, values: type[Enum], **options: Any) -> None:
         super().__init__(values, by_value=True, **options)
-
-
-def moment_text(moment: datetime) -> str:
-    """Return a time as responses show it (RFC 3339)."""
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 class Moment(fields.AwareDateTime):
