@@ -50,9 +50,11 @@ from service.use_cases.personal_data import PersonalData
 from service.use_cases.programmes import Programmes
 from service.use_cases.referral_codes import ReferralCodes
 from service.use_cases.referrals import Referrals
+from service.use_cases.rewards import Rewards
 from service.use_cases.security_events import SecurityEvents
 from service.use_cases.sessions import Sessions
 from service.use_cases.shared import Shared
+from service.use_cases.sweeps import Sweeps
 from service.use_cases.users import Users
 
 CALLBACK_PATH: Final = "/api/v1/auth/providers/{provider}/callback"
@@ -74,6 +76,7 @@ class Services:
     jobs: Jobs
     cache_invalidation: CacheInvalidation
     housekeeping: Housekeeping
+    sweeps: Sweeps
     refusals: Refusals
     security_events: SecurityEvents
     users: Users
@@ -136,7 +139,8 @@ def _build(
     # With another EMAIL_CONFIRMATION other codes are live.
     cache = Cache(redis, clock, b"c" if settings.confirmation_required else b"")
     programmes = Programmes(postgresql, clock)
-    referrals = Referrals(postgresql, programmes, clock)
+    rewards = Rewards(programmes)
+    referrals = Referrals(postgresql, programmes, rewards, clock)
     shared = Shared(
         database=postgresql,
         clock=clock,
@@ -178,6 +182,7 @@ def _build(
         jobs=shared.jobs,
         cache_invalidation=shared.invalidation,
         housekeeping=Housekeeping(postgresql, clock),
+        sweeps=Sweeps(postgresql, referrals, rewards, clock),
         refusals=Refusals(postgresql, clock),
         security_events=shared.events,
         users=users,

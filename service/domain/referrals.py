@@ -41,6 +41,13 @@ class ReferralReason(StrEnum):
     QUALIFIED = "qualified"
     REFUNDED = "refunded"
     WINDOW_PASSED = "window-passed"
+    HOLD_OVER = "hold-over"
+    CAP_REACHED = "cap-reached"
+    SELF_REFERRAL = "self-referral"
+    SAME_DEVICE = "same-device"
+    SAME_IP = "same-ip"
+    DISPOSABLE_EMAIL = "disposable-email"
+    VELOCITY = "velocity"
     REVIEW_APPROVED = "review-approved"
     REVIEW_REJECTED = "review-rejected"
 

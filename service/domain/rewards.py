@@ -1,7 +1,7 @@
 """Rewards: what rules give for a referral and what followed from it, given all that is known."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final, Literal, Protocol
@@ -17,8 +17,10 @@ from service.domain.programmes import (
     Assessable,
     RewardRule,
     Rules,
+    Supposed,
+    assess,
 )
-from service.domain.referrals import Review
+from service.domain.referrals import ReferralReason, ReferralState, Review
 
 WHOLE: Final = 10_000
 """Basis points."""
@@ -151,6 +153,42 @@ def is_for_events(rule: RewardRule) -> bool:
     return rule.on not in {SIGN_UP, QUALIFIED, MILESTONE}
 
 
+def may_matter(rules: Rules, event: Event) -> bool:
+    """Whether the event can change what the rules give for a referral whose state stays."""
+    if event.refunds is not None or event.type == rules.qualify.on:
+        return any(is_for_events(rule) or rule.on == QUALIFIED for rule in rules.rewards)
+    return any(rule.on == event.type for rule in rules.rewards)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What rules make of a referral that there is not. Caps are left out."""
+
+    state: ReferralState
+    reason: ReferralReason
+    rewards: Sequence[WantedReward]
+
+
+def try_out(rules: Rules, supposed: Supposed, events: Sequence[Event], now: datetime) -> Trial:
+    """Return what the service would make of a referral with these events, if it were known now."""
+    assessment = assess(rules, supposed, events, now)
+    state, reason = assessment.state, assessment.reason
+    referral = replace(supposed, state=state, nth=supposed.nth or 1)
+    rewards = wanted_rewards(rules, referral, assessment.cause, events, now)
+    if state in HAVE_QUALIFIED:
+        more = any(want.rule.on != SIGN_UP and want.available_at <= now for want in rewards)
+        if more and referral.review is not Review.OPEN:
+            state, reason = ReferralState.REWARDED, ReferralReason.HOLD_OVER
+        at = qualified_at(referral, assessment.cause)
+        rewards += milestones(rules, referral.nth or 1, at, now)
+    return Trial(state=state, reason=reason, rewards=rewards)
+
+
+def has_cap(rule: RewardRule) -> bool:
+    """Whether there may be only so many live rewards of the rule."""
+    return rule.max_per_referrer is not None or rule.max_total is not None
+
+
 def milestones(rules: Rules, qualified: int, at: datetime, now: datetime) -> Iterator[WantedReward]:
     """Yield what the rules give a referrer at exactly so many qualified referrals."""
     for rule in rules.rewards:
@@ -202,3 +240,13 @@ def _amount(rule: RewardRule, nth: int, cause: Event | None) -> int:
 def _available_at(rule: RewardRule, at: datetime, now: datetime) -> datetime:
     """Return when the hold ends. Without one that is at once, even if a clock is ahead of ours."""
     return at + timedelta(days=rule.hold_days) if rule.hold_days else min(at, now)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardFilter:
+    """Which rewards are wanted: a participant's, or else all of a programme; None: any."""
+
+    programme_id: UUID
+    participant_id: UUID | None = None
+    state: RewardState | None = None
+    rule: str | None = None

@@ -23,6 +23,7 @@ from service.postgresql.pool import WAIT_SECONDS, Connections, QueueFull
 from service.postgresql.urls import parse_database_url
 from service.repositories.account_changes import AccountChangeRepository
 from service.repositories.authorization_codes import AuthorizationCodeRepository
+from service.repositories.balances import BalanceRepository
 from service.repositories.claims import ClaimRepository
 from service.repositories.confirmations import ConfirmationRepository
 from service.repositories.connection import Connection
@@ -43,11 +44,14 @@ from service.repositories.programmes import ProgrammeRepository
 from service.repositories.referral_code_uses import ReferralCodeUseRepository
 from service.repositories.referral_codes import ReferralCodeRepository
 from service.repositories.referrals import ReferralRepository
+from service.repositories.reward_counts import RewardCountRepository
+from service.repositories.rewards import RewardRepository
 from service.repositories.security_events import SecurityEventRepository
 from service.repositories.sessions import SessionRepository
 from service.repositories.sign_ins import SignInRepository
 from service.repositories.signals import SignalRepository
 from service.repositories.standings import StandingRepository
+from service.repositories.transfers import TransferRepository
 from service.repositories.users import UserRepository
 from service.telemetry.metrics import REPLICA_READS
 
@@ -105,6 +109,7 @@ class Repositories:
         self._callbacks: list[Callable[[], Awaitable[None] | None]] = []
         self.account_changes = AccountChangeRepository(connection)
         self.authorization_codes = AuthorizationCodeRepository(connection)
+        self.balances = BalanceRepository(connection)
         self.claims = ClaimRepository(connection)
         self.confirmations = ConfirmationRepository(connection)
         self.decisions = DecisionRepository(connection)
@@ -123,11 +128,14 @@ class Repositories:
         self.referral_code_uses = ReferralCodeUseRepository(connection)
         self.referral_codes = ReferralCodeRepository(connection)
         self.referrals = ReferralRepository(connection)
+        self.reward_counts = RewardCountRepository(connection)
+        self.rewards = RewardRepository(connection)
         self.security_events = SecurityEventRepository(connection)
         self.sessions = SessionRepository(connection)
         self.sign_ins = SignInRepository(connection)
         self.signals = SignalRepository(connection)
         self.standings = StandingRepository(connection)
+        self.transfers = TransferRepository(connection)
         self.users = UserRepository(connection)
 
     def after_commit(self, callback: Callable[[], Awaitable[None] | None]) -> None:

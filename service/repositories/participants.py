@@ -1,7 +1,8 @@
 """The SQL of participants."""
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from service.domain.participants import Participant
@@ -43,6 +44,17 @@ LOCK_EXTERNAL: Final = """
      WHERE p.programme_id = $1
        AND p.external_hash = $2
        FOR NO KEY UPDATE
+"""
+
+# A block waits for the reward that is being given, or is seen. The lock is the weakest that a block
+# conflicts with, so that what is given to one referrer at the same time does not wait.
+LOCK_RECIPIENTS: Final = """
+    SELECT p.participant_id, p.blocked_at IS NOT NULL AS blocked, p.user_id, g.paused
+      FROM participants p
+      JOIN programmes g USING (programme_id)
+     WHERE p.participant_id = ANY ($1)
+     ORDER BY p.participant_id
+       FOR SHARE OF p
 """
 
 FIND: Final = """
@@ -92,6 +104,15 @@ ERASE: Final = """
 """
 
 
+class Recipient(NamedTuple):
+    """A participant who may be given something, and whether the programme is paused."""
+
+    participant_id: UUID
+    blocked: bool
+    user_id: UUID | None
+    paused: bool
+
+
 class ParticipantRepository:
     """Participants, one statement a method."""
 
@@ -125,6 +146,11 @@ class ParticipantRepository:
         return _participant(
             await self._connection.fetchrow(LOCK_EXTERNAL, programme_id, external_hash)
         )
+
+    async def lock_recipients(self, participant_ids: Sequence[UUID]) -> list[Recipient]:
+        """Return participants, of whom none is blocked or unblocked until the transaction ends."""
+        rows = await self._connection.fetch(LOCK_RECIPIENTS, participant_ids)
+        return [Recipient(*row) for row in rows]
 
     async def find(self, participant_id: UUID) -> Participant | None:
         """Return a participant who is not erased."""

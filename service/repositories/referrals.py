@@ -115,6 +115,10 @@ FIND_OVERDUE: Final = """
      LIMIT $2
 """
 
+HAS_OPEN_REVIEW: Final = """
+    SELECT EXISTS (SELECT FROM referrals WHERE referrer_id = $1 AND review = 'open')
+"""
+
 # The sequence decides between two that decide at once: the second finds no row to move.
 DECIDE: Final = """
     WITH moved AS (
@@ -251,6 +255,11 @@ class ReferralRepository:
     async def find_overdue(self, now: datetime, limit: int) -> Sequence[UUID]:
         """Return pending referrals whose window has passed, the longest overdue first."""
         return [row["user_id"] for row in await self._connection.fetch(FIND_OVERDUE, now, limit)]
+
+    async def has_open_review(self, referrer_id: UUID) -> bool:
+        """Return whether a referral of the referrer waits for a review."""
+        found: bool = await self._connection.fetchval(HAS_OPEN_REVIEW, referrer_id)
+        return found
 
     async def decide(self, decision: Decision, nth: int | None) -> bool:
         """Write a decision and what it makes of its referral.

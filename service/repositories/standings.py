@@ -28,6 +28,19 @@ MOVE: Final = """
     RETURNING qualified
 """
 
+# Of referrers who have one.
+LOCK: Final = """
+    SELECT qualified
+      FROM standings
+     WHERE participant_id = $1
+       FOR NO KEY UPDATE
+"""
+
+LOCK_FREE: Final = f"""
+    {LOCK}
+      SKIP LOCKED
+"""
+
 
 class StandingRepository:
     """Standings, one statement a method."""
@@ -46,3 +59,11 @@ class StandingRepository:
             MOVE, referrer_id, programme_id, difference, now
         )
         return qualified
+
+    async def lock(self, referrer_id: UUID) -> None:
+        """Have milestones of the referrer wait until the transaction ends."""
+        await self._connection.execute(LOCK, referrer_id)
+
+    async def lock_free(self, referrer_id: UUID) -> bool:
+        """Like `lock`; return False if somebody else holds the lock."""
+        return await self._connection.fetchval(LOCK_FREE, referrer_id) is not None

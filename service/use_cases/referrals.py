@@ -1,6 +1,6 @@
 """What can be done with referrals. Nothing but `Referrals.assess` and `review` changes one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Literal, NamedTuple
@@ -17,6 +17,7 @@ from service.domain.programmes import (
     SIGN_UP,
     Assessment,
     Programme,
+    Rules,
     assess,
     steps,
 )
@@ -31,10 +32,13 @@ from service.domain.referrals import (
     ReferralState,
     Review,
 )
+from service.domain.rewards import may_matter
+from service.domain.settlement import Case, Recipients
 from service.domain.users import Role
 from service.postgresql.batch_loader import BatchLoader
 from service.postgresql.database import Database, Repositories, TryAgain, retried
 from service.use_cases.programmes import Programmes
+from service.use_cases.rewards import Rewards, Settled
 
 MOST_PAGES: Final = 50
 """Pages read by one statement; a page has up to a hundred rows."""
@@ -60,6 +64,15 @@ class ReferralHistory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Assessed:
+    """A referral as it has become, by which decisions, and what was done about its rewards."""
+
+    referral: ProgrammeReferral
+    decisions: Sequence[Decision]
+    settled: Settled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What a reviewer decides about a referral, with the reason in the reviewer's own words."""
 
@@ -70,9 +83,12 @@ class Verdict:
 class Referrals:
     """Who signed up with whose code, and what became of it."""
 
-    def __init__(self, database: Database, programmes: Programmes, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, programmes: Programmes, rewards: Rewards, clock: Clock
+    ) -> None:
         self._database = database
         self._programmes = programmes
+        self._rewards = rewards
         self._clock = clock
         self._pages = BatchLoader[_Wanted, list[Referral]](self._read, MOST_PAGES)
 
@@ -122,7 +138,10 @@ class Referrals:
         referral = await repositories.referrals.add(
             new, programme, rules.window_end(new.registered_at), now
         )
-        return await self.assess(repositories, referral, now, made_by=new.made_by)
+        wanted = await _assessment(repositories, rules, referral, now)
+        change = _Change(rules=rules, now=now, made_by=new.made_by, cause=wanted.cause, is_new=True)
+        planned = steps(referral.state, wanted)
+        return (await self._carry_out(repositories, referral, planned, change)).referral
 
     async def default_programme(self, repositories: Repositories) -> Programme:
         """Return the programme that accounts take part in."""
@@ -136,24 +155,26 @@ class Referrals:
         *,
         made_by: str = SYSTEM,
         event: Event | None = None,
-    ) -> ProgrammeReferral:
-        """Bring a locked referral to the state that follows from all that is known; return it.
+    ) -> Assessed:
+        """Bring a locked referral to the state that follows from all that is known; return that.
 
-        `event` is what has just become known.
+        `event` is what has just become known. What rules give for it is given, or taken back.
         """
-        wanted = await self._assessment(repositories, referral, now)
-        for state, reason in steps(referral.state, wanted):
-            decision = _next_decision(referral, now, state, reason, made_by, event=event)
-            referral = await self._decide(repositories, referral, decision)
-        return referral
+        rules = await self._programmes.rules(repositories, referral.programme_id, referral.version)
+        wanted = await _assessment(repositories, rules, referral, now)
+        change = _Change(rules=rules, cause=wanted.cause, event=event, now=now, made_by=made_by)
+        return await self._carry_out(repositories, referral, steps(referral.state, wanted), change)
 
     async def remove(self, repositories: Repositories, referee_id: UUID, now: datetime) -> None:
         """Forget who referred a participant, in the caller's transaction: it never was so."""
         referral = await repositories.referrals.lock(referee_id)
         if referral is None:
             return
-        if referral.state in HAVE_QUALIFIED:
-            await repositories.standings.move(referral.referrer_id, referral.programme_id, -1, now)
+        rules = await self._programmes.rules(repositories, referral.programme_id, referral.version)
+        gone = ReferralState.REJECTED, ReferralReason.REVIEW_REJECTED
+        change = _Change(rules=rules, now=now, made_by=SYSTEM, reviewed=True)
+        refused = replace(referral, review=Review.REJECTED)
+        await self._carry_out(repositories, refused, [gone], change)
         await repositories.referrals.delete(referee_id)
 
     @retried
@@ -176,13 +197,22 @@ class Referrals:
             is_new = referral.review is not review
             if is_new:
                 referral = replace(referral, review=review)
-                wanted = await self._assessment(repositories, referral, now)
+                rules = await self._programmes.rules(
+                    repositories, referral.programme_id, referral.version
+                )
+                wanted = await _assessment(repositories, rules, referral, now)
                 changes = steps(referral.state, wanted) or [(referral.state, reason)]
-                for state, _ in changes:
-                    decision = _next_decision(
-                        referral, now, state, reason, made_by, detail=verdict.reason
-                    )
-                    referral = await self._decide(repositories, referral, decision)
+                change = _Change(
+                    rules=rules,
+                    cause=wanted.cause,
+                    now=now,
+                    made_by=made_by,
+                    detail=verdict.reason,
+                    reviewed=True,
+                )
+                planned = [(state, reason) for state, _ in changes]
+                assessed = await self._carry_out(repositories, referral, planned, change)
+                referral = assessed.referral
             history = await _history(repositories, referral)
         return history, is_new
 
@@ -221,29 +251,66 @@ class Referrals:
             if referral is not None:  # otherwise an event, or another sweep, has it
                 await self.assess(repositories, referral, now)
 
-    async def _assessment(
-        self, repositories: Repositories, referral: ProgrammeReferral, now: datetime
-    ) -> Assessment:
-        rules = await self._programmes.rules(repositories, referral.programme_id, referral.version)
-        qualify = rules.qualify
-        events: Sequence[Event] = ()
-        if qualify.on != SIGN_UP:
-            events = await repositories.events.that_decide(
-                referral.referral_id,
-                qualify.on,
-                referral.registered_at - CLOCKS_DIFFER_BY,
-                referral.window_ends_at,
-                qualify.minimum,
+    async def _carry_out(
+        self,
+        repositories: Repositories,
+        referral: ProgrammeReferral,
+        planned: Sequence[tuple[ReferralState, ReferralReason]],
+        change: "_Change",
+    ) -> Assessed:
+        """Write the planned decisions and what they mean for rewards, in the order of locks."""
+        before = referral
+        is_whole = bool(planned) or change.reviewed or change.is_new
+        concerned = is_whole or (
+            change.event is not None and may_matter(change.rules, change.event)
+        )
+        recipients = Recipients()
+        if concerned and change.rules.rewards:
+            recipients = await self._rewards.lock_recipients(repositories, referral, change.now)
+        decisions, standing = [], None
+        for state, reason in planned:
+            decision = _next_decision(referral, change, state, reason)
+            referral, qualified = await self._decide(repositories, referral, decision)
+            decisions.append(decision)
+            standing = standing if qualified is None else qualified
+        if change.reviewed:
+            await repositories.standings.lock(referral.referrer_id)
+            await repositories.rewards.hold_of_referral(referral.referral_id)
+            await repositories.rewards.hold_milestones(referral.referrer_id)
+        rose = _counts(referral) and not _counts(before)
+        fell = _counts(before) and not _counts(referral)
+        settled = Settled(rewarded=referral.state is ReferralState.REWARDED)
+        if fell or (change.rules.rewards and (concerned or change.event is None)):
+            case = Case(
+                rules=change.rules,
+                referral=referral,
+                recipients=recipients,
+                cause=change.cause,
+                event=change.event,
+                now=change.now,
+                made_by=change.made_by,
+                whole=is_whole,
+                is_new=change.is_new,
+                first=before.nth is None,
+                standing=standing if rose or fell else None,
+                rose=rose,
             )
-        return assess(rules, referral, events, now)
+            settled = await self._rewards.settle(repositories, case)
+        for further in _consequences(referral, change, settled):
+            referral, _ = await self._decide(repositories, referral, further)
+            decisions.append(further)
+        return Assessed(referral=referral, decisions=decisions, settled=settled)
 
     async def _decide(
         self, repositories: Repositories, referral: ProgrammeReferral, decision: Decision
-    ) -> ProgrammeReferral:
-        """Write a decision, and count the referral in its referrer's standing."""
+    ) -> tuple[ProgrammeReferral, int | None]:
+        """Write a decision, and count the referral in its referrer's standing.
+
+        Returns the referral, and how many of the referrer's have qualified if that has changed.
+        """
         counted = decision.state in HAVE_QUALIFIED
-        nth = referral.nth
-        if counted is not (referral.state in HAVE_QUALIFIED):
+        nth, qualified = referral.nth, None
+        if counted is not _counts(referral):
             qualified = await repositories.standings.move(
                 referral.referrer_id,
                 referral.programme_id,
@@ -253,7 +320,7 @@ class Referrals:
             nth = nth or (qualified if counted else None)
         if not await repositories.referrals.decide(decision, nth):
             raise TryAgain  # somebody else has decided: never so under its lock
-        return replace(
+        decided = replace(
             referral,
             state=decision.state,
             reason=decision.reason,
@@ -261,17 +328,65 @@ class Referrals:
             sequence=decision.sequence,
             nth=nth,
         )
+        return decided, qualified
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Change:
+    """Why a referral is looked at: it is new, or reviewed, or of an event, or of nothing new.
+
+    `cause` is the event that qualifies it.
+    """
+
+    rules: Rules
+    now: datetime
+    made_by: str
+    cause: Event | None = None
+    event: Event | None = None
+    detail: str | None = None
+    is_new: bool = False
+    reviewed: bool = False
+
+
+async def _assessment(
+    repositories: Repositories, rules: Rules, referral: ProgrammeReferral, now: datetime
+) -> Assessment:
+    qualify = rules.qualify
+    events: Sequence[Event] = ()
+    if qualify.on != SIGN_UP:
+        events = await repositories.events.that_decide(
+            referral.referral_id,
+            qualify.on,
+            referral.registered_at - CLOCKS_DIFFER_BY,
+            referral.window_ends_at,
+            qualify.minimum,
+        )
+    return assess(rules, referral, events, now)
+
+
+def _counts(referral: ProgrammeReferral) -> bool:
+    """Whether it counts for its referrer's standing."""
+    return referral.state in HAVE_QUALIFIED
+
+
+def _consequences(
+    referral: ProgrammeReferral, change: _Change, settled: Settled
+) -> Iterator[Decision]:
+    """Yield the decisions that follow from what was given, refused or taken back."""
+    for rule, event_id in settled.refused:
+        state, reason = referral.state, ReferralReason.CAP_REACHED
+        decision = _next_decision(referral, change, state, reason)
+        decision = replace(decision, event_id=event_id, detail=rule)
+        referral = replace(referral, sequence=decision.sequence)
+        yield decision
+    if settled.rewarded and referral.state is ReferralState.QUALIFIED:
+        yield _next_decision(referral, change, ReferralState.REWARDED, ReferralReason.HOLD_OVER)
+    if not settled.rewarded and referral.state is ReferralState.REWARDED:
+        yield _next_decision(referral, change, ReferralState.QUALIFIED, ReferralReason.REFUNDED)
 
 
 def _next_decision(
-    referral: ProgrammeReferral,
-    now: datetime,
-    state: ReferralState,
-    reason: ReferralReason,
-    made_by: str,
-    *,
-    event: Event | None = None,
-    detail: str | None = None,
+    referral: ProgrammeReferral, change: _Change, state: ReferralState, reason: ReferralReason
 ) -> Decision:
     return Decision(
         referral_id=referral.referral_id,
@@ -279,10 +394,10 @@ def _next_decision(
         state=state,
         review=referral.review,
         reason=reason,
-        made_by=made_by,
-        event_id=None if event is None else event.event_id,
-        detail=detail,
-        decided_at=now,
+        made_by=change.made_by,
+        event_id=None if change.event is None else change.event.event_id,
+        detail=change.detail,
+        decided_at=change.now,
     )
 
 

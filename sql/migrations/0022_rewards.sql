@@ -41,6 +41,14 @@ CREATE INDEX IF NOT EXISTS rewards_due ON rewards (programme_id, available_at)
 
 CREATE INDEX IF NOT EXISTS rewards_newest_first
     ON rewards (programme_id, created_at DESC, reward_id DESC);
+CREATE INDEX IF NOT EXISTS rewards_live_of_a_referral ON rewards (referral_id, rule, cause_id)
+ WHERE referral_id IS NOT NULL AND state <> 'reversed';
+-- For holding and freeing a participant's.
+CREATE INDEX IF NOT EXISTS rewards_pending_of_a_participant ON rewards (participant_id)
+ WHERE state = 'pending';
+-- What a referrer's standing has reached.
+CREATE INDEX IF NOT EXISTS rewards_for_milestones ON rewards (participant_id, nth)
+ WHERE referral_id IS NULL AND state <> 'reversed';
 CREATE INDEX IF NOT EXISTS rewards_of_a_participant
     ON rewards (participant_id, created_at DESC, reward_id DESC);
 CREATE INDEX IF NOT EXISTS rewards_of_a_referral

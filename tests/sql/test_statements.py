@@ -28,6 +28,7 @@ def test_every_table_has_its_statements() -> None:
     assert tested == {
         "account_changes",
         "authorization_codes",
+        "balances",
         "claims",
         "confirmations",
         "decisions",
@@ -47,11 +48,14 @@ def test_every_table_has_its_statements() -> None:
         "referral_code_uses",
         "referral_codes",
         "referrals",
+        "reward_counts",
+        "rewards",
         "security_events",
         "sessions",
         "sign_ins",
         "signals",
         "standings",
+        "transfers",
         "users",
     }
 
