@@ -14,7 +14,7 @@ from service.api.health import METRICS, metrics_of
 from service.api.http import app_keys
 from service.api.http.load_shedding import LoadShedder
 from service.api.http.origin import current_origin
-from service.api.http.rate_limits import LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION, WRITE
+from service.api.http.rate_limits import CLIENT, LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION, WRITE
 from service.api.http.requests import LARGEST_BODY
 from service.api.http.runner import PARSER_LIMITS
 from service.api.mailbox import MAILBOX_ROUTES
@@ -49,6 +49,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
         MAIL: settings.rate_limit_mail,
         VERIFICATION: settings.rate_limit_verification,
         WRITE: settings.rate_limit_write,
+        CLIENT: settings.rate_limit_client,
     }
     app.add_routes(ROUTES)
     if settings.base_path:
@@ -94,11 +95,7 @@ def create_metrics_app(app: web.Application) -> web.Application:
 
 
 def _run_in_background(services: Services, stack: AsyncExitStack) -> None:
-    for run in (
-        services.cache_invalidation.run,
-        services.housekeeping.run,
-        services.sweeps.run,
-    ):
+    for run in (services.cache_invalidation.run, services.housekeeping.run, services.sweeps.run):
         task = asyncio.create_task(_for_ever(run))
         stack.push_async_callback(_cancel, task)
     if services.settings.serve_jobs:

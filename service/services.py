@@ -40,6 +40,7 @@ from service.use_cases.housekeeping import Housekeeping
 from service.use_cases.idempotency import Refusals
 from service.use_cases.identities import Identities
 from service.use_cases.jobs import Handler, Jobs, Worker
+from service.use_cases.links import Links
 from service.use_cases.mail_tokens import MailTokens
 from service.use_cases.mails import Mails
 from service.use_cases.oauth import OAuth
@@ -54,6 +55,7 @@ from service.use_cases.rewards import Rewards
 from service.use_cases.security_events import SecurityEvents
 from service.use_cases.sessions import Sessions
 from service.use_cases.shared import Shared
+from service.use_cases.sign_ups import SignUps
 from service.use_cases.sweeps import Sweeps
 from service.use_cases.users import Users
 
@@ -93,6 +95,8 @@ class Services:
     referrals: Referrals
     programmes: Programmes
     participants: Participants
+    sign_ups: SignUps
+    links: Links
     events: Events
     personal_data: PersonalData
 
@@ -138,14 +142,15 @@ def _build(
 ) -> Services:
     # With another EMAIL_CONFIRMATION other codes are live.
     cache = Cache(redis, clock, b"c" if settings.confirmation_required else b"")
-    programmes = Programmes(postgresql, clock)
+    invalidation = CacheInvalidation(postgresql, cache, redis)
+    programmes = Programmes(postgresql, invalidation, clock)
     rewards = Rewards(programmes)
     referrals = Referrals(postgresql, programmes, rewards, clock)
     shared = Shared(
         database=postgresql,
         clock=clock,
         jobs=Jobs(postgresql, _kinds_done(settings), clock),
-        invalidation=CacheInvalidation(postgresql, cache, redis),
+        invalidation=invalidation,
         events=SecurityEvents(postgresql, clock, origin, settings.hash_key),
         referrals=referrals,
         hasher=hasher,
@@ -206,6 +211,8 @@ def _build(
         referrals=referrals,
         programmes=programmes,
         participants=participants,
+        sign_ups=SignUps(shared, participants),
+        links=Links(shared, programmes),
         events=Events(shared, programmes, participants),
         personal_data=PersonalData(shared),
     )

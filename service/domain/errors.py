@@ -7,10 +7,13 @@
     │   ├── ExpiryOutOfRange
     │   ├── IdempotencyKeyReused
     │   ├── PasswordUnacceptable
+    │   ├── ProgrammeUnknown
     │   ├── ReferralCodeUnusable
+    │   ├── SelfReferral
     │   ├── SignInUnusable
     │   └── TokenUnusable
     ├── NotAuthenticated
+    │   ├── ClientSecretWrong
     │   ├── InvalidCredentials
     │   ├── InvalidToken
     │   ├── SignInTooOld
@@ -24,17 +27,24 @@
     ├── NotFound
     │   ├── EnrichmentNotFound
     │   ├── IdentityNotFound
+    │   ├── ParticipantNotFound
+    │   ├── ProgrammeNotFound
     │   ├── ProviderNotFound
     │   ├── ReferralCodeNotFound
+    │   ├── ReferralNotFound
     │   ├── SessionNotFound
     │   └── UserNotFound
     ├── Conflict
+    │   ├── AlreadyReferred
     │   ├── EmailTaken
+    │   ├── IdReused
     │   ├── IdentityNotLinked
     │   ├── LastAdmin
     │   ├── LastWayIn
     │   ├── LiveReferralCodeExists
-    │   └── ReferralCodeTaken
+    │   ├── ProgrammeKeyTaken
+    │   ├── ReferralCodeTaken
+    │   └── RulesChanged
     ├── TooMany
     └── Unavailable
         ├── DatabaseUnavailable
@@ -126,20 +136,31 @@ class ExpiryOutOfRange(InvalidInput):
     field = "expires_at"
 
 
+class IdempotencyKeyReused(InvalidInput):
+    code = "idempotency-key-reused"
+    title = "This Idempotency-Key was used with a different request."
+
+
 class PasswordUnacceptable(InvalidInput):
     detail = "The password is too easy to guess."
     field = "password"
 
 
-class IdempotencyKeyReused(InvalidInput):
-    code = "idempotency-key-reused"
-    title = "This Idempotency-Key was used with a different request."
+class ProgrammeUnknown(InvalidInput):
+    detail = "There is no such programme."
+    field = "programme"
 
 
 class ReferralCodeUnusable(InvalidInput):
     code = "referral-code-unusable"
     title = "The referral code cannot be used."
     field = "referral_code"
+
+
+class SelfReferral(InvalidInput):
+    code = "self-referral"
+    title = "Nobody refers themselves."
+    field = "code"
 
 
 class SignInUnusable(InvalidInput):
@@ -152,6 +173,10 @@ class TokenUnusable(InvalidInput):
     code = "token-unusable"
     title = "The token has expired or has already been used."
     field = "token"
+
+
+class ClientSecretWrong(NotAuthenticated):
+    detail = "The client is unknown, or its secret is wrong."
 
 
 class InvalidCredentials(NotAuthenticated):
@@ -212,6 +237,16 @@ class IdentityNotFound(NotFound):
     title = "You have no such identity."
 
 
+class ParticipantNotFound(NotFound):
+    code = "participant-not-found"
+    title = "There is no such participant."
+
+
+class ProgrammeNotFound(NotFound):
+    code = "programme-not-found"
+    title = "There is no such programme."
+
+
 class ProviderNotFound(NotFound):
     code = "provider-not-found"
     title = "There is no such sign-in provider."
@@ -220,6 +255,11 @@ class ProviderNotFound(NotFound):
 class ReferralCodeNotFound(NotFound):
     code = "referral-code-not-found"
     title = "There is no live referral code."
+
+
+class ReferralNotFound(NotFound):
+    code = "referral-not-found"
+    title = "Nobody has referred this participant."
 
 
 class SessionNotFound(NotFound):
@@ -232,10 +272,21 @@ class UserNotFound(NotFound):
     title = "There is no such user."
 
 
+class AlreadyReferred(Conflict):
+    code = "already-referred"
+    title = "This participant has been referred before."
+
+
 class EmailTaken(Conflict):
     code = "email-taken"
     title = "An account with this email address already exists."
     field = "email"
+
+
+class IdReused(Conflict):
+    code = "id-reused"
+    title = "This id belongs to something else that you have reported."
+    field = "id"
 
 
 class IdentityNotLinked(Conflict):
@@ -258,10 +309,22 @@ class LiveReferralCodeExists(Conflict):
     title = "A user can have only one live referral code."
 
 
+class ProgrammeKeyTaken(Conflict):
+    code = "programme-key-taken"
+    title = "Another programme has this key."
+    field = "key"
+
+
 class ReferralCodeTaken(Conflict):
     code = "referral-code-taken"
     title = "This referral code belongs to another user."
     field = "code"
+
+
+class RulesChanged(Conflict):
+    code = "rules-changed"
+    title = "The rules have been replaced by another version."
+    field = "version"
 
 
 class DatabaseUnavailable(Unavailable):
@@ -295,52 +358,3 @@ class ProviderUnavailable(Unavailable):
     code = "provider-unavailable"
     title = "The provider is not responding properly."
     wait = 5
-
-
-class ProgrammeUnknown(InvalidInput):
-    detail = "There is no such programme."
-    field = "programme"
-
-
-class SelfReferral(InvalidInput):
-    code = "self-referral"
-    title = "Nobody refers themselves."
-    field = "code"
-
-
-class ProgrammeNotFound(NotFound):
-    code = "programme-not-found"
-    title = "There is no such programme."
-
-
-class ParticipantNotFound(NotFound):
-    code = "participant-not-found"
-    title = "There is no such participant."
-
-
-class ReferralNotFound(NotFound):
-    code = "referral-not-found"
-    title = "Nobody has referred this participant."
-
-
-class AlreadyReferred(Conflict):
-    code = "already-referred"
-    title = "This participant has been referred before."
-
-
-class IdReused(Conflict):
-    code = "id-reused"
-    title = "This id belongs to something else that you have reported."
-    field = "id"
-
-
-class RulesChanged(Conflict):
-    code = "rules-changed"
-    title = "The rules have been replaced by another version."
-    field = "version"
-
-
-class ProgrammeKeyTaken(Conflict):
-    code = "programme-key-taken"
-    title = "Another programme has this key."
-    field = "key"

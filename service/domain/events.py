@@ -7,12 +7,24 @@ from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
+from service.domain.errors import InvalidInput
+
 REFUND: Final = "refund"
 LARGEST_AMOUNT: Final = 10**12
 """In the minor units of a currency, or in a company's own unit."""
 AHEAD: Final = timedelta(minutes=5)
 """How far a reported time may lie ahead: clocks differ."""
 BACK: Final = timedelta(days=366)
+
+
+def check_moment(moment: datetime | None, now: datetime, field: str) -> None:
+    """Raise InvalidInput unless a company may report the time: not far ahead, not long ago."""
+    if moment is None:
+        return
+    if moment > now + AHEAD:
+        raise InvalidInput("This lies more than 5 minutes ahead.", field=field)
+    if moment < now - BACK:
+        raise InvalidInput("This lies more than 366 days back.", field=field)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

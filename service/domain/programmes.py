@@ -1,12 +1,15 @@
 """Programmes: their rules, in versions, and `assess`, the one function that applies them."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, Literal, Protocol
+from urllib.parse import urlsplit
 from uuid import UUID
 
+from service.domain.errors import InvalidInput
 from service.domain.events import Event
 from service.domain.referrals import ReferralReason, ReferralState, Review
 
@@ -22,7 +25,29 @@ WITHOUT_AMOUNT: Final = frozenset({SIGN_UP, EMAIL_CONFIRMED, QUALIFIED, MILESTON
 CLOCKS_DIFFER_BY: Final = timedelta(minutes=5)
 """An event that occurred at most so long before the sign-up counts as after it: the two are
 reported by different machines, and at the same instant."""
+PROGRAMME_KEY: Final = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
+LONGEST_URL: Final = 2000
 FraudAction = Literal["off", "flag", "hold", "reject"]
+
+
+def check_landing_url(url: str) -> None:
+    """Raise InvalidInput unless share links can lead there."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or 1
+    except ValueError:  # an unmatched bracket, or no port
+        port = 0
+    if (
+        not port
+        or len(url) > LONGEST_URL
+        or not url.isascii()
+        or not url.isprintable()
+        or " " in url
+        or parts.scheme not in {"https", "http"}
+        or not parts.hostname
+        or "@" in parts.netloc
+    ):
+        raise InvalidInput("This is not an http or https address.", field="landing_url")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,11 @@ class Scope(StrEnum):
     CODES_READ = "codes:read"
     CODES_WRITE = "codes:write"
     REFERRALS_READ = "referrals:read"
+    REWARDS_READ = "rewards:read"
+    EVENTS_WRITE = "events:write"
+    PROGRAMME_READ = "programme:read"
+    REWARDS_WRITE = "rewards:write"
+    PROGRAMME_MANAGE = "programme:manage"
     ADMIN = "admin"
 
     @property
@@ -33,15 +38,28 @@ _MEANINGS: Final = {
     Scope.CODES_READ: "See your referral code",
     Scope.CODES_WRITE: "Create, replace and delete your referral code",
     Scope.REFERRALS_READ: "See who registered with your code",
+    Scope.REWARDS_READ: "See who referred you, and your rewards",
+    Scope.EVENTS_WRITE: "Report what participants did, if you are an admin",
+    Scope.PROGRAMME_READ: "See the programmes, their participants and referrals, "
+    "if you are an admin",
+    Scope.REWARDS_WRITE: "Pay rewards out and adjust balances, if you are an admin",
+    Scope.PROGRAMME_MANAGE: "Change the rules of programmes and review referrals, "
+    "if you are an admin",
     Scope.ADMIN: "Manage the accounts of all users, if you are an admin",
 }
 _OWN_MEANINGS: Final = {
     Scope.REFERRALS_READ: "See who registered with anyone's code",
+    Scope.EVENTS_WRITE: "Report participants, sign-ups and events",
+    Scope.PROGRAMME_READ: "See the programmes, their participants and referrals",
+    Scope.REWARDS_WRITE: "Pay rewards out and adjust balances",
+    Scope.PROGRAMME_MANAGE: "Change the rules of programmes and review referrals",
     Scope.ADMIN: "Manage the accounts of all users, admins included",
 }
 OF_CLIENTS: Final = frozenset(_OWN_MEANINGS)
 """What a client can do on its own behalf: it has no account, hence no profile and no code."""
-_OF_USERS: Final = frozenset(Scope) - {Scope.ADMIN}
+FOR_CLIENTS: Final = OF_CLIENTS - {Scope.REFERRALS_READ}
+"""What only clients and admins can do."""
+_OF_USERS: Final = frozenset(Scope) - FOR_CLIENTS
 
 
 def scopes_of(role: Role) -> frozenset[Scope]:
@@ -52,6 +70,12 @@ def scopes_of(role: Role) -> frozenset[Scope]:
 def parse_scopes(text: str) -> frozenset[Scope]:
     """Return the scopes in a space-separated list; raise ValueError at an unknown one."""
     return frozenset(map(Scope, text.split()))
+
+
+def known_scopes(text: str) -> frozenset[Scope]:
+    """Return the scopes in a space-separated list, without those that only a newer release has."""
+    listed = set(text.split())
+    return frozenset(scope for scope in Scope if scope.value in listed)
 
 
 def to_text(scopes: Iterable[Scope]) -> str:

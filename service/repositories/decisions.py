@@ -8,10 +8,12 @@ from service.domain.referrals import Decision, ReferralReason, ReferralState, Re
 from service.repositories.connection import Connection
 
 NEWEST_OF_REFERRAL: Final = """
-    SELECT referral_id, sequence, state, review, reason, made_by, event_id, detail, decided_at
-      FROM decisions
-     WHERE referral_id = $1
-     ORDER BY sequence DESC
+    SELECT d.referral_id, d.sequence, d.state, d.review, d.reason, d.made_by, d.event_id, d.detail,
+           d.decided_at, e.external_id AS event_external_id
+      FROM decisions d
+      LEFT JOIN events e USING (event_id)
+     WHERE d.referral_id = $1
+     ORDER BY d.sequence DESC
      LIMIT $2
 """
 

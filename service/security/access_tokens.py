@@ -12,7 +12,7 @@ from jwt.types import Options
 from uuid6 import uuid7
 
 from service.domain.errors import InvalidToken
-from service.domain.scopes import Scope, parse_scopes, to_text
+from service.domain.scopes import Scope, known_scopes, to_text
 from service.security.signing_keys import ALGORITHM, LEEWAY, SigningKeys
 
 _TYPE: Final = "at+jwt"
@@ -108,7 +108,7 @@ class AccessTokens:
                 subject=subject,
                 client_id=client_id,
                 session_id=UUID(claims["sid"]),
-                scopes=parse_scopes(claims["scope"]),
+                scopes=known_scopes(claims["scope"]),
                 issued_at=datetime.fromtimestamp(claims["iat"], UTC),
                 expires_at=datetime.fromtimestamp(claims["exp"], UTC),
                 user_id=None if subject == client_id else UUID(subject),

@@ -106,6 +106,7 @@ class Settings(ServerSettings, KeySettings):
     rate_limit_login: RateLimit | None = _limit("RATE_LIMIT_LOGIN", RateLimit(10, 60))
     rate_limit_lookup: RateLimit | None = _limit("RATE_LIMIT_LOOKUP", RateLimit(120, 60))
     rate_limit_write: RateLimit | None = _limit("RATE_LIMIT_WRITE", RateLimit(60, 60))
+    rate_limit_client: RateLimit | None = _limit("RATE_LIMIT_CLIENT", None)
     rate_limit_mail: RateLimit | None = _limit("RATE_LIMIT_MAIL", RateLimit(10, 60))
     rate_limit_verification: RateLimit | None = _limit("RATE_LIMIT_VERIFICATION", RateLimit(30, 60))
     providers: tuple[OidcSettings | GitHubSettings, ...] = dependent(

@@ -8,7 +8,7 @@ from typing import Final
 from uuid6 import uuid7
 
 from service.domain.errors import IdReused, InvalidInput
-from service.domain.events import REFUND, Event, Outcome
+from service.domain.events import REFUND, Event, Outcome, check_moment
 from service.domain.programmes import HAVE_QUALIFIED, Rules, Timing, reaches, timing_of
 from service.domain.referrals import (
     Decision,
@@ -72,6 +72,7 @@ class Events:
         ProgrammeUnknown, IdReused, or InvalidInput for a refund of what it cannot be of.
         """
         now = self._clock()
+        check_moment(report.occurred_at, now, "occurred_at")
         async with self._database.transaction() as repositories:
             await once.claim(repositories, now)
             participant, programme = await self._participants.take_part(

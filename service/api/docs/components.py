@@ -8,7 +8,8 @@ from service.domain.scopes import Scope
 
 VERSION: Final = "1.0.0"
 DESCRIPTION: Final = """
-Users register, create a referral code, and see who registered with it.
+Users register, create a referral code, and see who registered with it. A company with accounts of
+its own reports who signed up and what followed: see *Programmes*.
 
 **To try it in Swagger UI, which is at [/docs](/docs):**
 
@@ -29,6 +30,10 @@ TAGS: Final = {
     "Accounts": "Register, with or without a referral code, and manage your account.",
     "Referral codes": "One live code per user, which anyone can find by email address.",
     "Referrals": "The users who registered with a referrer's code.",
+    "Programmes": "For a company with its own accounts, in five calls: *Create a participant* with "
+    "a code, *Report a sign-up* with that code, *Report an event* such as a purchase, another one "
+    "for its refund, and *Show a referral* to see what followed. Clients send their id and secret "
+    "with each call (Basic), or an access token of their own. Admins can make these calls too.",
     "Sessions": "Sign in, stay signed in, sign out, change the password.",
     "Email": "Confirm, change or verify an email address; reset a password.",
     "OAuth 2.0": "Access for other applications with the user's consent. Errors follow RFC 6749.",
@@ -37,12 +42,18 @@ TAGS: Final = {
     "Reference": "What each problem means, and this document.",
 }
 
+CLIENT_SECRET: Final = "clientSecret"  # noqa: S105  # a name
 SECURITY_SCHEMES: Final[dict[str, dict[str, Any]]] = {
     "bearerAuth": {
         "type": "http",
         "scheme": "bearer",
         "bearerFormat": "JWT",
         "description": "The `access_token` from *Sign in*.",
+    },
+    CLIENT_SECRET: {
+        "type": "http",
+        "scheme": "basic",
+        "description": "The id and the secret of a client that acts on its own behalf.",
     },
     "oauth2": {
         "type": "oauth2",

@@ -19,6 +19,7 @@ from apispec.ext.marshmallow.openapi import OpenAPIConverter
 from marshmallow import Schema, fields
 
 from service.api.docs.components import (
+    CLIENT_SECRET,
     DESCRIPTION,
     HEADERS,
     SECURITY_SCHEMES,
@@ -30,16 +31,18 @@ from service.api.docs.components import (
 from service.api.docs.describe import EXAMPLE_ID, IDEMPOTENCY_KEY, id_in_path, json_of
 from service.api.docs.refusals import problems_of
 from service.api.http.app_keys import SETTINGS
-from service.api.http.authentication import is_limited, scope_of
+from service.api.http.authentication import is_limited, own_scope_of, scope_of
 from service.api.http.fields import RequestSchema
 from service.api.http.problems import CONTENT_TYPE
 from service.api.http.responses import JSON, to_json
 from service.api.http.static_files import StaticFile
 from service.domain.errors import ServiceError, TooMany
+from service.domain.scopes import OF_CLIENTS
 
 EXAMPLE_OF_FORMAT: Final = {"uuid": EXAMPLE_ID, "date-time": "2026-11-21T09:30:00Z"}
 RATE_LIMIT_HEADERS: Final = ("RateLimit", "RateLimit-Policy")
 HEADERS_OF_STATUS: Final[Mapping[int, tuple[str, ...]]] = {
+    302: ("Location",),
     303: ("Location",),
     401: ("WWW-Authenticate",),
     429: ("Retry-After", *RATE_LIMIT_HEADERS),
@@ -107,14 +110,13 @@ class _Writer:
 
     def add(self, path: str, method: str, handler: Callable[..., Any]) -> None:
         said = _said_of(handler)
-        scope = scope_of(handler)
         operation: dict[str, Any] = {
             **{name: said[name] for name in ("tags", "summary", "description") if name in said},
             "operationId": _in_camel_case(handler.__name__),
             "parameters": [*_ids_in(path, said["parameters"]), *said["parameters"]],
             "responses": {},
             # Without a scope anyone may call it.
-            "security": [{scheme: [scope.value]} for scheme in SECURITY_SCHEMES] if scope else [],
+            "security": _security(handler) if scope_of(handler) else [],
         }
         for request in said["schemas"]:
             if kind := BODY_OF_LOCATION.get(request["location"]):
@@ -217,6 +219,17 @@ def _add_oauth_errors(operation: dict[str, Any]) -> None:
     for status, response in operation["responses"].items():
         if int(status) >= HTTPStatus.BAD_REQUEST:
             response.setdefault("content", {}).setdefault(JSON, OAUTH_ERROR_CONTENT)
+
+
+def _security(handler: Callable[..., Any]) -> list[dict[str, list[str]]]:
+    """Return each way to be allowed to call the handler."""
+    scopes = [scope for scope in (scope_of(handler), own_scope_of(handler)) if scope]
+    return [
+        {scheme: [scope.value]}
+        for scheme in SECURITY_SCHEMES
+        for scope in scopes
+        if scheme != CLIENT_SECRET or scope in OF_CLIENTS
+    ]
 
 
 def _said_of(handler: Callable[..., Any]) -> dict[str, Any]:

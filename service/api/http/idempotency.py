@@ -25,17 +25,17 @@ T = TypeVar("T")
 
 async def answer_once(
     request: web.Request,
-    user_id: UUID | None,
+    owner: UUID | str | None,
     work: Callable[[AnswerOnce[T]], Awaitable[T]],
     render: Callable[[T], Answer],
 ) -> web.Response:
     """Return the result of `work` as rendered, or the first response to the same request.
 
-    Keys belong to the user, or, if nobody is signed in, to the client's address. A refusal by a
-    rule is kept as a response too; a failure or a full queue, which says nothing about the request,
-    is not.
+    Keys belong to their owner, a user's id or `client:ID`, or, if nobody is signed in, to the
+    client's address. A refusal by a rule is kept as a response too; a failure or a full queue,
+    which says nothing about the request, is not.
     """
-    key = await _read_key(request, user_id)
+    key = await _read_key(request, owner)
     once = AnswerOnce(key, render)
     try:
         return _response(render(await work(once)))
@@ -53,7 +53,7 @@ async def answer_once(
         raise
 
 
-async def _read_key(request: web.Request, user_id: UUID | None) -> IdempotencyKey | None:
+async def _read_key(request: web.Request, owner: UUID | str | None) -> IdempotencyKey | None:
     text = request.headers.get("Idempotency-Key")
     if text is None:
         return None
@@ -66,11 +66,11 @@ async def _read_key(request: web.Request, user_id: UUID | None) -> IdempotencyKe
     body = json.dumps(json.loads((await request.read()).decode("utf-8-sig")), sort_keys=True)
     hash_key = request.app[SETTINGS].hash_key
     fingerprint = hmac.digest(hash_key, b"request " + (call + body).encode(), "sha256")
-    if user_id is not None:
-        scope = str(user_id)
+    if owner is not None:
+        scope = str(owner)
     else:
         scope = f"address {keyed_hash(hash_key, 'idempotency', client_address(request))}"
-    return IdempotencyKey(scope, text, fingerprint, user_id)
+    return IdempotencyKey(scope, text, fingerprint, owner if isinstance(owner, UUID) else None)
 
 
 def _response(answer: Answer) -> web.Response:

@@ -85,13 +85,16 @@ REMEDIES: Final[Mapping[type[ServiceError], str]] = {
     errors.TooMany: "Wait for the number of seconds in `Retry-After`.",
     errors.Unavailable: "Retry after the number of seconds in `Retry-After`.",
     errors.IdempotencyKeyReused: "Use a new key, such as a random UUID, for each new request.",
-    errors.ReferralCodeUnusable: "Register with another referral code, or without one.",
+    errors.SelfReferral: "Send the code of another participant.",
+    errors.ReferralCodeUnusable: "Use another referral code, or none.",
     errors.SignInUnusable: "Start again at the provider's `start_url`, and stay in one browser.",
     errors.TokenUnusable: "Request a new email with `/auth/email/resend` or "
     "`/auth/password/forgot`. A token for `/auth/undo` is sent only once: without it, set a new "
     "password and change the account back.",
     errors.InvalidCredentials: "Check both, and look for an email asking you to confirm the "
     "address.",
+    errors.ClientSecretWrong: "Check the client's id and secret. An operator can replace the "
+    "secret with `python -m service clients rotate-secret CLIENT_ID`.",
     errors.InvalidToken: "Refresh the access token, or sign in again.",
     errors.SignInTooOld: "Sign in again, and repeat the request with the new access token.",
     errors.AccountDisabled: "Contact the operators of the service.",
@@ -105,11 +108,19 @@ REMEDIES: Final[Mapping[type[ServiceError], str]] = {
     "operators.",
     errors.EnrichmentNotFound: "Try again later: data providers are queried in the background.",
     errors.IdentityNotFound: "List your identities with `GET /api/v1/users/me/identities`.",
+    errors.ParticipantNotFound: "Create the participant with `POST /api/v1/participants`.",
+    errors.ProgrammeNotFound: "List the programmes with `GET /api/v1/programmes`.",
+    errors.ReferralNotFound: "Report the sign-up with `POST /api/v1/referrals`.",
     errors.ProviderNotFound: "List the providers with `GET /api/v1/auth/providers`.",
     errors.ReferralCodeNotFound: "Ask the referrer for a new one, or create one with "
     "`POST /api/v1/referral-code`.",
     errors.SessionNotFound: "List your sessions with `GET /api/v1/auth/sessions`.",
     errors.UserNotFound: "Search for users with `GET /api/v1/admin/users?email=`.",
+    errors.AlreadyReferred: "Nothing: the first sign-up counts.",
+    errors.IdReused: "Use a new id, such as that of the order, for each thing you report.",
+    errors.ProgrammeKeyTaken: "Choose another key.",
+    errors.RulesChanged: "Fetch the programme, apply your change to its newest rules, and send "
+    "them with their `version`.",
     errors.EmailTaken: "Sign in to it, or register with another email address.",
     errors.IdentityNotLinked: "Sign in as before, for example with the password. An identity is "
     "linked automatically only if the issuer has verified the email address and the owner has not "

@@ -140,12 +140,14 @@ def oauth_error_of(error: Exception, request: web.Request) -> web.Response:
     )
 
 
-def _flatten(messages: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _flatten(messages: Mapping[Any, Any], parent: str = "#") -> Iterator[tuple[str, str]]:
     """Yield a JSON pointer (RFC 6901) and a message for each of marshmallow's errors."""
     for member, found in messages.items():
-        pointer = "#" if member == "_schema" else f"#/{escape_pointer(member)}"
-        for message in found if isinstance(found, list) else [str(found)]:
-            yield pointer, message
+        pointer = parent if member == "_schema" else f"{parent}/{escape_pointer(str(member))}"
+        if isinstance(found, Mapping):  # by member of an object, or by place in a list
+            yield from _flatten(found, pointer)
+        else:
+            yield from ((pointer, message) for message in found)
 
 
 def summary_of(errors: Sequence[tuple[str, str]]) -> str:

@@ -21,6 +21,7 @@ LOOKUP: Final = "lookup"
 MAIL: Final = "mail"
 VERIFICATION: Final = "verification"
 WRITE: Final = "write"
+CLIENT: Final = "client"
 
 
 async def count_request(
@@ -40,6 +41,11 @@ async def count_request(
 async def count_write(request: web.Request, user_id: UUID) -> None:
     """Count a user's write, whatever session or client it comes from; raise TooMany."""
     await _count(request, WRITE, [(WRITE, str(user_id))])
+
+
+async def count_client(request: web.Request, client_id: str) -> None:
+    """Count a call that a client makes on its own behalf; raise TooMany."""
+    await _count(request, CLIENT, [(CLIENT, client_id)])
 
 
 async def _count(request: web.Request, name: str, subjects: list[tuple[str, str]]) -> Window | None:

@@ -1,16 +1,14 @@
 """What clients call: getting, revoking and introspecting tokens. Errors are RFC 6749's."""
 
-import base64
-import binascii
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import unquote_plus
 
 from aiohttp import web
 from aiohttp_apispec import docs, form_schema, response_schema
 from marshmallow import Schema, fields
 
 from service.api.http.app_keys import SERVICES, SETTINGS
+from service.api.http.authentication import read_basic
 from service.api.http.fields import Text
 from service.api.http.requests import header_text
 from service.api.http.responses import JSON, to_json
@@ -187,15 +185,14 @@ async def _authenticate(request: web.Request, form: Mapping[str, str]) -> Client
         if secret is not None:
             raise OAuthError("invalid_request", "The client authenticates in two ways.")
         try:
-            raw = base64.b64decode(encoded.encode("ascii"), validate=True).decode()
-        except (binascii.Error, ValueError) as error:
+            basic_id, secret = read_basic(encoded)
+        except ValueError as error:
             raise OAuthError("invalid_client", "The Basic credentials are malformed.") from error
-        basic_id, _, basic_secret = raw.partition(":")
-        if client_id not in {"", unquote_plus(basic_id)}:
+        if client_id not in {"", basic_id}:
             raise OAuthError(
                 "invalid_request", "The client_id is not that of the Basic credentials."
             )
-        client_id, secret = unquote_plus(basic_id), unquote_plus(basic_secret)
+        client_id = basic_id
     return await request.app[SERVICES].oauth.authenticate(client_id, secret)
 
 

@@ -1,0 +1,162 @@
+"""What the calls of companies have in common: ids, people, times, and what is said of a person."""
+
+import hmac
+import json
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+from ipaddress import ip_address
+from typing import Any, Final
+
+from aiohttp import web
+from marshmallow import Schema, ValidationError, fields, validate, validates_schema
+
+from service.api.http.app_keys import SERVICES, SETTINGS
+from service.api.http.fields import Moment, RequestSchema, Text, TrimmedText
+from service.api.http.front import API
+from service.api.http.requests import Rule, public_path
+from service.domain.emails import parse_email
+from service.domain.events import check_moment
+from service.domain.referrals import ReferralFlag, ReferralReason, ReferralState, Review
+from service.use_cases.participants import Who
+
+LONGEST_ID: Final = 128
+_ID: Final = re.compile(rf"[!-~]{{1,{LONGEST_ID}}}\Z")
+
+
+class CompanyId(Text):
+    """A company's own id of something."""
+
+    def __init__(self, **options: Any) -> None:
+        error = f"An id has 1 to {LONGEST_ID} printable ASCII characters and no spaces."
+        super().__init__(validate=validate.Regexp(_ID, error=error), **options)
+
+
+class ParticipantId(fields.UUID):
+    """An id of ours."""
+
+    default_error_messages = {  # noqa: RUF012  # marshmallow declares it so
+        "invalid_uuid": "This is not an id of this service."
+    }
+
+
+class ProgrammeKey(Text):
+    """The key of a programme."""
+
+    def __init__(self, **options: Any) -> None:
+        metadata = {"description": "The programme's key; `default` if omitted."}
+        super().__init__(metadata=metadata, **options)
+
+
+class WhoSchema(RequestSchema):
+    """A participant, named by exactly one of two ids."""
+
+    external_id = CompanyId(
+        metadata={"description": "Your own id of the participant.", "example": "u-2"}
+    )
+    participant_id = ParticipantId(metadata={"description": "This service's id instead."})
+    programme = ProgrammeKey()
+
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def _check_who(self, data: Any, original: Any, **_: Any) -> None:
+        if isinstance(original, dict):
+            given = [original.get(name) is not None for name in ("external_id", "participant_id")]
+            if sum(given) != 1:
+                raise ValidationError(
+                    "Give exactly one of external_id and participant_id.", "external_id"
+                )
+
+
+def _check_ip(ip: str) -> None:
+    try:
+        ip_address(ip)
+    except ValueError as error:
+        raise ValidationError("This is not an IPv4 or IPv6 address.") from error
+
+
+class SignalsSchema(RequestSchema):
+    """What a company knows of a person; only keyed hashes of it are kept."""
+
+    email = TrimmedText(
+        metadata={
+            "description": "Kept as a keyed hash, to recognize the person.",
+            "example": "a@b.example",
+        }
+    )
+    ip = Text(
+        validate=_check_ip,
+        metadata={"description": "The user's address, not your server's. Kept as a hash."},
+    )
+    device_id = CompanyId(metadata={"description": "Your own id of the device. Kept as a hash."})
+
+
+class EventSchema(Schema):
+    id = fields.String(attribute="external_id", metadata={"example": "order-1001"})
+    type = fields.String(metadata={"example": "purchase"})
+    participant_id = fields.UUID()
+    amount = fields.Integer(allow_none=True)
+    unit = fields.String(allow_none=True)
+    refunds = fields.String(allow_none=True)
+    occurred_at = Moment()
+    received_at = Moment()
+
+
+class ProgrammeReferralSchema(Schema):
+    id = fields.UUID(
+        attribute="referral_id", metadata={"description": "The referee's `participant_id`."}
+    )
+    programme = fields.String(metadata={"example": "default"})
+    version = fields.Integer(metadata={"description": "The version of the rules it follows."})
+    referrer_id = fields.UUID()
+    code = fields.String(metadata={"example": "7GXKQ2MPRT"})
+    state = fields.Enum(ReferralState, by_value=True)
+    reason = fields.Enum(
+        ReferralReason, by_value=True, metadata={"description": "Why it is in this state."}
+    )
+    review = fields.Enum(Review, by_value=True)
+    flags = fields.List(fields.String(metadata={"example": ReferralFlag.SELF_REFERRAL}))
+    sequence = fields.Integer(
+        metadata={"description": "Grows with each decision: of two answers the higher is newer."}
+    )
+    registered_at = Moment()
+    window_ends_at = Moment(
+        allow_none=True,
+        metadata={"description": "Until when it can qualify; null if there is no limit."},
+    )
+
+
+def locate(
+    request: web.Request, response: web.Response, collection: str, member: str
+) -> web.Response:
+    """Add the `Location` of what was created, which `member` of the response names."""
+    if response.status == HTTPStatus.CREATED:
+        created = json.loads(response.text or "")[member]
+        response.headers["Location"] = public_path(request, f"{API}/{collection}/{created}")
+    return response
+
+
+def who_of(members: dict[str, Any]) -> Who:
+    """Take the participant out of a body's members, and return it."""
+    return Who(
+        external_id=members.pop("external_id", None),
+        participant_id=members.pop("participant_id", None),
+        programme=members.pop("programme", None),
+    )
+
+
+def with_parsed_email(members: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the members with the email address parsed; raise EmailMalformed."""
+    email = members.get("email")
+    return {**members, "email": None if email is None else parse_email(email)}
+
+
+def moment_rule(request: web.Request, name: str) -> Rule:
+    """Return the rule that the member is a time that a company may report."""
+    now = request.app[SERVICES].clock()
+    return name, lambda its: check_moment(its[name], now, name)
+
+
+def fingerprint_of(request: web.Request, members: Mapping[str, Any]) -> bytes:
+    """Return what tells a repeated body from another one with the same id."""
+    text = json.dumps(members, sort_keys=True, default=str)
+    return hmac.digest(request.app[SETTINGS].hash_key, b"body " + text.encode(), "sha256")

@@ -1,0 +1,137 @@
+"""Events: what participants did, as a company reports it."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+from aiohttp_apispec import docs, request_schema, response_schema
+from marshmallow import Schema, ValidationError, fields, validates_schema
+
+from service.api.company import (
+    CompanyId,
+    EventSchema,
+    ProgrammeReferralSchema,
+    WhoSchema,
+    fingerprint_of,
+    moment_rule,
+    who_of,
+)
+from service.api.docs.describe import IDEMPOTENCY_KEY
+from service.api.http.app_keys import SERVICES
+from service.api.http.authentication import current_client, current_token, needs
+from service.api.http.fields import Moment, RequestSchema
+from service.api.http.idempotency import answer_once
+from service.api.http.requests import read_body
+from service.api.http.responses import answer
+from service.api.rules import EventType, Unit, whole
+from service.domain.errors import IdReused, NotAllowed
+from service.domain.events import LARGEST_AMOUNT, REFUND, Outcome
+from service.domain.scopes import Scope
+from service.repositories.idempotency_keys import Answer
+from service.use_cases.events import EventReport, Reported
+
+
+class EventMembersSchema(RequestSchema):
+    id = CompanyId(
+        required=True,
+        metadata={
+            "description": "Your own id of the event, such as that of the order. It counts once, "
+            "forever: send the same one when you repeat the call.",
+            "example": "order-1001",
+        },
+    )
+    type = EventType(required=True, metadata={"example": "purchase"})
+    amount = whole(
+        0,
+        LARGEST_AMOUNT,
+        metadata={"description": "In minor units: 4900 for 49 euros.", "example": 4900},
+    )
+    unit = Unit(
+        metadata={
+            "description": "An ISO 4217 code, or your own unit in lower case.",
+            "example": "EUR",
+        }
+    )
+    occurred_at = Moment(metadata={"description": "When it happened; now if omitted."})
+    refunds = CompanyId(metadata={"description": "The id of the event that a `refund` takes back."})
+
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def _check_members(self, data: Mapping[str, Any], original: Any, **_: Any) -> None:
+        if not isinstance(original, dict):
+            return
+        given = {name for name, value in original.items() if value is not None}
+        faults = {}
+        if "amount" in given and "unit" not in given:
+            faults["unit"] = ["An amount needs a unit."]
+        if "unit" in given and "amount" not in given:
+            faults["amount"] = ["A unit needs an amount."]
+        is_refund = original.get("type") == REFUND
+        if is_refund and "refunds" not in given:
+            faults["refunds"] = ["A refund names the event that it takes back."]
+        if not is_refund and "refunds" in given:
+            faults["refunds"] = ["Only a refund takes an event back."]
+        if faults:
+            raise ValidationError(faults)
+
+
+class EventReportSchema(EventMembersSchema, WhoSchema):
+    pass
+
+
+class ReportedSchema(Schema):
+    event = fields.Nested(EventSchema)
+    outcome = fields.Enum(
+        Outcome, by_value=True, metadata={"description": "What followed from the event."}
+    )
+    referral = fields.Nested(
+        ProgrammeReferralSchema,
+        allow_none=True,
+        metadata={"description": "The participant's referral as it is now; null if nobody did."},
+    )
+    rewards = fields.Function(lambda _: [], metadata={"type": "array", "items": {}})
+
+
+REPORTED_SCHEMA = ReportedSchema()
+
+
+@docs(
+    tags=["Programmes"],
+    summary="Report an event",
+    description="What a participant did: a purchase, a subscription, a refund. The answer says "
+    "what followed. Events may come late, repeatedly, in any order, and before the sign-up: the "
+    "result is the same.",
+    parameters=[IDEMPOTENCY_KEY],
+    refuses=(IdReused, NotAllowed),
+)
+@request_schema(
+    EventReportSchema,
+    example={
+        "id": "order-1001",
+        "type": "purchase",
+        "external_id": "u-2",
+        "amount": 4900,
+        "unit": "EUR",
+    },
+)
+@response_schema(ReportedSchema, 200, description="The event was known; how things stand now.")
+@response_schema(ReportedSchema, 201, description="The event, and what followed.")
+@needs(Scope.EVENTS_WRITE)
+async def report_event(request: web.Request) -> web.Response:
+    made_by = await current_client(request)
+    members = await read_body(request, moment_rule(request, "occurred_at"))
+    fingerprint = fingerprint_of(request, members)
+    report = EventReport(
+        external_id=members.pop("id"), fingerprint=fingerprint, who=who_of(members), **members
+    )
+    return await answer_once(
+        request,
+        current_token(request).user_id or made_by,
+        lambda once: request.app[SERVICES].events.report(report, made_by, once),
+        _answer,
+    )
+
+
+def _answer(reported: Reported) -> Answer:
+    status = HTTPStatus.CREATED if reported.is_new else HTTPStatus.OK
+    return answer(REPORTED_SCHEMA, reported, status)

@@ -1,0 +1,245 @@
+"""Participants: people whom only a company knows, their codes, and what it decides about them."""
+
+from typing import Any, Final
+from uuid import UUID
+
+from aiohttp import web
+from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
+from marshmallow import Schema, ValidationError, fields, validates_schema
+
+from service.api.company import CompanyId, ProgrammeKey, SignalsSchema, locate, with_parsed_email
+from service.api.docs.describe import IDEMPOTENCY_KEY
+from service.api.http.app_keys import SERVICES, SETTINGS
+from service.api.http.authentication import current_client, current_token, needs
+from service.api.http.fields import (
+    Moment,
+    QuerySchema,
+    RequestSchema,
+    Text,
+    TrimmedText,
+    TrueOrFalse,
+)
+from service.api.http.idempotency import answer_once
+from service.api.http.requests import read_body, read_id, read_query
+from service.api.http.responses import PageSchema, answer, no_content, respond
+from service.api.referral_codes import (
+    REFERRAL_CODE_SCHEMA,
+    ReferralCodeSchema,
+    ReferralCodeWishSchema,
+    expiry_rule,
+)
+from service.api.users import email_rule
+from service.domain.errors import (
+    NotAllowed,
+    ParticipantNotFound,
+    ReferralCodeNotFound,
+    ReferralCodeTaken,
+)
+from service.domain.pages import Page
+from service.domain.referral_codes import NewReferralCode
+from service.domain.scopes import Scope
+from service.repositories.idempotency_keys import Answer
+from service.use_cases.participants import NewParticipant, ParticipantChange, ShownParticipant, Who
+
+LONGEST_PUBLIC_NAME: Final = 40
+
+
+class PublicName(TrimmedText):
+    """What a leaderboard shows: nothing that hides or reverses the text beside it."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        name = super()._deserialize(value, attr, data, **kwargs)
+        if len(name) > LONGEST_PUBLIC_NAME:
+            raise ValidationError(f"A name has at most {LONGEST_PUBLIC_NAME} characters.")
+        if not name.isprintable():
+            raise ValidationError("A name has no control characters and no bidirectional marks.")
+        return name
+
+
+class NewParticipantSchema(SignalsSchema):
+    external_id = CompanyId(
+        required=True, metadata={"description": "Your own id of the participant.", "example": "u-1"}
+    )
+    programme = ProgrammeKey()
+    code = fields.Nested(
+        ReferralCodeWishSchema,
+        metadata={"description": "Create a referral code too, unless one is live."},
+    )
+
+
+class ParticipantChangeSchema(RequestSchema):
+    trusted = TrueOrFalse(metadata={"description": "Whether fraud rules ignore the participant."})
+    blocked = TrueOrFalse(metadata={"description": "Whether the code is unusable."})
+    public_name = PublicName(
+        metadata={"description": "For the leaderboard; an empty text removes it."}
+    )
+
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def _something(self, data: Any, original: Any, **_: Any) -> None:
+        if isinstance(original, dict) and all(original.get(name) is None for name in self.fields):
+            raise ValidationError("Give something to change.")
+
+
+class ParticipantSchema(Schema):
+    participant_id = fields.UUID(attribute="participant.participant_id")
+    external_id = fields.String(
+        attribute="participant.external_id",
+        allow_none=True,
+        metadata={"description": "Null for an account of this service.", "example": "u-1"},
+    )
+    programme = fields.String(metadata={"example": "default"})
+    code = fields.String(
+        allow_none=True,
+        metadata={"description": "The live referral code.", "example": "7GXKQ2MPRT"},
+    )
+    share_url = fields.String(
+        allow_none=True, metadata={"example": "https://referrals.example.com/r/7GXKQ2MPRT"}
+    )
+    trusted = fields.Boolean(attribute="participant.trusted")
+    blocked = fields.Boolean(attribute="participant.blocked")
+    public_name = fields.String(attribute="participant.public_name", allow_none=True)
+    created_at = Moment(attribute="participant.created_at")
+
+
+class ParticipantsSchema(PageSchema):
+    items = fields.List(fields.Nested(ParticipantSchema))
+
+
+class ParticipantQuery(QuerySchema):
+    external_id = CompanyId(required=True)
+    programme = Text(load_default=None)
+
+
+PARTICIPANT_SCHEMA = ParticipantSchema()
+PARTICIPANTS_SCHEMA = ParticipantsSchema()
+
+
+@docs(
+    tags=["Programmes"],
+    summary="Create a participant",
+    description="A person whom only you know, by your own id; with `code`, also a referral code to "
+    "share. Accounts of this service take part in the programme `default` without this call.",
+    parameters=[IDEMPOTENCY_KEY],
+    refuses=(ReferralCodeTaken, NotAllowed),
+    locates=(201,),
+)
+@request_schema(
+    NewParticipantSchema, example={"external_id": "u-1", "code": {"expires_in_days": 365}}
+)
+@response_schema(ParticipantSchema, 200, description="The participant, known before.")
+@response_schema(ParticipantSchema, 201, description="The new participant.")
+@needs(Scope.EVENTS_WRITE)
+async def create_participant(request: web.Request) -> web.Response:
+    made_by = await current_client(request)
+    members = with_parsed_email(await read_body(request, email_rule("email")))
+    code = members.pop("code", None)
+    who = Who(external_id=members.pop("external_id"), programme=members.pop("programme", None))
+    new = NewParticipant(who=who, code=code and NewReferralCode(**code), **members)
+
+    def write(made: tuple[ShownParticipant, bool]) -> Answer:
+        shown, is_new = made
+        return answer(PARTICIPANT_SCHEMA, _shared(request, shown), 201 if is_new else 200)
+
+    response = await answer_once(
+        request,
+        current_token(request).user_id or made_by,
+        lambda once: request.app[SERVICES].participants.create(new, once),
+        write,
+    )
+    return locate(request, response, "participants", "participant_id")
+
+
+@docs(tags=["Programmes"], summary="Find a participant by your own id", refuses=(NotAllowed,))
+@querystring_schema(ParticipantQuery)
+@response_schema(ParticipantsSchema, 200, description="A list of one or none.")
+@needs(Scope.PROGRAMME_READ)
+async def find_participants(request: web.Request) -> web.Response:
+    await current_client(request)
+    found = await request.app[SERVICES].participants.find_external(Who(**read_query(request)))
+    return respond(PARTICIPANTS_SCHEMA, Page([_shared(request, one) for one in found], None))
+
+
+@docs(tags=["Programmes"], summary="Show a participant", refuses=(ParticipantNotFound, NotAllowed))
+@response_schema(ParticipantSchema, 200, description="The participant.")
+@needs(Scope.PROGRAMME_READ)
+async def show_participant(request: web.Request) -> web.Response:
+    await current_client(request)
+    shown = await request.app[SERVICES].participants.find(_id_in(request))
+    return respond(PARTICIPANT_SCHEMA, _shared(request, shown))
+
+
+@docs(
+    tags=["Programmes"],
+    summary="Trust, block or name a participant",
+    description="A blocked participant's code is not live.",
+    refuses=(ParticipantNotFound, NotAllowed),
+)
+@request_schema(ParticipantChangeSchema, example={"blocked": True})
+@response_schema(ParticipantSchema, 200, description="The changed participant.")
+@needs(Scope.PROGRAMME_MANAGE)
+async def change_participant(request: web.Request) -> web.Response:
+    await current_client(request)
+    change = ParticipantChange(**await read_body(request))
+    shown = await request.app[SERVICES].participants.change(_id_in(request), change)
+    return respond(PARTICIPANT_SCHEMA, _shared(request, shown))
+
+
+@docs(
+    tags=["Programmes"],
+    summary="Create or replace a participant's code",
+    description="A live code ends immediately; a sign-up whose click came before still counts.",
+    refuses=(ParticipantNotFound, ReferralCodeTaken, NotAllowed),
+)
+@request_schema(ReferralCodeWishSchema, example={"expires_in_days": 90})
+@response_schema(ReferralCodeSchema, 200, description="The code that replaced a live one.")
+@response_schema(ReferralCodeSchema, 201, description="The code, if none was live.")
+@needs(Scope.EVENTS_WRITE)
+async def replace_participant_code(request: web.Request) -> web.Response:
+    await current_client(request)
+    wish = NewReferralCode(**await read_body(request, expiry_rule(request)))
+    code, replaced = await request.app[SERVICES].participants.replace_code(_id_in(request), wish)
+    return respond(REFERRAL_CODE_SCHEMA, code, 200 if replaced else 201)
+
+
+@docs(
+    tags=["Programmes"],
+    summary="Delete a participant's code",
+    responses={204: {"description": "The code is no longer live."}},
+    refuses=(ParticipantNotFound, ReferralCodeNotFound, NotAllowed),
+)
+@needs(Scope.EVENTS_WRITE)
+async def delete_participant_code(request: web.Request) -> web.Response:
+    await current_client(request)
+    await request.app[SERVICES].participants.delete_code(_id_in(request))
+    return no_content()
+
+
+@docs(
+    tags=["Programmes"],
+    summary="Erase a participant",
+    description="Forgets your id, the public name and what was known for fraud rules, and ends the "
+    "code. Amounts and decisions stay, without a person. The same id is never a new referral. "
+    "Accounts erase themselves.",
+    responses={204: {"description": "The participant is erased."}},
+    refuses=(ParticipantNotFound, NotAllowed),
+)
+@needs(Scope.EVENTS_WRITE)
+async def erase_participant(request: web.Request) -> web.Response:
+    await current_client(request)
+    await request.app[SERVICES].participants.erase(_id_in(request))
+    return no_content()
+
+
+def _id_in(request: web.Request) -> UUID:
+    return read_id(request, "participant_id", ParticipantNotFound)
+
+
+def _shared(request: web.Request, shown: ShownParticipant) -> dict[str, Any]:
+    """Return the participant with the address that shares the code."""
+    code = shown.code and shown.code.code
+    return {
+        "participant": shown.participant,
+        "programme": shown.programme,
+        "code": code,
+        "share_url": code and f"{request.app[SETTINGS].public_url}/r/{code}",
+    }

@@ -1,0 +1,221 @@
+"""Referrals as companies report and review them, and as referees see their own."""
+
+from dataclasses import asdict
+from typing import Any
+
+from aiohttp import web
+from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
+from marshmallow import Schema, fields, validate
+
+from service.api.company import (
+    EventSchema,
+    ProgrammeReferralSchema,
+    SignalsSchema,
+    WhoSchema,
+    locate,
+    moment_rule,
+    who_of,
+    with_parsed_email,
+)
+from service.api.docs.describe import IDEMPOTENCY_KEY
+from service.api.http.app_keys import SERVICES
+from service.api.http.authentication import current_client, current_reader, current_token, needs
+from service.api.http.fields import Moment, PageQuery, RequestSchema, Text, TrimmedText
+from service.api.http.idempotency import answer_once
+from service.api.http.requests import find_id, read_body, read_id, read_page, read_query
+from service.api.http.responses import PageSchema, answer, respond
+from service.api.users import email_rule
+from service.domain.errors import (
+    AlreadyReferred,
+    NotAllowed,
+    ReferralCodeUnusable,
+    ReferralNotFound,
+    SelfReferral,
+)
+from service.domain.programmes import DEFAULT_PROGRAMME
+from service.domain.referrals import (
+    ProgrammeReferral,
+    ReferralFilter,
+    ReferralReason,
+    ReferralState,
+    Review,
+)
+from service.domain.scopes import Scope
+from service.repositories.idempotency_keys import Answer
+from service.use_cases.referrals import ReferralHistory, Verdict
+from service.use_cases.sign_ups import SignUp
+
+LONGEST_REASON = 500
+
+
+class SignUpSchema(WhoSchema, SignalsSchema):
+    code = TrimmedText(required=True, metadata={"example": "7GXKQ2MPRT"})
+    clicked_at = Moment(
+        metadata={
+            "description": "When the link was followed; now if omitted. A code that has been "
+            "replaced or has expired since then still counts."
+        }
+    )
+    signed_up_at = Moment(metadata={"description": "Now if omitted."})
+
+
+class ProgrammeReferralsSchema(PageSchema):
+    items = fields.List(fields.Nested(ProgrammeReferralSchema))
+
+
+class DecisionSchema(Schema):
+    sequence = fields.Integer()
+    state = fields.Enum(ReferralState, by_value=True)
+    review = fields.Enum(Review, by_value=True)
+    reason = fields.Enum(ReferralReason, by_value=True)
+    made_by = fields.String(metadata={"description": "`system`, `client:ID` or `user:ID`."})
+    event_id = fields.String(
+        attribute="event_external_id",
+        allow_none=True,
+        metadata={"description": "The event that led to it.", "example": "order-1001"},
+    )
+    detail = fields.String(
+        allow_none=True, metadata={"description": "The reason in the reviewer's own words."}
+    )
+    decided_at = Moment()
+    optional = frozenset({"review", "made_by", "detail"})
+
+
+class ReferralHistorySchema(ProgrammeReferralSchema):
+    events = fields.List(fields.Nested(EventSchema), metadata={"description": "The newest 100."})
+    decisions = fields.List(
+        fields.Nested(DecisionSchema), metadata={"description": "The newest 100."}
+    )
+    optional = frozenset({"review", "flags"})
+
+
+class ReferralQuery(PageQuery):
+    state = fields.Enum(ReferralState, by_value=True, load_default=None)
+    review = fields.Enum(Review, by_value=True, load_default=None)
+    referrer_id = fields.UUID(load_default=None)
+    programme = Text(load_default=DEFAULT_PROGRAMME)
+
+
+class VerdictSchema(RequestSchema):
+    decision = Text(
+        required=True,
+        validate=validate.OneOf(["approve", "reject"], error="This is approve or reject."),
+    )
+    reason = TrimmedText(
+        required=True,
+        validate=[
+            validate.Length(1, LONGEST_REASON, error="A reason has {min} to {max} characters."),
+            validate.ContainsNoneOf("\0", error="A reason has no NUL."),
+        ],
+        metadata={"description": "In your own words, for whoever asks later."},
+    )
+
+
+PROGRAMME_REFERRAL_SCHEMA = ProgrammeReferralSchema()
+PROGRAMME_REFERRALS_SCHEMA = ProgrammeReferralsSchema()
+REFERRAL_HISTORY_SCHEMA = ReferralHistorySchema()
+OWN_REFERRAL_SCHEMA = ReferralHistorySchema(
+    exclude=("review", "flags", "decisions.review", "decisions.made_by", "decisions.detail")
+)
+
+
+@docs(
+    tags=["Programmes"],
+    summary="Report a sign-up",
+    description="A participant of yours signed up with a code. Events that were reported before "
+    "count from now on. The same sign-up again gets the referral as it is.",
+    parameters=[IDEMPOTENCY_KEY],
+    refuses=(AlreadyReferred, ReferralCodeUnusable, SelfReferral, NotAllowed),
+    locates=(201,),
+)
+@request_schema(SignUpSchema, example={"code": "7GXKQ2MPRT", "external_id": "u-2"})
+@response_schema(ProgrammeReferralSchema, 200, description="The referral, known before.")
+@response_schema(ProgrammeReferralSchema, 201, description="The new referral.")
+@needs(Scope.EVENTS_WRITE)
+async def report_sign_up(request: web.Request) -> web.Response:
+    made_by = await current_client(request)
+    members = await read_body(
+        request,
+        moment_rule(request, "clicked_at"),
+        moment_rule(request, "signed_up_at"),
+        email_rule("email"),
+    )
+    sign_up = SignUp(who=who_of(members), **with_parsed_email(members))
+
+    def write(made: tuple[ProgrammeReferral, bool]) -> Answer:
+        referral, is_new = made
+        return answer(PROGRAMME_REFERRAL_SCHEMA, referral, 201 if is_new else 200)
+
+    response = await answer_once(
+        request,
+        current_token(request).user_id or made_by,
+        lambda once: request.app[SERVICES].sign_ups.report(sign_up, made_by, once),
+        write,
+    )
+    return locate(request, response, "referees", "id")
+
+
+@docs(
+    tags=["Programmes"],
+    summary="List a programme's referrals",
+    description="Newest first.",
+    refuses=(NotAllowed,),
+)
+@querystring_schema(ReferralQuery)
+@response_schema(ProgrammeReferralsSchema, 200, description="A page of referrals.")
+@needs(Scope.PROGRAMME_READ)
+async def list_programme_referrals(request: web.Request) -> web.Response:
+    await current_client(request)
+    query = read_query(request)
+    wanted = ReferralFilter(
+        **{name: query[name] for name in ("state", "review", "referrer_id", "programme")}
+    )
+    page = await request.app[SERVICES].referrals.page_of_all(wanted, *read_page(request))
+    return respond(PROGRAMME_REFERRALS_SCHEMA, page)
+
+
+@docs(
+    tags=["Programmes"],
+    summary="Show a referral",
+    description="What became of a sign-up, and why. Referees see their own, without `review` and "
+    "`flags`.",
+    refuses=(ReferralNotFound, NotAllowed),
+)
+@response_schema(ReferralHistorySchema, 200, description="The referral.")
+@needs(Scope.PROGRAMME_READ, own=Scope.REWARDS_READ)
+async def show_referral(request: web.Request) -> web.Response:
+    reader = await current_reader(request)
+    referral_id = find_id(request, "referral_id")
+    if reader is not None and referral_id != reader:
+        raise NotAllowed("A referral is shown to its referee, to clients and to admins.")
+    if referral_id is None:
+        raise ReferralNotFound
+    history = await request.app[SERVICES].referrals.find(referral_id)
+    schema = REFERRAL_HISTORY_SCHEMA if reader is None else OWN_REFERRAL_SCHEMA
+    return respond(schema, _flat(history))
+
+
+@docs(
+    tags=["Programmes"],
+    summary="Review a referral",
+    description="Approving lifts a rejection; rejecting takes back what can be taken back.",
+    refuses=(ReferralNotFound, NotAllowed),
+)
+@request_schema(
+    VerdictSchema, example={"decision": "reject", "reason": "The same person, says support."}
+)
+@response_schema(ReferralHistorySchema, 200, description="That was decided before.")
+@response_schema(ReferralHistorySchema, 201, description="The referral as decided.")
+@needs(Scope.PROGRAMME_MANAGE)
+async def review_referral(request: web.Request) -> web.Response:
+    made_by = await current_client(request)
+    verdict = Verdict(**await read_body(request))
+    history, is_new = await request.app[SERVICES].referrals.review(
+        read_id(request, "referral_id", ReferralNotFound), verdict, made_by
+    )
+    return respond(REFERRAL_HISTORY_SCHEMA, _flat(history), 201 if is_new else 200)
+
+
+def _flat(history: ReferralHistory) -> dict[str, Any]:
+    """Return the referral's members with those of its history."""
+    return {**asdict(history.referral), "events": history.events, "decisions": history.decisions}

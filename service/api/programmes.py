@@ -1,0 +1,329 @@
+"""Programmes and the versions of their rules."""
+
+from datetime import datetime
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
+from marshmallow import Schema, ValidationError, fields, validate, validates_schema
+from uuid6 import uuid7
+
+from service.api.company import CompanyId, ParticipantId, ProgrammeKey, locate
+from service.api.docs.describe import IDEMPOTENCY_KEY, in_path
+from service.api.events import EventMembersSchema
+from service.api.http.app_keys import SERVICES
+from service.api.http.authentication import current_client, current_token, needs
+from service.api.http.fields import (
+    Moment,
+    PageQuery,
+    RequestSchema,
+    Text,
+    TrimmedText,
+    TrueOrFalse,
+    by_rule,
+)
+from service.api.http.front import API
+from service.api.http.idempotency import answer_once
+from service.api.http.requests import public_path, read_body, read_page
+from service.api.http.responses import PageSchema, answer, respond
+from service.api.rules import LARGEST_COUNT, RULES_EXAMPLE, RulesSchema, whole
+from service.domain.errors import NotAllowed, ProgrammeKeyTaken, ProgrammeNotFound, RulesChanged
+from service.domain.events import Event
+from service.domain.programmes import (
+    DEFAULT_PROGRAMME_ID,
+    PROGRAMME_KEY,
+    Supposed,
+    check_landing_url,
+    rules_of,
+)
+from service.domain.referrals import ReferralReason, ReferralState
+from service.domain.scopes import Scope
+from service.use_cases.programmes import NewProgramme, ProgrammeChange, ShownProgramme
+
+LARGEST_VERSION: Final = 2**31 - 1
+_KEY: Final = in_path("key", "The programme's key.", "default")
+_VERSION: Final = in_path("version", "The version of the rules.", "1")
+_NOBODY: Final = DEFAULT_PROGRAMME_ID
+"""Whose the events are that rules are tried with."""
+
+
+def _name(**options: Any) -> TrimmedText:
+    return TrimmedText(
+        validate=[
+            validate.Length(1, 100, error="A name has {min} to {max} characters."),
+            validate.Predicate("isprintable", error="A name has no control characters."),
+        ],
+        **options,
+    )
+
+
+def _landing_url() -> TrimmedText:
+    return TrimmedText(
+        validate=by_rule(check_landing_url),
+        metadata={
+            "description": "Where share links lead, with `ref=CODE` added.",
+            "example": "https://shop.example/welcome",
+        },
+    )
+
+
+class NewProgrammeSchema(RequestSchema):
+    key = Text(
+        required=True,
+        validate=validate.Regexp(
+            PROGRAMME_KEY, error="A key has 1 to 32 of a-z, 0-9 and -, the first of them a letter."
+        ),
+    )
+    name = _name(required=True)
+    rules = fields.Nested(RulesSchema, required=True)
+    landing_url = _landing_url()
+
+
+class ProgrammeChangeSchema(RequestSchema):
+    name = _name()
+    landing_url = _landing_url()
+    paused = TrueOrFalse(
+        metadata={"description": "Everything is recorded; nothing becomes available."}
+    )
+    leaderboard = TrueOrFalse()
+    ended = TrueOrFalse(metadata={"description": "Codes are unusable; referrals go on."})
+
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def _something(self, data: Any, original: Any, **_: Any) -> None:
+        if isinstance(original, dict) and all(original.get(name) is None for name in self.fields):
+            raise ValidationError("Give something to change.")
+
+
+class NewRulesSchema(RequestSchema):
+    version = whole(
+        1,
+        LARGEST_VERSION,
+        required=True,
+        metadata={"description": "The version that these rules replace."},
+    )
+    rules = fields.Nested(RulesSchema, required=True)
+
+
+class TriedEventSchema(EventMembersSchema):
+    # So that a body of *Report an event* can be tried as it is.
+    external_id = CompanyId()
+    participant_id = ParticipantId()
+    programme = ProgrammeKey()
+
+
+class TriedReferralSchema(RequestSchema):
+    signed_up_at = Moment(metadata={"description": "Now if omitted."})
+    nth = whole(
+        1,
+        LARGEST_COUNT,
+        metadata={
+            "description": "Which of the referrer's qualified referrals it is; 1 if omitted."
+        },
+    )
+
+
+class TrialSchema(RequestSchema):
+    rules = fields.Nested(RulesSchema, required=True)
+    referral = fields.Nested(TriedReferralSchema, required=True)
+    events = fields.List(fields.Nested(TriedEventSchema), required=True)
+
+
+class ProgrammeSchema(Schema):
+    key = fields.String(attribute="programme.key", metadata={"example": "default"})
+    name = fields.String(attribute="programme.name")
+    version = fields.Integer(attribute="programme.version")
+    rules = fields.Dict(metadata={"example": RULES_EXAMPLE})
+    landing_url = fields.String(attribute="programme.landing_url", allow_none=True)
+    paused = fields.Boolean(attribute="programme.paused")
+    leaderboard = fields.Boolean(attribute="programme.leaderboard")
+    ended_at = Moment(attribute="programme.ended_at", allow_none=True)
+    created_at = Moment(attribute="programme.created_at")
+
+
+class ProgrammesSchema(PageSchema):
+    items = fields.List(fields.Nested(ProgrammeSchema))
+
+
+class RulesVersionSchema(Schema):
+    version = fields.Integer()
+    rules = fields.Dict(metadata={"example": RULES_EXAMPLE})
+    created_at = Moment()
+
+
+class AssessmentSchema(Schema):
+    state = fields.Enum(ReferralState, by_value=True)
+    reason = fields.Enum(ReferralReason, by_value=True)
+    rewards = fields.Function(lambda _: [], metadata={"type": "array", "items": {}})
+
+
+PROGRAMME_SCHEMA = ProgrammeSchema()
+PROGRAMMES_SCHEMA = ProgrammesSchema()
+RULES_VERSION_SCHEMA = RulesVersionSchema()
+ASSESSMENT_SCHEMA = AssessmentSchema()
+
+
+@docs(tags=["Programmes"], summary="List the programmes", refuses=(NotAllowed,))
+@querystring_schema(PageQuery)
+@response_schema(ProgrammesSchema, 200, description="A page of programmes, newest first.")
+@needs(Scope.PROGRAMME_READ)
+async def list_programmes(request: web.Request) -> web.Response:
+    await current_client(request)
+    page = await request.app[SERVICES].programmes.page(*read_page(request))
+    return respond(PROGRAMMES_SCHEMA, page)
+
+
+@docs(
+    tags=["Programmes"],
+    summary="Show a programme",
+    parameters=[_KEY],
+    refuses=(ProgrammeNotFound, NotAllowed),
+)
+@response_schema(ProgrammeSchema, 200, description="The programme and its newest rules.")
+@needs(Scope.PROGRAMME_READ)
+async def show_programme(request: web.Request) -> web.Response:
+    await current_client(request)
+    found = await request.app[SERVICES].programmes.find(_key_in(request))
+    return respond(PROGRAMME_SCHEMA, found)
+
+
+@docs(
+    tags=["Programmes"],
+    summary="Create a programme",
+    parameters=[IDEMPOTENCY_KEY],
+    refuses=(ProgrammeKeyTaken, NotAllowed),
+    locates=(201,),
+)
+@request_schema(
+    NewProgrammeSchema, example={"key": "spring", "name": "Spring", "rules": RULES_EXAMPLE}
+)
+@response_schema(ProgrammeSchema, 201, description="The new programme.")
+@needs(Scope.PROGRAMME_MANAGE)
+async def create_programme(request: web.Request) -> web.Response:
+    made_by = await current_client(request)
+    new = NewProgramme(**await read_body(request))
+
+    def write(shown: ShownProgramme) -> Any:
+        return answer(PROGRAMME_SCHEMA, shown, 201)
+
+    response = await answer_once(
+        request,
+        current_token(request).user_id or made_by,
+        lambda once: request.app[SERVICES].programmes.create(new, made_by, once),
+        write,
+    )
+    return locate(request, response, "programmes", "key")
+
+
+@docs(
+    tags=["Programmes"],
+    summary="Change a programme",
+    parameters=[_KEY],
+    refuses=(ProgrammeNotFound, NotAllowed),
+)
+@request_schema(ProgrammeChangeSchema, example={"paused": True})
+@response_schema(ProgrammeSchema, 200, description="The changed programme.")
+@needs(Scope.PROGRAMME_MANAGE)
+async def change_programme(request: web.Request) -> web.Response:
+    await current_client(request)
+    change = ProgrammeChange(**await read_body(request))
+    shown = await request.app[SERVICES].programmes.change(_key_in(request), change)
+    return respond(PROGRAMME_SCHEMA, shown)
+
+
+@docs(
+    tags=["Programmes"],
+    summary="Replace the rules",
+    description="Adds a version. Referrals keep the version they were made under.",
+    parameters=[_KEY],
+    refuses=(ProgrammeNotFound, RulesChanged, NotAllowed),
+    locates=(201,),
+)
+@request_schema(NewRulesSchema, example={"version": 1, "rules": RULES_EXAMPLE})
+@response_schema(RulesVersionSchema, 201, description="The new version.")
+@needs(Scope.PROGRAMME_MANAGE)
+async def replace_rules(request: web.Request) -> web.Response:
+    made_by = await current_client(request)
+    members = await read_body(request)
+    key, rules = _key_in(request), members["rules"]
+    version, created_at = await request.app[SERVICES].programmes.replace_rules(
+        key, members["version"], rules, made_by
+    )
+    shown = {"version": version, "rules": rules, "created_at": created_at}
+    response = respond(RULES_VERSION_SCHEMA, shown, 201)
+    response.headers["Location"] = public_path(request, f"{API}/programmes/{key}/rules/{version}")
+    return response
+
+
+@docs(
+    tags=["Programmes"],
+    summary="Show a version of the rules",
+    description="A version never changes.",
+    parameters=[_KEY, _VERSION],
+    refuses=(ProgrammeNotFound, NotAllowed),
+)
+@response_schema(RulesVersionSchema, 200, description="The version.")
+@needs(Scope.PROGRAMME_READ)
+async def show_rules(request: web.Request) -> web.Response:
+    await current_client(request)
+    version = request.match_info["version"]
+    number = int(version) if version.isascii() and version.isdigit() and len(version) < 10 else 0
+    rules, created_at = await request.app[SERVICES].programmes.find_version(
+        _key_in(request), number
+    )
+    shown = {"version": number, "rules": rules, "created_at": created_at}
+    return respond(RULES_VERSION_SCHEMA, shown)
+
+
+@docs(
+    tags=["Programmes"],
+    summary="Try rules",
+    description="Says what rules would make of a sign-up and the events that follow. Nothing is "
+    "stored.",
+    parameters=[_KEY],
+    refuses=(ProgrammeNotFound, NotAllowed),
+)
+@request_schema(
+    TrialSchema,
+    example={
+        "rules": RULES_EXAMPLE,
+        "referral": {},
+        "events": [{"id": "order-1001", "type": "purchase", "amount": 4900, "unit": "EUR"}],
+    },
+)
+@response_schema(AssessmentSchema, 200, description="What the referral would be.")
+@needs(Scope.PROGRAMME_MANAGE)
+async def try_rules(request: web.Request) -> web.Response:
+    await current_client(request)
+    body = await read_body(request)
+    now = request.app[SERVICES].clock()
+    signed_up_at = body["referral"].get("signed_up_at", now)
+    referral = Supposed(
+        registered_at=signed_up_at, window_ends_at=rules_of(body["rules"]).window_end(signed_up_at)
+    )
+    events = [_event(members, now) for members in body["events"]]
+    assessment = await request.app[SERVICES].programmes.try_rules(
+        _key_in(request), body["rules"], referral, events
+    )
+    return respond(ASSESSMENT_SCHEMA, assessment)
+
+
+def _key_in(request: web.Request) -> str:
+    key = request.match_info["key"]
+    if not PROGRAMME_KEY.fullmatch(key):
+        raise ProgrammeNotFound
+    return key
+
+
+def _event(members: dict[str, Any], now: datetime) -> Event:
+    return Event(
+        event_id=uuid7(),
+        programme_id=DEFAULT_PROGRAMME_ID,
+        external_id=members["id"],
+        participant_id=_NOBODY,
+        type=members["type"],
+        amount=members.get("amount"),
+        unit=members.get("unit"),
+        refunds=members.get("refunds"),
+        occurred_at=members.get("occurred_at", now),
+        received_at=now,
+    )

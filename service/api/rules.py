@@ -1,0 +1,251 @@
+"""The rules of a programme as JSON: their schema, and what contradicts itself in them."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Final, get_args
+
+from marshmallow import ValidationError, fields, validate, validates_schema
+
+from service.api.http.fields import BETWEEN, RequestSchema, Text, WholeNumber, by_rule
+from service.domain.events import LARGEST_AMOUNT, REFUND
+from service.domain.programmes import (
+    EMAIL_CONFIRMED,
+    MILESTONE,
+    QUALIFIED,
+    SIGN_UP,
+    WITHOUT_AMOUNT,
+    FraudAction,
+)
+from service.domain.units import check_unit
+
+MOST_REWARDS: Final = 20
+LONGEST_WINDOW_DAYS: Final = 3660
+EVENT_TYPE: Final = re.compile(r"[a-z][a-z0-9_.]{0,63}\Z")
+LARGEST_COUNT: Final = 10**9
+_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
+_NEVER_EVENTS: Final = frozenset({QUALIFIED, MILESTONE, REFUND})
+"""What qualifies nobody: two are consequences, and a refund takes back."""
+
+
+class EventType(Text):
+    """The type of an event."""
+
+    def __init__(self, **options: Any) -> None:
+        error = "A type has 1 to 64 of a-z, 0-9, _ and ., the first of them a letter."
+        super().__init__(validate=validate.Regexp(EVENT_TYPE, error=error), **options)
+
+
+class Unit(Text):
+    """A currency, or a company's own unit."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(validate=by_rule(check_unit), **options)
+
+
+def whole(smallest: int, largest: int, **options: Any) -> WholeNumber:
+    """Return a field for a whole number between the two."""
+    return WholeNumber(validate=validate.Range(smallest, largest, error=BETWEEN), **options)
+
+
+class MinimumSchema(RequestSchema):
+    amount = whole(1, LARGEST_AMOUNT, required=True)
+    unit = Unit(required=True)
+
+
+class QualificationSchema(RequestSchema):
+    on = EventType(
+        required=True,
+        metadata={
+            "description": "`signup`, `email_confirmed`, or the type of an event.",
+            "example": "purchase",
+        },
+    )
+    minimum = fields.Nested(
+        MinimumSchema, metadata={"description": "What the event must be worth, after its refunds."}
+    )
+    within_days = whole(
+        1,
+        LONGEST_WINDOW_DAYS,
+        metadata={"description": "How long after the sign-up it can qualify; forever if omitted."},
+    )
+
+    @validates_schema(skip_on_field_errors=False)
+    def _check(self, data: Mapping[str, Any], **_: Any) -> None:
+        on, faults = data.get("on"), {}
+        if on in _NEVER_EVENTS:
+            faults["on"] = ["Nobody can qualify on this."]
+        if "minimum" in data and on in WITHOUT_AMOUNT:
+            faults["minimum"] = [f"{on} has no amount."]
+        if "within_days" in data and on == SIGN_UP:
+            faults["within_days"] = ["A sign-up qualifies at once."]
+        if faults:
+            raise ValidationError(faults)
+
+
+class TierSchema(RequestSchema):
+    from_ = whole(
+        2,
+        LARGEST_COUNT,
+        data_key="from",
+        attribute="from",
+        required=True,
+        metadata={"description": "From the referrer's n-th qualified referral on."},
+    )
+    amount = whole(1, LARGEST_AMOUNT)
+    basis_points = whole(1, 10_000)
+
+
+class RewardRuleSchema(RequestSchema):
+    name = Text(
+        required=True,
+        validate=validate.Regexp(
+            _NAME, error="A name has 1 to 32 of a-z, 0-9 and -, the first of them a letter."
+        ),
+    )
+    to = Text(
+        required=True,
+        validate=validate.OneOf(["referrer", "referee"], error="This is referrer or referee."),
+    )
+    on = EventType(
+        required=True,
+        metadata={
+            "description": "`signup`, `qualified`, `milestone`, or the type of an event: then each "
+            "such event since the sign-up of a referral that has qualified."
+        },
+    )
+    unit = Unit(required=True)
+    amount = whole(
+        1, LARGEST_AMOUNT, metadata={"description": "Exactly one of amount and basis_points."}
+    )
+    basis_points = whole(
+        1,
+        10_000,
+        metadata={
+            "description": "Hundredths of a per cent of the event's net amount, rounded down."
+        },
+    )
+    max_amount = whole(
+        1, LARGEST_AMOUNT, metadata={"description": "The most that basis_points can give."}
+    )
+    hold_days = whole(
+        0, 366, metadata={"description": "How long after the event the reward stays pending."}
+    )
+    tiers = fields.List(fields.Nested(TierSchema), validate=validate.Length(max=MOST_REWARDS))
+    max_per_referrer = whole(1, LARGEST_COUNT)
+    max_total = whole(1, LARGEST_COUNT)
+    times = whole(
+        1, LARGEST_COUNT, metadata={"description": "Only the first so many events of a referral."}
+    )
+    within_days = whole(
+        1, LONGEST_WINDOW_DAYS, metadata={"description": "Only events so long after the sign-up."}
+    )
+    at = whole(1, LARGEST_COUNT, metadata={"description": "The referrals that a milestone needs."})
+    every = whole(1, LARGEST_COUNT, metadata={"description": "A milestone each time so many more."})
+
+    @validates_schema(skip_on_field_errors=False)
+    def _check(self, data: Mapping[str, Any], **_: Any) -> None:
+        faults = dict(_faults_of_reward(data))
+        if faults:
+            raise ValidationError(faults)
+
+
+def _action() -> Text:
+    actions = get_args(FraudAction)
+    return Text(validate=validate.OneOf(actions, error="This is off, flag, hold or reject."))
+
+
+class FraudRulesSchema(RequestSchema):
+    self_referral = _action()
+    same_device = _action()
+    same_ip = _action()
+    disposable_email = _action()
+    velocity = _action()
+
+
+class RulesSchema(RequestSchema):
+    qualify = fields.Nested(QualificationSchema, required=True)
+    rewards = fields.List(
+        fields.Nested(RewardRuleSchema),
+        validate=validate.Length(max=MOST_REWARDS, error="There are at most {max} rewards."),
+    )
+    fraud = fields.Nested(FraudRulesSchema)
+
+    @validates_schema(skip_on_field_errors=False)
+    def _check(self, data: Mapping[str, Any], **_: Any) -> None:
+        rewards, qualify = data.get("rewards", ()), data.get("qualify", {})
+        faults: dict[int, dict[str, list[str]]] = {}
+        names: set[str] = set()
+        for place, reward in enumerate(rewards):
+            name = reward.get("name")
+            if name in names:
+                faults[place] = {"name": ["Another reward has this name."]}
+            names.add(name)
+            if "basis_points" in reward and reward.get("on") == QUALIFIED:
+                minimum = qualify.get("minimum", {})
+                if qualify.get("on") in WITHOUT_AMOUNT:
+                    faults[place] = {"basis_points": [f"{qualify['on']} has no amount."]}
+                elif minimum.get("unit", reward.get("unit")) != reward.get("unit"):
+                    faults[place] = {"unit": ["What qualifies is in another unit."]}
+        if faults:
+            raise ValidationError({"rewards": faults})
+
+
+def _faults_of_reward(reward: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield what contradicts itself in a reward, by member."""
+    on, by_percentage, has = reward.get("on"), "basis_points" in reward, reward.keys()
+    milestone = on == MILESTONE
+    wrong = {
+        "on": on == REFUND and "A refund gives nothing.",
+        "amount": by_percentage is ("amount" in has)
+        and "Give exactly one of amount and basis_points.",
+        "basis_points": by_percentage
+        and on in WITHOUT_AMOUNT - {QUALIFIED}
+        and f"{on} has no amount.",
+        "max_amount": "max_amount" in has
+        and not by_percentage
+        and "Only basis_points need a largest amount.",
+        "at": milestone
+        and ("at" in has) is ("every" in has)
+        and "Give exactly one of at and every.",
+        "to": milestone and reward.get("to") == "referee" and "A milestone is the referrer's.",
+        "tiers": "tiers" in has and _fault_of_tiers(reward["tiers"], on, by_percentage),
+    }
+    only = [("at", not milestone), ("every", not milestone)]
+    only += [("times", on in WITHOUT_AMOUNT), ("within_days", on in WITHOUT_AMOUNT)]
+    wrong |= {
+        name: "Rewards on this have no such member."
+        for name, fault in only
+        if fault and name in has
+    }
+    yield from ((name, [fault]) for name, fault in wrong.items() if fault)
+
+
+def _fault_of_tiers(
+    tiers: Sequence[Mapping[str, Any]], on: str | None, by_percentage: bool
+) -> str | None:
+    if on in {SIGN_UP, EMAIL_CONFIRMED, MILESTONE}:
+        return "A referral has no place among those that have qualified yet."
+    starts = [tier.get("from", 0) for tier in tiers]
+    if any(later <= earlier for earlier, later in pairwise(starts)):
+        return "Each tier starts at a higher referral than the one before."
+    worth = "basis_points" if by_percentage else "amount"
+    if any(set(tier) - {"from"} != {worth} for tier in tiers):
+        return f"Each tier has `from` and, like the reward, {worth}."
+    return None
+
+
+RULES_EXAMPLE: Final = {
+    "qualify": {"on": "purchase", "minimum": {"amount": 2000, "unit": "EUR"}, "within_days": 30},
+    "rewards": [
+        {"name": "welcome", "to": "referee", "on": "signup", "unit": "points", "amount": 100},
+        {
+            "name": "friend",
+            "to": "referrer",
+            "on": "qualified",
+            "unit": "EUR",
+            "amount": 500,
+            "hold_days": 14,
+        },
+    ],
+}
