@@ -40,6 +40,7 @@ from service.use_cases.housekeeping import Housekeeping
 from service.use_cases.idempotency import Refusals
 from service.use_cases.identities import Identities
 from service.use_cases.jobs import Handler, Jobs, Worker
+from service.use_cases.ledger_check import LedgerCheck
 from service.use_cases.links import Links
 from service.use_cases.mail_tokens import MailTokens
 from service.use_cases.mails import Mails
@@ -79,6 +80,7 @@ class Services:
     cache_invalidation: CacheInvalidation
     housekeeping: Housekeeping
     sweeps: Sweeps
+    ledger_check: LedgerCheck
     refusals: Refusals
     security_events: SecurityEvents
     users: Users
@@ -187,6 +189,7 @@ def _build(
         jobs=shared.jobs,
         cache_invalidation=shared.invalidation,
         housekeeping=Housekeeping(postgresql, clock),
+        ledger_check=LedgerCheck(postgresql),
         sweeps=Sweeps(postgresql, referrals, rewards, clock),
         refusals=Refusals(postgresql, clock),
         security_events=shared.events,

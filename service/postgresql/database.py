@@ -28,6 +28,7 @@ from service.repositories.claims import ClaimRepository
 from service.repositories.confirmations import ConfirmationRepository
 from service.repositories.connection import Connection
 from service.repositories.decisions import DecisionRepository
+from service.repositories.differences import DifferenceRepository
 from service.repositories.enrichments import EnrichmentRepository
 from service.repositories.events import EventRepository
 from service.repositories.idempotency_keys import IdempotencyKeyRepository
@@ -114,6 +115,7 @@ class Repositories:
         self.claims = ClaimRepository(connection)
         self.confirmations = ConfirmationRepository(connection)
         self.decisions = DecisionRepository(connection)
+        self.differences = DifferenceRepository(connection)
         self.enrichments = EnrichmentRepository(connection)
         self.events = EventRepository(connection)
         self.idempotency_keys = IdempotencyKeyRepository(connection)

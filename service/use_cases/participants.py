@@ -179,6 +179,8 @@ class Participants:
                 await repositories.participants.set_public_name(
                     locked.participant_id, locked.programme_id, change.public_name
                 )
+            if change.blocked is not None:
+                await repositories.rewards.hold_of_participant(locked.participant_id)
             if change.blocked is not None and locked.user_id is not None:
                 await self._forget_code(repositories, locked.user_id, now)
             return await self._find(repositories, participant_id, now)

@@ -205,6 +205,8 @@ class Users:
                 await end_sessions(
                     self._shared, repositories, user_id, now, reason="account-disabled"
                 )
+            if await repositories.participants.lock(user_id) is not None:
+                await repositories.rewards.hold_of_participant(user_id)
             if changed:
                 event = (
                     SecurityEvent.ACCOUNT_DISABLED if disabled else SecurityEvent.ACCOUNT_ENABLED

@@ -32,6 +32,7 @@ def test_every_table_has_its_statements() -> None:
         "claims",
         "confirmations",
         "decisions",
+        "differences",
         "enrichments",
         "events",
         "idempotency_keys",
