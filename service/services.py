@@ -40,6 +40,7 @@ from service.use_cases.housekeeping import Housekeeping
 from service.use_cases.idempotency import Refusals
 from service.use_cases.identities import Identities
 from service.use_cases.jobs import Handler, Jobs, Worker
+from service.use_cases.ledger import Ledger
 from service.use_cases.ledger_check import LedgerCheck
 from service.use_cases.links import Links
 from service.use_cases.mail_tokens import MailTokens
@@ -80,6 +81,7 @@ class Services:
     cache_invalidation: CacheInvalidation
     housekeeping: Housekeeping
     sweeps: Sweeps
+    ledger: Ledger
     ledger_check: LedgerCheck
     refusals: Refusals
     security_events: SecurityEvents
@@ -189,6 +191,7 @@ def _build(
         jobs=shared.jobs,
         cache_invalidation=shared.invalidation,
         housekeeping=Housekeeping(postgresql, clock),
+        ledger=Ledger(shared, programmes, participants),
         ledger_check=LedgerCheck(postgresql),
         sweeps=Sweeps(postgresql, referrals, rewards, clock),
         refusals=Refusals(postgresql, clock),

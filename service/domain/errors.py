@@ -33,9 +33,11 @@
     │   ├── ReferralCodeNotFound
     │   ├── ReferralNotFound
     │   ├── SessionNotFound
+    │   ├── TransferNotFound
     │   └── UserNotFound
     ├── Conflict
     │   ├── AlreadyReferred
+    │   ├── BalanceTooLow
     │   ├── EmailTaken
     │   ├── IdReused
     │   ├── IdentityNotLinked
@@ -267,6 +269,11 @@ class SessionNotFound(NotFound):
     title = "You have no such session."
 
 
+class TransferNotFound(NotFound):
+    code = "transfer-not-found"
+    title = "There is no such redemption."
+
+
 class UserNotFound(NotFound):
     code = "user-not-found"
     title = "There is no such user."
@@ -275,6 +282,16 @@ class UserNotFound(NotFound):
 class AlreadyReferred(Conflict):
     code = "already-referred"
     title = "This participant has been referred before."
+
+
+class BalanceTooLow(Conflict):
+    code = "balance-too-low"
+    title = "Less is available than is to be redeemed."
+    field = "amount"
+
+    def __init__(self, available: int = 0) -> None:
+        super().__init__(f"Available: {available}.")
+        self.available = available
 
 
 class EmailTaken(Conflict):

@@ -4,6 +4,7 @@ from typing import Final
 from uuid import UUID
 
 from service.domain.ledger import Balance, Liability
+from service.domain.pages import BalanceCursor
 from service.repositories.connection import LAST_ID, Connection
 
 OPEN: Final = """
@@ -23,7 +24,9 @@ OF_PARTICIPANT: Final = """
     SELECT participant_id, unit, pending, available, redeemed
       FROM balances
      WHERE participant_id = $1
+       AND (participant_id, unit) < ($2, $3)
      ORDER BY unit DESC
+     LIMIT $4
 """
 
 NEWEST: Final = """
@@ -62,15 +65,21 @@ class BalanceRepository:
         """Return what is available of a unit; 0 where there never was anything."""
         return await self._connection.fetchval(FIND_AVAILABLE, participant_id, unit) or 0
 
-    async def of_participant(self, participant_id: UUID) -> list[Balance]:
-        rows = await self._connection.fetch(OF_PARTICIPANT, participant_id)
-        return [Balance(**row) for row in rows]
-
     async def newest(
-        self, programme_id: UUID, limit: int, after: tuple[UUID, str] | None
+        self,
+        programme_id: UUID,
+        participant_id: UUID | None,
+        limit: int,
+        after: BalanceCursor | None,
     ) -> list[Balance]:
-        """Return up to `limit` of a programme, those of the newest participants first."""
-        rows = await self._connection.fetch(NEWEST, programme_id, *(after or (LAST_ID, "")), limit)
+        """Return up to `limit` of a participant, or else of a programme, newest ones first."""
+        rows = await self._connection.fetch(
+            NEWEST if participant_id is None else OF_PARTICIPANT,
+            participant_id or programme_id,
+            after.participant_id if after else LAST_ID,
+            after.unit if after else "",
+            limit,
+        )
         return [Balance(**row) for row in rows]
 
     async def liability(self, programme_id: UUID) -> list[Liability]:

@@ -103,6 +103,49 @@ class Participants:
             raise InvalidInput("The participant belongs to another programme.", field="programme")
         return found, programme
 
+    async def resolve(self, repositories: Repositories, who: Who) -> tuple[UUID, UUID] | None:
+        """Return the ids of a participant's programme and of the participant.
+
+        None for somebody whom nobody has reported. Raises ProgrammeUnknown.
+        """
+        participants = repositories.participants
+        programme = await self._programmes.resolve(repositories, who.programme or DEFAULT_PROGRAMME)
+        if who.external_id is not None:
+            hashed = self._hash(programme, who.external_id)
+            found = await participants.find_external(programme.programme_id, hashed)
+        else:
+            assert who.participant_id is not None
+            found = await participants.find(who.participant_id)
+        if found is None or (who.programme and found.programme_id != programme.programme_id):
+            return None
+        return found.programme_id, found.participant_id
+
+    async def find_known(
+        self, repositories: Repositories, who: Who, now: datetime
+    ) -> tuple[Participant, Programme]:
+        """Return a participant whom somebody has reported before, or an account.
+
+        Raises ProgrammeUnknown, or InvalidInput for one whom nobody knows.
+        """
+        if who.external_id is not None:
+            programme = await self._programmes.resolve(
+                repositories, who.programme or DEFAULT_PROGRAMME
+            )
+            hashed = self._hash(programme, who.external_id)
+            found = await repositories.participants.find_external(programme.programme_id, hashed)
+            if found is None:
+                raise InvalidInput("There is no such participant.", field="external_id")
+            return found, programme
+        assert who.participant_id is not None
+        await repositories.participants.add_account(who.participant_id, now)
+        found = await repositories.participants.find(who.participant_id)
+        if found is None:
+            raise InvalidInput("There is no such participant.", field="participant_id")
+        programme = await self._programmes.find_by_id(repositories, found.programme_id)
+        if who.programme not in {None, programme.key}:
+            raise InvalidInput("The participant belongs to another programme.", field="programme")
+        return found, programme
+
     @retried
     async def create(
         self, new: NewParticipant, once: AnswerOnce[tuple[ShownParticipant, bool]]

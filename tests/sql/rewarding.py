@@ -9,12 +9,14 @@ from uuid import UUID
 
 import asyncpg
 
+from service.domain.ledger import Transfer
 from service.domain.referral_codes import NewReferralCode
 from service.domain.referrals import SYSTEM, ProgrammeReferral
 from service.services import Services, open_services
 from service.settings.settings import Settings
 from service.use_cases.events import EventReport, Reported
 from service.use_cases.idempotency import AnswerOnce
+from service.use_cases.ledger import Movement
 from service.use_cases.participants import NewParticipant, ParticipantChange, ShownParticipant, Who
 from service.use_cases.referrals import Verdict
 from service.use_cases.sign_ups import SignUp
@@ -92,6 +94,29 @@ class Shop:
     async def review(self, referral_id: UUID, decision: Any) -> None:
         verdict = Verdict(decision=decision, reason="because")
         await self.services.referrals.review(referral_id, verdict, SYSTEM)
+
+    async def redeem(
+        self, payout: str, participant: ShownParticipant, amount: int, unit: str = "EUR"
+    ) -> tuple[Transfer, bool]:
+        asked = self._movement(payout, participant, amount, unit)
+        return await self.services.ledger.redeem(asked, SYSTEM, once())
+
+    async def adjust(
+        self, adjustment: str, participant: ShownParticipant, amount: int
+    ) -> tuple[Transfer, bool]:
+        asked = self._movement(adjustment, participant, amount, "EUR")
+        return await self.services.ledger.adjust(asked, SYSTEM, once())
+
+    def _movement(
+        self, external_id: str, participant: ShownParticipant, amount: int, unit: str
+    ) -> Movement:
+        return Movement(
+            external_id=external_id,
+            who=Who(participant_id=participant.participant.participant_id),
+            unit=unit,
+            amount=amount,
+            fingerprint=f"{amount} {unit}".encode(),
+        )
 
     async def block(self, participant: ShownParticipant, blocked: bool) -> None:
         participant_id = participant.participant.participant_id
