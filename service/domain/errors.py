@@ -44,6 +44,7 @@
     │   ├── LastAdmin
     │   ├── LastWayIn
     │   ├── LiveReferralCodeExists
+    │   ├── ParticipantErased
     │   ├── ProgrammeKeyTaken
     │   ├── ReferralCodeTaken
     │   └── RulesChanged
@@ -149,7 +150,7 @@ class PasswordUnacceptable(InvalidInput):
 
 
 class ProgrammeUnknown(InvalidInput):
-    detail = "There is no such programme."
+    detail = "No programme has this key."
     field = "programme"
 
 
@@ -178,7 +179,10 @@ class TokenUnusable(InvalidInput):
 
 
 class ClientSecretWrong(NotAuthenticated):
-    detail = "The client is unknown, or its secret is wrong."
+    detail = (
+        "The Authorization header is not `Bearer TOKEN`, and as Basic credentials it names an "
+        "unknown client or a wrong secret."
+    )
 
 
 class InvalidCredentials(NotAuthenticated):
@@ -324,6 +328,11 @@ class LastWayIn(Conflict):
 class LiveReferralCodeExists(Conflict):
     code = "referral-code-exists"
     title = "A user can have only one live referral code."
+
+
+class ParticipantErased(Conflict):
+    detail = "The participant with this id has been erased, and the id stays used."
+    field = "external_id"
 
 
 class ProgrammeKeyTaken(Conflict):
