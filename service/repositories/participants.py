@@ -48,15 +48,13 @@ LOCK_EXTERNAL: Final = """
        FOR NO KEY UPDATE
 """
 
-# A block waits for the reward that is being given, or is seen. The lock is the weakest that a block
-# conflicts with, so that what is given to one referrer at the same time does not wait.
-LOCK_RECIPIENTS: Final = """
-    SELECT p.participant_id, p.blocked_at IS NOT NULL AS blocked, p.user_id, g.paused
+RECIPIENTS: Final = """
+    SELECT p.participant_id, p.blocked_at IS NOT NULL OR u.disabled_at IS NOT NULL AS held,
+           g.paused
       FROM participants p
       JOIN programmes g USING (programme_id)
+      LEFT JOIN users u ON u.user_id = p.user_id
      WHERE p.participant_id = ANY ($1)
-     ORDER BY p.participant_id
-       FOR SHARE OF p
 """
 
 # Also an account that has not taken part in anything yet.
@@ -114,11 +112,11 @@ ERASE: Final = """
 
 
 class Recipient(NamedTuple):
-    """A participant who may be given something, and whether the programme is paused."""
+    """A participant, whether a block or a disabled account holds what is given, and whether the
+    programme is paused."""
 
     participant_id: UUID
-    blocked: bool
-    user_id: UUID | None
+    held: bool
     paused: bool
 
 
@@ -156,9 +154,9 @@ class ParticipantRepository:
             await self._connection.fetchrow(LOCK_EXTERNAL, programme_id, external_hash)
         )
 
-    async def lock_recipients(self, participant_ids: Sequence[UUID]) -> list[Recipient]:
-        """Return participants, of whom none is blocked or unblocked until the transaction ends."""
-        rows = await self._connection.fetch(LOCK_RECIPIENTS, participant_ids)
+    async def recipients(self, participant_ids: Sequence[UUID]) -> list[Recipient]:
+        """Return what keeps things from these participants."""
+        rows = await self._connection.fetch(RECIPIENTS, participant_ids)
         return [Recipient(*row) for row in rows]
 
     async def find(self, participant_id: UUID) -> Participant | None:

@@ -29,7 +29,7 @@ MOVE: Final = """
     RETURNING qualified
 """
 
-# Of referrers who have one.
+# A block waits for the reward that is being given to a referrer, or is seen.
 LOCK: Final = """
     SELECT qualified
       FROM standings
@@ -61,10 +61,13 @@ class StandingRepository:
         )
         return qualified
 
-    async def lock(self, referrer_id: UUID) -> None:
-        """Have milestones of the referrer wait until the transaction ends."""
-        await self._connection.execute(LOCK, referrer_id)
+    async def lock(self, participant_id: UUID) -> bool:
+        """Let what a participant is given wait until the transaction ends.
 
-    async def lock_free(self, referrer_id: UUID) -> bool:
-        """Like `lock`; return False if somebody else holds the lock."""
-        return await self._connection.fetchval(LOCK_FREE, referrer_id) is not None
+        Returns False, and locks nothing, if there is no row yet.
+        """
+        return await self._connection.fetchval(LOCK, participant_id) is not None
+
+    async def lock_free(self, participant_id: UUID) -> bool:
+        """Like `lock`; return False also if somebody else holds the lock."""
+        return await self._connection.fetchval(LOCK_FREE, participant_id) is not None

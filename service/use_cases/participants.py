@@ -25,6 +25,7 @@ from service.domain.referral_codes import (
 from service.postgresql.database import Repositories, TryAgain, retried
 from service.use_cases.cache_invalidation import code_key
 from service.use_cases.idempotency import AnswerOnce
+from service.use_cases.locks import lock_standing
 from service.use_cases.programmes import Programmes
 from service.use_cases.referral_codes import ReferralCodes
 from service.use_cases.shared import Shared
@@ -224,6 +225,7 @@ class Participants:
                     locked.participant_id, locked.programme_id, change.public_name
                 )
             if change.blocked is not None:
+                await lock_standing(repositories, locked.participant_id, locked.programme_id, now)
                 await repositories.rewards.hold_of_participant(locked.participant_id)
             if change.blocked is not None and locked.user_id is not None:
                 await self._forget_code(repositories, locked.user_id, now)

@@ -37,6 +37,7 @@ from service.domain.settlement import Case, Recipients
 from service.domain.users import Role
 from service.postgresql.batch_loader import BatchLoader
 from service.postgresql.database import Database, Repositories, TryAgain, retried
+from service.use_cases.locks import lock_standing
 from service.use_cases.programmes import Programmes
 from service.use_cases.rewards import Rewards, Settled
 
@@ -264,17 +265,20 @@ class Referrals:
         concerned = is_whole or (
             change.event is not None and may_matter(change.rules, change.event)
         )
-        recipients = Recipients()
-        if concerned and change.rules.rewards:
-            recipients = await self._rewards.lock_recipients(repositories, referral, change.now)
         decisions, standing = [], None
         for state, reason in planned:
             decision = _next_decision(referral, change, state, reason)
             referral, qualified = await self._decide(repositories, referral, decision)
             decisions.append(decision)
             standing = standing if qualified is None else qualified
+        recipients = Recipients()
+        if standing is None and (change.reviewed or (concerned and change.rules.rewards)):
+            await lock_standing(
+                repositories, referral.referrer_id, referral.programme_id, change.now
+            )
+        if concerned and change.rules.rewards:
+            recipients = await self._rewards.recipients(repositories, referral)
         if change.reviewed:
-            await repositories.standings.lock(referral.referrer_id)
             await repositories.rewards.hold_of_referral(referral.referral_id)
             await repositories.rewards.hold_milestones(referral.referrer_id)
         rose = _counts(referral) and not _counts(before)

@@ -51,21 +51,17 @@ class Rewards:
     def __init__(self, programmes: Programmes) -> None:
         self._programmes = programmes
 
-    async def lock_recipients(
-        self, repositories: Repositories, referral: ProgrammeReferral, now: datetime
+    async def recipients(
+        self, repositories: Repositories, referral: ProgrammeReferral
     ) -> Recipients:
-        """Return who of referrer and referee gets nothing at once, until the transaction ends."""
-        wanted = [referral.referrer_id, referral.referral_id]
-        found = await repositories.participants.lock_recipients(wanted)
-        if len(found) < len(wanted):  # an account that has never taken part in anything
-            await repositories.participants.add_account(referral.referrer_id, now)
-            found = await repositories.participants.lock_recipients(wanted)
-        held = {one.participant_id for one in found if one.blocked}
-        accounts = [one.user_id for one in found if one.user_id is not None]
-        if accounts:  # read after the lock, which an account is disabled under
-            users = await repositories.users.find_several(accounts)
-            held |= {user_id for user_id, user in users.items() if user.disabled}
-        return Recipients(held=frozenset(held), paused=any(one.paused for one in found))
+        """Return who of referrer, whose standing is locked, and referee gets nothing at once."""
+        found = await repositories.participants.recipients(
+            [referral.referrer_id, referral.referral_id]
+        )
+        return Recipients(
+            held=frozenset(one.participant_id for one in found if one.held),
+            paused=any(one.paused for one in found),
+        )
 
     async def settle(self, repositories: Repositories, case: Case) -> Settled:
         """Give what is wanted and missing, take back what is not wanted, release what is due."""

@@ -220,7 +220,7 @@ async def test_a_review_and_a_release_at_once_take_back_what_was_given(shop: Sho
 async def test_a_block_waits_for_what_is_being_given_and_holds_it(
     shop: Shop, database: asyncpg.Connection, settings: Settings
 ) -> None:
-    """Without FOR SHARE in LOCK_RECIPIENTS the block would miss the reward that is being given."""
+    """Without the lock of the standing the block would miss the reward that is being given."""
     await shop.use_rules(HELD)
     referrer, referee = await shop.referrer(), new_id("referee")
     await shop.sign_up(referrer, referee)
