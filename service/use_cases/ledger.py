@@ -1,6 +1,6 @@
 """What can be done with the ledger: paying out, taking that back, adjusting, looking."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
@@ -140,6 +140,8 @@ class Ledger:
                 programme_id=programme_id, participant_id=participant_id, state=state, rule=rule
             )
             rewards = await repositories.rewards.newest(wanted, limit + 1, after)
+            if whose.user_id is not None:
+                rewards = [await self._discreet(repositories, reward) for reward in rewards]
         return Page.of(rewards, limit, lambda last: Cursor(last.created_at, last.reward_id))
 
     async def transfers(self, whose: Whose, limit: int, after: Cursor | None) -> Page[Transfer]:
@@ -169,6 +171,13 @@ class Ledger:
             if programme is None:
                 raise ProgrammeNotFound
             return await repositories.balances.liability(programme.programme_id)
+
+    async def _discreet(self, repositories: Repositories, reward: Reward) -> Reward:
+        """Return a reward as its owner sees it: whose amount a percentage is of is not told."""
+        rules = await self._programmes.rules(repositories, reward.programme_id, reward.version)
+        [rule] = [one for one in rules.rewards if one.name == reward.rule]
+        is_part = rule.basis_points is not None and reward.to == "referrer"
+        return replace(reward, referral_id=None) if is_part else reward
 
     async def _resolve(
         self, repositories: Repositories, whose: Whose

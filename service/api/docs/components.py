@@ -30,6 +30,8 @@ TAGS: Final = {
     "Accounts": "Register, with or without a referral code, and manage your account.",
     "Referral codes": "One live code per user, which anyone can find by email address.",
     "Referrals": "The users who registered with a referrer's code.",
+    "Rewards": "What rules gave, what is available, and what has been paid out. Nothing is ever "
+    "changed: what was wrong is moved back by another transfer.",
     "Sessions": "Sign in, stay signed in, sign out, change the password.",
     "Email": "Confirm, change or verify an email address; reset a password.",
     "Programmes": "For a company with its own accounts, in five calls: *Create a participant* with "
