@@ -249,6 +249,11 @@ async def test_referrals_are_listed_in_pages_and_by_state(company: Company) -> N
     assert [one["registered_at"] for one in seen] == sorted(
         (one["registered_at"] for one in seen), reverse=True
     )
+    reverse = (await company.get("/referrals?limit=3&order=oldest")).json()
+    rest = (
+        await company.get(f"/referrals?limit=3&order=oldest&cursor={reverse['next_cursor']}")
+    ).json()
+    assert reverse["items"] + rest["items"] == seen[::-1]
     qualified = (await company.get("/referrals?state=qualified")).json()["items"]
     assert [one["state"] for one in qualified] == ["qualified"]
     whose = f"/referrals?referrer_id={referrer['participant_id']}&state=pending"
@@ -256,6 +261,7 @@ async def test_referrals_are_listed_in_pages_and_by_state(company: Company) -> N
     assert (await company.get("/referrals?review=open")).json()["items"] == []
     for query, pointer in {
         "state=x": "#/state",
+        "order=x": "#/order",
         "referrer_id=x": "#/referrer_id",
         "programme=nowhere": "#/programme",
         "limit=0": "#/limit",
