@@ -165,7 +165,7 @@ class TriedRewardSchema(Schema):
 
 class AssessmentSchema(Schema):
     state = fields.Enum(ReferralState, by_value=True)
-    reason = fields.Enum(ReferralReason, by_value=True)
+    reason = fields.String(metadata={"example": ReferralReason.QUALIFIED})
     rewards = fields.List(fields.Nested(TriedRewardSchema))
 
 

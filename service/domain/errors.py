@@ -293,9 +293,14 @@ class BalanceTooLow(Conflict):
     title = "Less is available than is to be redeemed."
     field = "amount"
 
-    def __init__(self, available: int = 0) -> None:
-        super().__init__(f"Available: {available}.")
-        self.available = available
+    available: int = 0
+    """What could be redeemed at that moment; below 0 it is a debt."""
+
+    @classmethod
+    def with_available(cls, available: int) -> "BalanceTooLow":
+        error = cls(f"Only {available} can be redeemed." if available > 0 else "")
+        error.available = available
+        return error
 
 
 class EmailTaken(Conflict):

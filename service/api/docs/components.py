@@ -30,14 +30,14 @@ TAGS: Final = {
     "Accounts": "Register, with or without a referral code, and manage your account.",
     "Referral codes": "One live code per user, which anyone can find by email address.",
     "Referrals": "The users who registered with a referrer's code.",
-    "Rewards": "What rules gave, what is available, and what has been paid out. Nothing is ever "
-    "changed: what was wrong is moved back by another transfer.",
     "Sessions": "Sign in, stay signed in, sign out, change the password.",
     "Email": "Confirm, change or verify an email address; reset a password.",
     "Programmes": "For a company with its own accounts, in five calls: *Create a participant* with "
     "a code, *Report a sign-up* with that code, *Report an event* such as a purchase, another one "
     "for its refund, and *Show a referral* to see what followed. Clients send their id and secret "
     "with each call (Basic), or an access token of their own. Admins can make these calls too.",
+    "Rewards": "What rules gave, what is available, and what has been paid out. Nothing is ever "
+    "changed: what was wrong is moved back by another transfer.",
     "OAuth 2.0": "Access for other applications with the user's consent. Errors follow RFC 6749.",
     "Admin": "For users with the role `admin`.",
     "Operating": "For operators and their tools.",
