@@ -36,6 +36,7 @@ from service.use_cases.claims import Claims
 from service.use_cases.email_verification import EmailVerification
 from service.use_cases.enrichment import Enrichments
 from service.use_cases.events import Events
+from service.use_cases.exports import Exports
 from service.use_cases.housekeeping import Housekeeping
 from service.use_cases.idempotency import Refusals
 from service.use_cases.identities import Identities
@@ -81,6 +82,7 @@ class Services:
     cache_invalidation: CacheInvalidation
     housekeeping: Housekeeping
     sweeps: Sweeps
+    exports: Exports
     ledger: Ledger
     ledger_check: LedgerCheck
     refusals: Refusals
@@ -191,6 +193,7 @@ def _build(
         jobs=shared.jobs,
         cache_invalidation=shared.invalidation,
         housekeeping=Housekeeping(postgresql, clock),
+        exports=Exports(postgresql),
         ledger=Ledger(shared, programmes, participants),
         ledger_check=LedgerCheck(postgresql),
         sweeps=Sweeps(postgresql, referrals, rewards, clock),

@@ -31,6 +31,7 @@ from service.repositories.decisions import DecisionRepository
 from service.repositories.differences import DifferenceRepository
 from service.repositories.enrichments import EnrichmentRepository
 from service.repositories.events import EventRepository
+from service.repositories.exports import ExportRepository
 from service.repositories.idempotency_keys import IdempotencyKeyRepository
 from service.repositories.identities import IdentityRepository
 from service.repositories.jobs import JobRepository
@@ -118,6 +119,7 @@ class Repositories:
         self.differences = DifferenceRepository(connection)
         self.enrichments = EnrichmentRepository(connection)
         self.events = EventRepository(connection)
+        self.exports = ExportRepository(connection)
         self.idempotency_keys = IdempotencyKeyRepository(connection)
         self.identities = IdentityRepository(connection)
         self.jobs = JobRepository(connection)

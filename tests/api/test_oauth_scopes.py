@@ -94,6 +94,7 @@ async def called(api: Api, route: Route, token: str | None) -> Answer:
         participant_id=NOBODY,
         referral_id=NOBODY,
         transfer_id=NOBODY,
+        table="rewards",
         key="default",
         version=1,
     )

@@ -35,6 +35,7 @@ def test_every_table_has_its_statements() -> None:
         "differences",
         "enrichments",
         "events",
+        "exports",
         "idempotency_keys",
         "identities",
         "jobs",
