@@ -33,6 +33,7 @@ from service.settings.settings import DatabaseSettings, ServerSettings, Settings
 from service.use_cases.account_changes import AccountChanges
 from service.use_cases.cache_invalidation import CacheInvalidation
 from service.use_cases.claims import Claims
+from service.use_cases.decisions import Decisions
 from service.use_cases.email_verification import EmailVerification
 from service.use_cases.enrichment import Enrichments
 from service.use_cases.events import Events
@@ -151,7 +152,7 @@ def _build(
     invalidation = CacheInvalidation(postgresql, cache, redis)
     programmes = Programmes(postgresql, invalidation, clock)
     rewards = Rewards(programmes)
-    referrals = Referrals(postgresql, programmes, rewards, clock)
+    referrals = Referrals(postgresql, programmes, Decisions(rewards), clock)
     shared = Shared(
         database=postgresql,
         clock=clock,

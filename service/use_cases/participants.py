@@ -1,5 +1,6 @@
 """What can be done with participants, who have an account here or only at a company."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -359,11 +360,15 @@ class Participants:
         ip: str | None,
         device_id: str | None,
         now: datetime,
-    ) -> None:
-        """Keep keyed hashes of what a company tells about a person, and nothing else of it."""
+    ) -> Mapping[str, bytes]:
+        """Keep keyed hashes of what a company tells about a person, and nothing else of it.
+
+        Returns them by kind.
+        """
         signals = signals_of(self._shared.hash_key, participant.programme_id, email, ip, device_id)
         if signals:
             await repositories.signals.note(participant.participant_id, signals, now)
+        return signals
 
     async def _forget_code(self, repositories: Repositories, user_id: UUID, now: datetime) -> None:
         """Have the cache forget the code of an account that is blocked, or no longer."""

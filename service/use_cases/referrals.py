@@ -1,6 +1,6 @@
 """What can be done with referrals. Nothing but `Referrals.assess` and `review` changes one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Literal, NamedTuple
@@ -9,18 +9,9 @@ from uuid import UUID
 from service.domain.clock import Clock
 from service.domain.errors import NotAllowed, ReferralNotFound, UserNotFound
 from service.domain.events import Event
+from service.domain.fraud import Suspicions, judge
 from service.domain.pages import Cursor, Page
-from service.domain.programmes import (
-    CLOCKS_DIFFER_BY,
-    DEFAULT_PROGRAMME,
-    HAVE_QUALIFIED,
-    SIGN_UP,
-    Assessment,
-    Programme,
-    Rules,
-    assess,
-    steps,
-)
+from service.domain.programmes import DEFAULT_PROGRAMME, Programme, Rules, steps
 from service.domain.referrals import (
     SYSTEM,
     Decision,
@@ -28,18 +19,16 @@ from service.domain.referrals import (
     ProgrammeReferral,
     Referral,
     ReferralFilter,
+    ReferralFlag,
     ReferralReason,
     ReferralState,
     Review,
 )
-from service.domain.rewards import may_matter
-from service.domain.settlement import Case, Recipients
 from service.domain.users import Role
 from service.postgresql.batch_loader import BatchLoader
-from service.postgresql.database import Database, Repositories, TryAgain, retried
-from service.use_cases.locks import lock_standing
+from service.postgresql.database import Database, Repositories, retried
+from service.use_cases.decisions import Assessed, Change, Decisions, assessment_of, next_decision
 from service.use_cases.programmes import Programmes
-from service.use_cases.rewards import Rewards, Settled
 
 MOST_PAGES: Final = 50
 """Pages read by one statement; a page has up to a hundred rows."""
@@ -65,15 +54,6 @@ class ReferralHistory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Assessed:
-    """A referral as it has become, by which decisions, and what was done about its rewards."""
-
-    referral: ProgrammeReferral
-    decisions: Sequence[Decision]
-    settled: Settled
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What a reviewer decides about a referral, with the reason in the reviewer's own words."""
 
@@ -85,11 +65,11 @@ class Referrals:
     """Who signed up with whose code, and what became of it."""
 
     def __init__(
-        self, database: Database, programmes: Programmes, rewards: Rewards, clock: Clock
+        self, database: Database, programmes: Programmes, decisions: Decisions, clock: Clock
     ) -> None:
         self._database = database
         self._programmes = programmes
-        self._rewards = rewards
+        self._decisions = decisions
         self._clock = clock
         self._pages = BatchLoader[_Wanted, list[Referral]](self._read, MOST_PAGES)
 
@@ -136,13 +116,43 @@ class Referrals:
         rules = await self._programmes.rules(
             repositories, programme.programme_id, programme.version
         )
+        suspicions = await repositories.signals.compare(new, now)
+        if suspicions is None or rules.fraud.self_referral == "off":
+            new = replace(new, flagged=False, mailbox_hash=None)
         referral = await repositories.referrals.add(
             new, programme, rules.window_end(new.registered_at), now
         )
-        wanted = await _assessment(repositories, rules, referral, now)
-        change = _Change(rules=rules, now=now, made_by=new.made_by, cause=wanted.cause, is_new=True)
+        if suspicions is not None:
+            referral = await self._suspect(repositories, rules, referral, suspicions, now)
+        wanted = await assessment_of(repositories, rules, referral, now)
+        change = Change(rules=rules, now=now, made_by=new.made_by, cause=wanted.cause, is_new=True)
         planned = steps(referral.state, wanted)
-        return (await self._carry_out(repositories, referral, planned, change)).referral
+        return (await self._decisions.carry_out(repositories, referral, planned, change)).referral
+
+    async def _suspect(
+        self,
+        repositories: Repositories,
+        rules: Rules,
+        referral: ProgrammeReferral,
+        suspicions: Suspicions,
+        now: datetime,
+    ) -> ProgrammeReferral:
+        """Show what is suspicious about a new referral; have it wait for a review, or reject it."""
+        # The mailbox of another referral is found as the referral is stored.
+        is_known = ReferralFlag.SELF_REFERRAL in referral.flags
+        suspicions = replace(suspicions, self_referral=suspicions.self_referral or is_known)
+        verdict = judge(rules.fraud, suspicions)
+        if list(verdict.flags) != list(referral.flags):
+            await repositories.referrals.flag(referral.referral_id, verdict.flags)
+            referral = replace(referral, flags=verdict.flags)
+        if verdict.review is None or verdict.reason is None:
+            return referral
+        change = Change(rules=rules, now=now, made_by=SYSTEM)
+        referral = replace(referral, review=verdict.review)
+        rejected = verdict.review is Review.REJECTED
+        state = ReferralState.REJECTED if rejected else referral.state
+        decision = next_decision(referral, change, state, verdict.reason)
+        return (await self._decisions.decide(repositories, referral, decision))[0]
 
     async def default_programme(self, repositories: Repositories) -> Programme:
         """Return the programme that accounts take part in."""
@@ -162,9 +172,11 @@ class Referrals:
         `event` is what has just become known. What rules give for it is given, or taken back.
         """
         rules = await self._programmes.rules(repositories, referral.programme_id, referral.version)
-        wanted = await _assessment(repositories, rules, referral, now)
-        change = _Change(rules=rules, cause=wanted.cause, event=event, now=now, made_by=made_by)
-        return await self._carry_out(repositories, referral, steps(referral.state, wanted), change)
+        wanted = await assessment_of(repositories, rules, referral, now)
+        change = Change(rules=rules, cause=wanted.cause, event=event, now=now, made_by=made_by)
+        return await self._decisions.carry_out(
+            repositories, referral, steps(referral.state, wanted), change
+        )
 
     async def remove(self, repositories: Repositories, referee_id: UUID, now: datetime) -> None:
         """Forget who referred a participant, in the caller's transaction: it never was so."""
@@ -173,9 +185,9 @@ class Referrals:
             return
         rules = await self._programmes.rules(repositories, referral.programme_id, referral.version)
         gone = ReferralState.REJECTED, ReferralReason.REVIEW_REJECTED
-        change = _Change(rules=rules, now=now, made_by=SYSTEM, reviewed=True)
+        change = Change(rules=rules, now=now, made_by=SYSTEM, reviewed=True)
         refused = replace(referral, review=Review.REJECTED)
-        await self._carry_out(repositories, refused, [gone], change)
+        await self._decisions.carry_out(repositories, refused, [gone], change)
         await repositories.referrals.delete(referee_id)
 
     @retried
@@ -201,9 +213,9 @@ class Referrals:
                 rules = await self._programmes.rules(
                     repositories, referral.programme_id, referral.version
                 )
-                wanted = await _assessment(repositories, rules, referral, now)
+                wanted = await assessment_of(repositories, rules, referral, now)
                 changes = steps(referral.state, wanted) or [(referral.state, reason)]
-                change = _Change(
+                change = Change(
                     rules=rules,
                     cause=wanted.cause,
                     now=now,
@@ -212,7 +224,7 @@ class Referrals:
                     reviewed=True,
                 )
                 planned = [(state, reason) for state, _ in changes]
-                assessed = await self._carry_out(repositories, referral, planned, change)
+                assessed = await self._decisions.carry_out(repositories, referral, planned, change)
                 referral = assessed.referral
             history = await _history(repositories, referral)
         return history, is_new
@@ -251,158 +263,6 @@ class Referrals:
             referral = await repositories.referrals.lock_free(referral_id)
             if referral is not None:  # otherwise an event, or another sweep, has it
                 await self.assess(repositories, referral, now)
-
-    async def _carry_out(
-        self,
-        repositories: Repositories,
-        referral: ProgrammeReferral,
-        planned: Sequence[tuple[ReferralState, ReferralReason]],
-        change: "_Change",
-    ) -> Assessed:
-        """Write the planned decisions and what they mean for rewards, in the order of locks."""
-        before = referral
-        is_whole = bool(planned) or change.reviewed or change.is_new
-        concerned = is_whole or (
-            change.event is not None and may_matter(change.rules, change.event)
-        )
-        decisions, standing = [], None
-        for state, reason in planned:
-            decision = _next_decision(referral, change, state, reason)
-            referral, qualified = await self._decide(repositories, referral, decision)
-            decisions.append(decision)
-            standing = standing if qualified is None else qualified
-        recipients = Recipients()
-        if standing is None and (change.reviewed or (concerned and change.rules.rewards)):
-            await lock_standing(
-                repositories, referral.referrer_id, referral.programme_id, change.now
-            )
-        if concerned and change.rules.rewards:
-            recipients = await self._rewards.recipients(repositories, referral)
-        if change.reviewed:
-            await repositories.rewards.hold_of_referral(referral.referral_id)
-            await repositories.rewards.hold_milestones(referral.referrer_id)
-        rose = _counts(referral) and not _counts(before)
-        fell = _counts(before) and not _counts(referral)
-        settled = Settled(rewarded=referral.state is ReferralState.REWARDED)
-        if fell or (change.rules.rewards and (concerned or change.event is None)):
-            case = Case(
-                rules=change.rules,
-                referral=referral,
-                recipients=recipients,
-                cause=change.cause,
-                event=change.event,
-                now=change.now,
-                made_by=change.made_by,
-                whole=is_whole,
-                is_new=change.is_new,
-                first=before.nth is None,
-                standing=standing if rose or fell else None,
-                rose=rose,
-            )
-            settled = await self._rewards.settle(repositories, case)
-        for further in _consequences(referral, change, settled):
-            referral, _ = await self._decide(repositories, referral, further)
-            decisions.append(further)
-        return Assessed(referral=referral, decisions=decisions, settled=settled)
-
-    async def _decide(
-        self, repositories: Repositories, referral: ProgrammeReferral, decision: Decision
-    ) -> tuple[ProgrammeReferral, int | None]:
-        """Write a decision, and count the referral in its referrer's standing.
-
-        Returns the referral, and how many of the referrer's have qualified if that has changed.
-        """
-        counted = decision.state in HAVE_QUALIFIED
-        nth, qualified = referral.nth, None
-        if counted is not _counts(referral):
-            qualified = await repositories.standings.move(
-                referral.referrer_id,
-                referral.programme_id,
-                1 if counted else -1,
-                decision.decided_at,
-            )
-            nth = nth or (qualified if counted else None)
-        if not await repositories.referrals.decide(decision, nth):
-            raise TryAgain  # somebody else has decided: never so under its lock
-        decided = replace(
-            referral,
-            state=decision.state,
-            reason=decision.reason,
-            review=decision.review,
-            sequence=decision.sequence,
-            nth=nth,
-        )
-        return decided, qualified
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Change:
-    """Why a referral is looked at: it is new, or reviewed, or of an event, or of nothing new.
-
-    `cause` is the event that qualifies it.
-    """
-
-    rules: Rules
-    now: datetime
-    made_by: str
-    cause: Event | None = None
-    event: Event | None = None
-    detail: str | None = None
-    is_new: bool = False
-    reviewed: bool = False
-
-
-async def _assessment(
-    repositories: Repositories, rules: Rules, referral: ProgrammeReferral, now: datetime
-) -> Assessment:
-    qualify = rules.qualify
-    events: Sequence[Event] = ()
-    if qualify.on != SIGN_UP:
-        events = await repositories.events.that_decide(
-            referral.referral_id,
-            qualify.on,
-            referral.registered_at - CLOCKS_DIFFER_BY,
-            referral.window_ends_at,
-            qualify.minimum,
-        )
-    return assess(rules, referral, events, now)
-
-
-def _counts(referral: ProgrammeReferral) -> bool:
-    """Whether it counts for its referrer's standing."""
-    return referral.state in HAVE_QUALIFIED
-
-
-def _consequences(
-    referral: ProgrammeReferral, change: _Change, settled: Settled
-) -> Iterator[Decision]:
-    """Yield the decisions that follow from what was given, refused or taken back."""
-    for rule, event_id in settled.refused:
-        state, reason = referral.state, ReferralReason.CAP_REACHED
-        decision = _next_decision(referral, change, state, reason)
-        decision = replace(decision, event_id=event_id, detail=rule)
-        referral = replace(referral, sequence=decision.sequence)
-        yield decision
-    if settled.rewarded and referral.state is ReferralState.QUALIFIED:
-        yield _next_decision(referral, change, ReferralState.REWARDED, ReferralReason.HOLD_OVER)
-    if not settled.rewarded and referral.state is ReferralState.REWARDED:
-        yield _next_decision(referral, change, ReferralState.QUALIFIED, ReferralReason.REFUNDED)
-
-
-def _next_decision(
-    referral: ProgrammeReferral, change: _Change, state: ReferralState, reason: ReferralReason
-) -> Decision:
-    return Decision(
-        referral_id=referral.referral_id,
-        sequence=referral.sequence + 1,
-        state=state,
-        review=referral.review,
-        reason=reason,
-        made_by=change.made_by,
-        event_id=None if change.event is None else change.event.event_id,
-        detail=change.detail,
-        decided_at=change.now,
-    )
 
 
 async def _history(repositories: Repositories, referral: ProgrammeReferral) -> ReferralHistory:

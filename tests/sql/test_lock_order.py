@@ -76,6 +76,7 @@ WAIT_FOR_NOBODY: Final = {
     "participants.UPDATE",
     "referrals.DECIDE",
     "referrals.DELETE",
+    "referrals.FLAG",
     "signals.NOTE",
     "signals.DELETE_OF_PARTICIPANT",
 }
