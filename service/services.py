@@ -275,6 +275,15 @@ async def open_jobs(settings: DatabaseSettings) -> AsyncIterator[Jobs]:
         yield Jobs(postgresql, (), utc_now)
 
 
+@asynccontextmanager
+async def open_ledger_check(settings: DatabaseSettings) -> AsyncIterator[LedgerCheck]:
+    """Yield the check of the ledger for a command, which needs no other settings than these."""
+    async with database.connect(
+        settings.database_url, 1, settings.database_prepared_statements
+    ) as postgresql:
+        yield LedgerCheck(postgresql)
+
+
 async def invalidate(invalidation: CacheInvalidation) -> None:
     """Make Redis forget what is outdated; if it is away, a running service will do so later."""
     with suppress(RedisAway, Unavailable):

@@ -248,6 +248,11 @@ class Referrals:
             )
         return Page.of(referrals, limit, lambda last: Cursor(last.registered_at, last.referral_id))
 
+    async def reviews(self) -> tuple[int, datetime | None]:
+        """Return how many referrals wait for a review, and the sign-up of the oldest."""
+        async with self._database.autocommit() as repositories:
+            return await repositories.referrals.reviews()
+
     async def reject_overdue(self) -> int:
         """Reject pending referrals whose window has passed; return how many were looked at."""
         now = self._clock()
