@@ -6,11 +6,17 @@ from uuid import UUID
 
 from uuid6 import uuid7
 
-from service.domain.errors import BalanceTooLow, IdReused, ProgrammeNotFound, TransferNotFound
+from service.domain.errors import (
+    BalanceTooLow,
+    IdReused,
+    InvalidInput,
+    ProgrammeNotFound,
+    TransferNotFound,
+)
 from service.domain.ledger import Account, Balance, Liability, Transfer, TransferKind
 from service.domain.pages import BalanceCursor, Cursor, Page
 from service.domain.participants import Participant
-from service.domain.programmes import DEFAULT_PROGRAMME, DEFAULT_PROGRAMME_ID, Programme
+from service.domain.programmes import DEFAULT_PROGRAMME, DEFAULT_PROGRAMME_ID
 from service.domain.rewards import Reward, RewardFilter, RewardState
 from service.postgresql.database import Repositories, retried
 from service.use_cases.idempotency import AnswerOnce
@@ -66,7 +72,7 @@ class Ledger:
         now = self._clock()
         async with self._database.transaction() as repositories:
             await once.claim(repositories, now)
-            whose = await self._participants.find_known(repositories, asked.who, now)
+            whose = await self._find(repositories, asked.who, now)
             accounts = Account.AVAILABLE, Account.REDEEMED
             transfer = _transfer(asked, TransferKind.REDEMPTION, accounts, whose, made_by, now)
             is_new, enough = await repositories.transfers.redeem(transfer, asked.fingerprint)
@@ -92,7 +98,7 @@ class Ledger:
         now = self._clock()
         async with self._database.transaction() as repositories:
             await once.claim(repositories, now)
-            whose = await self._participants.find_known(repositories, asked.who, now)
+            whose = await self._find(repositories, asked.who, now)
             accounts = Account.PROGRAMME, Account.AVAILABLE
             if asked.amount < 0:
                 accounts = Account.AVAILABLE, Account.PROGRAMME
@@ -191,22 +197,32 @@ class Ledger:
         if whose.who is None:
             programme = await self._programmes.resolve(repositories, whose.programme)
             return programme.programme_id, None
-        return await self._participants.resolve(repositories, whose.who)
+        found = await self._participants.find_known(repositories, whose.who)
+        return found and (found.programme_id, found.participant_id)
+
+    async def _find(self, repositories: Repositories, who: Who, now: datetime) -> Participant:
+        """Return a participant, an account as one; raise InvalidInput for somebody unknown."""
+        if who.participant_id is not None:
+            await repositories.participants.add_account(who.participant_id, now)
+        found = await self._participants.find_known(repositories, who)
+        if found is None:
+            field = "external_id" if who.participant_id is None else "participant_id"
+            raise InvalidInput("There is no such participant.", field=field)
+        return found
 
 
 def _transfer(
     asked: Movement,
     kind: TransferKind,
     accounts: tuple[Account, Account],
-    whose: tuple[Participant, Programme],
+    participant: Participant,
     made_by: str,
     now: datetime,
 ) -> Transfer:
-    participant, programme = whose
     from_account, to_account = accounts
     return Transfer(
         transfer_id=uuid7(),
-        programme_id=programme.programme_id,
+        programme_id=participant.programme_id,
         participant_id=participant.participant_id,
         unit=asked.unit,
         kind=kind,

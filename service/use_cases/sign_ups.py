@@ -12,6 +12,7 @@ from service.domain.referrals import NewReferral, ProgrammeReferral
 from service.postgresql.database import Repositories, retried
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.participants import Participants, Who
+from service.use_cases.programmes import Programmes
 from service.use_cases.referring import count_use
 from service.use_cases.shared import Shared
 
@@ -39,10 +40,11 @@ class SignUp:
 class SignUps:
     """Sign-ups that companies report."""
 
-    def __init__(self, shared: Shared, participants: Participants) -> None:
+    def __init__(self, shared: Shared, programmes: Programmes, participants: Participants) -> None:
         self._shared = shared
         self._database = shared.database
         self._clock = shared.clock
+        self._programmes = programmes
         self._participants = participants
 
     @retried
@@ -58,9 +60,7 @@ class SignUps:
         sign_up.check(now)
         async with self._database.transaction() as repositories:
             await once.claim(repositories, now)
-            participant, programme = await self._participants.take_part(
-                repositories, sign_up.who, now
-            )
+            participant = await self._participants.take_part(repositories, sign_up.who, now)
             if participant.erased:
                 raise AlreadyReferred("This participant has been erased.")
             known = await repositories.referrals.lock(participant.participant_id)
@@ -73,7 +73,7 @@ class SignUps:
                 repositories, participant, sign_up.email, sign_up.ip, sign_up.device_id, now
             )
             taken = await self._take(repositories, sign_up, now)
-            if taken.programme_id != programme.programme_id:
+            if taken.programme_id != participant.programme_id:
                 raise ReferralCodeUnusable(field="code")
             if taken.owner_id == participant.participant_id:
                 raise SelfReferral
@@ -86,13 +86,14 @@ class SignUps:
                 made_by=made_by,
                 email_hash=None
                 if email is None
-                else hash_email(email, programme.programme_id, self._shared.hash_key),
+                else hash_email(email, participant.programme_id, self._shared.hash_key),
                 flagged=email is not None
                 and taken.owner_email_key is not None
                 and fold_mailbox(email.key) == fold_mailbox(taken.owner_email_key),
                 signals=signals,
                 disposable_email=email is not None and is_disposable(email),
             )
+            programme = await self._programmes.find_by_id(repositories, participant.programme_id)
             referral = await self._shared.referrals.add(repositories, new, programme, now)
             await count_use(self._shared, repositories, taken, now)
             await once.keep(repositories, (referral, True), None)

@@ -9,6 +9,7 @@ from service.api.http.fields import moment_text
 from tests.api.assertions import assert_problem
 from tests.company import Company, new_company, new_id
 from tests.factories import Api
+from tests.recorded import recorded_statements
 
 RULES = {
     "qualify": {"on": "purchase", "minimum": {"amount": 2000, "unit": "EUR"}, "within_days": 30}
@@ -326,3 +327,23 @@ async def test_a_registration_with_a_code_is_a_referral_of_the_programme(
     listed = (await api.get("/referrals/me", by=referrer)).json()["items"]
     assert listed[0]["state"] == "qualified"
     assert listed[0]["state_changed_at"] > listed[0]["registered_at"]
+
+
+async def test_an_event_takes_few_round_trips(company: Company) -> None:
+    """With the look-up of the client, BEGIN and COMMIT: each is a wait for PostgreSQL."""
+    referee, _ = await new_referral(company)
+    order = {"id": new_id("order"), "type": "purchase", "external_id": referee, **PAID}
+    works = {
+        "no-referral": {**order, "id": new_id("order"), "external_id": new_id("nobody")},
+        "qualified": order,
+        "again": order,
+        "reversed": {"id": new_id("refund"), "type": "refund", "refunds": order["id"]}
+        | {"external_id": referee},
+    }
+    took = {}
+    for name, body in works.items():
+        with recorded_statements() as statements:
+            answer = await company.post("/events", body)
+        assert answer.status == (200 if name == "again" else 201), answer.body
+        took[name] = len(statements)
+    assert took == {"no-referral": 6, "qualified": 9, "again": 8, "reversed": 10}
