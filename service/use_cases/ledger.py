@@ -198,7 +198,7 @@ class Ledger:
             programme = await self._programmes.resolve(repositories, whose.programme)
             return programme.programme_id, None
         found = await self._participants.find_known(repositories, whose.who)
-        return found and (found.programme_id, found.participant_id)
+        return None if found is None else (found.programme_id, found.participant_id)
 
     async def _find(self, repositories: Repositories, who: Who, now: datetime) -> Participant:
         """Return a participant, an account as one; raise InvalidInput for somebody unknown."""
