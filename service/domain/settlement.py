@@ -15,14 +15,6 @@ from service.domain.rewards import Reward, RewardState, WantedReward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipients:
-    """Whom nothing becomes available for: those who are blocked or disabled, or all."""
-
-    held: frozenset[UUID] = frozenset()
-    paused: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """A locked referral in its new state, whose rewards are to be settled.
 
@@ -34,7 +26,6 @@ class Case:
 
     rules: Rules
     referral: ProgrammeReferral
-    recipients: Recipients
     cause: Event | None
     event: Event | None
     now: datetime

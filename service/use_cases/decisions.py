@@ -18,7 +18,7 @@ from service.domain.programmes import (
 )
 from service.domain.referrals import Decision, ProgrammeReferral, ReferralReason, ReferralState
 from service.domain.rewards import may_matter
-from service.domain.settlement import Case, Recipients
+from service.domain.settlement import Case
 from service.postgresql.database import Repositories, TryAgain
 from service.use_cases.locks import lock_standing
 from service.use_cases.rewards import Rewards, Settled
@@ -75,14 +75,10 @@ class Decisions:
             referral, qualified = await self.decide(repositories, referral, decision)
             decisions.append(decision)
             standing = standing if qualified is None else qualified
-        recipients = Recipients()
-        if standing is None and (change.reviewed or (concerned and change.rules.rewards)):
+        if change.reviewed:
             await lock_standing(
                 repositories, referral.referrer_id, referral.programme_id, change.now
             )
-        if concerned and change.rules.rewards:
-            recipients = await self._rewards.recipients(repositories, referral)
-        if change.reviewed:
             await repositories.rewards.hold_of_referral(referral.referral_id)
             await repositories.rewards.hold_milestones(referral.referrer_id)
         rose = _counts(referral) and not _counts(before)
@@ -92,7 +88,6 @@ class Decisions:
             case = Case(
                 rules=change.rules,
                 referral=referral,
-                recipients=recipients,
                 cause=change.cause,
                 event=change.event,
                 now=change.now,

@@ -26,9 +26,18 @@ from service.domain.rewards import (
     span_of,
     wanted_rewards,
 )
-from service.domain.settlement import Case, Changes, Recipients, cause_id, grant_of, release_of
+from service.domain.settlement import Case, Changes, cause_id, grant_of, release_of
 from service.postgresql.database import Repositories
+from service.use_cases.locks import lock_standing
 from service.use_cases.programmes import Programmes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Recipients:
+    """Whom nothing becomes available for: those who are blocked or disabled, or all."""
+
+    held: frozenset[UUID] = frozenset()
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,18 +60,6 @@ class Rewards:
     def __init__(self, programmes: Programmes) -> None:
         self._programmes = programmes
 
-    async def recipients(
-        self, repositories: Repositories, referral: ProgrammeReferral
-    ) -> Recipients:
-        """Return who of referrer, whose standing is locked, and referee gets nothing at once."""
-        found = await repositories.participants.recipients(
-            [referral.referrer_id, referral.referral_id]
-        )
-        return Recipients(
-            held=frozenset(one.participant_id for one in found if one.held),
-            paused=any(one.paused for one in found),
-        )
-
     async def settle(self, repositories: Repositories, case: Case) -> Settled:
         """Give what is wanted and missing, take back what is not wanted, release what is due."""
         referral = case.referral
@@ -78,8 +75,9 @@ class Rewards:
         changes = Changes(case)
         changes.compare(live, wanted_rewards(case.rules, referral, case.cause, events, case.now))
         await self._compare_milestones(repositories, case, changes)
+        recipients = await _lock_recipients(repositories, case, changes)
         refused = await self._take_places(repositories, case, changes)
-        return await self._write(repositories, case, changes, live, refused)
+        return await self._write(repositories, case, changes, live, refused, recipients)
 
     async def release_milestones(
         self, repositories: Repositories, participant_id: UUID, now: datetime, made_by: str
@@ -142,12 +140,13 @@ class Rewards:
         changes: Changes,
         live: Sequence[Reward],
         refused: Sequence[tuple[str, UUID | None]],
+        recipients: _Recipients,
     ) -> Settled:
         if changes.changed:
             await repositories.rewards.change(changes.changed)
         current = {reward.reward_id: reward for reward in [*live, *changes.changed]}
         released = await self._release(repositories, current.values(), case.now, case.made_by)
-        granted = await self._grants(repositories, case, changes.missing)
+        granted = await self._grants(repositories, case, changes.missing, recipients)
         if granted:
             await repositories.rewards.add(granted)
         transfers = [*changes.transfers, *(grant_of(case, reward) for reward in granted)]
@@ -170,17 +169,21 @@ class Rewards:
         )
 
     async def _grants(
-        self, repositories: Repositories, case: Case, missing: Iterable[WantedReward]
+        self,
+        repositories: Repositories,
+        case: Case,
+        missing: Iterable[WantedReward],
+        recipients: _Recipients,
     ) -> list[Reward]:
         referral, granted = case.referral, []
         for want in missing:
             is_milestone = want.nth > 0
             to_referrer = want.rule.to == "referrer"
             participant_id = referral.referrer_id if to_referrer else referral.referral_id
-            held = participant_id in case.recipients.held or referral.review is Review.OPEN
+            held = participant_id in recipients.held or referral.review is Review.OPEN
             if is_milestone and not held:
                 held = await repositories.referrals.has_open_review(participant_id)
-            at_once = not held and not case.recipients.paused and want.available_at <= case.now
+            at_once = not held and not recipients.paused and want.available_at <= case.now
             granted.append(
                 Reward(
                     reward_id=uuid7(),
@@ -257,6 +260,9 @@ async def _events_of(repositories: Repositories, case: Case) -> list[Event]:
 async def _live(repositories: Repositories, case: Case, events: Sequence[Event]) -> list[Reward]:
     """Return the rewards to compare with what is wanted for the events."""
     referral = case.referral
+    for_signing_up = any(rule.on == SIGN_UP for rule in case.rules.rewards)
+    if case.is_new or (case.first and not for_signing_up):
+        return []  # nothing has ever been given for it
     if case.whole:
         return await repositories.rewards.live_of_referral(referral.referral_id)
     types = {event.type for event in events}
@@ -265,6 +271,21 @@ async def _live(repositories: Repositories, case: Case, events: Sequence[Event])
         [rule.name for rule in case.rules.rewards],
         [referral.referral_id, *(event.event_id for event in events)],
         [rule.name for rule in case.rules.rewards if rule.times is not None and rule.on in types],
+    )
+
+
+async def _lock_recipients(repositories: Repositories, case: Case, changes: Changes) -> _Recipients:
+    """Return who gets nothing at once; a block waits until the transaction ends, or is seen."""
+    referral = case.referral
+    if not changes.missing:
+        return _Recipients()
+    if case.standing is None:
+        referrer_id, programme_id = referral.referrer_id, referral.programme_id
+        await lock_standing(repositories, referrer_id, programme_id, case.now)
+    found = await repositories.participants.recipients([referral.referrer_id, referral.referral_id])
+    return _Recipients(
+        held=frozenset(one.participant_id for one in found if one.held),
+        paused=any(one.paused for one in found),
     )
 
 
