@@ -95,7 +95,12 @@ def create_metrics_app(app: web.Application) -> web.Application:
 
 
 def _run_in_background(services: Services, stack: AsyncExitStack) -> None:
-    for run in (services.cache_invalidation.run, services.housekeeping.run):
+    for run in (
+        services.cache_invalidation.run,
+        services.housekeeping.run,
+        services.ledger_check.run,
+        services.sweeps.run,
+    ):
         task = asyncio.create_task(_for_ever(run))
         stack.push_async_callback(_cancel, task)
     if services.settings.serve_jobs:

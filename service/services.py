@@ -33,13 +33,17 @@ from service.settings.settings import DatabaseSettings, ServerSettings, Settings
 from service.use_cases.account_changes import AccountChanges
 from service.use_cases.cache_invalidation import CacheInvalidation
 from service.use_cases.claims import Claims
+from service.use_cases.decisions import Decisions
 from service.use_cases.email_verification import EmailVerification
 from service.use_cases.enrichment import Enrichments
 from service.use_cases.events import Events
+from service.use_cases.exports import Exports
 from service.use_cases.housekeeping import Housekeeping
 from service.use_cases.idempotency import Refusals
 from service.use_cases.identities import Identities
 from service.use_cases.jobs import Handler, Jobs, Worker
+from service.use_cases.ledger import Ledger
+from service.use_cases.ledger_check import LedgerCheck
 from service.use_cases.links import Links
 from service.use_cases.mail_tokens import MailTokens
 from service.use_cases.mails import Mails
@@ -51,10 +55,12 @@ from service.use_cases.personal_data import PersonalData
 from service.use_cases.programmes import Programmes
 from service.use_cases.referral_codes import ReferralCodes
 from service.use_cases.referrals import Referrals
+from service.use_cases.rewards import Rewards
 from service.use_cases.security_events import SecurityEvents
 from service.use_cases.sessions import Sessions
 from service.use_cases.shared import Shared
 from service.use_cases.sign_ups import SignUps
+from service.use_cases.sweeps import Sweeps
 from service.use_cases.users import Users
 
 CALLBACK_PATH: Final = "/api/v1/auth/providers/{provider}/callback"
@@ -76,6 +82,10 @@ class Services:
     jobs: Jobs
     cache_invalidation: CacheInvalidation
     housekeeping: Housekeeping
+    sweeps: Sweeps
+    exports: Exports
+    ledger: Ledger
+    ledger_check: LedgerCheck
     refusals: Refusals
     security_events: SecurityEvents
     users: Users
@@ -141,7 +151,8 @@ def _build(
     cache = Cache(redis, clock, b"c" if settings.confirmation_required else b"")
     invalidation = CacheInvalidation(postgresql, cache, redis)
     programmes = Programmes(postgresql, invalidation, clock)
-    referrals = Referrals(postgresql, programmes, clock)
+    rewards = Rewards(programmes)
+    referrals = Referrals(postgresql, programmes, Decisions(rewards), clock)
     shared = Shared(
         database=postgresql,
         clock=clock,
@@ -183,6 +194,10 @@ def _build(
         jobs=shared.jobs,
         cache_invalidation=shared.invalidation,
         housekeeping=Housekeeping(postgresql, clock, settings.events_kept),
+        exports=Exports(postgresql),
+        ledger=Ledger(shared, programmes, participants),
+        ledger_check=LedgerCheck(postgresql),
+        sweeps=Sweeps(postgresql, referrals, rewards, clock),
         refusals=Refusals(postgresql, clock),
         security_events=shared.events,
         users=users,
@@ -249,6 +264,15 @@ async def open_clients(settings: DatabaseSettings) -> AsyncIterator[OAuthClients
             redis = RedisClient(settings.redis_url)
             stack.push_async_callback(redis.close)
             await invalidate(CacheInvalidation(postgresql, Cache(redis, utc_now), redis))
+
+
+@asynccontextmanager
+async def open_ledger_check(settings: DatabaseSettings) -> AsyncIterator[LedgerCheck]:
+    """Yield the check of the ledger for a command, which needs no other settings than these."""
+    async with database.connect(
+        settings.database_url, 1, settings.database_prepared_statements
+    ) as postgresql:
+        yield LedgerCheck(postgresql)
 
 
 async def invalidate(invalidation: CacheInvalidation) -> None:

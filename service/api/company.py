@@ -109,8 +109,12 @@ class ProgrammeReferralSchema(Schema):
     referrer_id = fields.UUID()
     code = fields.String(metadata={"example": "7GXKQ2MPRT"})
     state = fields.Enum(ReferralState, by_value=True)
-    reason = fields.Enum(
-        ReferralReason, by_value=True, metadata={"description": "Why it is in this state."}
+    # No enum: a client generated today must accept reasons added tomorrow.
+    reason = fields.String(
+        metadata={
+            "description": "Why it is in this state; more reasons may be added.",
+            "example": ReferralReason.QUALIFIED,
+        }
     )
     review = fields.Enum(Review, by_value=True)
     flags = fields.List(fields.String(metadata={"example": ReferralFlag.SELF_REFERRAL}))

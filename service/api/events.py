@@ -24,6 +24,7 @@ from service.api.http.fields import Amount, Moment, RequestSchema
 from service.api.http.idempotency import answer_once
 from service.api.http.requests import read_body
 from service.api.http.responses import answer
+from service.api.rewards import RewardSchema
 from service.api.rules import EventType, Unit
 from service.domain.errors import IdReused, NotAllowed
 from service.domain.events import REFUND, Outcome
@@ -87,7 +88,10 @@ class ReportedSchema(Schema):
         allow_none=True,
         metadata={"description": "The participant's referral as it is now; null if nobody did."},
     )
-    rewards = fields.Function(lambda _: [], metadata={"type": "array", "items": {}})
+    rewards = fields.List(
+        fields.Nested(RewardSchema),
+        metadata={"description": "The newest 100 of the referral, as they are now."},
+    )
 
 
 REPORTED_SCHEMA = ReportedSchema()

@@ -20,9 +20,12 @@ from service.telemetry.metrics import (
     JOBS_OLDEST_SECONDS,
     JOBS_PARKED,
     JOBS_PENDING,
+    REVIEWS_OLDEST_SECONDS,
+    REVIEWS_OPEN,
     exposition,
 )
 from service.use_cases.jobs import Jobs
+from service.use_cases.referrals import Referrals
 
 METRICS: Final = "/metrics"
 _JSON: Final = {"application/json": {"schema": {"type": "object"}}}
@@ -92,7 +95,14 @@ async def metrics_of(app: web.Application) -> web.Response:
     HASHES_PENDING.set(app[SERVICES].hasher.pending)
     with suppress(Unavailable):  # then the last known figures are shown
         await _measure_jobs(app[SERVICES].jobs)
+        await _measure_reviews(app[SERVICES].referrals)
     return web.Response(body=exposition(), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def _measure_reviews(referrals: Referrals) -> None:
+    waiting, oldest = await referrals.reviews()
+    REVIEWS_OPEN.set(waiting)
+    REVIEWS_OLDEST_SECONDS.set((utc_now() - oldest).total_seconds() if oldest else 0)
 
 
 async def _measure_jobs(jobs: Jobs) -> None:

@@ -68,7 +68,7 @@ class DecisionSchema(Schema):
     sequence = fields.Integer()
     state = fields.Enum(ReferralState, by_value=True)
     review = fields.Enum(Review, by_value=True)
-    reason = fields.Enum(ReferralReason, by_value=True)
+    reason = fields.String(metadata={"example": ReferralReason.QUALIFIED})
     made_by = fields.String(metadata={"description": "`system`, `client:ID` or `user:ID`."})
     event_id = fields.String(
         attribute="event_external_id",

@@ -161,10 +161,24 @@ class RulesVersionSchema(Schema):
     created_at = Moment()
 
 
+class TriedRewardSchema(Schema):
+    rule = fields.String(attribute="rule.name", metadata={"example": "friend"})
+    to = fields.String(attribute="rule.to", metadata={"example": "referrer"})
+    unit = fields.String(metadata={"example": "EUR"})
+    amount = fields.Integer(metadata={"example": 500})
+    event_id = fields.String(
+        attribute="cause.external_id",
+        dump_default=None,
+        allow_none=True,
+        metadata={"description": "The event that it is for; null if it is for the referral."},
+    )
+    available_at = Moment()
+
+
 class AssessmentSchema(Schema):
     state = fields.Enum(ReferralState, by_value=True)
-    reason = fields.Enum(ReferralReason, by_value=True)
-    rewards = fields.Function(lambda _: [], metadata={"type": "array", "items": {}})
+    reason = fields.String(metadata={"example": ReferralReason.QUALIFIED})
+    rewards = fields.List(fields.Nested(TriedRewardSchema))
 
 
 PROGRAMME_SCHEMA = ProgrammeSchema()
@@ -311,14 +325,16 @@ async def try_rules(request: web.Request) -> web.Response:
     _check_events(body["events"], now)
     signed_up_at = body["referral"].get("signed_up_at", now)
     referral = Supposed(
-        registered_at=signed_up_at, window_ends_at=rules_of(body["rules"]).window_end(signed_up_at)
+        registered_at=signed_up_at,
+        window_ends_at=rules_of(body["rules"]).window_end(signed_up_at),
+        nth=body["referral"].get("nth"),
     )
     told = {members["id"]: members for members in body["events"]}
     events = [_event(members, now) for members in told.values()]
-    assessment = await request.app[SERVICES].programmes.try_rules(
+    trial = await request.app[SERVICES].programmes.try_rules(
         _key_in(request), body["rules"], referral, events
     )
-    return respond(ASSESSMENT_SCHEMA, assessment)
+    return respond(ASSESSMENT_SCHEMA, trial)
 
 
 def _key_in(request: web.Request) -> str:

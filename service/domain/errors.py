@@ -33,9 +33,11 @@
     │   ├── ReferralCodeNotFound
     │   ├── ReferralNotFound
     │   ├── SessionNotFound
+    │   ├── TransferNotFound
     │   └── UserNotFound
     ├── Conflict
     │   ├── AlreadyReferred
+    │   ├── BalanceTooLow
     │   ├── EmailTaken
     │   ├── IdReused
     │   ├── IdentityNotLinked
@@ -271,6 +273,11 @@ class SessionNotFound(NotFound):
     title = "You have no such session."
 
 
+class TransferNotFound(NotFound):
+    code = "transfer-not-found"
+    title = "There is no such redemption."
+
+
 class UserNotFound(NotFound):
     code = "user-not-found"
     title = "There is no such user."
@@ -279,6 +286,21 @@ class UserNotFound(NotFound):
 class AlreadyReferred(Conflict):
     code = "already-referred"
     title = "This participant has been referred before."
+
+
+class BalanceTooLow(Conflict):
+    code = "balance-too-low"
+    title = "Less is available than is to be redeemed."
+    field = "amount"
+
+    available: int = 0
+    """What could be redeemed at that moment; below 0 it is a debt."""
+
+    @classmethod
+    def with_available(cls, available: int) -> "BalanceTooLow":
+        error = cls(f"Only {available} can be redeemed." if available > 0 else "")
+        error.available = available
+        return error
 
 
 class EmailTaken(Conflict):

@@ -39,14 +39,40 @@ class Cursor:
 
 
 @dataclass(frozen=True, slots=True)
+class BalanceCursor:
+    """A balance's place in a list ordered by participant, then unit."""
+
+    participant_id: UUID
+    unit: str
+
+    def encode(self) -> str:
+        """Return the cursor as clients see it: opaque, and safe in a URL."""
+        return base64.urlsafe_b64encode(self.participant_id.bytes + self.unit.encode()).decode()
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        """Return the cursor that `text` encodes; raise CursorMalformed."""
+        try:
+            raw = base64.b64decode(text.encode("ascii"), b"-_", validate=True)
+            unit = raw[16:].decode("ascii")
+            if "\0" in unit:
+                raise CursorMalformed
+            return cls(UUID(bytes=raw[:16]), unit)
+        except (binascii.Error, ValueError) as error:
+            raise CursorMalformed from error
+
+
+@dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
     """Some rows of a list, and the cursor to the next ones; None at the end."""
 
     items: list[T]
-    next_cursor: Cursor | None
+    next_cursor: Cursor | BalanceCursor | None
 
     @classmethod
-    def of(cls, rows: list[T], limit: int, place: Callable[[T], Cursor]) -> "Page[T]":
+    def of(
+        cls, rows: list[T], limit: int, place: Callable[[T], "Cursor | BalanceCursor"]
+    ) -> "Page[T]":
         """Return a page of `limit` rows, given one more if there is one."""
         more = len(rows) > limit
         items = rows[:limit]

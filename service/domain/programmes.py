@@ -164,6 +164,8 @@ class Supposed:
     window_ends_at: datetime | None
     state: ReferralState = ReferralState.PENDING
     review: Review = Review.NONE
+    nth: int | None = None
+    """Which of its referrer's it is, for tiers and milestones; None: the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,7 +262,7 @@ def steps(old: ReferralState, new: Assessment) -> Sequence[tuple[ReferralState, 
     What qualified and was refunded before anybody heard of either passes through `qualified`, so
     that every order of the same events is told the same way.
     """
-    if old is new.state:
+    if old is new.state or {old, new.state} <= HAVE_QUALIFIED:
         return ()
     last = new.state, new.reason
     if new.state is ReferralState.REVERSED and old not in _ONCE_QUALIFIED:

@@ -1,7 +1,7 @@
 """What a referral is: somebody who signed up with another's code, and what followed."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Final, NamedTuple
@@ -13,6 +13,14 @@ class ReferralFlag(StrEnum):
 
     SELF_REFERRAL = "self-referral"
     """The mailbox is the referrer's, or that of another referral of the same referrer."""
+    SAME_DEVICE = "same-device"
+    """The referrer, or another referee of the same referrer, has the device."""
+    SAME_IP = "same-ip"
+    """The referrer, or two other referees of late, had the network address."""
+    DISPOSABLE_EMAIL = "disposable-email"
+    """The email address is of a service of throw-away addresses."""
+    VELOCITY = "velocity"
+    """The referrer has more sign-ups within an hour than people make."""
 
 
 class ReferralState(StrEnum):
@@ -41,6 +49,13 @@ class ReferralReason(StrEnum):
     QUALIFIED = "qualified"
     REFUNDED = "refunded"
     WINDOW_PASSED = "window-passed"
+    HOLD_OVER = "hold-over"
+    CAP_REACHED = "cap-reached"
+    SELF_REFERRAL = "self-referral"
+    SAME_DEVICE = "same-device"
+    SAME_IP = "same-ip"
+    DISPOSABLE_EMAIL = "disposable-email"
+    VELOCITY = "velocity"
     REVIEW_APPROVED = "review-approved"
     REVIEW_REJECTED = "review-rejected"
 
@@ -62,6 +77,9 @@ class NewReferral:
     mailbox_hash: bytes | None = None
     flagged: bool = False
     """Whether the mailbox is the referrer's own."""
+    signals: Mapping[str, bytes] = field(default_factory=dict)
+    """Keyed hashes of what is known of the person, by kind."""
+    disposable_email: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

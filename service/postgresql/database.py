@@ -23,12 +23,15 @@ from service.postgresql.pool import WAIT_SECONDS, Connections, QueueFull
 from service.postgresql.urls import parse_database_url
 from service.repositories.account_changes import AccountChangeRepository
 from service.repositories.authorization_codes import AuthorizationCodeRepository
+from service.repositories.balances import BalanceRepository
 from service.repositories.claims import ClaimRepository
 from service.repositories.confirmations import ConfirmationRepository
 from service.repositories.connection import Connection
 from service.repositories.decisions import DecisionRepository
+from service.repositories.differences import DifferenceRepository
 from service.repositories.enrichments import EnrichmentRepository
 from service.repositories.events import EventRepository
+from service.repositories.exports import ExportRepository
 from service.repositories.idempotency_keys import IdempotencyKeyRepository
 from service.repositories.identities import IdentityRepository
 from service.repositories.jobs import JobRepository
@@ -44,11 +47,14 @@ from service.repositories.programmes import ProgrammeRepository
 from service.repositories.referral_code_uses import ReferralCodeUseRepository
 from service.repositories.referral_codes import ReferralCodeRepository
 from service.repositories.referrals import ReferralRepository
+from service.repositories.reward_counts import RewardCountRepository
+from service.repositories.rewards import RewardRepository
 from service.repositories.security_events import SecurityEventRepository
 from service.repositories.sessions import SessionRepository
 from service.repositories.sign_ins import SignInRepository
 from service.repositories.signals import SignalRepository
 from service.repositories.standings import StandingRepository
+from service.repositories.transfers import TransferRepository
 from service.repositories.users import UserRepository
 from service.telemetry.metrics import REPLICA_READS
 
@@ -106,11 +112,14 @@ class Repositories:
         self._callbacks: list[Callable[[], Awaitable[None] | None]] = []
         self.account_changes = AccountChangeRepository(connection)
         self.authorization_codes = AuthorizationCodeRepository(connection)
+        self.balances = BalanceRepository(connection)
         self.claims = ClaimRepository(connection)
         self.confirmations = ConfirmationRepository(connection)
         self.decisions = DecisionRepository(connection)
+        self.differences = DifferenceRepository(connection)
         self.enrichments = EnrichmentRepository(connection)
         self.events = EventRepository(connection)
+        self.exports = ExportRepository(connection)
         self.idempotency_keys = IdempotencyKeyRepository(connection)
         self.identities = IdentityRepository(connection)
         self.jobs = JobRepository(connection)
@@ -125,11 +134,14 @@ class Repositories:
         self.referral_code_uses = ReferralCodeUseRepository(connection)
         self.referral_codes = ReferralCodeRepository(connection)
         self.referrals = ReferralRepository(connection)
+        self.reward_counts = RewardCountRepository(connection)
+        self.rewards = RewardRepository(connection)
         self.security_events = SecurityEventRepository(connection)
         self.sessions = SessionRepository(connection)
         self.sign_ins = SignInRepository(connection)
         self.signals = SignalRepository(connection)
         self.standings = StandingRepository(connection)
+        self.transfers = TransferRepository(connection)
         self.users = UserRepository(connection)
 
     def after_commit(self, callback: Callable[[], Awaitable[None] | None]) -> None:

@@ -18,7 +18,7 @@ CONNECT_SECONDS: Final = 2.0
 STATEMENT_SECONDS: Final = 3.0
 """Longer than the second after which PostgreSQL looks for a deadlock, whose loser is retried.
 A server that hangs is given up sooner (watch.py)."""
-PREPARED_STATEMENTS: Final = 250
+PREPARED_STATEMENTS: Final = 400
 """How many each connection keeps: more than the service has."""
 LIMITS: Final = {
     # For a process that is suspended, or cut off, within a transaction: others wait for its locks.

@@ -1,7 +1,7 @@
 """The SQL of decisions. A row never changes."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from service.domain.referrals import Decision, ReferralReason, ReferralState, Review
@@ -18,12 +18,20 @@ NEWEST_OF_REFERRAL: Final = """
 """
 
 OF_EVENT: Final = """
-    SELECT state
+    SELECT referral_id, sequence, state, review, reason, made_by, event_id, detail, decided_at
       FROM decisions
      WHERE referral_id = $1
        AND event_id = $2
-     ORDER BY sequence DESC
-     LIMIT 1
+     ORDER BY sequence
+"""
+
+# What a cap once refused is not given later, when a place is free again.
+REFUSED: Final = """
+    SELECT detail, event_id
+      FROM decisions
+     WHERE referral_id = $1
+       AND reason = 'cap-reached'
+       AND detail = ANY ($2)
 """
 
 
@@ -32,19 +40,27 @@ class DecisionRepository(Repository):
 
     async def newest_of_referral(self, referral_id: UUID, limit: int) -> Sequence[Decision]:
         rows = await self._connection.fetch(NEWEST_OF_REFERRAL, referral_id, limit)
-        return [
-            Decision(
-                **{
-                    **row,
-                    "state": ReferralState(row["state"]),
-                    "review": Review(row["review"]),
-                    "reason": ReferralReason(row["reason"]),
-                }
-            )
-            for row in rows
-        ]
+        return list(map(_decision, rows))
 
-    async def find_state_after(self, referral_id: UUID, event_id: UUID) -> ReferralState | None:
-        """Return the state that the event led to, or None if it changed nothing."""
-        state: str | None = await self._connection.fetchval(OF_EVENT, referral_id, event_id)
-        return None if state is None else ReferralState(state)
+    async def of_event(self, referral_id: UUID, event_id: UUID) -> Sequence[Decision]:
+        """Return the decisions that the event led to, in their order."""
+        rows = await self._connection.fetch(OF_EVENT, referral_id, event_id)
+        return list(map(_decision, rows))
+
+    async def refused(
+        self, referral_id: UUID, rules: Sequence[str]
+    ) -> set[tuple[str, UUID | None]]:
+        """Return which of these rules a cap has kept from giving something, and for which event."""
+        rows = await self._connection.fetch(REFUSED, referral_id, rules)
+        return {(row["detail"], row["event_id"]) for row in rows}
+
+
+def _decision(row: Any) -> Decision:
+    return Decision(
+        **{
+            **row,
+            "state": ReferralState(row["state"]),
+            "review": Review(row["review"]),
+            "reason": ReferralReason(row["reason"]),
+        }
+    )

@@ -33,10 +33,8 @@ _BEFORE_ERASURE: Final = """
         (SELECT erased_at FROM participants WHERE participant_id = $1), 'infinity')
 """
 
-# The earliest event that qualifies, and the earliest that would without its refunds: all that is
-# needed of a referee's events, however many there are.
-THAT_DECIDE: Final = f"""
-    WITH counted AS NOT MATERIALIZED (
+# Events with what is known of their refunds.
+_COUNTED: Final = """
         SELECT e.event_id, e.programme_id, e.external_id, e.participant_id, e.type, e.amount,
                e.unit, e.refunds, e.occurred_at, e.received_at,
                COALESCE(r.refunded, 0)::bigint AS refunded,
@@ -50,6 +48,18 @@ THAT_DECIDE: Final = f"""
                    AND refunds = e.external_id
                    AND participant_id = e.participant_id
                ) AS r
+"""
+
+# Of these something is left.
+_STANDS: Final = """
+        NOT taken_back AND (amount IS NULL OR refunded = 0 OR amount - refunded > 0)
+"""
+
+# The earliest event that qualifies, and the earliest that would without its refunds: all that is
+# needed of a referee's events, however many there are.
+THAT_DECIDE: Final = f"""
+    WITH counted AS NOT MATERIALIZED (
+        {_COUNTED}
          WHERE e.participant_id = $1
            AND e.type = $2
            AND e.occurred_at >= $3
@@ -62,10 +72,33 @@ THAT_DECIDE: Final = f"""
     UNION ALL
     (SELECT *
        FROM counted
-      WHERE NOT taken_back
-        AND (amount IS NULL OR refunded = 0 OR amount - refunded > 0)
+      WHERE {_STANDS}
         AND ($5::bigint IS NULL OR amount - refunded >= $5)
       LIMIT 1)
+"""
+
+THAT_COUNT: Final = f"""
+    WITH counted AS NOT MATERIALIZED (
+        {_COUNTED}
+         WHERE e.participant_id = $1
+           AND e.type = $2
+           AND e.occurred_at >= $3
+           AND e.occurred_at < COALESCE($4::timestamptz, 'infinity')
+           AND {_BEFORE_ERASURE}
+           AND ($5::text IS NULL OR e.unit = $5)
+         ORDER BY e.occurred_at, e.event_id
+    )
+    SELECT *
+      FROM counted
+     WHERE {_STANDS}
+     LIMIT $6
+"""
+
+FIND_COUNTED: Final = f"""
+    {_COUNTED}
+     WHERE e.programme_id = $1
+       AND e.external_id = $2
+       AND e.participant_id = $3
 """
 
 NEWEST_OF_PARTICIPANT: Final = """
@@ -167,6 +200,30 @@ class EventRepository(Repository):
             None if minimum is None else minimum.unit,
         )
         return list(map(_event, rows))
+
+    async def that_count(
+        self,
+        participant_id: UUID,
+        event_type: str,
+        since: datetime,
+        until: datetime | None,
+        unit: str | None,
+        limit: int | None,
+    ) -> Sequence[Event]:
+        """Return the earliest events of a type of which something is left; None: any or all."""
+        rows = await self._connection.fetch(
+            THAT_COUNT, participant_id, event_type, since, until, unit, limit
+        )
+        return list(map(_event, rows))
+
+    async def find_counted(
+        self, programme_id: UUID, external_id: str, participant_id: UUID
+    ) -> Event | None:
+        """Return a participant's event with what is known of its refunds."""
+        row = await self._connection.fetchrow(
+            FIND_COUNTED, programme_id, external_id, participant_id
+        )
+        return None if row is None else _event(row)
 
     async def newest_of_participant(self, participant_id: UUID, limit: int) -> Sequence[Event]:
         rows = await self._connection.fetch(NEWEST_OF_PARTICIPANT, participant_id, limit)

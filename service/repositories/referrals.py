@@ -122,6 +122,22 @@ FIND_OVERDUE: Final = """
      LIMIT $2
 """
 
+FLAG: Final = """
+    UPDATE referrals
+       SET flags = $2
+     WHERE user_id = $1
+"""
+
+REVIEWS: Final = """
+    SELECT count(*) AS open, min(registered_at) AS oldest
+      FROM referrals
+     WHERE review = 'open'
+"""
+
+HAS_OPEN_REVIEW: Final = """
+    SELECT EXISTS (SELECT FROM referrals WHERE referrer_id = $1 AND review = 'open')
+"""
+
 # The sequence decides between two that decide at once: the second finds no row to move.
 DECIDE: Final = """
     WITH moved AS (
@@ -262,6 +278,21 @@ class ReferralRepository(Repository):
     async def find_overdue(self, now: datetime, limit: int) -> Sequence[UUID]:
         """Return pending referrals whose window has passed, the longest overdue first."""
         return [row["user_id"] for row in await self._connection.fetch(FIND_OVERDUE, now, limit)]
+
+    async def flag(self, referral_id: UUID, flags: Sequence[str]) -> None:
+        """Say what is suspicious about a referral."""
+        await self._connection.execute(FLAG, referral_id, flags)
+
+    async def reviews(self) -> tuple[int, datetime | None]:
+        """Return how many referrals wait for a review, and the sign-up of the oldest."""
+        row = await self._connection.fetchrow(REVIEWS)
+        assert row is not None
+        return row["open"], row["oldest"]
+
+    async def has_open_review(self, referrer_id: UUID) -> bool:
+        """Return whether a referral of the referrer waits for a review."""
+        found: bool = await self._connection.fetchval(HAS_OPEN_REVIEW, referrer_id)
+        return found
 
     async def decide(self, decision: Decision, nth: int | None) -> bool:
         """Write a decision and what it makes of its referral.

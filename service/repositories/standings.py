@@ -29,6 +29,19 @@ MOVE: Final = """
     RETURNING qualified
 """
 
+# A block waits for the reward that is being given to a referrer, or is seen.
+LOCK: Final = """
+    SELECT qualified
+      FROM standings
+     WHERE participant_id = $1
+       FOR NO KEY UPDATE
+"""
+
+LOCK_FREE: Final = f"""
+    {LOCK}
+      SKIP LOCKED
+"""
+
 
 class StandingRepository(Repository):
     """Standings, one statement a method."""
@@ -44,3 +57,14 @@ class StandingRepository(Repository):
             MOVE, referrer_id, programme_id, difference, now
         )
         return qualified
+
+    async def lock(self, participant_id: UUID) -> bool:
+        """Let what a participant is given wait until the transaction ends.
+
+        Returns False, and locks nothing, if there is no row yet.
+        """
+        return await self._connection.fetchval(LOCK, participant_id) is not None
+
+    async def lock_free(self, participant_id: UUID) -> bool:
+        """Like `lock`; return False also if somebody else holds the lock."""
+        return await self._connection.fetchval(LOCK_FREE, participant_id) is not None

@@ -102,6 +102,20 @@ JOBS_OLDEST_SECONDS: Final = Gauge(
     multiprocess_mode="mostrecent",
 )
 
+LEDGER_DIFFERENCES: Final = Gauge(
+    "ledger_differences",
+    "Balances, rewards and counts that the last check of the ledger found to be wrong.",
+    multiprocess_mode="max",
+)
+REVIEWS_OPEN: Final = Gauge(
+    "reviews_open", "Referrals that wait for a review.", multiprocess_mode="mostrecent"
+)
+REVIEWS_OLDEST_SECONDS: Final = Gauge(
+    "reviews_oldest_seconds",
+    "Age of the oldest referral that waits for a review.",
+    multiprocess_mode="mostrecent",
+)
+
 
 def measure_requests(requests: Iterable[LoggedRequest]) -> None:
     """Count the requests that the access log has collected, and what was counted meanwhile."""

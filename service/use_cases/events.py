@@ -1,6 +1,7 @@
 """What can be done with events: what participants did, as a company reports it."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -8,12 +9,20 @@ from uuid6 import uuid7
 
 from service.domain.errors import IdReused, InvalidInput
 from service.domain.events import Event, Outcome, check_moment, check_refund
-from service.domain.programmes import Rules, Timing, reaches, timing_of
-from service.domain.referrals import ProgrammeReferral, ReferralState
+from service.domain.programmes import HAVE_QUALIFIED, Rules, Timing, reaches, timing_of
+from service.domain.referrals import (
+    Decision,
+    ProgrammeReferral,
+    ReferralReason,
+    ReferralState,
+    Review,
+)
+from service.domain.rewards import Reward, concerns
 from service.postgresql.database import Repositories, retried
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.participants import Participants, Who
 from service.use_cases.programmes import Programmes
+from service.use_cases.referrals import MOST_SHOWN
 from service.use_cases.shared import Shared
 
 
@@ -39,6 +48,8 @@ class Reported:
     outcome: Outcome
     referral: ProgrammeReferral | None
     is_new: bool
+    rewards: Sequence[Reward] = ()
+    """The newest of the referral, as they now stand."""
 
 
 class Events:
@@ -83,52 +94,127 @@ class Events:
             else:
                 event = await _find_repeated(repositories, event, report.fingerprint)
             referral = await repositories.referrals.lock(participant.participant_id)
-            outcome, referral = await self._follow(
-                repositories, event, referral, now, made_by, erased=participant.erased, new=is_new
-            )
-            reported = Reported(event=event, outcome=outcome, referral=referral, is_new=is_new)
+            earns_nothing = participant.erased and event.refunds is None
+            if earns_nothing or referral is None:
+                outcome = Outcome.ERASED if participant.erased else Outcome.NO_REFERRAL
+                reported = Reported(event=event, outcome=outcome, referral=None, is_new=is_new)
+            else:
+                follow = self._assess if is_new else self._recall
+                reported = await follow(repositories, event, referral, now, made_by)
             await once.keep(repositories, reported, None)
         return reported
 
-    async def _follow(
+    async def _assess(
         self,
         repositories: Repositories,
         event: Event,
-        referral: ProgrammeReferral | None,
+        referral: ProgrammeReferral,
         now: datetime,
         made_by: str,
+    ) -> Reported:
+        """Return what the event does, and the referral as it then is."""
+        assessed = await self._referrals.assess(
+            repositories, referral, now, made_by=made_by, event=event
+        )
+        return await self._report(
+            repositories,
+            event,
+            assessed.referral,
+            assessed.decisions,
+            taken_back=assessed.settled.taken_back,
+            is_new=True,
+        )
+
+    async def _recall(
+        self,
+        repositories: Repositories,
+        event: Event,
+        referral: ProgrammeReferral,
+        _now: datetime,
+        _made_by: str,
+    ) -> Reported:
+        """Return what a known event did, and the referral as it is now."""
+        decisions = await repositories.decisions.of_event(referral.referral_id, event.event_id)
+        reported = await self._report(
+            repositories, event, referral, decisions, taken_back=None, is_new=False
+        )
+        if reported.outcome is Outcome.QUALIFIED and referral.state is ReferralState.REVERSED:
+            return replace(reported, outcome=Outcome.REVERSED)
+        return reported
+
+    async def _report(
+        self,
+        repositories: Repositories,
+        event: Event,
+        referral: ProgrammeReferral,
+        decisions: Sequence[Decision],
         *,
-        erased: bool,
-        new: bool,
-    ) -> tuple[Outcome, ProgrammeReferral | None]:
-        """Return what the event does, or did, and the referral as it then is."""
-        if erased and (referral is None or event.refunds is None):
-            return Outcome.ERASED, None
-        if referral is None:
-            return Outcome.NO_REFERRAL, None
-        if new:
-            before = referral.sequence
-            referral = await self._referrals.assess(
-                repositories, referral, now, made_by=made_by, event=event
-            )
-            became = referral.state if referral.sequence > before else None
-        else:
-            became = await repositories.decisions.find_state_after(
-                referral.referral_id, event.event_id
-            )
-        if became is not None:
-            return _OUTCOME_OF[became], referral
+        taken_back: bool | None,
+        is_new: bool,
+    ) -> Reported:
         rules = await self._programmes.rules(repositories, referral.programme_id, referral.version)
-        return _outcome_of_nothing(rules, event, referral), referral
+        rewards: Sequence[Reward] = ()
+        if rules.rewards:
+            rewards = await repositories.rewards.newest_of_referral(
+                referral.referral_id, MOST_SHOWN
+            )
+        if taken_back is None:
+            taken_back = await _has_taken_back(repositories, event, rewards)
+        outcome = _outcome_of(
+            decisions,
+            referral,
+            granted=[reward for reward in rewards if reward.created_at == event.received_at],
+            taken_back=taken_back,
+        )
+        return Reported(
+            event=event,
+            outcome=outcome or _outcome_of_nothing(rules, event, referral),
+            referral=referral,
+            rewards=rewards,
+            is_new=is_new,
+        )
 
 
-_OUTCOME_OF: Final = {
-    ReferralState.PENDING: Outcome.RECORDED,
-    ReferralState.QUALIFIED: Outcome.QUALIFIED,
-    ReferralState.REWARDED: Outcome.REWARDED,
-    ReferralState.REJECTED: Outcome.OUTSIDE_WINDOW,
+def _outcome_of(
+    decisions: Sequence[Decision],
+    referral: ProgrammeReferral,
+    *,
+    granted: Sequence[Reward],
+    taken_back: bool,
+) -> Outcome | None:
+    """Return what followed from an event; None: nothing."""
+    reasons = {decision.reason for decision in decisions}
+    states = [one.state for one in decisions if one.reason is not ReferralReason.CAP_REACHED]
+    last = states[-1] if states else None
+    if last in {ReferralState.REVERSED, ReferralState.REJECTED}:
+        return _ENDS[last]
+    if granted and referral.review is Review.OPEN:
+        return Outcome.UNDER_REVIEW
+    if ReferralReason.CAP_REACHED in reasons and not granted:
+        return Outcome.CAP_REACHED
+    if ReferralReason.QUALIFIED in reasons:
+        return Outcome.QUALIFIED
+    if granted:
+        return Outcome.REWARDED
+    return Outcome.CHANGED if taken_back else None
+
+
+_ENDS: Final = {
     ReferralState.REVERSED: Outcome.REVERSED,
+    ReferralState.REJECTED: Outcome.OUTSIDE_WINDOW,
 }
+
+
+async def _has_taken_back(
+    repositories: Repositories, refund: Event, rewards: Sequence[Reward]
+) -> bool:
+    """Whether something was taken back of what the refunded event gave."""
+    if refund.refunds is None:
+        return False
+    found = await repositories.events.find(refund.programme_id, refund.refunds)
+    return found is not None and any(
+        reward.reversed > 0 and reward.cause_id == found[0].event_id for reward in rewards
+    )
 
 
 def _outcome_of_nothing(rules: Rules, event: Event, referral: ProgrammeReferral) -> Outcome:
@@ -138,6 +224,8 @@ def _outcome_of_nothing(rules: Rules, event: Event, referral: ProgrammeReferral)
     timing = timing_of(event, referral)
     if timing is Timing.BEFORE_SIGN_UP:
         return Outcome.BEFORE_SIGN_UP
+    if _differs_in_unit(rules, event, referral):
+        return Outcome.UNIT_DIFFERS
     if event.type != rules.qualify.on:
         return Outcome.RECORDED
     if timing is Timing.OUTSIDE_WINDOW:
@@ -146,6 +234,16 @@ def _outcome_of_nothing(rules: Rules, event: Event, referral: ProgrammeReferral)
     if minimum is not None and event.unit is not None and event.unit != minimum.unit:
         return Outcome.UNIT_DIFFERS
     return Outcome.RECORDED if reaches(minimum, event.amount) else Outcome.BELOW_MINIMUM
+
+
+def _differs_in_unit(rules: Rules, event: Event, referral: ProgrammeReferral) -> bool:
+    """Whether a rule would give a part of the event's amount if it were in the rule's unit."""
+    return referral.state in HAVE_QUALIFIED and any(
+        rule.basis_points is not None
+        and event.unit not in {None, rule.unit}
+        and concerns(rule, referral, event)
+        for rule in rules.rewards
+    )
 
 
 async def _check_refund(repositories: Repositories, refund: Event) -> None:

@@ -67,6 +67,14 @@ async def end_code_and_lock(
     return locked
 
 
+async def lock_standing(
+    repositories: Repositories, participant_id: UUID, programme_id: UUID, now: datetime
+) -> None:
+    """Lock what a participant is given as a referrer: it, a block, and milestones wait."""
+    if not await repositories.standings.lock(participant_id):
+        await repositories.standings.move(participant_id, programme_id, 0, now)
+
+
 async def hold_user_of(repositories: Repositories, identity: Identity) -> UUID | None:
     """Return whose identity it is, and hold that user until the transaction ends.
 

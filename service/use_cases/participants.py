@@ -1,5 +1,6 @@
 """What can be done with participants, who have an account here or only at a company."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -26,6 +27,7 @@ from service.domain.referral_codes import (
 from service.postgresql.database import Repositories, TryAgain, retried
 from service.use_cases.cache_invalidation import code_key
 from service.use_cases.idempotency import AnswerOnce
+from service.use_cases.locks import lock_standing
 from service.use_cases.programmes import Programmes
 from service.use_cases.referral_codes import ReferralCodes
 from service.use_cases.shared import Shared
@@ -104,6 +106,23 @@ class Participants:
             raise InvalidInput("The participant belongs to another programme.", field="programme")
         return found
 
+    async def find_known(self, repositories: Repositories, who: Who) -> Participant | None:
+        """Return a participant whom somebody has reported before, or an account; make nobody.
+
+        Raises ProgrammeUnknown.
+        """
+        programme_id = await self._programmes.id_of(
+            repositories, who.programme or DEFAULT_PROGRAMME
+        )
+        if who.external_id is not None:
+            return await repositories.participants.find_external(
+                programme_id, self._hash(programme_id, who.external_id)
+            )
+        assert who.participant_id is not None
+        found = await repositories.participants.find(who.participant_id)
+        elsewhere = found and who.programme and found.programme_id != programme_id
+        return None if elsewhere else found
+
     @retried
     async def create(
         self, new: NewParticipant, once: AnswerOnce[tuple[ShownParticipant, bool]]
@@ -178,6 +197,9 @@ class Participants:
                 await repositories.participants.set_public_name(
                     locked.participant_id, locked.programme_id, change.public_name
                 )
+            if change.blocked is not None:
+                await lock_standing(repositories, locked.participant_id, locked.programme_id, now)
+                await repositories.rewards.hold_of_participant(locked.participant_id)
             if change.blocked is not None and locked.user_id is not None:
                 await self._forget_code(repositories, locked.user_id, now)
             return await self._find(repositories, participant_id, now)
@@ -314,11 +336,15 @@ class Participants:
         ip: str | None,
         device_id: str | None,
         now: datetime,
-    ) -> None:
-        """Keep keyed hashes of what a company tells about a person, and nothing else of it."""
+    ) -> Mapping[str, bytes]:
+        """Keep keyed hashes of what a company tells about a person, and nothing else of it.
+
+        Returns them by kind.
+        """
         signals = signals_of(self._shared.hash_key, participant.programme_id, email, ip, device_id)
         if signals:
             await repositories.signals.note(participant.participant_id, signals, now)
+        return signals
 
     async def _forget_code(self, repositories: Repositories, user_id: UUID, now: datetime) -> None:
         """Have the cache forget the code of an account that is blocked, or no longer."""

@@ -13,15 +13,8 @@ from service.domain.clock import Clock
 from service.domain.errors import ProgrammeNotFound, ProgrammeUnknown
 from service.domain.events import Event, with_refunds
 from service.domain.pages import Cursor, Page
-from service.domain.programmes import (
-    PROGRAMME_KEY,
-    Assessment,
-    Programme,
-    Rules,
-    Supposed,
-    assess,
-    rules_of,
-)
+from service.domain.programmes import PROGRAMME_KEY, Programme, Rules, Supposed, rules_of
+from service.domain.rewards import Trial, try_out
 from service.postgresql.database import Database, Repositories, retried
 from service.use_cases.cache_invalidation import CacheInvalidation, code_key
 from service.use_cases.idempotency import AnswerOnce
@@ -179,7 +172,7 @@ class Programmes:
 
     async def try_rules(
         self, key: str, rules: Document, referral: Supposed, events: Sequence[Event]
-    ) -> Assessment:
+    ) -> Trial:
         """Return what rules would make of a referral with these events; nothing is stored.
 
         Raises ProgrammeNotFound.
@@ -187,7 +180,7 @@ class Programmes:
         async with self._database.autocommit() as repositories:
             if await repositories.programmes.find(key) is None:
                 raise ProgrammeNotFound
-        return assess(rules_of(rules), referral, with_refunds(events), self._clock())
+        return try_out(rules_of(rules), referral, with_refunds(events), self._clock())
 
     async def resolve(self, repositories: Repositories, key: str) -> Programme:
         """Return the programme that a body names; raise ProgrammeUnknown."""

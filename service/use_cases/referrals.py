@@ -9,17 +9,9 @@ from uuid import UUID
 from service.domain.clock import Clock
 from service.domain.errors import NotAllowed, ReferralNotFound, UserNotFound
 from service.domain.events import Event
+from service.domain.fraud import Suspicions, judge
 from service.domain.pages import Cursor, Page
-from service.domain.programmes import (
-    CLOCKS_DIFFER_BY,
-    DEFAULT_PROGRAMME,
-    HAVE_QUALIFIED,
-    SIGN_UP,
-    Assessment,
-    Programme,
-    assess,
-    steps,
-)
+from service.domain.programmes import DEFAULT_PROGRAMME, Programme, Rules, steps
 from service.domain.referrals import (
     SYSTEM,
     Decision,
@@ -27,13 +19,15 @@ from service.domain.referrals import (
     ProgrammeReferral,
     Referral,
     ReferralFilter,
+    ReferralFlag,
     ReferralReason,
     ReferralState,
     Review,
 )
 from service.domain.users import Role
 from service.postgresql.batch_loader import BatchLoader
-from service.postgresql.database import Database, Repositories, TryAgain, retried
+from service.postgresql.database import Database, Repositories, retried
+from service.use_cases.decisions import Assessed, Change, Decisions, assessment_of, next_decision
 from service.use_cases.programmes import Programmes
 
 MOST_PAGES: Final = 50
@@ -70,9 +64,12 @@ class Verdict:
 class Referrals:
     """Who signed up with whose code, and what became of it."""
 
-    def __init__(self, database: Database, programmes: Programmes, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, programmes: Programmes, decisions: Decisions, clock: Clock
+    ) -> None:
         self._database = database
         self._programmes = programmes
+        self._decisions = decisions
         self._clock = clock
         self._pages = BatchLoader[_Wanted, list[Referral]](self._read, MOST_PAGES)
 
@@ -119,10 +116,43 @@ class Referrals:
         rules = await self._programmes.rules(
             repositories, programme.programme_id, programme.version
         )
+        suspicions = await repositories.signals.compare(new, now)
+        if suspicions is None or rules.fraud.self_referral == "off":
+            new = replace(new, flagged=False, mailbox_hash=None)
         referral = await repositories.referrals.add(
             new, programme, rules.window_end(new.registered_at), now
         )
-        return await self.assess(repositories, referral, now, made_by=new.made_by)
+        if suspicions is not None:
+            referral = await self._suspect(repositories, rules, referral, suspicions, now)
+        wanted = await assessment_of(repositories, rules, referral, now)
+        change = Change(rules=rules, now=now, made_by=new.made_by, cause=wanted.cause, is_new=True)
+        planned = steps(referral.state, wanted)
+        return (await self._decisions.carry_out(repositories, referral, planned, change)).referral
+
+    async def _suspect(
+        self,
+        repositories: Repositories,
+        rules: Rules,
+        referral: ProgrammeReferral,
+        suspicions: Suspicions,
+        now: datetime,
+    ) -> ProgrammeReferral:
+        """Show what is suspicious about a new referral; have it wait for a review, or reject it."""
+        # The mailbox of another referral is found as the referral is stored.
+        is_known = ReferralFlag.SELF_REFERRAL in referral.flags
+        suspicions = replace(suspicions, self_referral=suspicions.self_referral or is_known)
+        verdict = judge(rules.fraud, suspicions)
+        if list(verdict.flags) != list(referral.flags):
+            await repositories.referrals.flag(referral.referral_id, verdict.flags)
+            referral = replace(referral, flags=verdict.flags)
+        if verdict.review is None or verdict.reason is None:
+            return referral
+        change = Change(rules=rules, now=now, made_by=SYSTEM)
+        referral = replace(referral, review=verdict.review)
+        rejected = verdict.review is Review.REJECTED
+        state = ReferralState.REJECTED if rejected else referral.state
+        decision = next_decision(referral, change, state, verdict.reason)
+        return (await self._decisions.decide(repositories, referral, decision))[0]
 
     async def default_programme(self, repositories: Repositories) -> Programme:
         """Return the programme that accounts take part in."""
@@ -143,24 +173,28 @@ class Referrals:
         *,
         made_by: str = SYSTEM,
         event: Event | None = None,
-    ) -> ProgrammeReferral:
-        """Bring a locked referral to the state that follows from all that is known; return it.
+    ) -> Assessed:
+        """Bring a locked referral to the state that follows from all that is known; return that.
 
-        `event` is what has just become known.
+        `event` is what has just become known. What rules give for it is given, or taken back.
         """
-        wanted = await self._assessment(repositories, referral, now)
-        for state, reason in steps(referral.state, wanted):
-            decision = _next_decision(referral, now, state, reason, made_by, event=event)
-            referral = await self._decide(repositories, referral, decision)
-        return referral
+        rules = await self._programmes.rules(repositories, referral.programme_id, referral.version)
+        wanted = await assessment_of(repositories, rules, referral, now)
+        change = Change(rules=rules, cause=wanted.cause, event=event, now=now, made_by=made_by)
+        return await self._decisions.carry_out(
+            repositories, referral, steps(referral.state, wanted), change
+        )
 
     async def remove(self, repositories: Repositories, referee_id: UUID, now: datetime) -> None:
         """Forget who referred a participant, in the caller's transaction: it never was so."""
         referral = await repositories.referrals.lock(referee_id)
         if referral is None:
             return
-        if referral.state in HAVE_QUALIFIED:
-            await repositories.standings.move(referral.referrer_id, referral.programme_id, -1, now)
+        rules = await self._programmes.rules(repositories, referral.programme_id, referral.version)
+        gone = ReferralState.REJECTED, ReferralReason.REVIEW_REJECTED
+        change = Change(rules=rules, now=now, made_by=SYSTEM, reviewed=True)
+        refused = replace(referral, review=Review.REJECTED)
+        await self._decisions.carry_out(repositories, refused, [gone], change)
         await repositories.referrals.delete(referee_id)
 
     @retried
@@ -183,13 +217,22 @@ class Referrals:
             is_new = referral.review is not review
             if is_new:
                 referral = replace(referral, review=review)
-                wanted = await self._assessment(repositories, referral, now)
+                rules = await self._programmes.rules(
+                    repositories, referral.programme_id, referral.version
+                )
+                wanted = await assessment_of(repositories, rules, referral, now)
                 changes = steps(referral.state, wanted) or [(referral.state, reason)]
-                for state, _ in changes:
-                    decision = _next_decision(
-                        referral, now, state, reason, made_by, detail=verdict.reason
-                    )
-                    referral = await self._decide(repositories, referral, decision)
+                change = Change(
+                    rules=rules,
+                    cause=wanted.cause,
+                    now=now,
+                    made_by=made_by,
+                    detail=verdict.reason,
+                    reviewed=True,
+                )
+                planned = [(state, reason) for state, _ in changes]
+                assessed = await self._decisions.carry_out(repositories, referral, planned, change)
+                referral = assessed.referral
             history = await _history(repositories, referral)
         return history, is_new
 
@@ -212,6 +255,11 @@ class Referrals:
             )
         return Page.of(referrals, limit, lambda last: Cursor(last.registered_at, last.referral_id))
 
+    async def reviews(self) -> tuple[int, datetime | None]:
+        """Return how many referrals wait for a review, and the sign-up of the oldest."""
+        async with self._database.autocommit() as repositories:
+            return await repositories.referrals.reviews()
+
     async def reject_overdue(self) -> int:
         """Reject pending referrals whose window has passed; return how many were looked at."""
         now = self._clock()
@@ -227,70 +275,6 @@ class Referrals:
             referral = await repositories.referrals.lock_free(referral_id)
             if referral is not None:  # otherwise an event, or another sweep, has it
                 await self.assess(repositories, referral, now)
-
-    async def _assessment(
-        self, repositories: Repositories, referral: ProgrammeReferral, now: datetime
-    ) -> Assessment:
-        rules = await self._programmes.rules(repositories, referral.programme_id, referral.version)
-        qualify = rules.qualify
-        events: Sequence[Event] = ()
-        if qualify.on != SIGN_UP:
-            events = await repositories.events.that_decide(
-                referral.referral_id,
-                qualify.on,
-                referral.registered_at - CLOCKS_DIFFER_BY,
-                referral.window_ends_at,
-                qualify.minimum,
-            )
-        return assess(rules, referral, events, now)
-
-    async def _decide(
-        self, repositories: Repositories, referral: ProgrammeReferral, decision: Decision
-    ) -> ProgrammeReferral:
-        """Write a decision, and count the referral in its referrer's standing."""
-        counted = decision.state in HAVE_QUALIFIED
-        nth = referral.nth
-        if counted is not (referral.state in HAVE_QUALIFIED):
-            qualified = await repositories.standings.move(
-                referral.referrer_id,
-                referral.programme_id,
-                1 if counted else -1,
-                decision.decided_at,
-            )
-            nth = nth or (qualified if counted else None)
-        if not await repositories.referrals.decide(decision, nth):
-            raise TryAgain  # somebody else has decided: never so under its lock
-        return replace(
-            referral,
-            state=decision.state,
-            reason=decision.reason,
-            review=decision.review,
-            sequence=decision.sequence,
-            nth=nth,
-        )
-
-
-def _next_decision(
-    referral: ProgrammeReferral,
-    now: datetime,
-    state: ReferralState,
-    reason: ReferralReason,
-    made_by: str,
-    *,
-    event: Event | None = None,
-    detail: str | None = None,
-) -> Decision:
-    return Decision(
-        referral_id=referral.referral_id,
-        sequence=referral.sequence + 1,
-        state=state,
-        review=referral.review,
-        reason=reason,
-        made_by=made_by,
-        event_id=None if event is None else event.event_id,
-        detail=detail,
-        decided_at=now,
-    )
 
 
 async def _history(repositories: Repositories, referral: ProgrammeReferral) -> ReferralHistory:

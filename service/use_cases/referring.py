@@ -7,6 +7,7 @@ from uuid import UUID
 
 from uuid6 import uuid7
 
+from service.domain.email_verification import is_disposable
 from service.domain.emails import Email, fold_mailbox, hash_email, hash_mailbox
 from service.domain.errors import AlreadyReferred, InvalidInput, ReferralCodeUnusable
 from service.domain.events import Event
@@ -111,7 +112,7 @@ async def note_confirmation(
         received_at=now,
     )
     if await repositories.events.add(event, b""):
-        return await shared.referrals.assess(repositories, referral, now, event=event)
+        return (await shared.referrals.assess(repositories, referral, now, event=event)).referral
     return referral
 
 
@@ -146,6 +147,7 @@ async def _store_referral(
         email_hash=hash_email(email, DEFAULT_PROGRAMME_ID, shared.hash_key),
         mailbox_hash=hash_mailbox(email.key, shared.hash_key),
         flagged=owner_key is not None and fold_mailbox(email.key) == fold_mailbox(owner_key),
+        disposable_email=is_disposable(email),
     )
     programme = await shared.referrals.default_programme(repositories)
     try:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from service.domain.emails import Email, hash_email
+from service.domain.email_verification import is_disposable
+from service.domain.emails import Email, fold_mailbox, hash_email
 from service.domain.errors import AlreadyReferred, InvalidInput, ReferralCodeUnusable, SelfReferral
 from service.domain.events import check_moment
 from service.domain.referral_codes import TakenReferralCode, are_alike, normalise_code
@@ -68,7 +69,7 @@ class SignUps:
                     raise AlreadyReferred
                 await once.keep(repositories, (known, False), None)
                 return known, False
-            await self._participants.note_signals(
+            signals = await self._participants.note_signals(
                 repositories, participant, sign_up.email, sign_up.ip, sign_up.device_id, now
             )
             taken = await self._take(repositories, sign_up, now)
@@ -86,6 +87,11 @@ class SignUps:
                 email_hash=None
                 if email is None
                 else hash_email(email, participant.programme_id, self._shared.hash_key),
+                flagged=email is not None
+                and taken.owner_email_key is not None
+                and fold_mailbox(email.key) == fold_mailbox(taken.owner_email_key),
+                signals=signals,
+                disposable_email=email is not None and is_disposable(email),
             )
             programme = await self._programmes.find_by_id(repositories, participant.programme_id)
             referral = await self._shared.referrals.add(repositories, new, programme, now)

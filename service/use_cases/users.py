@@ -22,7 +22,7 @@ from service.postgresql.database import Repositories, TryAgain, retried
 from service.use_cases.credentials import reauthenticate
 from service.use_cases.erasure import PasswordChanged, remove_account
 from service.use_cases.idempotency import AnswerOnce
-from service.use_cases.locks import end_code_and_lock, spare_last_admin
+from service.use_cases.locks import end_code_and_lock, lock_standing, spare_last_admin
 from service.use_cases.mails import mail_to_email, mail_to_user
 from service.use_cases.referring import refer_by_code
 from service.use_cases.sessions import end_sessions
@@ -187,6 +187,8 @@ class Users:
         async with self._database.transaction() as repositories:
             if disabled:
                 await spare_last_admin(repositories, user_id)
+            participant = await repositories.participants.lock(user_id)
+            if disabled:
                 await repositories.users.lock(user_id)
                 await spare_last_admin(repositories, user_id)
             found = await repositories.users.set_disabled(user_id, now if disabled else None)
@@ -199,6 +201,11 @@ class Users:
                 await end_sessions(
                     self._shared, repositories, user_id, now, reason="account-disabled"
                 )
+            # Again: it may have become one while the user's lock was waited for.
+            participant = participant or await repositories.participants.lock(user_id)
+            if participant is not None:
+                await lock_standing(repositories, user_id, participant.programme_id, now)
+                await repositories.rewards.hold_of_participant(user_id)
             if changed:
                 event = (
                     SecurityEvent.ACCOUNT_DISABLED if disabled else SecurityEvent.ACCOUNT_ENABLED

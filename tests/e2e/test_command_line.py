@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+import asyncpg
 import psycopg
 import pytest
 from dotenv import dotenv_values
@@ -440,6 +441,26 @@ def test_migrate_says_what_it_has_applied(environment: dict[str, str]) -> None:
     assert away.returncode == 1
     assert away.stderr.startswith("PostgreSQL cannot be reached:")
     assert "Traceback" not in away.stderr
+
+
+async def test_the_ledger_is_checked_and_each_difference_told(
+    environment: dict[str, str], database: asyncpg.Connection
+) -> None:
+    checked = await asyncio.to_thread(run, "ledger", "check", environment=environment)
+    assert (checked.returncode, checked.stdout) == (0, "the ledger is right\n")
+    participant_id = uuid4()
+    await database.execute(
+        "INSERT INTO participants (participant_id, programme_id, external_hash, created_at)"
+        " SELECT $1, programme_id, 'hash', now() FROM programmes",
+        participant_id,
+    )
+    await database.execute(
+        "INSERT INTO balances SELECT $1, 'EUR', programme_id, 7 FROM programmes", participant_id
+    )
+    checked = await asyncio.to_thread(run, "ledger", "check", environment=environment)
+    assert checked.returncode == 1
+    assert checked.stdout == (f"{participant_id}\tbalance in EUR is not the sum of its transfers\n")
+    assert checked.stderr == "1 difference found.\n"
 
 
 async def test_jobs_are_done_by_a_worker_and_what_it_gives_up_is_listed_and_tried_again(

@@ -13,6 +13,7 @@ from service import repositories
 BESIDE_REQUESTS: Final = {
     ("migrations", "FIND_APPLIED"),  # for health checks, of a table of a dozen rows
     ("oauth_clients", "LIST"),  # for operators
+    ("rewards", "FIND_DUE"),  # of a table of programmes, for the sweep
 }
 """Statements that may read a whole table."""
 

@@ -67,6 +67,46 @@ REPLACED_SECRET = """
                                previous_secret_hash, previous_secret_expires_at)
     VALUES ('shop', 'Shop', '{}', '{}', $1, $2, $3)
 """
+DEFAULT = UUID("00000000-0000-7000-8000-000000000001")
+REWARD, REDEMPTION = UUID(int=11), UUID(int=12)
+NEW_RECIPIENT = """
+    INSERT INTO participants (participant_id, programme_id, user_id, created_at)
+    VALUES ($1, $2, $1, $3)
+"""
+NEW_REWARD = """
+    INSERT INTO rewards
+           (reward_id, programme_id, version, rule, participant_id, cause_id, unit, amount, state,
+            available_at, created_at)
+    VALUES ($1, $2, 1, 'friend', $3, $4, 'EUR', 500, 'pending', $5, $5)
+"""
+CHANGE_REWARD = "UPDATE rewards SET {} WHERE reward_id = $1"
+NEW_TRANSFER = """
+    INSERT INTO transfers
+           (transfer_id, programme_id, participant_id, unit, kind, from_account, to_account, amount,
+            reward_id, external_id, cancels, fingerprint, made_by, created_at)
+    VALUES ($1, $2, $3, 'EUR', $4, $5, $6, $7, $8, $9, $10, $11, 'system', $12)
+"""
+NEW_BALANCE = """
+    INSERT INTO balances (participant_id, unit, programme_id, pending, available, redeemed)
+    VALUES ($1, 'EUR', $2, $3, $4, $5)
+"""
+
+
+def transfer(
+    kind: str,
+    accounts: str,
+    amount: int = 500,
+    reward_id: UUID | None = None,
+    external_id: str | None = None,
+    cancels: UUID | None = None,
+    fingerprint: bytes | None = None,
+) -> list[Any]:
+    """Return the arguments of NEW_TRANSFER."""
+    source, _, target = accounts.partition(" ")
+    of_kind = [kind, source, target, amount, reward_id, external_id, cancels, fingerprint]
+    return [uuid4(), DEFAULT, ANNA, *of_kind, NOW]
+
+
 RIGHTS_OF_ITS_OWN: list[tuple[list[str], list[str], bool]] = [
     (["client_credentials"], [], False),
     ([], ["referrals:read"], False),
@@ -176,6 +216,57 @@ BROKEN = [
     ("referrals_pkey", NEW_REFERRAL, [BERT, CARL, NOW, b"another hash"]),
     ("referrals_one_unflagged_of_a_mailbox", NEW_REFERRAL, [CARL, ANNA, NOW, b"hash of carl"]),
     ("referrals_of_another_user", NEW_REFERRAL, [ANNA, ANNA, NOW, b"hash of anna"]),
+    ("rewards_given_once", NEW_REWARD, [uuid4(), DEFAULT, ANNA, BERT, NOW]),
+    ("rewards_state_known", CHANGE_REWARD.format("state = 'paid'"), [REWARD]),
+    ("rewards_amount_in_range", CHANGE_REWARD.format("amount = 0"), [REWARD]),
+    *(
+        ("rewards_reversed_at_most_whole", CHANGE_REWARD.format(f"reversed = {back}"), [REWARD])
+        for back in (-1, 501)
+    ),
+    ("rewards_reversed_is_a_state", CHANGE_REWARD.format("reversed = 500"), [REWARD]),
+    ("rewards_reversed_is_a_state", CHANGE_REWARD.format("state = 'reversed'"), [REWARD]),
+    (
+        "rewards_held_while_pending",
+        CHANGE_REWARD.format("state = 'available', held = true"),
+        [REWARD],
+    ),
+    ("reward_counts_not_negative", "INSERT INTO reward_counts VALUES ($1, 'friend', -1)", [ANNA]),
+    *(
+        ("transfers_kind_known", NEW_TRANSFER, transfer(kind, accounts, reward_id=REWARD))
+        for kind, accounts in (
+            ("grant", "pending available"),
+            ("release", "available pending"),
+            ("reversal", "redeemed programme"),
+            ("gift", "programme available"),
+        )
+    ),
+    (
+        "transfers_amount_in_range",
+        NEW_TRANSFER,
+        transfer("release", "pending available", 0, REWARD),
+    ),
+    ("transfers_of_rewards", NEW_TRANSFER, transfer("release", "pending available")),
+    ("transfers_asked_for_have_an_id", NEW_TRANSFER, transfer("redemption", "available redeemed")),
+    (
+        "transfers_asked_for_have_an_id",
+        NEW_TRANSFER,
+        transfer("adjustment", "available programme", external_id="a-2"),
+    ),
+    ("transfers_cancel_another", NEW_TRANSFER, transfer("cancellation", "redeemed available")),
+    ("transfers_grant_once", NEW_TRANSFER, transfer("grant", "programme pending", 1, REWARD)),
+    ("transfers_release_once", NEW_TRANSFER, transfer("release", "pending available", 1, REWARD)),
+    (
+        "transfers_external_once",
+        NEW_TRANSFER,
+        transfer("adjustment", "available programme", 1, None, "payout-1", None, b"another"),
+    ),
+    (
+        "transfers_cancelled_once",
+        NEW_TRANSFER,
+        transfer("cancellation", "redeemed available", 1, None, None, REDEMPTION),
+    ),
+    ("balances_pending_not_negative", NEW_BALANCE, [BERT, DEFAULT, -1, 0, 0]),
+    ("balances_redeemed_not_negative", NEW_BALANCE, [BERT, DEFAULT, 0, -1, -1]),
     ("referrals_of_a_pair_once", NEW_REFERRAL, [ANNA, BERT, NOW, b"hash of anna"]),
     ("referrals_state_known", CHANGE_REFERRAL.format("state = 'paid'"), [BERT]),
     ("referrals_review_known", CHANGE_REFERRAL.format("review = 'closed'"), [BERT]),
@@ -216,6 +307,7 @@ BROKEN = [
 async def people(database: asyncpg.Connection) -> asyncpg.Connection:
     """Anna has a password and a code of 2 uses, with which Bert came, whom an issuer knows.
 
+    She got a reward for that, which was paid out, and the payout failed.
     Dora, whom only a company knows, has bought something.
     """
     for user_id, email, password_hash in (
@@ -228,6 +320,17 @@ async def people(database: asyncpg.Connection) -> asyncpg.Connection:
     await database.execute(NEW_REFERRAL, BERT, ANNA, NOW, b"hash of bert")
     await database.execute(NEW_IDENTITY, "bert", BERT, NOW)
     await database.execute(NEW_CHANGE, uuid4(), ANNA, 1, "email", None, b"1", LATER)
+    for user_id in (ANNA, BERT):
+        await database.execute(NEW_RECIPIENT, user_id, DEFAULT, NOW)
+    await database.execute(NEW_REWARD, REWARD, DEFAULT, ANNA, BERT, NOW)
+    paid = transfer("redemption", "available redeemed", 500, None, "payout-1", None, b"print")
+    for one in (
+        transfer("grant", "programme pending", 500, REWARD),
+        transfer("release", "pending available", 500, REWARD),
+        [REDEMPTION, *paid[1:]],
+        transfer("cancellation", "redeemed available", 500, None, None, REDEMPTION),
+    ):
+        await database.execute(NEW_TRANSFER, *one)
     await database.execute(NEW_DECISION, BERT, NOW)
     await database.execute(NEW_PARTICIPANT, DORA, None, "d-1", b"of d-1", None, NOW)
     order = ["order-1", DORA, "purchase", 4900, "EUR", None, NOW]

@@ -39,7 +39,29 @@ ORDER: Final = {
     },
     "user": {"users.LOCK"},
     "referral": {"referrals.LOCK", "referrals.LOCK_FREE", "referrals.ADD"},
-    "standing": {"standings.MOVE", "participants.ERASE", "participants.SET_PUBLIC_NAME"},
+    "standing": {
+        "standings.MOVE",
+        "standings.LOCK",
+        "participants.ERASE",
+        "participants.SET_PUBLIC_NAME",
+        "standings.LOCK_FREE",
+    },
+    "count of rewards": {"reward_counts.TAKE", "reward_counts.GIVE_BACK"},
+    "reward": {
+        "rewards.CHANGE",
+        "rewards.RELEASE",
+        "rewards.HOLD_OF_PARTICIPANT",
+        "rewards.HOLD_OF_REFERRAL",
+        "rewards.HOLD_MILESTONES",
+    },
+    "balance": {
+        "rewards.ADD",
+        "balances.OPEN",
+        "transfers.POST",
+        "transfers.REDEEM",
+        "transfers.CANCEL",
+        "transfers.ADJUST",
+    },
     "uses of the code": {"referral_code_uses.COUNT_USE"},
 }
 # Statements that write to rows which the transaction has locked before, or which nobody else can
@@ -50,12 +72,14 @@ WAIT_FOR_NOBODY: Final = {
     "participants.UPDATE",
     "referrals.DECIDE",
     "referrals.DELETE",
+    "referrals.FLAG",
     "signals.NOTE",
     "signals.DELETE_OF_PARTICIPANT",
 }
 MODULES: Final = (
-    *("events", "participant_codes", "participants", "referral_code_uses", "referral_codes"),
-    *("referrals", "signals", "standings", "users"),
+    *("balances", "events", "participant_codes", "participants", "referral_code_uses"),
+    *("referral_codes", "referrals", "reward_counts", "rewards", "signals", "standings"),
+    *("transfers", "users"),
 )
 NAME_OF: Final = {
     text: f"{module}.{name}"
@@ -127,6 +151,25 @@ async def report_refund(of: Scene) -> None:
     await of.company.refund("refund-1", "referee", "order-1")
 
 
+async def reward_and_take_back(of: Scene) -> None:
+    friend = {"name": "friend", "to": "referrer", "on": "qualified", "unit": "EUR", "amount": 500}
+    capped = {**friend, "max_per_referrer": 2, "max_total": 2, "hold_days": 1}
+    await of.company.set_rules({**ON_PURCHASE, "rewards": [capped]}, 2)
+    referral_id = await of.company.refer(of.code, "rewarded")
+    await of.company.report("order-3", "rewarded")
+    of.company.clock.now += 2 * DAY
+    await of.company.services.sweeps.release_due()
+    await of.company.review(referral_id, "approve")
+    await of.company.refund("refund-3", "rewarded", "order-3")
+
+
+async def block_and_free(of: Scene) -> None:
+    for blocked in (True, False):
+        change = ParticipantChange(blocked=blocked)
+        await of.company.services.participants.change(of.user_id, change)
+        await of.company.services.users.set_disabled(of.user_id, blocked, "a test")
+
+
 async def sign_up(of: Scene) -> None:
     await of.company.set_rules({"qualify": {"on": "signup"}}, 2)
     await of.company.sign_up(of.code, "another")
@@ -193,6 +236,10 @@ EXPECTED: Final[dict[Callable[[Scene], Awaitable[None]], set[str]]] = {
     report_event: {"participant", "event", "referral", "standing"},
     report_event_of_nobody: {"participant", "event"},
     report_refund: {"participant", "event", "referral", "standing"},
+    reward_and_take_back: {
+        *("participant", "event", "referral", "standing", "count of rewards", "reward", "balance")
+    },
+    block_and_free: {"participant", "standing"},
     sign_up: {"participant", "code", "referral", "standing", "uses of the code"},
     sign_up_by_a_limited_code: {"participant", "code", "referral"},
     sign_up_after_the_code_was_replaced: {"participant", "code", "referral"},
@@ -225,7 +272,10 @@ def test_a_lock_that_is_taken_late_is_seen() -> None:
 
 def test_every_statement_that_writes_for_programmes_has_its_place() -> None:
     """A new one belongs into ORDER, or into WAIT_FOR_NOBODY with a reason."""
-    of_programmes = {"events", "participant_codes", "participants", "referrals", "standings"}
+    of_programmes = {
+        *("balances", "events", "participant_codes", "participants", "referrals", "reward_counts"),
+        *("rewards", "standings", "transfers"),
+    }
     writing = {
         name
         for text, name in NAME_OF.items()

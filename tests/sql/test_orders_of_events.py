@@ -15,13 +15,8 @@ from uuid6 import uuid7
 
 from service.domain.errors import InvalidInput
 from service.domain.events import Event
-from service.domain.programmes import (
-    DEFAULT_PROGRAMME,
-    DEFAULT_PROGRAMME_ID,
-    Assessment,
-    Supposed,
-    rules_of,
-)
+from service.domain.programmes import DEFAULT_PROGRAMME, DEFAULT_PROGRAMME_ID, Supposed, rules_of
+from service.domain.rewards import Trial
 from tests.sql.company import DAY, ON_PURCHASE, Company
 from tests.sql.racing import NOW as SIGNED_UP_AT
 
@@ -101,7 +96,7 @@ async def tell(
     return await company.look(await company.id_of(prefix))
 
 
-async def try_out(company: Company, rules: dict[str, Any], facts: Sequence[Fact]) -> Assessment:
+async def try_out(company: Company, rules: dict[str, Any], facts: Sequence[Fact]) -> Trial:
     """Ask what the rules would make of the facts."""
     events = [
         Event(

@@ -34,6 +34,7 @@ KINDS = ServiceError.__subclasses__()
 PROMISED = [
     ("account-disabled", 403),
     ("already-referred", 409),
+    ("balance-too-low", 409),
     ("bad-request", 400),
     ("body-too-large", 413),
     ("conflict", 409),
@@ -84,6 +85,7 @@ PROMISED = [
     ("unavailable", 503),
     ("unsupported-media-type", 415),
     ("uri-too-long", 414),
+    ("transfer-not-found", 404),
     ("user-not-found", 404),
     ("validation-failed", 422),
 ]

@@ -36,6 +36,8 @@ TAGS: Final = {
     "a code, *Report a sign-up* with that code, *Report an event* such as a purchase, another one "
     "for its refund, and *Show a referral* to see what followed. Clients send their id and secret "
     "with each call (Basic), or an access token of their own. Admins can make these calls too.",
+    "Rewards": "What rules gave, what is available, and what has been paid out. Nothing is ever "
+    "changed: what was wrong is moved back by another transfer.",
     "OAuth 2.0": "Access for other applications with the user's consent. Errors follow RFC 6749.",
     "Admin": "For users with the role `admin`.",
     "Operating": "For operators and their tools.",

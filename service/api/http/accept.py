@@ -36,10 +36,11 @@ def check_accepts_json(request: web.Request) -> None:
 
 
 def answers_with_json(handler: Callable[..., Any]) -> bool:
-    """Whether the handler is documented to answer with a body; otherwise any `Accept` is fine."""
+    """Whether the handler is documented to answer with JSON; otherwise any `Accept` is fine."""
     said = getattr(handler, "__apispec__", {"responses": {}})["responses"]
     return any(
-        int(status) < HTTPStatus.BAD_REQUEST and {"schema", "content"} & set(about)
+        int(status) < HTTPStatus.BAD_REQUEST
+        and ("schema" in about or _JSON in about.get("content", ()))
         for status, about in said.items()
     )
 

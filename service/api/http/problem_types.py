@@ -117,6 +117,8 @@ REMEDIES: Final[Mapping[type[ServiceError], str]] = {
     "`POST /api/v1/referral-code`.",
     errors.SessionNotFound: "List your sessions with `GET /api/v1/auth/sessions`.",
     errors.UserNotFound: "Search for users with `GET /api/v1/admin/users?email=`.",
+    errors.TransferNotFound: "List the transfers with `GET /api/v1/transfers`.",
+    errors.BalanceTooLow: "Redeem at most what `available` says, or wait until more is.",
     errors.AlreadyReferred: "Nothing: the first sign-up counts.",
     errors.IdReused: "Use a new id, such as that of the order, for each thing you report.",
     errors.ProgrammeKeyTaken: "Choose another key.",

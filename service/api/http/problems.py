@@ -24,6 +24,7 @@ from service.api.http.problem_types import (
 from service.api.http.requests import InvalidBody, escape_pointer
 from service.api.http.responses import to_json
 from service.domain.errors import (
+    BalanceTooLow,
     InsufficientScope,
     InvalidInput,
     InvalidToken,
@@ -56,6 +57,8 @@ def problem(
         errors = [(f"#/{error.field}", error.detail)]
     if members := [{"pointer": pointer, "detail": text} for pointer, text in errors]:
         extensions["errors"] = members
+    if isinstance(error, BalanceTooLow):
+        extensions["available"] = error.available
     status = status_of(type(error))
     if extensions:
         known = _members(error.code, error.title, status, error.detail, request_id)

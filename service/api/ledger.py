@@ -1,0 +1,268 @@
+"""The ledger: balances, transfers, payouts and adjustments."""
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
+from marshmallow import Schema, fields, validate
+
+from service.api.company import CompanyId, WhoSchema, fingerprint_of, who_of
+from service.api.docs.describe import IDEMPOTENCY_KEY, in_path
+from service.api.http.app_keys import SERVICES
+from service.api.http.authentication import current_client, current_token, needs
+from service.api.http.fields import BETWEEN, Moment, TrimmedText, WholeNumber
+from service.api.http.idempotency import answer_once
+from service.api.http.requests import read_body, read_id, read_page, read_query
+from service.api.http.responses import PageSchema, answer, respond
+from service.api.rewards import WhoseQuery, whose
+from service.api.rules import Unit, whole
+from service.domain.errors import (
+    BalanceTooLow,
+    IdReused,
+    NotAllowed,
+    ProgrammeNotFound,
+    TransferNotFound,
+)
+from service.domain.events import LARGEST_AMOUNT
+from service.domain.ledger import Account, Transfer, TransferKind
+from service.domain.pages import BalanceCursor
+from service.domain.programmes import PROGRAMME_KEY
+from service.domain.scopes import Scope
+from service.repositories.idempotency_keys import Answer
+from service.use_cases.ledger import Movement
+
+LONGEST_NOTE: Final = 500
+
+
+def _note(**options: Any) -> TrimmedText:
+    return TrimmedText(
+        validate=[
+            validate.Length(1, LONGEST_NOTE, error="A note has {min} to {max} characters."),
+            validate.ContainsNoneOf("\0", error="A note has no NUL."),
+        ],
+        **options,
+    )
+
+
+class RedemptionSchema(WhoSchema):
+    id = CompanyId(
+        required=True,
+        metadata={
+            "description": "Your own id of the payout. It is paid once, forever: send the same one "
+            "when you repeat the call.",
+            "example": "payout-7",
+        },
+    )
+    unit = Unit(required=True, metadata={"example": "EUR"})
+    amount = whole(1, LARGEST_AMOUNT, required=True, metadata={"example": 500})
+    note = _note(metadata={"description": "In your own words.", "example": "Bank transfer"})
+
+
+class AdjustmentSchema(WhoSchema):
+    id = CompanyId(
+        required=True,
+        metadata={"description": "Your own id of the adjustment.", "example": "goodwill-3"},
+    )
+    unit = Unit(required=True, metadata={"example": "EUR"})
+    amount = WholeNumber(
+        required=True,
+        validate=[
+            validate.Range(-LARGEST_AMOUNT, LARGEST_AMOUNT, error=BETWEEN),
+            validate.NoneOf([0], error="Nothing would be moved."),
+        ],
+        metadata={"description": "Below 0 to take something away.", "example": 250},
+    )
+    note = _note(
+        required=True, metadata={"description": "In your own words.", "example": "Goodwill"}
+    )
+
+
+class TransferSchema(Schema):
+    id = fields.UUID(attribute="transfer_id")
+    kind = fields.Enum(TransferKind, by_value=True)
+    from_ = fields.Enum(Account, by_value=True, attribute="from_account", data_key="from")
+    to = fields.Enum(Account, by_value=True, attribute="to_account")
+    participant_id = fields.UUID()
+    unit = fields.String(metadata={"example": "EUR"})
+    amount = fields.Integer(metadata={"example": 500})
+    reward_id = fields.UUID(
+        allow_none=True,
+        metadata={"description": "The reward that was given, released or taken back."},
+    )
+    external_id = fields.String(
+        allow_none=True,
+        metadata={"description": "Your own id of the payout or adjustment.", "example": "payout-7"},
+    )
+    note = fields.String(allow_none=True)
+    created_at = Moment()
+
+
+class TransfersSchema(PageSchema):
+    items = fields.List(fields.Nested(TransferSchema))
+
+
+class BalanceSchema(Schema):
+    participant_id = fields.UUID()
+    unit = fields.String(metadata={"example": "EUR"})
+    pending = fields.Integer(metadata={"description": "Given, and not yet available."})
+    available = fields.Integer(
+        metadata={
+            "description": "Can be paid out. Below 0 where something was paid out and then taken "
+            "back: what comes next is netted with it."
+        }
+    )
+    redeemed = fields.Integer(metadata={"description": "Paid out."})
+
+
+class BalancesSchema(PageSchema):
+    items = fields.List(fields.Nested(BalanceSchema))
+
+
+class LiabilitySchema(Schema):
+    unit = fields.String(metadata={"example": "EUR"})
+    pending = fields.Integer()
+    available = fields.Integer(metadata={"description": "The sum of all balances above 0."})
+    debts = fields.Integer(metadata={"description": "The sum of all balances below 0, as given."})
+    redeemed = fields.Integer()
+
+
+class LiabilitiesSchema(Schema):
+    items = fields.List(fields.Nested(LiabilitySchema))
+
+
+TRANSFER_SCHEMA = TransferSchema()
+TRANSFERS_SCHEMA = TransfersSchema()
+BALANCES_SCHEMA = BalancesSchema()
+LIABILITIES_SCHEMA = LiabilitiesSchema()
+
+
+@docs(
+    tags=["Rewards"],
+    summary="List balances",
+    description="Users see their own; clients and admins see a participant's, or all of a "
+    "programme, those of the newest participants first.",
+    refuses=(NotAllowed,),
+)
+@querystring_schema(WhoseQuery)
+@response_schema(BalancesSchema, 200, description="A page of balances, one for each unit.")
+@needs(Scope.PROGRAMME_READ, own=Scope.REWARDS_READ)
+async def list_balances(request: web.Request) -> web.Response:
+    query = read_query(request)
+    cursor = query["cursor"]
+    page = await request.app[SERVICES].ledger.balances(
+        await whose(request),
+        query["limit"],
+        None if cursor is None else BalanceCursor.decode(cursor),
+    )
+    return respond(BALANCES_SCHEMA, page)
+
+
+@docs(
+    tags=["Rewards"],
+    summary="List transfers",
+    description="Newest first. All that ever moved: a balance is the sum of its transfers.",
+    refuses=(NotAllowed,),
+)
+@querystring_schema(WhoseQuery)
+@response_schema(TransfersSchema, 200, description="A page of transfers.")
+@needs(Scope.PROGRAMME_READ, own=Scope.REWARDS_READ)
+async def list_transfers(request: web.Request) -> web.Response:
+    page = await request.app[SERVICES].ledger.transfers(await whose(request), *read_page(request))
+    return respond(TRANSFERS_SCHEMA, page)
+
+
+@docs(
+    tags=["Rewards"],
+    summary="Pay out",
+    description="Moves what is available to what is redeemed: a payout, or the use of credit. The "
+    "same id and content gets the first transfer again.",
+    parameters=[IDEMPOTENCY_KEY],
+    refuses=(BalanceTooLow, IdReused, NotAllowed),
+)
+@request_schema(
+    RedemptionSchema, example={"id": "payout-7", "external_id": "u-1", "unit": "EUR", "amount": 500}
+)
+@response_schema(TransferSchema, 200, description="The transfer, made before.")
+@response_schema(TransferSchema, 201, description="The transfer.")
+@needs(Scope.REWARDS_WRITE)
+async def redeem(request: web.Request) -> web.Response:
+    return await _move(request, request.app[SERVICES].ledger.redeem)
+
+
+@docs(
+    tags=["Rewards"],
+    summary="Adjust a balance",
+    description="Gives or takes an amount that no rule does. What is available may fall below 0.",
+    parameters=[IDEMPOTENCY_KEY],
+    refuses=(IdReused, NotAllowed),
+)
+@request_schema(
+    AdjustmentSchema,
+    example={
+        "id": "goodwill-3",
+        "external_id": "u-1",
+        "unit": "EUR",
+        "amount": 250,
+        "note": "Sorry for the delay",
+    },
+)
+@response_schema(TransferSchema, 200, description="The transfer, made before.")
+@response_schema(TransferSchema, 201, description="The transfer.")
+@needs(Scope.REWARDS_WRITE)
+async def adjust(request: web.Request) -> web.Response:
+    return await _move(request, request.app[SERVICES].ledger.adjust)
+
+
+@docs(
+    tags=["Rewards"],
+    summary="Cancel a payout",
+    description="Moves a payout that failed back to what is available, once.",
+    refuses=(TransferNotFound, NotAllowed),
+)
+@response_schema(TransferSchema, 200, description="The transfer back, made before.")
+@response_schema(TransferSchema, 201, description="The transfer back.")
+@needs(Scope.REWARDS_WRITE)
+async def cancel_redemption(request: web.Request) -> web.Response:
+    made_by = await current_client(request)
+    transfer_id = read_id(request, "transfer_id", TransferNotFound)
+    made, is_new = await request.app[SERVICES].ledger.cancel(transfer_id, made_by)
+    return respond(TRANSFER_SCHEMA, made, HTTPStatus.CREATED if is_new else HTTPStatus.OK)
+
+
+@docs(
+    tags=["Rewards"],
+    summary="Show what a programme owes",
+    parameters=[in_path("key", "The programme's key.", "default")],
+    refuses=(ProgrammeNotFound, NotAllowed),
+)
+@response_schema(LiabilitiesSchema, 200, description="The sums of all balances, by unit.")
+@needs(Scope.PROGRAMME_READ)
+async def show_liability(request: web.Request) -> web.Response:
+    await current_client(request)
+    key = request.match_info["key"]
+    if not PROGRAMME_KEY.fullmatch(key):
+        raise ProgrammeNotFound
+    items = await request.app[SERVICES].ledger.liability(key)
+    return respond(LIABILITIES_SCHEMA, {"items": items})
+
+
+async def _move(request: web.Request, move: Callable[..., Any]) -> web.Response:
+    made_by = await current_client(request)
+    members = await read_body(request)
+    fingerprint = fingerprint_of(request, members)
+    asked = Movement(
+        external_id=members.pop("id"), fingerprint=fingerprint, who=who_of(members), **members
+    )
+
+    def write(made: tuple[Transfer, bool]) -> Answer:
+        transfer, is_new = made
+        return answer(TRANSFER_SCHEMA, transfer, HTTPStatus.CREATED if is_new else HTTPStatus.OK)
+
+    return await answer_once(
+        request,
+        current_token(request).user_id or made_by,
+        lambda once: move(asked, made_by, once),
+        write,
+    )

@@ -1,0 +1,117 @@
+"""Rewards: what rules gave to whom, as companies see it, and users their own."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp_apispec import docs, querystring_schema, response_schema
+from marshmallow import Schema, ValidationError, fields, validate, validates_schema
+
+from service.api.company import CompanyId, ParticipantId
+from service.api.http.app_keys import SERVICES
+from service.api.http.authentication import current_reader, needs
+from service.api.http.fields import Moment, PageQuery, Text
+from service.api.http.requests import read_page, read_query
+from service.api.http.responses import PageSchema, respond
+from service.domain.errors import NotAllowed
+from service.domain.programmes import DEFAULT_PROGRAMME
+from service.domain.rewards import RewardState
+from service.domain.scopes import Scope
+from service.use_cases.ledger import Whose
+from service.use_cases.participants import Who
+
+_RULE: Final = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
+
+
+class RewardSchema(Schema):
+    id = fields.UUID(attribute="reward_id")
+    rule = fields.String(metadata={"description": "The name of the rule.", "example": "friend"})
+    version = fields.Integer(metadata={"description": "The version of the rules."})
+    to = fields.String(metadata={"description": "`referrer` or `referee`.", "example": "referrer"})
+    participant_id = fields.UUID()
+    referral_id = fields.UUID(
+        allow_none=True,
+        metadata={
+            "description": "Null for a milestone, and for a percentage that is shown to its "
+            "referrer: it would tell what a friend has spent."
+        },
+    )
+    unit = fields.String(metadata={"example": "EUR"})
+    amount = fields.Integer(metadata={"description": "As it was given.", "example": 500})
+    reversed = fields.Integer(
+        metadata={"description": "How much of it has been taken back.", "example": 0}
+    )
+    state = fields.Enum(RewardState, by_value=True)
+    held = fields.Boolean(
+        metadata={"description": "Whether a review or a block keeps it from becoming available."}
+    )
+    available_at = Moment(metadata={"description": "When its hold ends, or ended."})
+    created_at = Moment()
+
+
+class RewardsSchema(PageSchema):
+    items = fields.List(fields.Nested(RewardSchema))
+
+
+class WhoseQuery(PageQuery):
+    """Whose rewards or transfers are wanted. A user's are always their own."""
+
+    external_id = CompanyId(
+        load_default=None, metadata={"description": "Only this participant's, by your own id."}
+    )
+    participant_id = ParticipantId(
+        load_default=None, metadata={"description": "Only this participant's."}
+    )
+    programme = Text(
+        load_default=None, metadata={"description": "The programme's key; `default` if omitted."}
+    )
+
+    @validates_schema
+    def _check_who(self, data: Mapping[str, Any], **_: Any) -> None:
+        if data["external_id"] is not None and data["participant_id"] is not None:
+            raise ValidationError(
+                "Give one of external_id and participant_id, or neither.", "external_id"
+            )
+
+
+class RewardQuery(WhoseQuery):
+    state = fields.Enum(RewardState, by_value=True, load_default=None)
+    rule = Text(
+        load_default=None,
+        validate=validate.Regexp(_RULE, error="This cannot be the name of a rule."),
+        metadata={"description": "Only those of this rule."},
+    )
+
+
+REWARDS_SCHEMA = RewardsSchema()
+
+
+async def whose(request: web.Request) -> Whose:
+    """Return whose things are asked for: the user's own, a participant's, or all."""
+    reader = await current_reader(request)
+    if reader is not None:
+        return Whose(user_id=reader)
+    query = read_query(request)
+    names = {name: query[name] for name in ("external_id", "participant_id", "programme")}
+    if names["external_id"] is None and names["participant_id"] is None:
+        return Whose(programme=names["programme"] or DEFAULT_PROGRAMME)
+    return Whose(who=Who(**names))
+
+
+@docs(
+    tags=["Rewards"],
+    summary="List rewards",
+    description="Newest first. Users see their own; clients and admins see a participant's, or all "
+    "of a programme.",
+    refuses=(NotAllowed,),
+)
+@querystring_schema(RewardQuery)
+@response_schema(RewardsSchema, 200, description="A page of rewards.")
+@needs(Scope.PROGRAMME_READ, own=Scope.REWARDS_READ)
+async def list_rewards(request: web.Request) -> web.Response:
+    query = read_query(request)
+    page = await request.app[SERVICES].ledger.rewards(
+        await whose(request), query["state"], query["rule"], *read_page(request)
+    )
+    return respond(REWARDS_SCHEMA, page)

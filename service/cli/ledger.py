@@ -1,0 +1,34 @@
+"""`ledger`: proving that the ledger is right."""
+
+import argparse
+
+from service.cli.console import Commands, Environment
+from service.cli.resources import beside_dev
+from service.domain.operators import OperatorError
+from service.settings.schema import load
+from service.settings.settings import DatabaseSettings
+
+
+def add_commands(commands: Commands) -> None:
+    ledger = commands.group("ledger", "Check the ledger.")
+    ledger.add("check", _check)
+
+
+async def _check(parsed: argparse.Namespace, environ: Environment) -> None:
+    """Prove that balances, rewards, standings and caps are right; exit with 1 if one is not.
+
+    Every difference is a line: whose it is, and what is wrong. Nothing is changed.
+    """
+    from service.postgresql.startup_check import check_database
+    from service.services import open_ledger_check
+
+    settings = load(DatabaseSettings, beside_dev(environ))
+    await check_database(settings.database_url)
+    found = 0
+    async with open_ledger_check(settings) as check:
+        async for subject_id, difference in check.check_all():
+            found += 1
+            print(subject_id, difference, sep="\t")
+    if found:
+        raise OperatorError(f"{found} difference{'' if found == 1 else 's'} found.")
+    print("the ledger is right")

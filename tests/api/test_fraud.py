@@ -1,0 +1,170 @@
+"""Fraud rules at sign-up, and reviews: what is shown, held, rejected, and lifted again."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from service.api.http.app_keys import SERVICES
+from tests.api.test_rewards import FRIEND, PAID, WELCOME, balance, use_rewards
+from tests.company import Company, new_company, new_id
+from tests.factories import Api
+
+OFF = dict.fromkeys(
+    ["self_referral", "same_device", "same_ip", "disposable_email", "velocity"], "off"
+)
+MAIL = "ann.smith+shop@gmail.com"
+DEVICE = "device-1"
+IP, NETWORK = "2001:db8::1", "2001:db8::2:3"
+
+
+@pytest.fixture
+async def company(api: Api) -> Company:
+    company = await new_company(api)
+    await use_rewards(company, FRIEND, WELCOME)
+    return company
+
+
+async def signed_up(company: Company, referrer: Any, **members: Any) -> Any:
+    answer = await company.sign_up(referrer["code"], new_id("referee"), **members)
+    assert answer.status == 201, answer.body
+    return answer.json()
+
+
+SIGNALS = {
+    "self-referral": ({"email": "annsmith@googlemail.com"}, {"email": MAIL}),
+    "same-device": ({"device_id": DEVICE}, {"device_id": DEVICE}),
+    "same-ip": ({"ip": IP}, {"ip": NETWORK}),
+    "disposable-email": ({}, {"email": "somebody@mailinator.com"}),
+}
+
+
+@pytest.mark.parametrize("action", ["off", "flag", "hold", "reject"])
+@pytest.mark.parametrize("flag", SIGNALS)
+async def test_each_rule_does_what_it_says(company: Company, flag: str, action: str) -> None:
+    fraud = {**OFF, flag.replace("-", "_"): action}
+    await use_rewards(company, FRIEND, WELCOME, fraud=fraud)
+    of_referrer, of_referee = SIGNALS[flag]
+    referrer = await company.new_referrer(**of_referrer)
+    referral = await signed_up(company, referrer, **of_referee)
+    assert referral["flags"] == ([] if action == "off" else [flag])
+    review, state = {"hold": ("open", "pending"), "reject": ("rejected", "rejected")}.get(
+        action, ("none", "pending")
+    )
+    assert (referral["review"], referral["state"]) == (review, state)
+    if review != "none":
+        assert referral["reason"] == flag
+    rewards = (await company.get("/rewards")).json()["items"]
+    assert [(one["rule"], one["held"]) for one in rewards] == (
+        [] if action == "reject" else [("welcome", action == "hold")]
+    )
+
+
+async def test_the_defaults_hold_what_is_strong_and_show_what_is_weak(company: Company) -> None:
+    referrer = await company.new_referrer(email=MAIL, device_id=DEVICE, ip=IP)
+    assert (await signed_up(company, referrer, ip=IP))["review"] == "none"
+    assert (await signed_up(company, referrer, device_id=DEVICE))["review"] == "open"
+    both = await signed_up(company, referrer, email=MAIL, ip=IP)
+    assert (both["flags"], both["review"]) == (["self-referral", "same-ip"], "open")
+
+
+async def test_what_is_held_is_given_when_it_is_approved(company: Company) -> None:
+    referrer = await company.new_referrer(device_id=DEVICE)
+    referral = await signed_up(company, referrer, device_id=DEVICE)
+    [referee] = [referral["id"]]
+    bought = {"id": new_id("order"), "type": "purchase", "participant_id": referee, **PAID}
+    said = (await company.post("/events", bought)).json()
+    assert (said["outcome"], said["referral"]["state"]) == ("under-review", "qualified")
+    assert {one["held"] for one in said["rewards"]} == {True}
+    assert await balance(company, referrer["external_id"]) == {"EUR": (500, 0, 0)}
+    [waiting] = (await company.get("/referrals?review=open")).json()["items"]
+    assert waiting["id"] == referee
+    verdict = {"decision": "approve", "reason": "Two siblings, says support."}
+    approved = await company.post(f"/referees/{referee}/decisions", verdict)
+    assert (approved.status, approved.json()["review"]) == (201, "approved")
+    assert approved.json()["state"] == "rewarded"
+    assert await balance(company, referrer["external_id"]) == {"EUR": (0, 500, 0)}
+    assert (await company.get("/referrals?review=open")).json()["items"] == []
+
+
+async def test_what_a_rule_rejected_is_given_once_it_is_approved(company: Company) -> None:
+    await use_rewards(company, FRIEND, WELCOME, fraud={**OFF, "same_device": "reject"})
+    referrer = await company.new_referrer(device_id=DEVICE)
+    referee = (await signed_up(company, referrer, device_id=DEVICE))["id"]
+    bought = {"id": new_id("order"), "type": "purchase", "participant_id": referee, **PAID}
+    assert (await company.post("/events", bought)).json()["rewards"] == []
+    verdict = {"decision": "approve", "reason": "Two siblings."}
+    approved = await company.post(f"/referees/{referee}/decisions", verdict)
+    assert approved.json()["state"] == "rewarded"
+    assert await balance(company, referrer["external_id"]) == {"EUR": (0, 500, 0)}
+
+
+async def test_rejecting_after_the_payout_leaves_a_debt(company: Company) -> None:
+    referrer = await company.new_referrer()
+    referral = await signed_up(company, referrer)
+    bought = {"id": new_id("order"), "type": "purchase", "participant_id": referral["id"], **PAID}
+    await company.post("/events", bought)
+    who = {"external_id": referrer["external_id"], "unit": "EUR", "amount": 500}
+    await company.post("/redemptions", {"id": new_id("payout"), **who})
+    verdict = {"decision": "reject", "reason": "The same person."}
+    rejected = await company.post(f"/referees/{referral['id']}/decisions", verdict)
+    assert rejected.json()["state"] == "reversed"
+    assert await balance(company, referrer["external_id"]) == {"EUR": (0, -500, 500)}
+
+
+async def test_nobody_looks_at_a_trusted_referrer(company: Company) -> None:
+    referrer = await company.new_referrer(email=MAIL, device_id=DEVICE, ip=IP)
+    await company.patch(f"/participants/{referrer['participant_id']}", {"trusted": True})
+    referral = await signed_up(company, referrer, email=MAIL, device_id=DEVICE, ip=IP)
+    assert (referral["flags"], referral["review"]) == ([], "none")
+
+
+async def test_referees_of_one_referrer_are_compared_and_not_those_of_others(
+    company: Company,
+) -> None:
+    one, other = await company.new_referrer(), await company.new_referrer()
+    flags = [
+        (await signed_up(company, referrer, device_id=DEVICE, ip=IP))["flags"]
+        for referrer in (one, other, one, one)
+    ]
+    assert flags == [[], [], ["same-device"], ["same-device", "same-ip"]]
+
+
+async def test_an_address_is_compared_for_a_while_only(api: Api, company: Company) -> None:
+    referrer = await company.new_referrer(ip=IP)
+    for days, flags in ((29, ["same-ip"]), (31, [])):
+        api.clock.ahead = timedelta(days=days)
+        code = (
+            await company.put(
+                f"/participants/{referrer['participant_id']}/code", {"expires_in_days": 300}
+            )
+        ).json()["code"]
+        assert (await signed_up(company, {"code": code}, ip=IP))["flags"] == flags
+
+
+async def test_the_21st_sign_up_within_an_hour_is_shown(api: Api, company: Company) -> None:
+    referrer = await company.new_referrer()
+    flags = [(await signed_up(company, referrer))["flags"] for _ in range(21)]
+    assert flags == [[]] * 20 + [["velocity"]]
+    api.clock.ahead = timedelta(hours=1, minutes=1)
+    assert (await signed_up(company, referrer))["flags"] == []
+
+
+async def test_an_account_is_recognized_by_its_mailbox(api: Api, company: Company) -> None:
+    anna = await api.new_person("ann.smith@gmail.com")
+    referral = await signed_up(company, {"code": await api.new_code(anna)}, email=MAIL)
+    assert (referral["flags"], referral["review"]) == (["self-referral"], "open")
+
+
+async def test_a_milestone_waits_for_the_reviews_of_those_who_led_to_it(company: Company) -> None:
+    two = {"name": "two", "to": "referrer", "on": "milestone", "at": 2, "unit": "EUR", "amount": 7}
+    await company.use_rules({"qualify": {"on": "signup"}, "rewards": [two]})
+    referrer = await company.new_referrer(device_id=DEVICE)
+    held = await signed_up(company, referrer, device_id=DEVICE)
+    await signed_up(company, referrer)
+    assert await balance(company, referrer["external_id"]) == {"EUR": (7, 0, 0)}
+    await company.post(
+        f"/referees/{held['id']}/decisions", {"decision": "approve", "reason": "Fine."}
+    )
+    await company.api.app[SERVICES].sweeps.release_due()
+    assert await balance(company, referrer["external_id"]) == {"EUR": (0, 7, 0)}
