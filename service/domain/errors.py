@@ -11,7 +11,8 @@
     │   ├── ReferralCodeUnusable
     │   ├── SelfReferral
     │   ├── SignInUnusable
-    │   └── TokenUnusable
+    │   ├── TokenUnusable
+    │   └── WebhookUrlRefused
     ├── NotAuthenticated
     │   ├── ClientSecretWrong
     │   ├── InvalidCredentials
@@ -33,7 +34,8 @@
     │   ├── ReferralCodeNotFound
     │   ├── ReferralNotFound
     │   ├── SessionNotFound
-    │   └── UserNotFound
+    │   ├── UserNotFound
+    │   └── WebhookEndpointNotFound
     ├── Conflict
     │   ├── AlreadyReferred
     │   ├── EmailTaken
@@ -44,6 +46,7 @@
     │   ├── LiveReferralCodeExists
     │   ├── ProgrammeKeyTaken
     │   ├── ReferralCodeTaken
+    │   ├── RotationUnderWay
     │   └── RulesChanged
     ├── TooMany
     └── Unavailable
@@ -175,6 +178,12 @@ class TokenUnusable(InvalidInput):
     field = "token"
 
 
+class WebhookUrlRefused(InvalidInput):
+    code = "webhook-url-refused"
+    title = "Webhooks cannot be sent to this URL."
+    field = "url"
+
+
 class ClientSecretWrong(NotAuthenticated):
     detail = "The client is unknown, or its secret is wrong."
 
@@ -272,6 +281,11 @@ class UserNotFound(NotFound):
     title = "There is no such user."
 
 
+class WebhookEndpointNotFound(NotFound):
+    code = "webhook-endpoint-not-found"
+    title = "There is no such webhook endpoint."
+
+
 class AlreadyReferred(Conflict):
     code = "already-referred"
     title = "This participant has been referred before."
@@ -319,6 +333,11 @@ class ReferralCodeTaken(Conflict):
     code = "referral-code-taken"
     title = "This referral code belongs to another user."
     field = "code"
+
+
+class RotationUnderWay(Conflict):
+    code = "rotation-under-way"
+    title = "The previous secret of the endpoint still signs."
 
 
 class RulesChanged(Conflict):

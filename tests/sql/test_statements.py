@@ -53,6 +53,10 @@ def test_every_table_has_its_statements() -> None:
         "signals",
         "standings",
         "users",
+        "webhook_attempts",
+        "webhook_deliveries",
+        "webhook_endpoints",
+        "webhook_messages",
     }
 
 
