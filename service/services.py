@@ -42,6 +42,7 @@ from service.use_cases.housekeeping import Housekeeping
 from service.use_cases.idempotency import Refusals
 from service.use_cases.identities import Identities
 from service.use_cases.jobs import Handler, Jobs, Worker
+from service.use_cases.links import Links
 from service.use_cases.mail_tokens import MailTokens
 from service.use_cases.mails import Mails
 from service.use_cases.oauth import OAuth
@@ -55,6 +56,7 @@ from service.use_cases.referrals import Referrals
 from service.use_cases.security_events import SecurityEvents
 from service.use_cases.sessions import Sessions
 from service.use_cases.shared import Shared
+from service.use_cases.sign_ups import SignUps
 from service.use_cases.users import Users
 from service.use_cases.webhook_deliveries import WebhookDeliveries
 from service.use_cases.webhooks import Webhooks
@@ -94,6 +96,8 @@ class Services:
     referrals: Referrals
     programmes: Programmes
     participants: Participants
+    sign_ups: SignUps
+    links: Links
     events: Events
     personal_data: PersonalData
     webhooks: Webhooks
@@ -143,13 +147,14 @@ def _build(
 ) -> Services:
     # With another EMAIL_CONFIRMATION other codes are live.
     cache = Cache(redis, clock, b"c" if settings.confirmation_required else b"")
-    programmes = Programmes(postgresql, clock)
+    invalidation = CacheInvalidation(postgresql, cache, redis)
+    programmes = Programmes(postgresql, invalidation, clock)
     referrals = Referrals(postgresql, programmes, clock)
     shared = Shared(
         database=postgresql,
         clock=clock,
         jobs=Jobs(postgresql, _kinds_done(settings), clock),
-        invalidation=CacheInvalidation(postgresql, cache, redis),
+        invalidation=invalidation,
         events=SecurityEvents(postgresql, clock, origin, settings.hash_key),
         referrals=referrals,
         hasher=hasher,
@@ -210,6 +215,8 @@ def _build(
         referrals=referrals,
         programmes=programmes,
         participants=participants,
+        sign_ups=SignUps(shared, participants),
+        links=Links(shared, programmes),
         events=Events(shared, programmes, participants),
         personal_data=PersonalData(shared),
         webhooks=Webhooks(postgresql, secrets, settings.webhook_networks, clock),

@@ -74,9 +74,9 @@ class Company:
         body = {"code": code, "external_id": external_id or new_id("referee"), **members}
         return await self.post("/referrals", body)
 
-    async def report(self, type: str, external_id: str, **members: Any) -> Answer:
+    async def report(self, kind: str, external_id: str, **members: Any) -> Answer:
         """Report an event, with an id of its own unless one is given."""
-        body = {"id": new_id(type), "type": type, "external_id": external_id, **members}
+        body = {"id": new_id(kind), "type": kind, "external_id": external_id, **members}
         return await self.post("/events", body)
 
 

@@ -42,8 +42,8 @@ from service.domain.referrals import (
 )
 from service.domain.scopes import Scope
 from service.repositories.idempotency_keys import Answer
-from service.use_cases.participants import SignUp
 from service.use_cases.referrals import ReferralHistory, Verdict
+from service.use_cases.sign_ups import SignUp
 
 LONGEST_REASON = 500
 
@@ -103,9 +103,10 @@ class VerdictSchema(RequestSchema):
     )
     reason = TrimmedText(
         required=True,
-        validate=validate.Length(
-            1, LONGEST_REASON, error="A reason has {min} to {max} characters."
-        ),
+        validate=[
+            validate.Length(1, LONGEST_REASON, error="A reason has {min} to {max} characters."),
+            validate.ContainsNoneOf("\0", error="A reason has no NUL."),
+        ],
         metadata={"description": "In your own words, for whoever asks later."},
     )
 
@@ -148,7 +149,7 @@ async def report_sign_up(request: web.Request) -> web.Response:
     response = await answer_once(
         request,
         current_token(request).user_id or made_by,
-        lambda once: request.app[SERVICES].participants.sign_up(sign_up, made_by, once),
+        lambda once: request.app[SERVICES].sign_ups.report(sign_up, made_by, once),
         write,
     )
     return locate(request, response, "referees", "id")

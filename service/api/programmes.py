@@ -182,7 +182,7 @@ async def list_programmes(request: web.Request) -> web.Response:
 @needs(Scope.PROGRAMME_READ)
 async def show_programme(request: web.Request) -> web.Response:
     await current_client(request)
-    found = await request.app[SERVICES].programmes.find(request.match_info["key"])
+    found = await request.app[SERVICES].programmes.find(_key_in(request))
     return respond(PROGRAMME_SCHEMA, found)
 
 
@@ -226,7 +226,7 @@ async def create_programme(request: web.Request) -> web.Response:
 async def change_programme(request: web.Request) -> web.Response:
     await current_client(request)
     change = ProgrammeChange(**await read_body(request))
-    shown = await request.app[SERVICES].programmes.change(request.match_info["key"], change)
+    shown = await request.app[SERVICES].programmes.change(_key_in(request), change)
     return respond(PROGRAMME_SCHEMA, shown)
 
 
@@ -244,7 +244,7 @@ async def change_programme(request: web.Request) -> web.Response:
 async def replace_rules(request: web.Request) -> web.Response:
     made_by = await current_client(request)
     members = await read_body(request)
-    key, rules = request.match_info["key"], members["rules"]
+    key, rules = _key_in(request), members["rules"]
     version, created_at = await request.app[SERVICES].programmes.replace_rules(
         key, members["version"], rules, made_by
     )
@@ -268,7 +268,7 @@ async def show_rules(request: web.Request) -> web.Response:
     version = request.match_info["version"]
     number = int(version) if version.isascii() and version.isdigit() and len(version) < 10 else 0
     rules, created_at = await request.app[SERVICES].programmes.find_version(
-        request.match_info["key"], number
+        _key_in(request), number
     )
     shown = {"version": number, "rules": rules, "created_at": created_at}
     return respond(RULES_VERSION_SCHEMA, shown)
@@ -302,9 +302,16 @@ async def try_rules(request: web.Request) -> web.Response:
     )
     events = [_event(members, now) for members in body["events"]]
     assessment = await request.app[SERVICES].programmes.try_rules(
-        request.match_info["key"], body["rules"], referral, events
+        _key_in(request), body["rules"], referral, events
     )
     return respond(ASSESSMENT_SCHEMA, assessment)
+
+
+def _key_in(request: web.Request) -> str:
+    key = request.match_info["key"]
+    if not PROGRAMME_KEY.fullmatch(key):
+        raise ProgrammeNotFound
+    return key
 
 
 def _event(members: dict[str, Any], now: datetime) -> Event:

@@ -10,7 +10,7 @@ from marshmallow import Schema, ValidationError, fields, validate, validates_sch
 
 from service.api.docs.describe import IDEMPOTENCY_KEY, in_path
 from service.api.http.app_keys import SERVICES
-from service.api.http.authentication import current_user, needs
+from service.api.http.authentication import current_user, is_of_client, needs
 from service.api.http.fields import (
     BETWEEN,
     Moment,
@@ -128,6 +128,18 @@ class CheckedReferralCodeSchema(Schema):
     expires_at = Moment()
 
 
+class CodeAndOwnerSchema(Schema):
+    code = fields.String(attribute="code.code", metadata={"example": "ANNA-2026"})
+    expires_at = Moment(attribute="code.expires_at")
+    programme = fields.String(
+        attribute="owner.programme", metadata={"description": "This and the rest for clients only."}
+    )
+    participant_id = fields.UUID(attribute="owner.participant.participant_id")
+    external_id = fields.String(attribute="owner.participant.external_id", allow_none=True)
+    public_name = fields.String(attribute="owner.participant.public_name", allow_none=True)
+    optional = frozenset({"programme", "participant_id", "external_id", "public_name"})
+
+
 class PublicReferralCodeSchema(CheckedReferralCodeSchema):
     referrer_id = fields.UUID()
 
@@ -135,6 +147,7 @@ class PublicReferralCodeSchema(CheckedReferralCodeSchema):
 REFERRAL_CODE_SCHEMA = ReferralCodeSchema()
 OWN_REFERRAL_CODES_SCHEMA = OwnReferralCodesSchema()
 CHECKED_REFERRAL_CODE_SCHEMA = CheckedReferralCodeSchema()
+CODE_AND_OWNER_SCHEMA = CodeAndOwnerSchema()
 PUBLIC_REFERRAL_CODE_SCHEMA = PublicReferralCodeSchema()
 
 
@@ -254,14 +267,23 @@ async def list_referral_codes(request: web.Request) -> web.Response:
     summary="Check a referral code",
     parameters=[in_path("code", "The code as it was typed.", "ANNA-2026")],
     description="For anyone, for example before registering with the code. Case does not matter, "
-    "nor do look-alikes (0 O, 1 I L).",
+    "nor do look-alikes (0 O, 1 I L). A client with the scope `events:write` also sees whose it "
+    "is.",
     refuses=(ReferralCodeNotFound, TooMany),
 )
-@response_schema(CheckedReferralCodeSchema, 200, description="The live code.")
+@response_schema(CodeAndOwnerSchema, 200, description="The live code.")
 async def check_referral_code(request: web.Request) -> web.Response:
-    await count_request(request, LOOKUP)
-    code = await request.app[SERVICES].referral_codes.find_by_code(request.match_info["code"])
-    return respond(CHECKED_REFERRAL_CODE_SCHEMA, code)
+    of_client = "Authorization" in request.headers and await is_of_client(
+        request, Scope.EVENTS_WRITE
+    )
+    if not of_client:
+        await count_request(request, LOOKUP)
+    services = request.app[SERVICES]
+    code = await services.referral_codes.find_by_code(request.match_info["code"])
+    owner = await services.participants.find_owner(code) if of_client else None
+    if owner is None:
+        return respond(CHECKED_REFERRAL_CODE_SCHEMA, code)
+    return respond(CODE_AND_OWNER_SCHEMA, {"code": code, "owner": owner})
 
 
 @docs(

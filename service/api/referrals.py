@@ -13,14 +13,17 @@ from service.api.http.requests import find_id, read_page
 from service.api.http.responses import PageSchema, to_json
 from service.domain.errors import NotAllowed, UserNotFound
 from service.domain.pages import Page
-from service.domain.referrals import Referral, ReferralFlag
+from service.domain.referrals import Referral, ReferralFlag, ReferralState
 from service.domain.scopes import Scope
 
 
 class ReferralSchema(Schema):
     id = fields.UUID(attribute="user_id")
     email = fields.Email(
-        allow_none=True, metadata={"description": "Null once the account is erased."}
+        allow_none=True,
+        metadata={
+            "description": "Null once the account is erased, or if only a company knows the person."
+        },
     )
     registered_at = Moment()
     code = fields.String(metadata={"example": "ANNA-2026"})
@@ -31,6 +34,10 @@ class ReferralSchema(Schema):
             "referrer's, or that of another referral. It still counts."
         },
     )
+    state = fields.Enum(
+        ReferralState, by_value=True, metadata={"description": "What has become of it."}
+    )
+    state_changed_at = Moment()
 
 
 class ReferralsSchema(PageSchema):
@@ -66,8 +73,10 @@ def write_page(page: Page[Referral]) -> bytes:
             "registered_at": moment_text(registered_at),
             "code": code,
             "flags": flags,
+            "state": state,
+            "state_changed_at": moment_text(state_changed_at),
         }
-        for user_id, email, registered_at, code, flags in page.items
+        for user_id, email, registered_at, code, flags, state, state_changed_at in page.items
     ]
     next_cursor = page.next_cursor and page.next_cursor.encode()
     return to_json({"items": items, "next_cursor": next_cursor})

@@ -115,10 +115,15 @@ class Decision:
 
 
 class Referral(NamedTuple):  # which is made in a third of a dataclass' time, a hundred a page
-    """One referral as the referrer sees it. `email` is None once the account is erased."""
+    """One referral as the referrer sees it.
+
+    `email` is None once the account is erased, and of a referee whom only a company knows.
+    """
 
     user_id: UUID
     email: str | None
     registered_at: datetime
     code: str
-    flags: Sequence[str] = ()
+    flags: Sequence[str]
+    state: str
+    state_changed_at: datetime

@@ -37,6 +37,7 @@ from service.repositories.mailboxes import MailboxRepository
 from service.repositories.migrations import MigrationRepository
 from service.repositories.oauth_clients import OAuthClientRepository
 from service.repositories.outdated import OutdatedRepository
+from service.repositories.participant_codes import ParticipantCodeRepository
 from service.repositories.participants import ParticipantRepository
 from service.repositories.personal_data import PersonalDataRepository
 from service.repositories.programmes import ProgrammeRepository
@@ -121,6 +122,7 @@ class Repositories:
         self.mailboxes = MailboxRepository(connection)
         self.oauth_clients = OAuthClientRepository(connection)
         self.outdated = OutdatedRepository(connection)
+        self.participant_codes = ParticipantCodeRepository(connection)
         self.participants = ParticipantRepository(connection)
         self.personal_data = PersonalDataRepository(connection)
         self.programmes = ProgrammeRepository(connection)

@@ -72,7 +72,7 @@ _IF_LIVE: Final = "AND u.disabled_at IS NULL AND (u.email_confirmed_at IS NOT NU
 # the trigger on referral_codes. Two owners may have live codes that look alike, from before names
 # had owners: each is found by its own spelling; any other spelling leads to the name's owner.
 FIND_USABLE: Final = f"""
-    SELECT c.referral_code_id, c.owner_id, c.code, c.expires_at
+    SELECT c.referral_code_id, c.owner_id, c.programme_id, c.code, c.expires_at
       FROM referral_codes c
      WHERE c.referral_code_id = COALESCE(
                 (SELECT exact.referral_code_id
@@ -210,6 +210,13 @@ class ReferralCodeUseRepository:
         return PublicReferralCode(
             code=row["code"], expires_at=row["expires_at"], referrer_id=row["owner_id"]
         )
+
+    async def find_in_programme(
+        self, code: str, now: datetime, *, confirmed_only: bool
+    ) -> tuple[str, UUID] | None:
+        """Return the code that `find_usable` finds, and the id of its programme."""
+        row = await self._connection.fetchrow(FIND_USABLE, code, now, confirmed_only)
+        return None if row is None else (row["code"], row["programme_id"])
 
     async def take(
         self, code: str, now: datetime, *, confirmed_only: bool

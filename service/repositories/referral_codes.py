@@ -78,26 +78,6 @@ ADD: Final = f"""
      WHERE u.user_id = $2
 """
 
-# The owner is locked by whoever calls this.
-ADD_OF_PARTICIPANT: Final = """
-    WITH ended AS (
-        UPDATE referral_codes
-           SET ended_at = LEAST(expires_at, $4),
-               end_reason = CASE WHEN expires_at > $4 THEN 'replaced' ELSE 'expired' END
-         WHERE (owner_id = $2 OR code = $3)
-           AND ended_at IS NULL
-           AND (expires_at <= $4 OR ($7 AND owner_id = $2))
-        RETURNING expires_at > $4 AS was_live
-    ), added AS (
-        INSERT INTO referral_codes
-               (referral_code_id, owner_id, code, created_at, expires_at, max_uses, programme_id)
-        SELECT $1, $2, $3, $4, $5, $6, $8
-          FROM (SELECT count(*) FROM ended) AS room
-    )
-    SELECT COALESCE(bool_or(was_live), false)
-      FROM ended
-"""
-
 FIND_LIVE: Final = """
     SELECT c.referral_code_id, c.owner_id, c.code, c.created_at, c.expires_at, c.max_uses,
            c.uses + COALESCE((SELECT sum(u.uses) FROM referral_code_uses u
@@ -214,16 +194,6 @@ END_OF_OWNER: Final = f"""
       LEFT JOIN owner o ON true
 """
 
-# The owner is locked by whoever calls this.
-END_OF_PARTICIPANT: Final = """
-    UPDATE referral_codes
-       SET ended_at = LEAST(expires_at, $2),
-           end_reason = CASE WHEN expires_at > $2 THEN 'deleted' ELSE 'expired' END
-     WHERE owner_id = $1
-       AND ended_at IS NULL
-    RETURNING expires_at > $2
-"""
-
 DISOWN_NAMES: Final = """
     UPDATE referral_code_names
        SET owner_id = NULL
@@ -265,7 +235,7 @@ DELETE_UNUSED: Final = """
 """
 
 
-_TAKEN: Final = {
+TAKEN: Final = {
     "referral_codes_one_live_per_owner": LiveReferralCodeExists,
     "referral_codes_live_code_unique": ReferralCodeTaken,
 }
@@ -293,7 +263,7 @@ class ReferralCodeRepository:
         EmailNotConfirmed if `confirmed_only` and the owner's email address is not confirmed,
         InvalidToken if the account is erased.
         """
-        with on_violation(_TAKEN):
+        with on_violation(TAKEN):
             row = await self._connection.fetchrow(
                 ADD,
                 code.referral_code_id,
@@ -311,27 +281,6 @@ class ReferralCodeRepository:
         if row["email_key"] is None:
             raise EmailNotConfirmed if row["unconfirmed"] else InvalidToken
         return row["email_key"], row["replaced"]
-
-    async def add_of_participant(
-        self, code: ReferralCode, programme_id: UUID, *, replacing: bool
-    ) -> bool:
-        """Store a live code of a locked participant; return whether it replaced a live one.
-
-        Raises LiveReferralCodeExists unless `replacing`, or ReferralCodeTaken.
-        """
-        with on_violation(_TAKEN):
-            replaced: bool = await self._connection.fetchval(
-                ADD_OF_PARTICIPANT,
-                code.referral_code_id,
-                code.owner_id,
-                code.code,
-                code.created_at,
-                code.expires_at,
-                code.max_uses,
-                replacing,
-                programme_id,
-            )
-        return replaced
 
     async def find_live(self, owner_id: UUID, now: datetime) -> ReferralCode | None:
         row = await self._connection.fetchrow(FIND_LIVE, owner_id, now)
@@ -396,10 +345,6 @@ class ReferralCodeRepository:
         row = await self._connection.fetchrow(END_OF_OWNER, owner_id, now, uuid7(), cache_prefix)
         assert row is not None
         return EndedReferralCode(**row)
-
-    async def end_of_participant(self, owner_id: UUID, now: datetime) -> bool:
-        """End the code of a locked participant; return whether it was live."""
-        return bool(await self._connection.fetchval(END_OF_PARTICIPANT, owner_id, now))
 
     async def disown_names(self, owner_id: UUID) -> None:
         """Forget the owner of the names, which stay taken."""

@@ -144,13 +144,15 @@ DELETE: Final = """
 # After `place` the columns of Referral, in its order. LIMIT is one number for the whole statement:
 # knowing it, PostgreSQL plans for few rows.
 NEWEST_OF_SEVERAL: Final = """
-    SELECT wanted.place, page.user_id, page.email, page.registered_at, page.code, page.flags
+    SELECT wanted.place, page.user_id, page.email, page.registered_at, page.code, page.flags,
+           page.state, page.state_changed_at
       FROM unnest($1::uuid[], $2::timestamptz[], $3::uuid[]) WITH ORDINALITY
            AS wanted (referrer_id, before, before_id, place)
      CROSS JOIN LATERAL (
-            SELECT r.user_id, u.email, r.registered_at, r.code, r.flags
+            SELECT r.user_id, u.email, r.registered_at, r.code, r.flags, r.state,
+                   COALESCE(r.state_changed_at, r.registered_at) AS state_changed_at
               FROM referrals r
-              JOIN users u ON u.user_id = r.user_id
+              LEFT JOIN users u ON u.user_id = r.user_id
              WHERE r.referrer_id = wanted.referrer_id
                AND (r.registered_at, r.user_id)
                    < (coalesce(wanted.before, 'infinity'), wanted.before_id)

@@ -6,33 +6,26 @@ from uuid import UUID
 
 from uuid6 import uuid7
 
-from service.domain.emails import Email, hash_email
+from service.domain.emails import Email
 from service.domain.errors import (
-    AlreadyReferred,
     InvalidInput,
     ParticipantNotFound,
     ReferralCodeNotFound,
     ReferralCodeTaken,
-    ReferralCodeUnusable,
-    SelfReferral,
 )
-from service.domain.events import check_moment
 from service.domain.participants import Participant, external_hash, signals_of
 from service.domain.programmes import DEFAULT_PROGRAMME, Programme
 from service.domain.referral_codes import (
     NewReferralCode,
+    PublicReferralCode,
     ReferralCode,
-    TakenReferralCode,
     issue_referral_code,
-    normalise_code,
 )
-from service.domain.referrals import NewReferral, ProgrammeReferral
 from service.postgresql.database import Repositories, TryAgain, retried
 from service.use_cases.cache_invalidation import code_key
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.programmes import Programmes
 from service.use_cases.referral_codes import ReferralCodes
-from service.use_cases.referring import count_use
 from service.use_cases.shared import Shared
 
 
@@ -64,26 +57,6 @@ class ParticipantChange:
     trusted: bool | None = None
     blocked: bool | None = None
     public_name: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SignUp:
-    """A participant who signed up at a company with a code."""
-
-    code: str
-    who: Who
-    clicked_at: datetime | None = None
-    signed_up_at: datetime | None = None
-    email: Email | None = None
-    ip: str | None = None
-    device_id: str | None = None
-
-    def check(self, now: datetime) -> None:
-        """Raise InvalidInput for times that a company may not report."""
-        check_moment(self.clicked_at, now, "clicked_at")
-        check_moment(self.signed_up_at, now, "signed_up_at")
-        if self.clicked_at and self.signed_up_at and self.signed_up_at < self.clicked_at:
-            raise InvalidInput("The sign-up lies before the click.", field="signed_up_at")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,13 +124,13 @@ class Participants:
             )
             if participant.erased:
                 raise ParticipantNotFound
-            await self._note_signals(
+            await self.note_signals(
                 repositories, participant, new.email, new.ip, new.device_id, now
             )
             if new.code is not None:
                 live = await repositories.referral_codes.find_live(participant.participant_id, now)
                 if live is None:
-                    await self._store_code(repositories, participant, new.code, now)
+                    await self._store_wanted_code(repositories, participant, new.code, now)
             shown = await self._show(repositories, participant, programme.key, now)
             await once.keep(repositories, (shown, is_new), None)
         return shown, is_new
@@ -175,6 +148,13 @@ class Participants:
             if found is None:
                 return []
             return [await self._show(repositories, found, programme.key, now)]
+
+    async def find_owner(self, code: PublicReferralCode) -> ShownParticipant | None:
+        """Return whose code it is, None if the owner has just been erased."""
+        try:
+            return await self.find(code.referrer_id)
+        except ParticipantNotFound:
+            return None
 
     async def find(self, participant_id: UUID | None) -> ShownParticipant:
         """Return a participant; raise ParticipantNotFound."""
@@ -231,9 +211,7 @@ class Participants:
             return
         async with self._database.transaction() as repositories:
             await repositories.participants.lock(shown.participant.participant_id)
-            if not await repositories.referral_codes.end_of_participant(
-                shown.participant.participant_id, now
-            ):
+            if not await repositories.participant_codes.end(shown.participant.participant_id, now):
                 raise ReferralCodeNotFound
 
     @retried
@@ -248,70 +226,10 @@ class Participants:
             if not locked or locked.erased or locked.user_id is not None:
                 raise ParticipantNotFound
             participant_id = locked.participant_id
-            await repositories.referral_codes.end_of_participant(participant_id, now)
+            await repositories.participant_codes.end(participant_id, now)
             await repositories.referral_codes.disown_names(participant_id)
             await repositories.signals.delete_of_participant(participant_id)
             await repositories.participants.erase(participant_id, now)
-
-    @retried
-    async def sign_up(
-        self, sign_up: SignUp, made_by: str, once: AnswerOnce[tuple[ProgrammeReferral, bool]]
-    ) -> tuple[ProgrammeReferral, bool]:
-        """Make a referral of a sign-up at a company; return it, and whether it is new.
-
-        The code must have lived when its link was followed: `clicked_at`, or now. Raises
-        AlreadyReferred, ReferralCodeUnusable, SelfReferral, ProgrammeUnknown or InvalidInput.
-        """
-        now = self._clock()
-        sign_up.check(now)
-        async with self._database.transaction() as repositories:
-            await once.claim(repositories, now)
-            participant, programme = await self.take_part(repositories, sign_up.who, now)
-            if participant.erased:
-                raise AlreadyReferred("This participant has been erased.")
-            known = await repositories.referrals.lock(participant.participant_id)
-            if known is not None:
-                if known.code != _normalise(sign_up.code):
-                    raise AlreadyReferred
-                await once.keep(repositories, (known, False), None)
-                return known, False
-            await self._note_signals(
-                repositories, participant, sign_up.email, sign_up.ip, sign_up.device_id, now
-            )
-            taken = await self._take(repositories, sign_up, now)
-            if taken.programme_id != programme.programme_id:
-                raise ReferralCodeUnusable(field="code")
-            if taken.owner_id == participant.participant_id:
-                raise SelfReferral
-            email = sign_up.email
-            new = NewReferral(
-                referee_id=participant.participant_id,
-                referrer_id=taken.owner_id,
-                code=taken.code,
-                registered_at=sign_up.signed_up_at or now,
-                made_by=made_by,
-                email_hash=None
-                if email is None
-                else hash_email(email, programme.programme_id, self._shared.hash_key),
-            )
-            referral = await self._shared.referrals.add(repositories, new, programme, now)
-            await count_use(self._shared, repositories, taken, now)
-            await once.keep(repositories, (referral, True), None)
-        return referral, True
-
-    async def _take(
-        self, repositories: Repositories, sign_up: SignUp, now: datetime
-    ) -> TakenReferralCode:
-        """Count a use of the code that the link led to; raise ReferralCodeUnusable."""
-        code, uses = _normalise(sign_up.code), repositories.referral_code_uses
-        confirmed_only = self._shared.confirmation_required
-        taken = await uses.take(code, now, confirmed_only=confirmed_only)
-        if taken is None and sign_up.clicked_at is not None:
-            found = await uses.find_at(code, sign_up.clicked_at, confirmed_only=confirmed_only)
-            taken = None if found is None else await uses.take_by_id(found, now)
-        if taken is None:
-            raise ReferralCodeUnusable(field="code")
-        return taken
 
     async def _lock(
         self, repositories: Repositories, participant_id: UUID, now: datetime
@@ -366,7 +284,7 @@ class Participants:
     ) -> tuple[ReferralCode, bool]:
         code = issue_referral_code(participant.participant_id, new, now)
         try:
-            replaced = await repositories.referral_codes.add_of_participant(
+            replaced = await repositories.participant_codes.add(
                 code, participant.programme_id, replacing=replacing
             )
         except ReferralCodeTaken as error:
@@ -375,7 +293,20 @@ class Participants:
             raise TryAgain from error  # the next try draws another one
         return code, replaced
 
-    async def _note_signals(
+    async def _store_wanted_code(
+        self,
+        repositories: Repositories,
+        participant: Participant,
+        new: NewReferralCode,
+        now: datetime,
+    ) -> None:
+        """Like `_store_code`; errors point to the member `code` of a new participant."""
+        try:
+            await self._store_code(repositories, participant, new, now)
+        except (ReferralCodeTaken, InvalidInput) as error:
+            raise type(error)(error.detail, field=f"code/{error.field}") from error
+
+    async def note_signals(
         self,
         repositories: Repositories,
         participant: Participant,
@@ -398,10 +329,3 @@ class Participants:
 
     def _hash(self, programme: Programme, external_id: str) -> bytes:
         return external_hash(self._shared.hash_key, programme.programme_id, external_id)
-
-
-def _normalise(code: str) -> str:
-    try:
-        return normalise_code(code)
-    except InvalidInput as error:
-        raise ReferralCodeUnusable(field="code") from error

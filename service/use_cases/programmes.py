@@ -13,8 +13,17 @@ from service.domain.clock import Clock
 from service.domain.errors import ProgrammeNotFound, ProgrammeUnknown
 from service.domain.events import Event, with_refunds
 from service.domain.pages import Cursor, Page
-from service.domain.programmes import Assessment, Programme, Rules, Supposed, assess, rules_of
+from service.domain.programmes import (
+    PROGRAMME_KEY,
+    Assessment,
+    Programme,
+    Rules,
+    Supposed,
+    assess,
+    rules_of,
+)
 from service.postgresql.database import Database, Repositories, retried
+from service.use_cases.cache_invalidation import CacheInvalidation, code_key
 from service.use_cases.idempotency import AnswerOnce
 
 MOST_VERSIONS: Final = 1000
@@ -52,8 +61,9 @@ class ProgrammeChange:
 class Programmes:
     """Programmes: creating, changing, finding; rules: replacing, finding, trying."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, invalidation: CacheInvalidation, clock: Clock) -> None:
         self._database = database
+        self._invalidation = invalidation
         self._clock = clock
         self._rules: dict[tuple[UUID, int], Rules] = {}
 
@@ -114,7 +124,27 @@ class Programmes:
             new = _changed(old, change, now)
             await repositories.programmes.update(new)
             rules = await repositories.programmes.find_rules(new.programme_id, new.version)
+            codes_die_or_live = (old.ended_at is None) is not (new.ended_at is None)
+            if codes_die_or_live:
+                await self._forget_codes(repositories, new, now)
+        if codes_die_or_live:
+            # Those of codes that were being created meanwhile.
+            async with self._database.transaction() as repositories:
+                await self._forget_codes(repositories, new, now)
         return _shown(new, rules)
+
+    async def _forget_codes(
+        self, repositories: Repositories, programme: Programme, now: datetime
+    ) -> None:
+        """Have the cache forget what look-ups by email address have found in the programme."""
+        last = UUID(int=0)
+        while found := await repositories.participant_codes.email_keys_of_live(
+            programme.programme_id, last
+        ):
+            last = max(found)
+            await self._invalidation.invalidate(
+                repositories, list(map(code_key, found.values())), now
+            )
 
     @retried
     async def replace_rules(
@@ -160,6 +190,8 @@ class Programmes:
 
     async def resolve(self, repositories: Repositories, key: str) -> Programme:
         """Return the programme that a body names; raise ProgrammeUnknown."""
+        if not PROGRAMME_KEY.fullmatch(key):
+            raise ProgrammeUnknown
         programme = await repositories.programmes.find(key)
         if programme is None:
             raise ProgrammeUnknown

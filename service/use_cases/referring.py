@@ -5,9 +5,12 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+from uuid6 import uuid7
+
 from service.domain.emails import Email, fold_mailbox, hash_email, hash_mailbox
 from service.domain.errors import AlreadyReferred, InvalidInput, ReferralCodeUnusable
-from service.domain.programmes import DEFAULT_PROGRAMME_ID
+from service.domain.events import Event
+from service.domain.programmes import DEFAULT_PROGRAMME_ID, EMAIL_CONFIRMED
 from service.domain.referral_codes import TakenReferralCode, normalise_code
 from service.domain.referrals import SYSTEM, NewReferral
 from service.domain.security_events import SecurityEvent
@@ -40,12 +43,17 @@ async def refer_by_code(
     email: Email,
     code: str,
     now: datetime,
+    *,
+    email_confirmed: bool,
 ) -> UUID:
     """Take the code and store the referral; return the referrer. Raises ReferralCodeUnusable."""
     taken = await repositories.referral_code_uses.take(
         _normalise(code), now, confirmed_only=shared.confirmation_required
     )
-    return await _store_referral(shared, repositories, user_id, email, taken, now)
+    referrer_id = await _store_referral(shared, repositories, user_id, email, taken, now)
+    if email_confirmed:
+        await note_confirmation(shared, repositories, user_id, now)
+    return referrer_id
 
 
 async def refer_by_code_id(
@@ -56,7 +64,7 @@ async def refer_by_code_id(
     referral_code_id: UUID,
     now: datetime,
 ) -> None:
-    """Store the referral by a code that was live when the user registered.
+    """Store the referral by a code that was live when the user, now confirmed, registered.
 
     Does nothing, and counts no use, if the code is used up, its owner is erased or the user
     themselves, or the email address was referred before: the account is made all the same.
@@ -65,8 +73,36 @@ async def refer_by_code_id(
         async with repositories.savepoint():
             taken = await repositories.referral_code_uses.take_by_id(referral_code_id, now)
             await _store_referral(shared, repositories, user_id, email, taken, now)
+            await note_confirmation(shared, repositories, user_id, now)
     except ReferralCodeUnusable:
         pass
+
+
+async def note_confirmation(
+    shared: Shared, repositories: Repositories, user_id: UUID, now: datetime
+) -> None:
+    """Count the confirmed email address as an event, in the caller's transaction.
+
+    Does nothing unless somebody has referred the user.
+    """
+    await repositories.participants.lock(user_id)
+    referral = await repositories.referrals.lock(user_id)
+    if referral is None:
+        return
+    event = Event(
+        event_id=uuid7(),
+        programme_id=referral.programme_id,
+        external_id=f"{EMAIL_CONFIRMED} {user_id}",  # with a space, which no company's id has
+        participant_id=user_id,
+        type=EMAIL_CONFIRMED,
+        amount=None,
+        unit=None,
+        refunds=None,
+        occurred_at=now,
+        received_at=now,
+    )
+    if await repositories.events.add(event, b""):
+        await shared.referrals.assess(repositories, referral, now, event=event)
 
 
 def _normalise(code: str) -> str:

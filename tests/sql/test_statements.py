@@ -44,6 +44,7 @@ def test_every_table_has_its_statements() -> None:
         "outdated",
         "personal_data",
         "programmes",
+        "participant_codes",
         "referral_code_uses",
         "referral_codes",
         "referrals",

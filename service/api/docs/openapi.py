@@ -42,6 +42,7 @@ from service.domain.scopes import OF_CLIENTS
 EXAMPLE_OF_FORMAT: Final = {"uuid": EXAMPLE_ID, "date-time": "2026-11-21T09:30:00Z"}
 RATE_LIMIT_HEADERS: Final = ("RateLimit", "RateLimit-Policy")
 HEADERS_OF_STATUS: Final[Mapping[int, tuple[str, ...]]] = {
+    302: ("Location",),
     303: ("Location",),
     401: ("WWW-Authenticate",),
     429: ("Retry-After", *RATE_LIMIT_HEADERS),

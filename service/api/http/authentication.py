@@ -18,6 +18,7 @@ from service.domain.errors import (
     InsufficientScope,
     InvalidToken,
     NotAllowed,
+    NotAuthenticated,
     TokenMissing,
     UserNotFound,
 )
@@ -161,6 +162,22 @@ async def current_client(request: web.Request) -> str:
     """
     token = await current_admin(request)
     return f"client:{token.client_id}" if token.user_id is None else f"user:{token.user_id}"
+
+
+async def is_of_client(request: web.Request, scope: Scope) -> bool:
+    """Whether a call that anyone may make comes from a client, or an admin, with the scope.
+
+    Raises TooMany as `needs` does.
+    """
+    try:
+        token = request[_TOKEN] = await _authenticate(request)
+        if scope in token.scopes:
+            await current_client(request)
+    except (NotAuthenticated, NotAllowed):
+        return False
+    if token.user_id is None:
+        await count_client(request, token.client_id)
+    return scope in token.scopes
 
 
 async def current_reader(request: web.Request) -> UUID | None:

@@ -1,0 +1,114 @@
+"""Signing up at a company with a referral code."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from service.domain.emails import Email, hash_email
+from service.domain.errors import AlreadyReferred, InvalidInput, ReferralCodeUnusable, SelfReferral
+from service.domain.events import check_moment
+from service.domain.referral_codes import TakenReferralCode, normalise_code
+from service.domain.referrals import NewReferral, ProgrammeReferral
+from service.postgresql.database import Repositories, retried
+from service.use_cases.idempotency import AnswerOnce
+from service.use_cases.participants import Participants, Who
+from service.use_cases.referring import count_use
+from service.use_cases.shared import Shared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignUp:
+    """A participant who signed up at a company with a code."""
+
+    code: str
+    who: Who
+    clicked_at: datetime | None = None
+    signed_up_at: datetime | None = None
+    email: Email | None = None
+    ip: str | None = None
+    device_id: str | None = None
+
+    def check(self, now: datetime) -> None:
+        """Raise InvalidInput for times that a company may not report."""
+        check_moment(self.clicked_at, now, "clicked_at")
+        check_moment(self.signed_up_at, now, "signed_up_at")
+        if self.clicked_at and self.signed_up_at and self.signed_up_at < self.clicked_at:
+            raise InvalidInput("The sign-up lies before the click.", field="signed_up_at")
+
+
+class SignUps:
+    """Sign-ups that companies report."""
+
+    def __init__(self, shared: Shared, participants: Participants) -> None:
+        self._shared = shared
+        self._database = shared.database
+        self._clock = shared.clock
+        self._participants = participants
+
+    @retried
+    async def report(
+        self, sign_up: SignUp, made_by: str, once: AnswerOnce[tuple[ProgrammeReferral, bool]]
+    ) -> tuple[ProgrammeReferral, bool]:
+        """Make a referral of a sign-up at a company; return it, and whether it is new.
+
+        The code must have lived when its link was followed: `clicked_at`, or now. Raises
+        AlreadyReferred, ReferralCodeUnusable, SelfReferral, ProgrammeUnknown or InvalidInput.
+        """
+        now = self._clock()
+        sign_up.check(now)
+        async with self._database.transaction() as repositories:
+            await once.claim(repositories, now)
+            participant, programme = await self._participants.take_part(
+                repositories, sign_up.who, now
+            )
+            if participant.erased:
+                raise AlreadyReferred("This participant has been erased.")
+            known = await repositories.referrals.lock(participant.participant_id)
+            if known is not None:
+                if known.code != _normalise(sign_up.code):
+                    raise AlreadyReferred
+                await once.keep(repositories, (known, False), None)
+                return known, False
+            await self._participants.note_signals(
+                repositories, participant, sign_up.email, sign_up.ip, sign_up.device_id, now
+            )
+            taken = await self._take(repositories, sign_up, now)
+            if taken.programme_id != programme.programme_id:
+                raise ReferralCodeUnusable(field="code")
+            if taken.owner_id == participant.participant_id:
+                raise SelfReferral
+            email = sign_up.email
+            new = NewReferral(
+                referee_id=participant.participant_id,
+                referrer_id=taken.owner_id,
+                code=taken.code,
+                registered_at=sign_up.signed_up_at or now,
+                made_by=made_by,
+                email_hash=None
+                if email is None
+                else hash_email(email, programme.programme_id, self._shared.hash_key),
+            )
+            referral = await self._shared.referrals.add(repositories, new, programme, now)
+            await count_use(self._shared, repositories, taken, now)
+            await once.keep(repositories, (referral, True), None)
+        return referral, True
+
+    async def _take(
+        self, repositories: Repositories, sign_up: SignUp, now: datetime
+    ) -> TakenReferralCode:
+        """Count a use of the code that the link led to; raise ReferralCodeUnusable."""
+        code, uses = _normalise(sign_up.code), repositories.referral_code_uses
+        confirmed_only = self._shared.confirmation_required
+        taken = await uses.take(code, now, confirmed_only=confirmed_only)
+        if taken is None and sign_up.clicked_at is not None:
+            found = await uses.find_at(code, sign_up.clicked_at, confirmed_only=confirmed_only)
+            taken = None if found is None else await uses.take_by_id(found, now)
+        if taken is None:
+            raise ReferralCodeUnusable(field="code")
+        return taken
+
+
+def _normalise(code: str) -> str:
+    try:
+        return normalise_code(code)
+    except InvalidInput as error:
+        raise ReferralCodeUnusable(field="code") from error
