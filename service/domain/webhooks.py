@@ -145,6 +145,14 @@ _OF_STATE: Final = {
 }
 
 
+def referral_created(referral: ProgrammeReferral) -> list[Announcement]:
+    """Return what a new referral announces: itself, and its flags if it has any."""
+    kinds = [EventType.REFERRAL_CREATED]
+    if referral.flags:
+        kinds.append(EventType.REFERRAL_FLAGGED)
+    return [referral_announcement(kind, referral) for kind in kinds]
+
+
 def referral_decided(
     before: ProgrammeReferral, referral: ProgrammeReferral, event_id: str | None = None
 ) -> list[Announcement]:

@@ -104,7 +104,7 @@ SUCCEED: Final = """
 FAIL: Final = """
     WITH postponed AS (
         UPDATE jobs
-           SET due_at = $10, last_error = coalesce($6, $5::text)
+           SET due_at = $10, last_error = coalesce($6, $5::smallint::text)
          WHERE job_id = $1
            AND tries = $2
            AND $10::timestamptz IS NOT NULL

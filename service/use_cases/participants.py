@@ -21,12 +21,14 @@ from service.domain.referral_codes import (
     ReferralCode,
     issue_referral_code,
 )
+from service.domain.webhooks import participant_created
 from service.postgresql.database import Repositories, TryAgain, retried
 from service.use_cases.cache_invalidation import code_key
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.programmes import Programmes
 from service.use_cases.referral_codes import ReferralCodes
 from service.use_cases.shared import Shared
+from service.use_cases.webhooks import announce
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,6 +253,9 @@ class Participants:
         )
         participant = await repositories.participants.lock_external(programme.programme_id, hashed)
         assert participant is not None
+        if added:
+            created = participant_created(programme.key, participant.participant_id)
+            await announce(repositories, now, created)
         return participant, added
 
     async def _find(

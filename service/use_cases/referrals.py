@@ -32,9 +32,11 @@ from service.domain.referrals import (
     Review,
 )
 from service.domain.users import Role
+from service.domain.webhooks import referral_created, referral_decided
 from service.postgresql.batch_loader import BatchLoader
 from service.postgresql.database import Database, Repositories, TryAgain, retried
 from service.use_cases.programmes import Programmes
+from service.use_cases.webhooks import announce
 
 MOST_PAGES: Final = 50
 """Pages read by one statement; a page has up to a hundred rows."""
@@ -122,6 +124,7 @@ class Referrals:
         referral = await repositories.referrals.add(
             new, programme, rules.window_end(new.registered_at), now
         )
+        await announce(repositories, now, *referral_created(referral))
         return await self.assess(repositories, referral, now, made_by=new.made_by)
 
     async def default_programme(self, repositories: Repositories) -> Programme:
@@ -144,7 +147,7 @@ class Referrals:
         wanted = await self._assessment(repositories, referral, now)
         for state, reason in steps(referral.state, wanted):
             decision = _next_decision(referral, now, state, reason, made_by, event=event)
-            referral = await self._decide(repositories, referral, decision)
+            referral = await self._decide(repositories, referral, decision, event)
         return referral
 
     async def remove(self, repositories: Repositories, referee_id: UUID, now: datetime) -> None:
@@ -238,9 +241,13 @@ class Referrals:
         return assess(rules, referral, events, now)
 
     async def _decide(
-        self, repositories: Repositories, referral: ProgrammeReferral, decision: Decision
+        self,
+        repositories: Repositories,
+        referral: ProgrammeReferral,
+        decision: Decision,
+        event: Event | None = None,
     ) -> ProgrammeReferral:
-        """Write a decision, and count the referral in its referrer's standing."""
+        """Write a decision, count the referral in its referrer's standing, and announce it."""
         counted = decision.state in HAVE_QUALIFIED
         nth = referral.nth
         if counted is not (referral.state in HAVE_QUALIFIED):
@@ -253,7 +260,7 @@ class Referrals:
             nth = nth or (qualified if counted else None)
         if not await repositories.referrals.decide(decision, nth):
             raise TryAgain  # somebody else has decided: never so under its lock
-        return replace(
+        decided = replace(
             referral,
             state=decision.state,
             reason=decision.reason,
@@ -261,6 +268,10 @@ class Referrals:
             sequence=decision.sequence,
             nth=nth,
         )
+        event_id = None if event is None else event.external_id
+        announced = referral_decided(referral, decided, event_id)
+        await announce(repositories, decision.decided_at, *announced)
+        return decided
 
 
 def _next_decision(

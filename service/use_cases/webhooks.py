@@ -112,9 +112,12 @@ class Webhooks:
             await once.keep(repositories, endpoint, None)
         return endpoint
 
-    async def list_all(self) -> list[Endpoint]:
-        """Return all endpoints, newest first."""
-        return await self._database.read(lambda stored: stored.webhook_endpoints.list_all())
+    async def page(self, limit: int, after: Cursor | None) -> Page[Endpoint]:
+        """Return a page of the endpoints, newest first."""
+        found = await self._database.read(lambda stored: stored.webhook_endpoints.list_all())
+        place = after and (after.at, after.row_id)
+        rest = [one for one in found if not place or (one.created_at, one.endpoint_id) < place]
+        return Page.of(rest, limit, lambda last: Cursor(last.created_at, last.endpoint_id))
 
     async def find(self, endpoint_id: UUID) -> Endpoint:
         """Return an endpoint; raise WebhookEndpointNotFound."""
@@ -216,7 +219,7 @@ class Webhooks:
                 endpoint_id, after, now, only_failed=only_failed
             )
 
-    async def page(
+    async def deliveries(
         self, endpoint_id: UUID, state: DeliveryState | None, limit: int, after: Cursor | None
     ) -> Page[ShownDelivery]:
         """Return a page of an endpoint's deliveries, newest first, with their attempts.

@@ -34,6 +34,10 @@ TAGS: Final = {
     "a code, *Report a sign-up* with that code, *Report an event* such as a purchase, another one "
     "for its refund, and *Show a referral* to see what followed. Clients send their id and secret "
     "with each call (Basic), or an access token of their own. Admins can make these calls too.",
+    "Webhooks": "Where a company is told what has happened: signed as Standard Webhooks 1.0 says, "
+    "sent at least once, in no particular order. `webhook-id` is the same for each repetition; a "
+    "referral's `sequence` only grows, so drop what is not newer. Any status from 200 to 299 "
+    "within 15 s is a success; otherwise there are ten attempts within 76 hours.",
     "Sessions": "Sign in, stay signed in, sign out, change the password.",
     "Email": "Confirm, change or verify an email address; reset a password.",
     "OAuth 2.0": "Access for other applications with the user's consent. Errors follow RFC 6749.",
