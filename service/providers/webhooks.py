@@ -8,6 +8,7 @@ import asyncio
 import errno
 import socket
 import ssl
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -17,7 +18,7 @@ from typing import Final
 
 import aiohttp
 from aiohttp import AddrInfoType
-from aiohttp.abc import AbstractResolver
+from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.typedefs import LooseHeaders
 
 from service.domain.webhook_addresses import Networks, may_connect
@@ -37,6 +38,59 @@ class AddressNotAllowed(OSError):
 
     def __init__(self) -> None:
         super().__init__(errno.EACCES, "the address is not allowed")
+
+
+class Resolver(AbstractResolver):
+    """Looks names up in a thread each, which ends with the process.
+
+    The event loop's few threads, with which the way to PostgreSQL is found too, would soon all wait
+    for name servers that do not answer.
+    """
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[list[ResolveResult]] = loop.create_future()
+
+        def settle(result: list[ResolveResult] | OSError) -> None:
+            if found.done():  # the attempt is over
+                return
+            if isinstance(result, OSError):
+                found.set_exception(result)
+            else:
+                found.set_result(result)
+
+        def look_up() -> None:
+            result = _addresses_of(host, port, family)
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(settle, result)
+
+        threading.Thread(target=look_up, name="webhook-dns", daemon=True).start()
+        return await found
+
+    async def close(self) -> None:
+        """Nothing is kept."""
+
+
+def _addresses_of(
+    host: str, port: int, family: socket.AddressFamily
+) -> list[ResolveResult] | OSError:
+    try:
+        infos = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG)
+    except (OSError, UnicodeError) as error:  # UnicodeError: a label that is too long
+        return error if isinstance(error, OSError) else socket.gaierror(str(error))
+    return [
+        ResolveResult(
+            hostname=host,
+            host=str(address[0]),
+            port=port,
+            family=kind,
+            proto=protocol,
+            flags=socket.AI_NUMERICHOST,
+        )
+        for kind, _, protocol, _, address in infos
+    ]
 
 
 class WebhookSender:
@@ -134,7 +188,7 @@ def _session(
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             socket_factory=make_socket,
-            resolver=resolver,
+            resolver=resolver or Resolver(),
             limit=0,  # whoever calls has a limit
             keepalive_timeout=_IDLE_SECONDS,
         ),

@@ -1,5 +1,6 @@
 """A company's receiver of webhooks: it verifies them, remembers them, and answers as it is told."""
 
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -52,14 +53,17 @@ class Receiver(Hanging):
         self.when_got: Callable[[Got], None] | None = None
 
     @asynccontextmanager
-    async def serving(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Self]:
+    async def serving(
+        self, host: str = "127.0.0.1", port: int = 0, context: ssl.SSLContext | None = None
+    ) -> AsyncIterator[Self]:
         """Serve at `url`, on a free port unless one is named, until the block ends."""
         server = web.Server(self._handle, handler_cancellation=True)  # type: ignore[arg-type]
         runner = web.ServerRunner(server, shutdown_timeout=0.1, access_log=None)
         await runner.setup()
         try:
-            await web.TCPSite(runner, host, port).start()
-            self.url = f"http://{host}:{runner.addresses[0][1]}/hook"
+            await web.TCPSite(runner, host, port, ssl_context=context).start()
+            scheme = "http" if context is None else "https"
+            self.url = f"{scheme}://{host}:{runner.addresses[0][1]}/hook"
             yield self
         finally:
             await runner.cleanup()
@@ -76,6 +80,9 @@ class Receiver(Hanging):
             return web.Response(status=401)
         status = self.script.pop(0) if self.script else self.status
         return web.Response(status=status, headers=self.headers, body=self.answer_body)
+
+    def has_got(self, number: int) -> bool:
+        return len(self.got) >= number
 
     @property
     def types(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -173,7 +174,7 @@ async def test_ten_attempts_are_made_within_four_days(company: Company, receiver
     receiver.status = 503
     await send_test(company, endpoint_id)
     for attempt in range(1, 11):
-        await until(lambda made=attempt: len(receiver.got) == made)
+        await until(partial(receiver.has_got, attempt))
         await asyncio.sleep(0.05)
         company.api.clock.ahead += timedelta(hours=24 * 1.2)
     [delivery] = await until_ended(company, endpoint_id)
