@@ -19,25 +19,20 @@ from service.repositories.connection import LAST_ID, Connection, rows_in
 
 REPLAYED_AT_ONCE: Final = 1000
 
-# Each endpoint is looked at by itself: what waits for one that rests is in nobody's way. Of a
-# failing one, whoever locks its row first sends one delivery, and pushes its rest out meanwhile.
-# They take turns, so that a backlog of one does not hold up the others.
+# Each endpoint is looked at by itself: what waits for one that rests is in nobody's way. They take
+# turns, so that a backlog of one does not hold up the others. Of a failing one, whoever locks its
+# row first sends one delivery, and pushes its rest out meanwhile. The rows of the others are locked
+# as well: who disables one, or rotates its secret, waits for this, and then sees what is claimed.
 CLAIM: Final = """
-    WITH probing AS (
-        SELECT endpoint_id
-          FROM webhook_endpoints
-         WHERE disabled_at IS NULL
-           AND resume_at <= $1
-           FOR NO KEY UPDATE SKIP LOCKED
-    ), ready AS (
-        SELECT e.endpoint_id, e.url, e.secret_number, e.previous_until, e.failing_since,
+    WITH ready AS (
+        SELECT e.endpoint_id,
                CASE WHEN e.failing_since IS NULL THEN coalesce(room.places, $4)
                     ELSE least(coalesce(room.places, $4), 1) END AS places
           FROM webhook_endpoints e
           LEFT JOIN unnest($5::uuid[], $6::integer[]) AS room (endpoint_id, places)
                USING (endpoint_id)
          WHERE e.disabled_at IS NULL
-           AND (e.failing_since IS NULL OR e.endpoint_id IN (SELECT endpoint_id FROM probing))
+           AND (e.failing_since IS NULL OR e.resume_at <= $1)
     ), due AS (
         SELECT job.job_id, r.endpoint_id,
                row_number() OVER (PARTITION BY r.endpoint_id ORDER BY job.due_at) AS turn
@@ -54,22 +49,39 @@ CLAIM: Final = """
                ) AS job
          ORDER BY turn, job.due_at
          LIMIT $3
+    ), live AS (
+        SELECT endpoint_id, url, secret_number, previous_until, failing_since
+          FROM webhook_endpoints
+         WHERE endpoint_id IN (SELECT endpoint_id FROM due)
+           AND disabled_at IS NULL
+           AND failing_since IS NULL
+           FOR SHARE SKIP LOCKED
+    ), probing AS (
+        SELECT endpoint_id, url, secret_number, previous_until, failing_since
+          FROM webhook_endpoints
+         WHERE endpoint_id IN (SELECT endpoint_id FROM due)
+           AND disabled_at IS NULL
+           AND resume_at <= $1
+           FOR NO KEY UPDATE SKIP LOCKED
+    ), locked AS (
+        SELECT endpoint_id, url, secret_number, previous_until, failing_since FROM live
+         UNION ALL
+        SELECT endpoint_id, url, secret_number, previous_until, failing_since FROM probing
     ), probed AS (
         UPDATE webhook_endpoints
            SET resume_at = $2
-         WHERE failing_since IS NOT NULL
-           AND endpoint_id IN (SELECT endpoint_id FROM due)
+         WHERE endpoint_id IN (SELECT endpoint_id FROM probing)
     ), claimed AS (
         UPDATE jobs
            SET tries = tries + 1, due_at = $2, last_error = NULL
-         WHERE job_id IN (SELECT job_id FROM due)
+         WHERE job_id IN (SELECT job_id FROM due JOIN locked USING (endpoint_id))
         RETURNING job_id, tries, payload
     )
     SELECT c.job_id, c.tries, (c.payload ->> 'message_id')::uuid AS message_id, m.body,
-           r.endpoint_id, r.url, r.secret_number, r.previous_until, r.failing_since
+           l.endpoint_id, l.url, l.secret_number, l.previous_until, l.failing_since
       FROM claimed c
       JOIN due USING (job_id)
-      JOIN ready r USING (endpoint_id)
+      JOIN locked l USING (endpoint_id)
       LEFT JOIN webhook_messages m ON m.message_id = (c.payload ->> 'message_id')::uuid
 """
 

@@ -1,5 +1,7 @@
 """A service that may send webhooks to loopback, and does so at once; a company that listens."""
 
+import socket
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from ipaddress import ip_network
@@ -54,9 +56,27 @@ async def receiver() -> AsyncIterator[Receiver]:
         yield receiver
 
 
-async def listen(company: Company, receiver: Receiver, *types: str) -> str:
+SLOW_HOST = "slow.example.internal"
+
+
+@pytest.fixture
+def slow_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make SLOW_HOST a name of loopback that takes a while to look up."""
+    look_up = socket.getaddrinfo
+
+    def take_long(host: Any, *arguments: Any, **options: Any) -> Any:
+        if host != SLOW_HOST:
+            return look_up(host, *arguments, **options)
+        time.sleep(0.7)
+        return look_up("127.0.0.1", *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", take_long)
+
+
+async def listen(company: Company, receiver: Receiver, *types: str, host: str = "127.0.0.1") -> str:
     """Create an endpoint at the receiver, which then verifies; return its id."""
-    body: dict[str, Any] = {"url": receiver.url, "types": list(types)}
+    url = receiver.url.replace("127.0.0.1", host)
+    body: dict[str, Any] = {"url": url, "types": list(types)}
     created = await company.post("/webhook-endpoints", body)
     assert created.status == 201, created.body
     endpoint_id: str = created.json()["id"]

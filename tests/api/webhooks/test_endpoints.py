@@ -3,6 +3,7 @@
 import asyncio
 import time
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -10,7 +11,14 @@ import pytest
 
 from service.domain.scopes import Scope
 from tests.api.assertions import assert_problem
-from tests.api.webhooks.conftest import deliveries_of, listen, secrets_of, send_test, until_ended
+from tests.api.webhooks.conftest import (
+    SLOW_HOST,
+    deliveries_of,
+    listen,
+    secrets_of,
+    send_test,
+    until_ended,
+)
 from tests.company import Company, new_company
 from tests.factories import Api
 from tests.oauth import new_admin
@@ -166,8 +174,30 @@ async def test_of_two_rotations_at_once_one_succeeds(company: Company, receiver:
     assert sorted(answer.status for answer in answers) == [200] + [409] * 7
 
 
+async def test_once_a_rotation_is_answered_the_new_secret_alone_will_do(
+    company: Company, receiver: Receiver, database: asyncpg.Connection, slow_name: None
+) -> None:
+    """Without waiting, an attempt that was signed before the rotation would come after it."""
+    endpoint_id = await listen(company, receiver, host=SLOW_HOST)
+    await send_test(company, endpoint_id)
+    await until(partial(is_claimed, database))
+    await company.post(f"{PATH}/{endpoint_id}/rotate", {"overlap_hours": 1})
+    receiver.secret = (await secrets_of(company, endpoint_id))["secret"]
+    came_after = not receiver.got
+    [delivery] = await until_ended(company, endpoint_id)
+    assert (delivery["state"], receiver.refused) == ("delivered", 0)
+    assert not came_after
+
+
+async def is_claimed(database: asyncpg.Connection) -> bool:
+    claimed: bool = await database.fetchval(
+        "SELECT EXISTS (SELECT FROM jobs WHERE kind = 'delivery' AND tries = 1)"
+    )
+    return claimed
+
+
 async def test_rotating_under_load_loses_nothing_with_either_secret(company: Company) -> None:
-    """Attempts that are under way when a rotation is answered have the old signature alone."""
+    """Without the previous signature, a receiver that changes its secret later refuses some."""
     async with Receiver().serving() as prompt, Receiver().serving() as late:
         prompt_id, late_id = await listen(company, prompt), await listen(company, late)
         sent = 0
@@ -190,10 +220,21 @@ async def test_rotating_under_load_loses_nothing_with_either_secret(company: Com
         assert prompt.refused == late.refused == 0
 
 
+async def test_an_attempt_under_way_comes_before_the_answer_to_disabling(
+    company: Company, receiver: Receiver, database: asyncpg.Connection, slow_name: None
+) -> None:
+    """Without waiting for it, it would come after the answer."""
+    endpoint_id = await listen(company, receiver, host=SLOW_HOST)
+    await send_test(company, endpoint_id)
+    await until(partial(is_claimed, database))
+    await company.patch(f"{PATH}/{endpoint_id}", {"disabled": True})
+    assert len(receiver.got) == 1
+
+
 async def test_once_disabling_is_answered_no_attempt_follows(
     company: Company, receiver: Receiver
 ) -> None:
-    """Without waiting for the attempts under way, some would come after the answer."""
+    """Whatever is sent meanwhile."""
     endpoint_id = await listen(company, receiver)
     path = f"{PATH}/{endpoint_id}"
     for _ in range(5):
