@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -198,7 +199,11 @@ async def is_claimed(database: asyncpg.Connection) -> bool:
 
 async def test_rotating_under_load_loses_nothing_with_either_secret(company: Company) -> None:
     """Without the previous signature, a receiver that changes its secret later refuses some."""
-    async with Receiver().serving() as prompt, Receiver().serving() as late:
+    async with (
+        AsyncExitStack() as stack,
+        Receiver().serving() as prompt,
+        Receiver().serving() as late,
+    ):
         prompt_id, late_id = await listen(company, prompt), await listen(company, late)
         sent = 0
 
@@ -209,6 +214,7 @@ async def test_rotating_under_load_loses_nothing_with_either_secret(company: Com
                 sent += 1
 
         loading = asyncio.create_task(load())
+        stack.callback(loading.cancel)
         await until(lambda: len(prompt.got) > 20)
         for endpoint_id in (prompt_id, late_id):
             await company.post(f"{PATH}/{endpoint_id}/rotate", {"overlap_hours": 1})
