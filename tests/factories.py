@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import aiohttp
 from aiohttp import web
@@ -18,9 +18,18 @@ from service.app import create_app
 from service.domain.clock import utc_now
 from service.security.signing_keys import SigningKey
 from service.settings.settings import Settings
+from service.use_cases.idempotency import AnswerOnce
 
 PASSWORD = "a long walk by the river"
 _numbers = itertools.count(1)
+
+
+def render_nothing(_: object) -> NoReturn:
+    raise AssertionError("no answer is kept without a key")
+
+
+WITHOUT_KEY: AnswerOnce[Any] = AnswerOnce(None, render_nothing)
+"""A request without an idempotency key."""
 
 
 class MovableClock:

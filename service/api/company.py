@@ -2,17 +2,16 @@
 
 import hmac
 import json
-import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any, Final
 
 from aiohttp import web
-from marshmallow import Schema, ValidationError, fields, validate, validates_schema
+from marshmallow import Schema, ValidationError, fields, validates_schema
 
 from service.api.http.app_keys import SERVICES, SETTINGS
-from service.api.http.fields import Moment, RequestSchema, Text, TrimmedText
+from service.api.http.fields import MatchingText, Moment, RequestSchema, Text, TrimmedText
 from service.api.http.front import API
 from service.api.http.requests import Rule, public_path
 from service.domain.emails import parse_email
@@ -21,15 +20,14 @@ from service.domain.referrals import ReferralFlag, ReferralReason, ReferralState
 from service.use_cases.participants import Who
 
 LONGEST_ID: Final = 128
-_ID: Final = re.compile(rf"[!-~]{{1,{LONGEST_ID}}}\Z")
 
 
-class CompanyId(Text):
+class CompanyId(MatchingText):
     """A company's own id of something."""
 
     def __init__(self, **options: Any) -> None:
         error = f"An id has 1 to {LONGEST_ID} printable ASCII characters and no spaces."
-        super().__init__(validate=validate.Regexp(_ID, error=error), **options)
+        super().__init__(f"[!-~]{{1,{LONGEST_ID}}}", error, **options)
 
 
 class ParticipantId(fields.UUID):

@@ -31,6 +31,7 @@ from service.api.referral_codes import (
 from service.api.users import email_rule
 from service.domain.errors import (
     NotAllowed,
+    ParticipantErased,
     ParticipantNotFound,
     ReferralCodeNotFound,
     ReferralCodeTaken,
@@ -120,7 +121,7 @@ PARTICIPANTS_SCHEMA = ParticipantsSchema()
     description="A person whom only you know, by your own id; with `code`, also a referral code to "
     "share. Accounts of this service take part in the programme `default` without this call.",
     parameters=[IDEMPOTENCY_KEY],
-    refuses=(ReferralCodeTaken, NotAllowed),
+    refuses=(ReferralCodeTaken, ParticipantErased, NotAllowed),
     locates=(201,),
 )
 @request_schema(

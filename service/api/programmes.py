@@ -14,10 +14,10 @@ from service.api.events import EventMembersSchema
 from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_client, current_token, needs
 from service.api.http.fields import (
+    MatchingText,
     Moment,
     PageQuery,
     RequestSchema,
-    Text,
     TrimmedText,
     TrueOrFalse,
     by_rule,
@@ -68,11 +68,10 @@ def _landing_url() -> TrimmedText:
 
 
 class NewProgrammeSchema(RequestSchema):
-    key = Text(
+    key = MatchingText(
+        PROGRAMME_KEY.pattern,
+        "A key has 1 to 32 of a-z, 0-9 and -, the first of them a letter.",
         required=True,
-        validate=validate.Regexp(
-            PROGRAMME_KEY, error="A key has 1 to 32 of a-z, 0-9 and -, the first of them a letter."
-        ),
     )
     name = _name(required=True)
     rules = fields.Nested(RulesSchema, required=True)

@@ -123,12 +123,12 @@ class OwnReferralCodesSchema(PageSchema):
     items = fields.List(fields.Nested(OwnReferralCodeSchema))
 
 
-class CheckedReferralCodeSchema(Schema):
+class LiveReferralCodeSchema(Schema):
     code = fields.String(metadata={"example": "ANNA-2026"})
     expires_at = Moment()
 
 
-class CodeAndOwnerSchema(Schema):
+class CheckedReferralCodeSchema(Schema):
     code = fields.String(attribute="code.code", metadata={"example": "ANNA-2026"})
     expires_at = Moment(attribute="code.expires_at")
     programme = fields.String(
@@ -140,14 +140,13 @@ class CodeAndOwnerSchema(Schema):
     optional = frozenset({"programme", "participant_id", "external_id", "public_name"})
 
 
-class PublicReferralCodeSchema(CheckedReferralCodeSchema):
+class PublicReferralCodeSchema(LiveReferralCodeSchema):
     referrer_id = fields.UUID()
 
 
 REFERRAL_CODE_SCHEMA = ReferralCodeSchema()
 OWN_REFERRAL_CODES_SCHEMA = OwnReferralCodesSchema()
 CHECKED_REFERRAL_CODE_SCHEMA = CheckedReferralCodeSchema()
-CODE_AND_OWNER_SCHEMA = CodeAndOwnerSchema()
 PUBLIC_REFERRAL_CODE_SCHEMA = PublicReferralCodeSchema()
 
 
@@ -271,7 +270,7 @@ async def list_referral_codes(request: web.Request) -> web.Response:
     "is.",
     refuses=(ReferralCodeNotFound, TooMany),
 )
-@response_schema(CodeAndOwnerSchema, 200, description="The live code.")
+@response_schema(CheckedReferralCodeSchema, 200, description="The live code.")
 async def check_referral_code(request: web.Request) -> web.Response:
     of_client = "Authorization" in request.headers and await is_of_client(
         request, Scope.EVENTS_WRITE
@@ -281,9 +280,7 @@ async def check_referral_code(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     code = await services.referral_codes.find_by_code(request.match_info["code"])
     owner = await services.participants.find_owner(code) if of_client else None
-    if owner is None:
-        return respond(CHECKED_REFERRAL_CODE_SCHEMA, code)
-    return respond(CODE_AND_OWNER_SCHEMA, {"code": code, "owner": owner})
+    return respond(CHECKED_REFERRAL_CODE_SCHEMA, {"code": code, "owner": owner})
 
 
 @docs(

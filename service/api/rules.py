@@ -1,13 +1,12 @@
 """The rules of a programme as JSON: their schema, and what contradicts itself in them."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final, get_args
 
 from marshmallow import ValidationError, fields, validate, validates_schema
 
-from service.api.http.fields import BETWEEN, RequestSchema, Text, WholeNumber, by_rule
+from service.api.http.fields import BETWEEN, MatchingText, RequestSchema, Text, WholeNumber, by_rule
 from service.domain.events import LARGEST_AMOUNT, REFUND
 from service.domain.programmes import (
     EMAIL_CONFIRMED,
@@ -21,19 +20,17 @@ from service.domain.units import check_unit
 
 MOST_REWARDS: Final = 20
 LONGEST_WINDOW_DAYS: Final = 3660
-EVENT_TYPE: Final = re.compile(r"[a-z][a-z0-9_.]{0,63}\Z")
 LARGEST_COUNT: Final = 10**9
-_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
 _NEVER_EVENTS: Final = frozenset({QUALIFIED, MILESTONE, REFUND})
 """What qualifies nobody: two are consequences, and a refund takes back."""
 
 
-class EventType(Text):
+class EventType(MatchingText):
     """The type of an event."""
 
     def __init__(self, **options: Any) -> None:
         error = "A type has 1 to 64 of a-z, 0-9, _ and ., the first of them a letter."
-        super().__init__(validate=validate.Regexp(EVENT_TYPE, error=error), **options)
+        super().__init__("[a-z][a-z0-9_.]{0,63}", error, **options)
 
 
 class Unit(Text):
@@ -97,11 +94,10 @@ class TierSchema(RequestSchema):
 
 
 class RewardRuleSchema(RequestSchema):
-    name = Text(
+    name = MatchingText(
+        "[a-z][a-z0-9-]{0,31}",
+        "A name has 1 to 32 of a-z, 0-9 and -, the first of them a letter.",
         required=True,
-        validate=validate.Regexp(
-            _NAME, error="A name has 1 to 32 of a-z, 0-9 and -, the first of them a letter."
-        ),
     )
     to = Text(
         required=True,
@@ -143,9 +139,10 @@ class RewardRuleSchema(RequestSchema):
     at = whole(1, LARGEST_COUNT, metadata={"description": "The referrals that a milestone needs."})
     every = whole(1, LARGEST_COUNT, metadata={"description": "A milestone each time so many more."})
 
-    @validates_schema(skip_on_field_errors=False)
-    def _check(self, data: Mapping[str, Any], **_: Any) -> None:
-        faults = dict(_faults_of_reward(data))
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def _check(self, data: Mapping[str, Any], original: Any, **_: Any) -> None:
+        given = {name for name, value in original.items() if value is not None}
+        faults = dict(_faults_of_reward(data, given))
         if faults:
             raise ValidationError(faults)
 
@@ -191,9 +188,11 @@ class RulesSchema(RequestSchema):
             raise ValidationError({"rewards": faults})
 
 
-def _faults_of_reward(reward: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+def _faults_of_reward(
+    reward: Mapping[str, Any], has: Collection[str]
+) -> Iterator[tuple[str, list[str]]]:
     """Yield what contradicts itself in a reward, by member."""
-    on, by_percentage, has = reward.get("on"), "basis_points" in reward, reward.keys()
+    on, by_percentage = reward.get("on"), "basis_points" in has
     milestone = on == MILESTONE
     wrong = {
         "on": on == REFUND and "A refund gives nothing.",
@@ -209,7 +208,7 @@ def _faults_of_reward(reward: Mapping[str, Any]) -> Iterator[tuple[str, list[str
         and ("at" in has) is ("every" in has)
         and "Give exactly one of at and every.",
         "to": milestone and reward.get("to") == "referee" and "A milestone is the referrer's.",
-        "tiers": "tiers" in has and _fault_of_tiers(reward["tiers"], on, by_percentage),
+        "tiers": "tiers" in has and _fault_of_tiers(reward.get("tiers", ()), on, by_percentage),
     }
     only = [("at", not milestone), ("every", not milestone)]
     only += [("times", on in WITHOUT_AMOUNT), ("within_days", on in WITHOUT_AMOUNT)]

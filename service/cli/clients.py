@@ -20,6 +20,8 @@ from service.telemetry.logs import set_up_logging
 if TYPE_CHECKING:
     from service.use_cases.oauth_clients import OAuthClients
 
+_USUAL: Final = scopes_of(Role.USER) - {Scope.REWARDS_READ}
+"""What users can allow a client unless an operator says otherwise: nothing about money."""
 _KEPT: Final = "unchanged if omitted"
 _RESOURCE_SERVER: Final = "it may introspect the tokens of all clients"
 
@@ -34,7 +36,7 @@ def add_commands(commands: Commands) -> None:
     _add_rights(
         create,
         redirect_uri="may be repeated",
-        scope=f'default with a redirect URI: "{to_text(scopes_of(Role.USER))}"; without: nothing',
+        scope=f'default with a redirect URI: "{to_text(_USUAL)}"; without: nothing',
         own_scope=f'of "{to_text(OF_CLIENTS)}"',
     )
     create.add_argument("--resource-server", action="store_true", help=_RESOURCE_SERVER)
@@ -122,7 +124,7 @@ def _with_rights(client: Client, parsed: argparse.Namespace) -> Client:
         if parsed.scope is not None:
             client = replace(client, scopes=parsed.scope)
         elif not for_users:
-            client = replace(client, scopes=scopes_of(Role.USER))
+            client = replace(client, scopes=_USUAL)
         return client if parsed.own_scope is None else replace(client, own_scopes=parsed.own_scope)
     if parsed.scope is None and parsed.own_scope is None:
         return client

@@ -44,6 +44,7 @@
     │   ├── LastAdmin
     │   ├── LastWayIn
     │   ├── LiveReferralCodeExists
+    │   ├── ParticipantErased
     │   ├── ProgrammeKeyTaken
     │   ├── ReferralCodeTaken
     │   ├── RotationUnderWay
@@ -150,7 +151,7 @@ class PasswordUnacceptable(InvalidInput):
 
 
 class ProgrammeUnknown(InvalidInput):
-    detail = "There is no such programme."
+    detail = "No programme has this key."
     field = "programme"
 
 
@@ -185,7 +186,10 @@ class WebhookUrlRefused(InvalidInput):
 
 
 class ClientSecretWrong(NotAuthenticated):
-    detail = "The client is unknown, or its secret is wrong."
+    detail = (
+        "The Authorization header is not `Bearer TOKEN`, and as Basic credentials it names an "
+        "unknown client or a wrong secret."
+    )
 
 
 class InvalidCredentials(NotAuthenticated):
@@ -321,6 +325,11 @@ class LastWayIn(Conflict):
 class LiveReferralCodeExists(Conflict):
     code = "referral-code-exists"
     title = "A user can have only one live referral code."
+
+
+class ParticipantErased(Conflict):
+    detail = "The participant with this id has been erased, and the id stays used."
+    field = "external_id"
 
 
 class ProgrammeKeyTaken(Conflict):

@@ -25,7 +25,7 @@ WITHOUT_AMOUNT: Final = frozenset({SIGN_UP, EMAIL_CONFIRMED, QUALIFIED, MILESTON
 CLOCKS_DIFFER_BY: Final = timedelta(minutes=5)
 """An event that occurred at most so long before the sign-up counts as after it: the two are
 reported by different machines, and at the same instant."""
-PROGRAMME_KEY: Final = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
+PROGRAMME_KEY: Final = re.compile(r"[a-z][a-z0-9-]{0,31}")
 LONGEST_URL: Final = 2000
 FraudAction = Literal["off", "flag", "hold", "reject"]
 

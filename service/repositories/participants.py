@@ -15,12 +15,14 @@ ADD_EXTERNAL: Final = """
     ON CONFLICT ON CONSTRAINT participants_external_once DO NOTHING
 """
 
+# The account is locked, so that one that is being erased at this moment is seen as erased.
 ADD_ACCOUNT: Final = """
     INSERT INTO participants (participant_id, programme_id, user_id, created_at)
     SELECT user_id, $2, user_id, $3
       FROM users
      WHERE user_id = $1
        AND erased_at IS NULL
+       FOR KEY SHARE
     ON CONFLICT (participant_id) DO NOTHING
 """
 
@@ -45,6 +47,7 @@ LOCK_EXTERNAL: Final = """
        FOR NO KEY UPDATE
 """
 
+# Also an account that has not taken part in anything yet.
 FIND: Final = """
     SELECT p.participant_id, p.programme_id, p.user_id, p.external_id, p.trusted,
            p.blocked_at IS NOT NULL AS blocked, p.erased_at IS NOT NULL AS erased,
@@ -53,6 +56,12 @@ FIND: Final = """
       LEFT JOIN standings s USING (participant_id)
      WHERE p.participant_id = $1
        AND p.erased_at IS NULL
+     UNION ALL
+    SELECT u.user_id, $2, u.user_id, NULL, false, false, false, NULL, u.created_at
+      FROM users u
+     WHERE u.user_id = $1
+       AND u.erased_at IS NULL
+       AND NOT EXISTS (SELECT FROM participants WHERE participant_id = $1)
 """
 
 FIND_EXTERNAL: Final = """
@@ -128,7 +137,9 @@ class ParticipantRepository:
 
     async def find(self, participant_id: UUID) -> Participant | None:
         """Return a participant who is not erased."""
-        return _participant(await self._connection.fetchrow(FIND, participant_id))
+        return _participant(
+            await self._connection.fetchrow(FIND, participant_id, DEFAULT_PROGRAMME_ID)
+        )
 
     async def find_external(self, programme_id: UUID, external_hash: bytes) -> Participant | None:
         """Return a participant who is not erased, by the hash of the company's id."""

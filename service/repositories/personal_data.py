@@ -53,10 +53,41 @@ CODES: Final = """
      ORDER BY c.created_at, c.referral_code_id
 """
 
+PARTICIPANT: Final = """
+    SELECT g.key AS programme, p.trusted, p.blocked_at, p.created_at, s.public_name,
+           s.qualified AS referrals_qualified
+      FROM participants p
+      JOIN programmes g USING (programme_id)
+      LEFT JOIN standings s USING (participant_id)
+     WHERE p.participant_id = $1
+"""
+
 REFERRAL: Final = """
-    SELECT referrer_id, code, registered_at
+    SELECT referrer_id, code, registered_at, state, reason, state_changed_at, window_ends_at
       FROM referrals
      WHERE user_id = $1
+"""
+
+# Not who made them: that is the id of another.
+DECISIONS: Final = """
+    SELECT sequence, state, reason, event_id, detail, decided_at
+      FROM decisions
+     WHERE referral_id = $1
+     ORDER BY sequence
+"""
+
+EVENTS: Final = """
+    SELECT event_id, external_id AS id, type, amount, unit, refunds, occurred_at, received_at
+      FROM events
+     WHERE participant_id = $1
+     ORDER BY occurred_at, event_id
+"""
+
+SIGNALS: Final = """
+    SELECT kind, seen_at
+      FROM signals
+     WHERE participant_id = $1
+     ORDER BY seen_at, kind
 """
 
 REFERRALS: Final = """
@@ -81,7 +112,11 @@ _OF_USER: Final = {
     "mails_under_way": MAIL_TOKENS,
     "referral_codes": CODES,
     "security_events": SECURITY_EVENTS,
+    "participant": PARTICIPANT,
+    "signals": SIGNALS,
     "referral": REFERRAL,
+    "decisions": DECISIONS,
+    "events": EVENTS,
 }
 Row = dict[str, Any]
 

@@ -8,14 +8,15 @@ from service.repositories.connection import Connection
 
 # A referrer's first row begins with what there was before rows were kept. It is written before the
 # referral that is being decided, which is therefore not in the count. The referrer may be an
-# account that has never taken part in anything that made it a participant. GREATEST, because the
-# constraint looks at the proposed row even where there is one already.
+# account that has never taken part in anything that made it a participant, and may be erased.
+# GREATEST, because the constraint looks at the proposed row even where there is one already.
 MOVE: Final = """
     WITH taking_part AS (
-        INSERT INTO participants (participant_id, programme_id, user_id, created_at)
-        SELECT user_id, $2, user_id, $4
+        INSERT INTO participants (participant_id, programme_id, user_id, created_at, erased_at)
+        SELECT user_id, $2, user_id, $4, erased_at
           FROM users
          WHERE user_id = $1
+           FOR KEY SHARE
         ON CONFLICT (participant_id) DO NOTHING
     )
     INSERT INTO standings AS s (participant_id, programme_id, qualified)

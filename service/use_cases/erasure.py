@@ -1,8 +1,9 @@
 """Erasing an account, and giving one to the owner of its email address.
 
 Erasing removes what says who somebody is and what they did. The row in `users` stays, without a
-name, and with it what belongs to others: a referrer's count and the names of codes, which are never
-given out again. tests/api/test_erasure.py checks that no table with a user's data is forgotten.
+name, and with it what belongs to others: a referrer's count, what was decided about a referral and
+why, and the names of codes, which are never given out again. tests/api/test_erasure.py checks that
+no table with a user's data is forgotten.
 """
 
 from datetime import datetime
@@ -39,6 +40,8 @@ async def remove_account(
     if not await repositories.users.erase(user_id, password_hash, now):
         raise PasswordChanged
     await repositories.referral_codes.disown_names(user_id)
+    await repositories.signals.delete_of_participant(user_id)
+    await repositories.participants.erase(user_id, now)
     ended = await repositories.sessions.end_all_but(user_id, None, now)
     await repositories.sessions.delete_of_user(user_id)
     await repositories.identities.delete_of_user(user_id)

@@ -57,9 +57,10 @@ async def end_code_and_lock(
 ) -> LockedUser | None:
     """End the user's code and lock the user, who has no live code until the transaction ends.
 
-    Returns None if the account is erased.
+    What the user does in a programme waits as well. Returns None if the account is erased.
     """
     await repositories.users.hold(user_id)
+    await repositories.participants.lock(user_id)
     await end_code(repositories, user_id, now)
     locked = await repositories.users.lock(user_id)
     await end_code(repositories, user_id, now)  # one that was made before the lock

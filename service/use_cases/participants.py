@@ -9,6 +9,7 @@ from uuid6 import uuid7
 from service.domain.emails import Email
 from service.domain.errors import (
     InvalidInput,
+    ParticipantErased,
     ParticipantNotFound,
     ReferralCodeNotFound,
     ReferralCodeTaken,
@@ -111,8 +112,8 @@ class Participants:
     ) -> tuple[ShownParticipant, bool]:
         """Make a participant, and a code if one is wanted and none is live.
 
-        Returns it, and whether it is new. Raises ProgrammeUnknown, ReferralCodeTaken, or a rule
-        that the code breaks.
+        Returns it, and whether it is new. Raises ProgrammeUnknown, ParticipantErased,
+        ReferralCodeTaken, or a rule that the code breaks.
         """
         now = self._clock()
         assert new.who.external_id is not None
@@ -125,7 +126,7 @@ class Participants:
                 repositories, programme, new.who.external_id, now
             )
             if participant.erased:
-                raise ParticipantNotFound
+                raise ParticipantErased
             await self.note_signals(
                 repositories, participant, new.email, new.ip, new.device_id, now
             )
@@ -262,9 +263,6 @@ class Participants:
         self, repositories: Repositories, participant_id: UUID | None, now: datetime
     ) -> ShownParticipant:
         found = participant_id and await repositories.participants.find(participant_id)
-        if not found and participant_id:
-            await repositories.participants.add_account(participant_id, now)
-            found = await repositories.participants.find(participant_id)
         if not found:
             raise ParticipantNotFound
         programme = await self._programmes.find_by_id(repositories, found.programme_id)

@@ -63,6 +63,7 @@ class PersonalData:
             return {
                 "account": account,
                 **found,
+                "participant": next(iter(found["participant"]), None),
                 "referral": next(iter(found["referral"]), None),
                 "referrals": await _all_referrals(repositories, user_id),
                 "enrichment": enrichment and asdict(enrichment),

@@ -85,10 +85,12 @@ async def note_confirmation(
 
     Does nothing unless somebody has referred the user.
     """
-    await repositories.participants.lock(user_id)
+    participant = await repositories.participants.lock(user_id)
     referral = await repositories.referrals.lock(user_id)
     if referral is None:
         return
+    if participant is None:  # referred before there were participants
+        await repositories.participants.add_account(user_id, now)
     event = Event(
         event_id=uuid7(),
         programme_id=referral.programme_id,

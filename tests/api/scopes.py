@@ -4,7 +4,7 @@ from typing import Final
 
 from aiohttp import web
 
-from service.api.http.authentication import scope_of
+from service.api.http.authentication import own_scope_of, scope_of
 from service.api.routes import ROUTES
 from service.domain.scopes import Scope
 
@@ -31,3 +31,7 @@ def call_of(route: web.AbstractRoute) -> tuple[str, str]:
 SCOPE_OF: Final[dict[tuple[str, str], Scope]] = {
     call_of(route): scope for route in routes_of_api() if (scope := scope_of(route.handler))
 }
+OWN_SCOPE_OF: Final[dict[tuple[str, str], Scope]] = {
+    call_of(route): scope for route in routes_of_api() if (scope := own_scope_of(route.handler))
+}
+"""The scope that is enough for what concerns the user alone."""

@@ -1,16 +1,22 @@
 """Erasing and exporting an account forget no table of its data, also none that is added later."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final
+from dataclasses import replace
+from typing import Final
 from uuid import UUID
 
 import asyncpg
 import pytest
 
 from service.api.http.app_keys import SERVICES
-from tests.factories import PASSWORD, Api, Person
+from service.domain.clock import utc_now
+from service.domain.errors import ParticipantNotFound
+from service.domain.events import Outcome
+from service.domain.referrals import SYSTEM
+from service.use_cases.events import EventReport
+from service.use_cases.participants import ParticipantChange, Who
+from tests.factories import PASSWORD, WITHOUT_KEY, Api, Person
+from tests.recorded import recorded_statements
 
 # Columns that may say who somebody is, or what they did: by name, or by a foreign key to users.
 PERSONAL: Final = """
@@ -18,8 +24,9 @@ PERSONAL: Final = """
       FROM information_schema.columns
      WHERE table_schema = current_schema
        AND table_name NOT LIKE '%yoyo%'
-       AND (column_name ~ '(^|_)(user|owner|referrer|client|account)_id$'
-            OR column_name ~ 'email|mailbox|subject|address|agent|browser|password|person|payload')
+       AND (column_name ~ '(^|_)(user|owner|referrer|client|account|participant|referral)_id$'
+            OR column_name ~ 'email|mailbox|subject|address|agent|browser|password|person|payload'
+            OR column_name ~ 'external|public|made_by|detail')
      UNION
     SELECT from_table.relname, attname
       FROM pg_constraint c
@@ -40,6 +47,16 @@ STAYS: Final = {
     ("mailboxes", "mailbox_hash"): "Keyed, and deleted a day after the last mail.",
     ("sign_ins", "browser_hash"): "Of no account: deleted within ten minutes.",
     ("oauth_clients", "client_id"): "An application, not a person.",
+    ("participants", "participant_id"): "The row stays without a name: others' rows point to it.",
+    ("participants", "user_id"): "The same id.",
+    ("participants", "external_hash"): "Keyed. An erased id that comes back is nobody new.",
+    ("standings", "participant_id"): "The count stays, without a name.",
+    ("decisions", "referral_id"): "What was decided about a referral, without a person.",
+    ("decisions", "made_by"): "The id of an admin or a client.",
+    ("decisions", "detail"): "The words of a reviewer, who is not to name anyone.",
+    ("events", "participant_id"): "What a referral qualified by; the id leads to no name.",
+    ("events", "external_id"): "The company's id of an event, not of a person.",
+    ("programme_versions", "made_by"): "The id of an admin or a client.",
 }
 
 NOT_EXPORTED: Final = {
@@ -50,31 +67,10 @@ NOT_EXPORTED: Final = {
     "jobs": "What is being done; deleted when it is, or when it has been parked too long.",
     "mailboxes": "Keyed hashes and counts, kept for a day.",
     "oauth_clients": "Applications, not persons.",
+    "programme_versions": "Of programmes: the admin who made them is named by an id.",
     "referral_code_names": "The names of the codes that are shown.",
     "sign_ins": "Of no account, kept for ten minutes.",
 }
-
-
-@contextmanager
-def recorded_statements() -> Iterator[list[str]]:
-    """Record what all connections are asked."""
-    statements: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("execute", "fetch", "fetchrow", "fetchval"):
-            method = getattr(asyncpg.Connection, name)
-
-            async def record(
-                self: asyncpg.Connection,
-                query: str,
-                *arguments: Any,
-                _method: Any = method,
-                **of: Any,
-            ) -> Any:
-                statements.append(query)
-                return await _method(self, query, *arguments, **of)
-
-            patch.setattr(asyncpg.Connection, name, record)
-        yield statements
 
 
 async def test_every_table_about_a_user_is_exported_or_excused(
@@ -82,7 +78,7 @@ async def test_every_table_about_a_user_is_exported_or_excused(
 ) -> None:
     with recorded_statements() as statements:
         await api.app[SERVICES].personal_data.export(UUID(anna.user_id))
-    read = {table for text in statements for table in re.findall(r"(?:FROM|JOIN) (\w+)", text)}
+    read = {table for text, _ in statements for table in re.findall(r"(?:FROM|JOIN) (\w+)", text)}
     personal = {table for table, _ in await database.fetch(PERSONAL)}
     assert personal - read == set(NOT_EXPORTED)
 
@@ -95,13 +91,71 @@ async def test_every_column_about_a_user_is_erased_or_excused(
         erased = await api.delete("/users/me", {"password": PASSWORD}, by=anna)
     assert erased.status == 204
 
-    deleted = {table for text in statements for table in re.findall(r"DELETE FROM (\w+)", text)}
+    deleted = {table for text, _ in statements for table in re.findall(r"DELETE FROM (\w+)", text)}
     emptied = {
         (table, column)
-        for text in statements
+        for text, _ in statements
         for table, changes in re.findall(r"UPDATE (\w+)\s+SET (.*?)\s+WHERE", text, re.DOTALL)
         for column in re.findall(r"(\w+) = NULL", changes)
     }
     personal = {tuple(row) for row in await database.fetch(PERSONAL)}
     left = {(table, column) for table, column in personal - emptied if table not in deleted}
     assert left == set(STAYS)
+
+
+async def test_an_erased_account_takes_part_no_more(
+    api: Api, anna: Person, database: asyncpg.Connection
+) -> None:
+    """Its name and what it could be recognised by go; what was decided and earned stays."""
+    services = api.app[SERVICES]
+    bert = await api.new_person(referral_code=await api.new_code(anna))
+    bert_id = UUID(bert.user_id)
+    who = Who(participant_id=bert_id)
+    change = ParticipantChange(public_name="Bert of the hills")
+    await services.participants.change(bert_id, change)
+    async with services.database.autocommit() as repositories:
+        await repositories.signals.note(bert_id, {"device": b"a hash"}, utc_now())
+    report = EventReport(external_id="order-1", type="purchase", who=who, fingerprint=b"a body")
+    await services.events.report(report, SYSTEM, WITHOUT_KEY)
+    told = await services.personal_data.export(bert_id)
+    assert told["participant"]["public_name"] == "Bert of the hills"
+    assert told["referral"]["state"] == "qualified"
+    assert [one["reason"] for one in told["decisions"]] == ["signed-up", "qualified"]
+    assert [one["id"] for one in told["events"]] == ["order-1"]
+    assert [one["kind"] for one in told["signals"]] == ["device"]
+
+    assert (await api.delete("/users/me", {"password": PASSWORD}, by=bert)).status == 204
+    row = await database.fetchrow(
+        """
+        SELECT p.erased_at IS NOT NULL AS erased, s.public_name, r.state,
+               (SELECT count(*) FROM signals) AS signals,
+               (SELECT count(*) FROM events) AS events,
+               (SELECT count(*) FROM decisions) AS decisions
+          FROM participants p
+          JOIN standings s USING (participant_id)
+          JOIN referrals r ON r.user_id = p.participant_id
+         WHERE p.user_id = $1
+        """,
+        bert_id,
+    )
+    assert row is not None
+    assert tuple(row) == (True, None, "qualified", 0, 1, 2)
+    with pytest.raises(ParticipantNotFound):
+        await services.participants.find(bert_id)
+    after = replace(report, external_id="order-2")
+    reported = await services.events.report(after, SYSTEM, WITHOUT_KEY)
+    assert reported.outcome is Outcome.ERASED
+
+
+async def test_who_becomes_a_participant_after_the_erasure_is_an_erased_one(
+    api: Api, anna: Person, database: asyncpg.Connection
+) -> None:
+    """By a referral of before there were participants, which qualifies or is refunded later."""
+    bert = await api.new_person(referral_code=await api.new_code(anna))
+    await database.execute("DELETE FROM standings; DELETE FROM participants")
+    assert (await api.delete("/users/me", {"password": PASSWORD}, by=anna)).status == 204
+    async with api.app[SERVICES].database.transaction() as repositories:
+        referrals = api.app[SERVICES].referrals
+        await referrals.remove(repositories, UUID(bert.user_id), utc_now())
+    erased = await database.fetch("SELECT user_id FROM participants WHERE erased_at IS NOT NULL")
+    assert [str(user_id) for (user_id,) in erased] == [anna.user_id]

@@ -18,6 +18,7 @@ from service.api.docs.pages import DOCS_ROUTES
 from service.api.http.problem_types import PROBLEM_TYPES
 from service.api.http.problems import CONTENT_TYPE
 from service.api.routes import ROUTES
+from service.domain.scopes import OF_CLIENTS
 from service.settings.settings import Settings, read_settings
 from tests.factories import Api, running
 
@@ -180,7 +181,12 @@ def test_what_needs_a_token_says_so(document: Document) -> None:
         secured = operation["security"] != []
         assert secured == ("not-authenticated" in codes), f"{method} {path}"
         names = {name for way in operation["security"] for name in way}
-        assert names == (set(document["components"]["securitySchemes"]) if secured else set())
+        of_users = {"bearerAuth", "oauth2"} if secured else set()
+        scopes = {
+            scope for way in operation["security"] for needed in way.values() for scope in needed
+        }
+        of_clients = {"clientSecret"} if scopes & OF_CLIENTS else set()
+        assert names == of_users | of_clients, f"{method} {path}"
     assert document["components"]["securitySchemes"]["bearerAuth"]["scheme"] == "bearer"
 
 
@@ -232,7 +238,7 @@ def test_every_answer_that_has_a_body_says_of_which_type(document: Document) -> 
                 assert types == {CONTENT_TYPE}, f"{method} {path} {status}"
             elif status >= 400:
                 assert {"application/json"} <= types <= {"application/json", "text/html"}
-            elif status == 303:
+            elif status in {302, 303}:
                 assert "Location" in response["headers"]
                 assert not types
             else:

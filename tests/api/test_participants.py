@@ -157,6 +157,8 @@ async def test_an_erased_id_that_comes_back_is_nobody_new(company: Company) -> N
     assert_problem(await company.get(path), 404, "participant-not-found")
     assert (await company.get("/participants?external_id=u-1")).json()["items"] == []
     assert (await company.get(f"/codes/{referrer['code']}")).status == 404
+    again = await company.post("/participants", {"external_id": "u-1"})
+    assert_problem(again, 409, "conflict", ["#/external_id"])
     other = await company.new_referrer("u-2")
     assert_problem(await company.sign_up(other["code"], "u-1"), 409, "already-referred")
     reported = await company.report("purchase", "u-1")

@@ -128,7 +128,7 @@ async def without(database: asyncpg.Connection, rule: str) -> AsyncIterator[None
     try:
         yield
     finally:
-        await database.execute("TRUNCATE users CASCADE")
+        await database.execute("TRUNCATE users, referral_codes, referrals CASCADE")
         await database.execute(restore)
 
 

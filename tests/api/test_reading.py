@@ -30,6 +30,10 @@ async def test_no_get_changes_anything(
         "user_id": anna.user_id,
         "provider": "google",
         "code": "email-taken",
+        "participant_id": anna.user_id,
+        "referral_id": anna.user_id,
+        "key": "default",
+        "version": 1,
     }
     asked = 0
     for path, operations in document["paths"].items():

@@ -7,7 +7,7 @@ from uuid import uuid4
 from tests.api.assertions import assert_problem
 from tests.factories import Api, Person
 
-MEMBERS: Final = {"id", "email", "registered_at", "code", "flags"}
+MEMBERS: Final = {"id", "email", "registered_at", "code", "flags", "state", "state_changed_at"}
 
 
 async def refer(api: Api, referrer: Person, count: int) -> list[str]:

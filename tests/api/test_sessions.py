@@ -109,7 +109,7 @@ async def test_credentials_that_are_no_bearer_token_are_told_apart_from_none(
     for value in (
         *(token, f"Token {token}", f"JWT {token}", f"Bearer:{token}", f"Bearer{token}"),
         *(f'Bearer "{token}" x', f"Bearer {token} {token}", f"Bearer {token}, Bearer {token}"),
-        *("Bearer", "Bearer ", "Basic dXNlcjpwYXNz", "null", "", f"Bearer\t{token}"),
+        *("Bearer", "Bearer ", "null", "", f"Bearer\t{token}"),
     ):
         for method, path in (("GET", "/users/me"), ("DELETE", "/auth/sessions")):
             answer = await api.call(method, path, headers={"Authorization": value})

@@ -19,6 +19,7 @@ TAGS = [
     "Referrals",
     "Sessions",
     "Email",
+    "Programmes",
     "OAuth 2.0",
     "Admin",
     "Operating",

@@ -502,6 +502,7 @@ def test_all_that_is_held_about_a_person_is_exported_and_no_secret(operator: Ope
     assert set(told) == {
         *("account", "identities", "sessions", "granted_to_clients", "mails_under_way"),
         *("referral_codes", "referral", "referrals", "security_events", "enrichment"),
+        *("participant", "signals", "decisions", "events"),
     }
     assert told["account"]["id"] == tokens["user_id"]
     assert told["account"]["email"] == person["email"]
@@ -511,10 +512,13 @@ def test_all_that_is_held_about_a_person_is_exported_and_no_secret(operator: Ope
     assert (code_told["code"], code_told["uses"]) == ("SPRING-2026", 1)
     [referral_told] = told["referrals"]
     assert referral_told["id"] == referral["id"]
+    assert told["participant"]["referrals_qualified"] == 1
     assert referred["email"] not in text, "others' addresses are theirs"
     assert "sign_in.succeeded" in [one["event"] for one in told["security_events"]]
     for secret in ("argon2", "hash", tokens["refresh_token"], tokens["access_token"]):
         assert secret not in text
     other = json.loads(operator.does("users", "export", referred["email"]))
     assert other["referral"]["referrer_id"] == tokens["user_id"]
+    assert other["referral"]["state"] == "qualified"
+    assert [one["reason"] for one in other["decisions"]] == ["signed-up", "qualified"]
     assert other["referrals"] == []

@@ -7,9 +7,12 @@ from uuid import uuid4
 import asyncpg
 import psycopg
 import pytest
+from redis.asyncio import Redis
 
 from service.postgresql.database import Database, connect
+from service.settings.settings import Settings
 from tests.conftest import Servers
+from tests.sql.company import ON_PURCHASE, Company, open_company
 
 CONNECTIONS = 24
 
@@ -30,4 +33,14 @@ def empty_database(servers: Servers) -> Iterator[str]:
 async def transactions(servers: Servers, database: asyncpg.Connection) -> AsyncIterator[Database]:
     """The service's own way to the database, with connections enough for a race."""
     async with connect(servers.database_url, CONNECTIONS) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def company(
+    settings: Settings, database: asyncpg.Connection, redis: Redis
+) -> AsyncIterator[Company]:
+    """A company whose users take part in the programme `default`, under ON_PURCHASE."""
+    async with open_company(settings, database) as opened:
+        await opened.set_rules(ON_PURCHASE)
         yield opened

@@ -10,7 +10,7 @@ import pytest
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 LATER = NOW + timedelta(days=7)
-ANNA, BERT, CARL = UUID(int=1), UUID(int=2), UUID(int=3)
+ANNA, BERT, CARL, DORA = UUID(int=1), UUID(int=2), UUID(int=3), UUID(int=4)
 
 NEW_USER = """
     INSERT INTO users (user_id, email, email_key, password_hash, role, created_at)
@@ -72,6 +72,39 @@ RIGHTS_OF_ITS_OWN: list[tuple[list[str], list[str], bool]] = [
     ([], ["referrals:read"], False),
     ([], [], True),
 ]
+NEW_PROGRAMME = """
+    INSERT INTO programmes (programme_id, key, name, version, created_at)
+    VALUES ($1, 'default', 'Another', 1, $2)
+"""
+NEW_VERSION = """
+    INSERT INTO programme_versions (programme_id, version, rules, made_by, created_at)
+    SELECT programme_id, 1, '{}', 'system', $1 FROM programmes
+"""
+NEW_PARTICIPANT = """
+    INSERT INTO participants
+           (participant_id, programme_id, user_id, external_id, external_hash, erased_at,
+            created_at)
+    SELECT $1, programme_id, $2, $3, $4, $5, $6 FROM programmes
+"""
+NEW_STANDING = """
+    INSERT INTO standings (participant_id, programme_id, qualified)
+    SELECT $1, programme_id, $2 FROM programmes
+"""
+NEW_EVENT = """
+    INSERT INTO events
+           (event_id, programme_id, external_id, participant_id, type, amount, unit, refunds,
+            occurred_at, received_at, fingerprint)
+    SELECT $1, programme_id, $2, $3, $4, $5, $6, $7, $8, $8, 'of a body' FROM programmes
+"""
+NEW_SIGNAL = """
+    INSERT INTO signals (participant_id, kind, hash, seen_at) VALUES ($1, $2, 'hash', $3)
+"""
+NEW_DECISION = """
+    INSERT INTO decisions
+           (referral_id, sequence, state, review, reason, made_by, decided_at)
+    VALUES ($1, 1, 'pending', 'none', 'signed-up', 'system', $2)
+"""
+CHANGE_REFERRAL = "UPDATE referrals SET {} WHERE user_id = $1"
 CHANGE_USER = "UPDATE users SET {} WHERE user_id = $1"
 CHANGE_CODE = "UPDATE referral_codes SET {} WHERE owner_id = $1"
 ERASE = "erased_at = now(), email = NULL, email_key = NULL"
@@ -143,12 +176,48 @@ BROKEN = [
     ("referrals_pkey", NEW_REFERRAL, [BERT, CARL, NOW, b"another hash"]),
     ("referrals_one_unflagged_of_a_mailbox", NEW_REFERRAL, [CARL, ANNA, NOW, b"hash of carl"]),
     ("referrals_of_another_user", NEW_REFERRAL, [ANNA, ANNA, NOW, b"hash of anna"]),
+    ("referrals_of_a_pair_once", NEW_REFERRAL, [ANNA, BERT, NOW, b"hash of anna"]),
+    ("referrals_state_known", CHANGE_REFERRAL.format("state = 'paid'"), [BERT]),
+    ("referrals_review_known", CHANGE_REFERRAL.format("review = 'closed'"), [BERT]),
+    ("referrals_rules_exist", CHANGE_REFERRAL.format("version = 2"), [BERT]),
+    ("programmes_key_unique", NEW_PROGRAMME, [uuid4(), NOW]),
+    ("programme_versions_follow_each_other", NEW_VERSION, [NOW]),
+    ("participants_external_once", NEW_PARTICIPANT, [uuid4(), None, "d-1", b"of d-1", None, NOW]),
+    ("participants_are_somebody", NEW_PARTICIPANT, [uuid4(), None, "e-1", None, None, NOW]),
+    (
+        "participants_of_accounts_share_their_id",
+        NEW_PARTICIPANT,
+        [uuid4(), CARL, None, None, None, NOW],
+    ),
+    (
+        "participants_erased_have_no_external_id",
+        NEW_PARTICIPANT,
+        [uuid4(), None, "e-1", b"of e-1", NOW, NOW],
+    ),
+    ("standings_not_negative", NEW_STANDING, [DORA, -1]),
+    *(
+        (constraint, NEW_EVENT, [uuid4(), event_id, DORA, *members, NOW])
+        for constraint, event_id, members in (
+            ("events_happen_once", "order-1", ("purchase", None, None, None)),
+            ("events_amount_has_a_unit", "order-2", ("purchase", 1, None, None)),
+            ("events_amount_has_a_unit", "order-2", ("purchase", None, "EUR", None)),
+            ("events_amount_in_range", "order-2", ("purchase", -1, "EUR", None)),
+            ("events_amount_in_range", "order-2", ("purchase", 10**12 + 1, "EUR", None)),
+            ("events_refunds_name_an_event", "order-2", ("refund", None, None, None)),
+            ("events_refunds_name_an_event", "order-2", ("purchase", None, None, "order-1")),
+        )
+    ),
+    ("signals_kind_known", NEW_SIGNAL, [DORA, "fingerprint", NOW]),
+    ("decisions_follow_each_other", NEW_DECISION, [BERT, NOW]),
 ]
 
 
 @pytest.fixture
 async def people(database: asyncpg.Connection) -> asyncpg.Connection:
-    """Anna has a password and a code of 2 uses, with which Bert came, whom an issuer knows."""
+    """Anna has a password and a code of 2 uses, with which Bert came, whom an issuer knows.
+
+    Dora, whom only a company knows, has bought something.
+    """
     for user_id, email, password_hash in (
         (ANNA, "anna@x", "a hash"),
         (BERT, "bert@x", None),
@@ -159,6 +228,10 @@ async def people(database: asyncpg.Connection) -> asyncpg.Connection:
     await database.execute(NEW_REFERRAL, BERT, ANNA, NOW, b"hash of bert")
     await database.execute(NEW_IDENTITY, "bert", BERT, NOW)
     await database.execute(NEW_CHANGE, uuid4(), ANNA, 1, "email", None, b"1", LATER)
+    await database.execute(NEW_DECISION, BERT, NOW)
+    await database.execute(NEW_PARTICIPANT, DORA, None, "d-1", b"of d-1", None, NOW)
+    order = ["order-1", DORA, "purchase", 4900, "EUR", None, NOW]
+    await database.execute(NEW_EVENT, uuid4(), *order)
     return database
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from service.api.http.responses import to_json
 from service.api.referrals import ReferralsSchema, write_page
 from service.domain.pages import Cursor, Page
-from service.domain.referrals import Referral
+from service.domain.referrals import Referral, ReferralFlag, ReferralState
 
 MOMENTS = st.datetimes(
     datetime(1970, 1, 1),  # noqa: DTZ001  # hypothesis adds the zone
@@ -17,7 +17,14 @@ MOMENTS = st.datetimes(
 )
 CODES = st.from_regex("[0-9A-Z-]{4,32}", fullmatch=True)
 REFERRALS = st.builds(
-    Referral, user_id=st.uuids(), email=st.none() | st.text(), registered_at=MOMENTS, code=CODES
+    Referral,
+    user_id=st.uuids(),
+    email=st.none() | st.text(),
+    registered_at=MOMENTS,
+    code=CODES,
+    flags=st.lists(st.sampled_from(list(ReferralFlag))),
+    state=st.sampled_from(list(ReferralState)),
+    state_changed_at=MOMENTS,
 )
 
 

@@ -30,6 +30,8 @@ TAGS: Final = {
     "Accounts": "Register, with or without a referral code, and manage your account.",
     "Referral codes": "One live code per user, which anyone can find by email address.",
     "Referrals": "The users who registered with a referrer's code.",
+    "Sessions": "Sign in, stay signed in, sign out, change the password.",
+    "Email": "Confirm, change or verify an email address; reset a password.",
     "Programmes": "For a company with its own accounts, in five calls: *Create a participant* with "
     "a code, *Report a sign-up* with that code, *Report an event* such as a purchase, another one "
     "for its refund, and *Show a referral* to see what followed. Clients send their id and secret "
@@ -38,8 +40,6 @@ TAGS: Final = {
     "sent at least once, in no particular order. `webhook-id` is the same for each repetition; a "
     "referral's `sequence` only grows, so drop what is not newer. Any status from 200 to 299 "
     "within 15 s is a success; otherwise there are ten attempts within 76 hours.",
-    "Sessions": "Sign in, stay signed in, sign out, change the password.",
-    "Email": "Confirm, change or verify an email address; reset a password.",
     "OAuth 2.0": "Access for other applications with the user's consent. Errors follow RFC 6749.",
     "Admin": "For users with the role `admin`.",
     "Operating": "For operators and their tools.",

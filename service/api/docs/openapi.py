@@ -174,6 +174,8 @@ class _Writer:
             # marshmallow allows None where it is the default, but a query cannot express it.
             if isinstance(kinds := parameter["schema"]["type"], list):
                 parameter["schema"]["type"] = kinds[0]
+            if None in parameter["schema"].get("enum", ()):
+                parameter["schema"]["enum"].remove(None)
         return written
 
     def _request_body(self, kind: str, request: Mapping[str, Any]) -> dict[str, Any]:

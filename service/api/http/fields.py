@@ -68,6 +68,21 @@ class Text(fields.String):
         return text
 
 
+class MatchingText(Text):
+    """Text that matches a pattern as a whole, in a dialect that JSON Schema shares."""
+
+    def __init__(self, pattern: str, error: str, **options: Any) -> None:
+        metadata = {"pattern": f"^{pattern}$", **options.pop("metadata", {})}
+        super().__init__(metadata=metadata, **options)
+        self._pattern, self._error = re.compile(pattern), error
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        text = super()._deserialize(value, attr, data, **kwargs)
+        if not self._pattern.fullmatch(text):  # unlike `$`, not before a line break at the end
+            raise ValidationError(self._error)
+        return text
+
+
 class TrimmedText(Text):
     """Text without the white space around it, which is often pasted along."""
 

@@ -1,0 +1,153 @@
+"""The same facts in every order and number make the same of a referral, through the database, and
+`try` says beforehand what that is."""
+
+import itertools
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, Literal
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from uuid6 import uuid7
+
+from service.domain.errors import InvalidInput
+from service.domain.events import Event
+from service.domain.programmes import (
+    DEFAULT_PROGRAMME,
+    DEFAULT_PROGRAMME_ID,
+    Assessment,
+    Supposed,
+    rules_of,
+)
+from tests.sql.company import DAY, ON_PURCHASE, Company
+from tests.sql.racing import NOW as SIGNED_UP_AT
+
+RULES: Final[dict[str, dict[str, Any]]] = {
+    "minimum and window": ON_PURCHASE,
+    "any purchase": {"qualify": {"on": "purchase"}, "rewards": []},
+    "sign-up": {"qualify": {"on": "signup"}, "rewards": []},
+}
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """An event, or the sign-up, or that the sweep comes by. `refunds` is the place of a fact."""
+
+    kind: Literal["purchase", "visit", "refund", "sign-up", "sweep"]
+    amount: int | None = None
+    unit: str = "EUR"
+    hours: int = 0
+    refunds: int = 0
+
+
+amounts = st.sampled_from([None, 0, 1, 500, 1999, 2000, 2001, 5000])
+units = st.sampled_from(["EUR", "EUR", "EUR", "USD"])
+
+
+@st.composite
+def stories(draw: st.DrawFn) -> tuple[bool, list[Fact]]:
+    """Draw whether the window has passed by now, and what happened."""
+    late = draw(st.booleans())
+    hours = st.integers(-2, 40 * 24 if late else 47)
+    event = st.builds(
+        Fact,
+        kind=st.sampled_from(["purchase", "purchase", "refund", "refund", "visit"]),
+        amount=amounts,
+        unit=units,
+        hours=hours,
+        refunds=st.integers(0, 6),
+    )
+    facts = draw(st.lists(event, min_size=1, max_size=7))
+    return late, [*facts, Fact("sign-up"), Fact("sweep")]
+
+
+def members_of(prefix: str, place: int, fact: Fact) -> dict[str, Any]:
+    return {
+        "event_id": f"{prefix}-{place}",
+        "type": fact.kind,
+        "amount": fact.amount,
+        "unit": None if fact.amount is None else fact.unit,
+        "refunds": f"{prefix}-{fact.refunds}" if fact.kind == "refund" else None,
+        "occurred_at": SIGNED_UP_AT + timedelta(hours=fact.hours),
+    }
+
+
+async def tell(
+    company: Company, code: str, facts: Sequence[Fact], order: Sequence[int]
+) -> dict[str, Any]:
+    """Have the company report the facts in that order; return what has become of the referral."""
+    prefix = f"s-{next(_numbers)}"
+    for place in order:
+        fact = facts[place]
+        if fact.kind == "sign-up":
+            times = {"clicked_at": SIGNED_UP_AT, "signed_up_at": SIGNED_UP_AT}
+            await company.sign_up(code, prefix, **times)
+        elif fact.kind == "sweep":
+            await company.services.referrals.reject_overdue()
+        else:
+            with suppress(InvalidInput):  # a refund of what cannot be refunded so
+                await company.report(who=prefix, **members_of(prefix, place, fact))
+    await company.services.referrals.reject_overdue()
+    return await company.look(await company.id_of(prefix))
+
+
+async def try_out(company: Company, rules: dict[str, Any], facts: Sequence[Fact]) -> Assessment:
+    """Ask what the rules would make of the facts."""
+    events = [
+        Event(
+            event_id=uuid7(),
+            programme_id=DEFAULT_PROGRAMME_ID,
+            external_id=members.pop("event_id"),
+            participant_id=DEFAULT_PROGRAMME_ID,
+            received_at=company.clock.now,
+            **members,
+        )
+        for place, fact in enumerate(facts)
+        if fact.kind not in {"sign-up", "sweep"}
+        for members in [members_of("tried", place, fact)]
+    ]
+    window_ends_at = rules_of(rules).window_end(SIGNED_UP_AT)
+    supposed = Supposed(registered_at=SIGNED_UP_AT, window_ends_at=window_ends_at)
+    return await company.services.programmes.try_rules(DEFAULT_PROGRAMME, rules, supposed, events)
+
+
+@dataclass(frozen=True)
+class Scene:
+    company: Company
+    rules: dict[str, Any]
+    code: str
+
+
+@pytest.fixture(params=RULES)
+async def scene(company: Company, request: pytest.FixtureRequest) -> Scene:
+    rules = RULES[request.param]
+    await company.set_rules(rules, 2)
+    return Scene(company, rules, await company.share("u-1", expires_in_days=366))
+
+
+@settings(
+    deadline=None,
+    database=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(story=stories(), data=st.data())
+async def test_every_order_of_the_same_facts_ends_as_trying_them_said(
+    scene: Scene, story: tuple[bool, list[Fact]], data: st.DataObject
+) -> None:
+    """Without the second half of THAT_DECIDE, or where a refund looks for its event only when it
+    arrives, some order would end elsewhere."""
+    company = scene.company
+    late, facts = story
+    company.clock.now = SIGNED_UP_AT + (41 * DAY if late else 2 * DAY)
+    wanted = await try_out(company, scene.rules, facts)
+    order = data.draw(st.permutations(range(len(facts))))
+    again = data.draw(st.lists(st.sampled_from(order), max_size=4))
+    for told in (range(len(facts)), order, [*order, *again], list(reversed(order))):
+        found = await tell(company, scene.code, facts, list(told))
+        assert (found["state"], found["reason"]) == (wanted.state, wanted.reason)
+    await company.standing("u-1")
