@@ -20,9 +20,11 @@ from service.telemetry.metrics import (
     JOBS_OLDEST_SECONDS,
     JOBS_PARKED,
     JOBS_PENDING,
+    WEBHOOK_ENDPOINTS,
     exposition,
 )
 from service.use_cases.jobs import Jobs
+from service.use_cases.webhooks import Webhooks
 
 METRICS: Final = "/metrics"
 _JSON: Final = {"application/json": {"schema": {"type": "object"}}}
@@ -92,6 +94,7 @@ async def metrics_of(app: web.Application) -> web.Response:
     HASHES_PENDING.set(app[SERVICES].hasher.pending)
     with suppress(Unavailable):  # then the last known figures are shown
         await _measure_jobs(app[SERVICES].jobs)
+        await _measure_endpoints(app[SERVICES].webhooks)
     return web.Response(body=exposition(), headers={"Content-Type": CONTENT_TYPE})
 
 
@@ -104,3 +107,10 @@ async def _measure_jobs(jobs: Jobs) -> None:
         JOBS_PENDING.labels(kind).set(backlog.pending if backlog else 0)
         JOBS_PARKED.labels(kind).set(backlog.parked if backlog else 0)
         JOBS_OLDEST_SECONDS.labels(kind).set((now - oldest).total_seconds() if oldest else 0)
+
+
+async def _measure_endpoints(webhooks: Webhooks) -> None:
+    counts = await webhooks.count()
+    WEBHOOK_ENDPOINTS.labels("live").set(counts.live)
+    WEBHOOK_ENDPOINTS.labels("resting").set(counts.resting)
+    WEBHOOK_ENDPOINTS.labels("disabled").set(counts.disabled)
