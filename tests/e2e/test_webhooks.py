@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import aiohttp
 import pytest
 
 from tests.e2e.peers import install_npm_packages, judged_by, new_client
-from tests.e2e.processes import Service, service_process, workers_of
+from tests.e2e.processes import Service, run, service_process, workers_of
 from tests.e2e.test_nothing_is_lost import all_done, let_claims_end
 from tests.stand_ins.webhooks import Receiver
 from tests.waiting import until
@@ -115,3 +116,37 @@ async def test_workers_that_are_killed_again_and_again_lose_no_webhook(service: 
     assert receiver.refused == 0
     assert answered - set(told) == set()
     assert len(told) - len(set(told)) <= kills * 16
+
+
+async def test_an_operator_lists_tests_enables_and_replays(service: Service) -> None:
+    def does(*arguments: str) -> str:
+        done = run("webhooks", *arguments, environment=service.environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    async with Receiver().serving() as receiver, company_of(service) as company:
+        endpoint_id = await listen(company, receiver)
+        assert does("list") == f"{endpoint_id}\t127.0.0.1\tall types\tlive\n"
+        sent = does("test", endpoint_id).removeprefix("webhook-id=").strip()
+        await until(lambda: [got.message_id for got in receiver.got] == [sent])
+        receiver.status = 410
+        does("test", endpoint_id)
+
+        async def disabled() -> bool:
+            return "disabled 20" in await asyncio.to_thread(does, "list")
+
+        await until(disabled)
+        assert does("list").endswith(": gone\n")
+        receiver.status = 204
+        assert does("enable", endpoint_id).startswith(f"{endpoint_id} is enabled")
+        assert does("replay", endpoint_id, "--since", "2020-01-01T00:00:00Z") == (
+            "1 to be sent again\n"
+        )
+        await until(lambda: receiver.has_got(3))
+        assert receiver.got[1].message_id == receiver.got[2].message_id
+        again = does("replay", endpoint_id, "--since", "2020-01-01T00:00:00Z", "--all")
+        assert again == "2 to be sent again\n"
+    nobody = run("webhooks", "test", str(uuid4()), environment=service.environment)
+    assert (nobody.returncode, nobody.stderr) == (1, "There is no such webhook endpoint.\n")
+    naive = ("replay", endpoint_id, "--since", "2020-01-01T00:00:00")
+    assert run("webhooks", *naive, environment=service.environment).returncode == 2
