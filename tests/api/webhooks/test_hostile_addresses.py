@@ -164,7 +164,7 @@ async def test_of_several_addresses_only_those_outside_are_tried(connected: list
     assert {address[0] for address in connected} == {"127.0.0.2"}
 
 
-async def test_a_redirect_is_not_followed(connected: list[Any]) -> None:
+async def test_no_webhook_follows_a_redirect(connected: list[Any]) -> None:
     async with Receiver().serving("127.0.0.2") as outside:
         for status in (301, 302, 303, 307, 308):
             outside.status = status
