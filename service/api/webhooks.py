@@ -33,7 +33,7 @@ from service.domain.errors import (
 )
 from service.domain.scopes import Scope
 from service.domain.webhook_addresses import check_url
-from service.domain.webhook_deliveries import DeliveryState, DisabledReason, Endpoint
+from service.domain.webhook_deliveries import DeliveryState, Endpoint
 from service.domain.webhooks import EventType
 from service.repositories.idempotency_keys import Answer
 from service.use_cases.webhooks import EndpointChange, NewEndpoint
@@ -98,12 +98,11 @@ class EndpointSchema(Schema):
     url = fields.String(metadata={"example": _URL})
     types = fields.List(fields.String(metadata={"example": EventType.REFERRAL_QUALIFIED}))
     disabled_at = Moment(allow_none=True)
-    disabled_reason = fields.Enum(
-        DisabledReason,
-        by_value=True,
+    disabled_reason = fields.String(
         allow_none=True,
         metadata={
-            "description": "`gone`: it answered 410. `failing`: every attempt failed for five days."
+            "description": "`requested`; `gone`: it answered 410; `failing`: every attempt failed "
+            "for five days."
         },
     )
     failing_since = Moment(
