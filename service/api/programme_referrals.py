@@ -94,6 +94,10 @@ class ReferralQuery(PageQuery):
     review = fields.Enum(Review, by_value=True, load_default=None)
     referrer_id = fields.UUID(load_default=None)
     programme = Text(load_default=DEFAULT_PROGRAMME)
+    order = Text(
+        load_default="newest",
+        validate=validate.OneOf(["newest", "oldest"], error="This is newest or oldest."),
+    )
 
 
 class VerdictSchema(RequestSchema):
@@ -158,7 +162,7 @@ async def report_sign_up(request: web.Request) -> web.Response:
 @docs(
     tags=["Programmes"],
     summary="List a programme's referrals",
-    description="Newest first.",
+    description="Newest first, unless `order=oldest`. `review=open` lists those to review.",
     refuses=(NotAllowed,),
 )
 @querystring_schema(ReferralQuery)
@@ -168,7 +172,8 @@ async def list_programme_referrals(request: web.Request) -> web.Response:
     await current_client(request)
     query = read_query(request)
     wanted = ReferralFilter(
-        **{name: query[name] for name in ("state", "review", "referrer_id", "programme")}
+        **{name: query[name] for name in ("state", "review", "referrer_id", "programme")},
+        oldest_first=query["order"] == "oldest",
     )
     page = await request.app[SERVICES].referrals.page_of_all(wanted, *read_page(request))
     return respond(PROGRAMME_REFERRALS_SCHEMA, page)

@@ -72,6 +72,7 @@ class ReferralFilter:
     state: ReferralState | None = None
     review: Review | None = None
     referrer_id: UUID | None = None
+    oldest_first: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

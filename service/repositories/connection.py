@@ -11,6 +11,7 @@ Connection: TypeAlias = (
 )
 
 
+FIRST_ID: Final = UUID(int=0)
 LAST_ID: Final = UUID(int=2**128 - 1)
 """Comes after every id: where the first page of a list begins that has the newest first."""
 

@@ -1,5 +1,6 @@
 """The SQL of OAuth clients."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -20,13 +21,13 @@ _SELECT: Final = """
      WHERE deleted_at IS NULL
 """
 
-FIND: Final = f"{_SELECT} AND client_id = $1"
+FIND_SEVERAL: Final = f"{_SELECT} AND client_id = ANY ($1)"
 
 # What is granted to a client is written under this lock: a change of the client, or its deletion,
 # is either seen here or sees the grant.
-SHARE: Final = f"{FIND} FOR SHARE"
+SHARE: Final = f"{_SELECT} AND client_id = $1 FOR SHARE"
 
-LOCK: Final = f"{FIND} FOR UPDATE"
+LOCK: Final = f"{_SELECT} AND client_id = $1 FOR UPDATE"
 
 LIST: Final = f"{_SELECT} ORDER BY created_at, client_id"
 
@@ -67,9 +68,9 @@ class OAuthClientRepository:
             now,
         )
 
-    async def find(self, client_id: str) -> Client | None:
-        row = await self._connection.fetchrow(FIND, client_id)
-        return None if row is None else _client(row)
+    async def find_several(self, client_ids: Sequence[str]) -> dict[str, Client]:
+        rows = await self._connection.fetch(FIND_SEVERAL, client_ids)
+        return {client.client_id: client for client in map(_client, rows)}
 
     async def share(self, client_id: str) -> Client | None:
         """Return the client, which stays as it is until this transaction ends."""

@@ -8,14 +8,6 @@ from service.domain.participants import Participant
 from service.domain.programmes import DEFAULT_PROGRAMME_ID
 from service.repositories.connection import Connection, rows_in
 
-ADD_EXTERNAL: Final = """
-    INSERT INTO participants
-           (participant_id, programme_id, external_id, external_hash, created_at)
-    VALUES ($1, $2, $3, $4, $5)
-    ON CONFLICT ON CONSTRAINT participants_external_once DO NOTHING
-"""
-
-# The account is locked, so that one that is being erased at this moment is seen as erased.
 ADD_ACCOUNT: Final = """
     INSERT INTO participants (participant_id, programme_id, user_id, created_at)
     SELECT user_id, $2, user_id, $3
@@ -37,14 +29,31 @@ LOCK: Final = """
        FOR NO KEY UPDATE
 """
 
+# One statement, because each event begins with it. No row: another transaction has stored the
+# participant since the statement began, and the next call finds it.
 LOCK_EXTERNAL: Final = """
-    SELECT p.participant_id, p.programme_id, p.user_id, p.external_id, p.trusted,
-           p.blocked_at IS NOT NULL AS blocked, p.erased_at IS NOT NULL AS erased,
-           NULL AS public_name, p.created_at
-      FROM participants p
-     WHERE p.programme_id = $1
-       AND p.external_hash = $2
-       FOR NO KEY UPDATE
+    WITH known AS (
+        SELECT p.participant_id, p.programme_id, p.user_id, p.external_id, p.trusted,
+               p.blocked_at, p.erased_at, p.created_at
+          FROM participants p
+         WHERE p.programme_id = $2
+           AND p.external_hash = $4
+           FOR NO KEY UPDATE
+    ), added AS (
+        INSERT INTO participants
+               (participant_id, programme_id, external_id, external_hash, created_at)
+        SELECT $1, $2, $3, $4, $5
+         WHERE NOT EXISTS (SELECT FROM known)
+        ON CONFLICT ON CONSTRAINT participants_external_once DO NOTHING
+        RETURNING participant_id, programme_id, user_id, external_id, trusted,
+                  blocked_at, erased_at, created_at
+    ), locked AS (
+        SELECT false AS is_new, known.* FROM known UNION ALL SELECT true, added.* FROM added
+    )
+    SELECT is_new, participant_id, programme_id, user_id, external_id, trusted,
+           blocked_at IS NOT NULL AS blocked, erased_at IS NOT NULL AS erased,
+           NULL AS public_name, created_at
+      FROM locked
 """
 
 # Also an account that has not taken part in anything yet.
@@ -107,20 +116,6 @@ class ParticipantRepository:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def add_external(
-        self,
-        participant_id: UUID,
-        programme_id: UUID,
-        external_id: str,
-        external_hash: bytes,
-        now: datetime,
-    ) -> bool:
-        """Store a participant whom a company knows; return False if it is known already."""
-        status = await self._connection.execute(
-            ADD_EXTERNAL, participant_id, programme_id, external_id, external_hash, now
-        )
-        return rows_in(status) == 1
-
     async def add_account(self, user_id: UUID, now: datetime) -> None:
         """Make an account a participant of the programme `default`, unless it is one or erased."""
         await self._connection.execute(ADD_ACCOUNT, user_id, DEFAULT_PROGRAMME_ID, now)
@@ -129,11 +124,26 @@ class ParticipantRepository:
         """Return a participant whose events and sign-up wait until the transaction ends."""
         return _participant(await self._connection.fetchrow(LOCK, participant_id))
 
-    async def lock_external(self, programme_id: UUID, external_hash: bytes) -> Participant | None:
-        """Like `lock`, by the hash of the company's id."""
-        return _participant(
-            await self._connection.fetchrow(LOCK_EXTERNAL, programme_id, external_hash)
+    async def lock_external(
+        self,
+        participant_id: UUID,
+        programme_id: UUID,
+        external_id: str,
+        external_hash: bytes,
+        now: datetime,
+    ) -> tuple[Participant, bool] | None:
+        """Like `lock`, by the company's id: one that is not known is stored, and so locked.
+
+        Returns whether it is new, too. None: another transaction has just stored it, call again.
+        """
+        row = await self._connection.fetchrow(
+            LOCK_EXTERNAL, participant_id, programme_id, external_id, external_hash, now
         )
+        if row is None:
+            return None
+        members = dict(row)
+        is_new: bool = members.pop("is_new")
+        return Participant(**members), is_new
 
     async def find(self, participant_id: UUID) -> Participant | None:
         """Return a participant who is not erased."""

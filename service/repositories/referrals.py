@@ -19,7 +19,7 @@ from service.domain.referrals import (
     ReferralState,
     Review,
 )
-from service.repositories.connection import LAST_ID, Connection
+from service.repositories.connection import FIRST_ID, LAST_ID, Connection
 from service.repositories.constraints import on_violation
 
 # The first of a mailbox is without a flag, unless $7. If another transaction stores one of the same
@@ -83,28 +83,34 @@ FIND: Final = f"""
      WHERE r.user_id = $1
 """
 
-NEWEST: Final = f"""
+
+def _page(condition: str, *, oldest: bool = False) -> str:
+    """Return the statement for a page of a programme's referrals."""
+    after, last, order = (">", "-infinity", "ASC") if oldest else ("<", "infinity", "DESC")
+    return f"""
     {_SELECT}
      WHERE r.programme_id = $1
-       AND ($2::text IS NULL OR r.state = $2)
-       AND ($3::text IS NULL OR r.review = $3)
+       AND ($2::text IS NULL OR r.review = $2)
+       AND {condition}
        AND (r.registered_at, r.user_id)
-           < (COALESCE($4::timestamptz, 'infinity'), COALESCE($5::uuid, $7))
-     ORDER BY r.registered_at DESC, r.user_id DESC
-     LIMIT $6
+           {after} (COALESCE($3::timestamptz, '{last}'), $4)
+     ORDER BY r.registered_at {order}, r.user_id {order}
+     LIMIT $5
 """
 
-NEWEST_OF_REFERRER: Final = f"""
-    {_SELECT}
-     WHERE r.referrer_id = $8
-       AND r.programme_id = $1
-       AND ($2::text IS NULL OR r.state = $2)
-       AND ($3::text IS NULL OR r.review = $3)
-       AND (r.registered_at, r.user_id)
-           < (COALESCE($4::timestamptz, 'infinity'), COALESCE($5::uuid, $7))
-     ORDER BY r.registered_at DESC, r.user_id DESC
-     LIMIT $6
-"""
+
+# With the conditions spelled out, each uses an index of its own.
+_IN_STATE: Final = "r.state = $6"
+_OPEN: Final = "r.review = 'open' AND ($6::text IS NULL OR r.state = $6)"
+_OF_REFERRER: Final = "r.referrer_id = $7 AND ($6::text IS NULL OR r.state = $6)"
+NEWEST: Final = _page("$6::text IS NULL")
+NEWEST_IN_STATE: Final = _page(_IN_STATE)
+NEWEST_OPEN: Final = _page(_OPEN)
+NEWEST_OF_REFERRER: Final = _page(_OF_REFERRER)
+OLDEST: Final = _page("$6::text IS NULL", oldest=True)
+OLDEST_IN_STATE: Final = _page(_IN_STATE, oldest=True)
+OLDEST_OPEN: Final = _page(_OPEN, oldest=True)
+OLDEST_OF_REFERRER: Final = _page(_OF_REFERRER, oldest=True)
 
 FIND_OVERDUE: Final = """
     SELECT user_id
@@ -230,24 +236,29 @@ class ReferralRepository:
     async def find(self, referral_id: UUID) -> ProgrammeReferral | None:
         return _referral(await self._connection.fetchrow(FIND, referral_id))
 
-    async def newest(
+    async def page(
         self, programme_id: UUID, wanted: ReferralFilter, limit: int, after: Cursor | None
     ) -> list[ProgrammeReferral]:
-        """Return up to `limit` of the wanted referrals of a programme, newest first."""
-        place = after and after.at, after and after.row_id, limit, LAST_ID
-        if wanted.referrer_id is None:
-            rows = await self._connection.fetch(
-                NEWEST, programme_id, wanted.state, wanted.review, *place
-            )
-        else:
-            rows = await self._connection.fetch(
-                NEWEST_OF_REFERRER,
-                programme_id,
-                wanted.state,
-                wanted.review,
-                *place,
-                wanted.referrer_id,
-            )
+        """Return up to `limit` of the wanted referrals of a programme, in the wanted order."""
+        newest, oldest = NEWEST, OLDEST
+        more: list[UUID] = []
+        if wanted.referrer_id is not None:
+            newest, oldest = NEWEST_OF_REFERRER, OLDEST_OF_REFERRER
+            more = [wanted.referrer_id]
+        elif wanted.review is Review.OPEN:
+            newest, oldest = NEWEST_OPEN, OLDEST_OPEN
+        elif wanted.state is not None:
+            newest, oldest = NEWEST_IN_STATE, OLDEST_IN_STATE
+        rows = await self._connection.fetch(
+            oldest if wanted.oldest_first else newest,
+            programme_id,
+            wanted.review,
+            after and after.at,
+            after.row_id if after else FIRST_ID if wanted.oldest_first else LAST_ID,
+            limit,
+            wanted.state,
+            *more,
+        )
         return [_of_programme(row) for row in rows]
 
     async def find_overdue(self, now: datetime, limit: int) -> Sequence[UUID]:

@@ -64,12 +64,10 @@ class Events:
         check_moment(report.occurred_at, now, "occurred_at")
         async with self._database.transaction() as repositories:
             await once.claim(repositories, now)
-            participant, programme = await self._participants.take_part(
-                repositories, report.who, now
-            )
+            participant = await self._participants.take_part(repositories, report.who, now)
             event = Event(
                 event_id=uuid7(),
-                programme_id=programme.programme_id,
+                programme_id=participant.programme_id,
                 external_id=report.external_id,
                 participant_id=participant.participant_id,
                 type=report.type,

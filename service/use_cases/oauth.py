@@ -23,6 +23,7 @@ from service.domain.oauth import (
 from service.domain.scopes import Scope, parse_scopes
 from service.domain.security_events import SecurityEvent
 from service.domain.sessions import SIGN_IN_PAGE, Credentials, Session, Tokens
+from service.postgresql.batch_loader import BatchLoader
 from service.postgresql.database import Repositories, retried
 from service.security.access_tokens import AccessToken
 from service.use_cases.cache_invalidation import session_key
@@ -59,12 +60,16 @@ class OAuth:
 
     def __init__(self, shared: Shared, sessions: Sessions, built_in: Mapping[str, Client]) -> None:
         self._shared = shared
-        self._database = shared.database
+        self._database = database = shared.database
         self._invalidation = shared.invalidation
         self._sessions = sessions
         self._events = shared.events
         self._clock = shared.clock
         self._built_in = built_in
+        # Each call of a company that sends its secret begins with it.
+        self._by_id = BatchLoader[str, Client](
+            lambda ids: database.read(lambda stored: stored.oauth_clients.find_several(ids))
+        )
 
     async def read_request(self, parameters: Mapping[str, str]) -> AuthorizationRequest:
         """Return the authorization request (RFC 6749, 4.1.1).
@@ -321,7 +326,7 @@ class OAuth:
             return built_in
         if not client_id.isascii() or not client_id.isprintable():
             return None  # PostgreSQL accepts neither NUL nor half a surrogate pair
-        return await self._database.read(lambda stored: stored.oauth_clients.find(client_id))
+        return await self._by_id.find(client_id)
 
     async def _share(self, repositories: Repositories, client: Client) -> Client | None:
         """Return the client as it stays until the transaction ends, if it still exists."""

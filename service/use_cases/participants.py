@@ -15,7 +15,7 @@ from service.domain.errors import (
     ReferralCodeTaken,
 )
 from service.domain.participants import Participant, external_hash, signals_of
-from service.domain.programmes import DEFAULT_PROGRAMME, Programme
+from service.domain.programmes import DEFAULT_PROGRAMME
 from service.domain.referral_codes import (
     NewReferralCode,
     PublicReferralCode,
@@ -81,30 +81,25 @@ class Participants:
         self._programmes = programmes
         self._codes = codes
 
-    async def take_part(
-        self, repositories: Repositories, who: Who, now: datetime
-    ) -> tuple[Participant, Programme]:
+    async def take_part(self, repositories: Repositories, who: Who, now: datetime) -> Participant:
         """Return a participant, made if only a company knows it, locked until the transaction ends.
 
         First thing in a transaction: the lock order begins here. Raises ProgrammeUnknown, or
         InvalidInput for a `participant_id` that nobody has.
         """
         if who.external_id is not None:
-            programme = await self._programmes.resolve(
-                repositories, who.programme or DEFAULT_PROGRAMME
-            )
-            participant, _ = await self._lock_external(
-                repositories, programme, who.external_id, now
-            )
-            return participant, programme
+            participant, _ = await self._lock_external(repositories, who, now)
+            return participant
         assert who.participant_id is not None
         found = await self._lock(repositories, who.participant_id, now)
         if found is None:
             raise InvalidInput("There is no such participant.", field="participant_id")
-        programme = await self._programmes.find_by_id(repositories, found.programme_id)
-        if who.programme not in {None, programme.key}:
+        if (
+            who.programme is not None
+            and await self._programmes.id_of(repositories, who.programme) != found.programme_id
+        ):
             raise InvalidInput("The participant belongs to another programme.", field="programme")
-        return found, programme
+        return found
 
     @retried
     async def create(
@@ -116,15 +111,9 @@ class Participants:
         ReferralCodeTaken, or a rule that the code breaks.
         """
         now = self._clock()
-        assert new.who.external_id is not None
         async with self._database.transaction() as repositories:
             await once.claim(repositories, now)
-            programme = await self._programmes.resolve(
-                repositories, new.who.programme or DEFAULT_PROGRAMME
-            )
-            participant, is_new = await self._lock_external(
-                repositories, programme, new.who.external_id, now
-            )
+            participant, is_new = await self._lock_external(repositories, new.who, now)
             if participant.erased:
                 raise ParticipantErased
             await self.note_signals(
@@ -134,7 +123,8 @@ class Participants:
                 live = await repositories.referral_codes.find_live(participant.participant_id, now)
                 if live is None:
                     await self._store_wanted_code(repositories, participant, new.code, now)
-            shown = await self._show(repositories, participant, programme.key, now)
+            key = new.who.programme or DEFAULT_PROGRAMME
+            shown = await self._show(repositories, participant, key, now)
             await once.keep(repositories, (shown, is_new), None)
         return shown, is_new
 
@@ -143,14 +133,13 @@ class Participants:
         now = self._clock()
         assert who.external_id is not None
         async with self._database.autocommit() as repositories:
-            programme = await self._programmes.resolve(
-                repositories, who.programme or DEFAULT_PROGRAMME
-            )
-            hashed = self._hash(programme, who.external_id)
-            found = await repositories.participants.find_external(programme.programme_id, hashed)
+            key = who.programme or DEFAULT_PROGRAMME
+            programme_id = await self._programmes.id_of(repositories, key)
+            hashed = self._hash(programme_id, who.external_id)
+            found = await repositories.participants.find_external(programme_id, hashed)
             if found is None:
                 return []
-            return [await self._show(repositories, found, programme.key, now)]
+            return [await self._show(repositories, found, key, now)]
 
     async def find_owner(self, code: PublicReferralCode) -> ShownParticipant | None:
         """Return whose code it is, None if the owner has just been erased."""
@@ -245,19 +234,23 @@ class Participants:
         return found
 
     async def _lock_external(
-        self, repositories: Repositories, programme: Programme, external_id: str, now: datetime
+        self, repositories: Repositories, who: Who, now: datetime
     ) -> tuple[Participant, bool]:
         """Return a participant whom a company knows, locked, and whether it is new."""
-        hashed = self._hash(programme, external_id)
-        added = await repositories.participants.add_external(
-            uuid7(), programme.programme_id, external_id, hashed, now
-        )
-        participant = await repositories.participants.lock_external(programme.programme_id, hashed)
-        assert participant is not None
-        if added:
-            created = participant_created(programme.key, participant.participant_id)
+        key = who.programme or DEFAULT_PROGRAMME
+        programme_id = await self._programmes.id_of(repositories, key)
+        assert who.external_id is not None
+        hashed = self._hash(programme_id, who.external_id)
+        new = uuid7(), programme_id, who.external_id, hashed, now
+        locked = await repositories.participants.lock_external(*new)
+        locked = locked or await repositories.participants.lock_external(*new)
+        if locked is None:
+            raise TryAgain
+        participant, is_new = locked
+        if is_new:
+            created = participant_created(key, participant.participant_id)
             await announce(repositories, now, created)
-        return participant, added
+        return participant, is_new
 
     async def _find(
         self, repositories: Repositories, participant_id: UUID | None, now: datetime
@@ -330,5 +323,5 @@ class Participants:
             keys = [code_key(email_key)]
             await self._shared.invalidation.invalidate(repositories, keys, now)
 
-    def _hash(self, programme: Programme, external_id: str) -> bytes:
-        return external_hash(self._shared.hash_key, programme.programme_id, external_id)
+    def _hash(self, programme_id: UUID, external_id: str) -> bytes:
+        return external_hash(self._shared.hash_key, programme_id, external_id)

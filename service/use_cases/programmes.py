@@ -68,6 +68,7 @@ class Programmes:
         self._invalidation = invalidation
         self._clock = clock
         self._rules: dict[tuple[UUID, int], Rules] = {}
+        self._ids: dict[str, UUID] = {}
 
     async def find(self, key: str) -> ShownProgramme:
         """Return a programme; raise ProgrammeNotFound."""
@@ -202,6 +203,12 @@ class Programmes:
         if programme is None:
             raise ProgrammeUnknown
         return programme
+
+    async def id_of(self, repositories: Repositories, key: str) -> UUID:
+        """Like `resolve`, but only the id: it never changes, and is read once."""
+        if key not in self._ids:
+            self._ids[key] = (await self.resolve(repositories, key)).programme_id
+        return self._ids[key]
 
     async def find_by_id(self, repositories: Repositories, programme_id: UUID) -> Programme:
         """Return a programme that something belongs to."""

@@ -200,10 +200,10 @@ class Referrals:
     async def page_of_all(
         self, wanted: ReferralFilter, limit: int, after: Cursor | None
     ) -> Page[ProgrammeReferral]:
-        """Return a page of a programme's referrals, newest first; raise ProgrammeUnknown."""
+        """Return a page of a programme's referrals; raise ProgrammeUnknown."""
         async with self._database.autocommit() as repositories:
             programme = await self._programmes.resolve(repositories, wanted.programme)
-            referrals = await repositories.referrals.newest(
+            referrals = await repositories.referrals.page(
                 programme.programme_id, wanted, limit + 1, after
             )
         return Page.of(referrals, limit, lambda last: Cursor(last.registered_at, last.referral_id))

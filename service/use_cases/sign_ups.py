@@ -11,6 +11,7 @@ from service.domain.referrals import NewReferral, ProgrammeReferral
 from service.postgresql.database import Repositories, retried
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.participants import Participants, Who
+from service.use_cases.programmes import Programmes
 from service.use_cases.referring import count_use
 from service.use_cases.shared import Shared
 
@@ -38,10 +39,11 @@ class SignUp:
 class SignUps:
     """Sign-ups that companies report."""
 
-    def __init__(self, shared: Shared, participants: Participants) -> None:
+    def __init__(self, shared: Shared, programmes: Programmes, participants: Participants) -> None:
         self._shared = shared
         self._database = shared.database
         self._clock = shared.clock
+        self._programmes = programmes
         self._participants = participants
 
     @retried
@@ -57,9 +59,7 @@ class SignUps:
         sign_up.check(now)
         async with self._database.transaction() as repositories:
             await once.claim(repositories, now)
-            participant, programme = await self._participants.take_part(
-                repositories, sign_up.who, now
-            )
+            participant = await self._participants.take_part(repositories, sign_up.who, now)
             if participant.erased:
                 raise AlreadyReferred("This participant has been erased.")
             known = await repositories.referrals.lock(participant.participant_id)
@@ -72,7 +72,7 @@ class SignUps:
                 repositories, participant, sign_up.email, sign_up.ip, sign_up.device_id, now
             )
             taken = await self._take(repositories, sign_up, now)
-            if taken.programme_id != programme.programme_id:
+            if taken.programme_id != participant.programme_id:
                 raise ReferralCodeUnusable(field="code")
             if taken.owner_id == participant.participant_id:
                 raise SelfReferral
@@ -85,8 +85,9 @@ class SignUps:
                 made_by=made_by,
                 email_hash=None
                 if email is None
-                else hash_email(email, programme.programme_id, self._shared.hash_key),
+                else hash_email(email, participant.programme_id, self._shared.hash_key),
             )
+            programme = await self._programmes.find_by_id(repositories, participant.programme_id)
             referral = await self._shared.referrals.add(repositories, new, programme, now)
             await count_use(self._shared, repositories, taken, now)
             await once.keep(repositories, (referral, True), None)

@@ -11,6 +11,7 @@ DROP TABLE IF EXISTS decisions;
 DELETE FROM referrals r
  WHERE NOT EXISTS (SELECT FROM users u WHERE u.user_id = r.user_id)
     OR NOT EXISTS (SELECT FROM users u WHERE u.user_id = r.referrer_id);
+DROP INDEX IF EXISTS referrals_by_state;
 DROP INDEX IF EXISTS referrals_newest_first;
 DROP INDEX IF EXISTS referrals_to_review;
 DROP INDEX IF EXISTS referrals_pending_until;

@@ -124,6 +124,9 @@ CREATE INDEX IF NOT EXISTS referrals_to_review ON referrals (programme_id, regis
 CREATE INDEX IF NOT EXISTS referrals_newest_first
     ON referrals (programme_id, registered_at DESC, user_id DESC);
 
+CREATE INDEX IF NOT EXISTS referrals_by_state
+    ON referrals (programme_id, state, registered_at DESC, user_id DESC);
+
 -- Rows never change. The referral is named by its referee.
 CREATE TABLE IF NOT EXISTS decisions (
     referral_id uuid        NOT NULL,

@@ -9,6 +9,7 @@ from service.api.http.fields import moment_text
 from tests.api.assertions import assert_problem
 from tests.company import Company, new_company, new_id
 from tests.factories import Api
+from tests.recorded import recorded_statements
 
 RULES = {
     "qualify": {"on": "purchase", "minimum": {"amount": 2000, "unit": "EUR"}, "within_days": 30}
@@ -249,6 +250,11 @@ async def test_referrals_are_listed_in_pages_and_by_state(company: Company) -> N
     assert [one["registered_at"] for one in seen] == sorted(
         (one["registered_at"] for one in seen), reverse=True
     )
+    reverse = (await company.get("/referrals?limit=3&order=oldest")).json()
+    rest = (
+        await company.get(f"/referrals?limit=3&order=oldest&cursor={reverse['next_cursor']}")
+    ).json()
+    assert reverse["items"] + rest["items"] == seen[::-1]
     qualified = (await company.get("/referrals?state=qualified")).json()["items"]
     assert [one["state"] for one in qualified] == ["qualified"]
     whose = f"/referrals?referrer_id={referrer['participant_id']}&state=pending"
@@ -256,6 +262,7 @@ async def test_referrals_are_listed_in_pages_and_by_state(company: Company) -> N
     assert (await company.get("/referrals?review=open")).json()["items"] == []
     for query, pointer in {
         "state=x": "#/state",
+        "order=x": "#/order",
         "referrer_id=x": "#/referrer_id",
         "programme=nowhere": "#/programme",
         "limit=0": "#/limit",
@@ -320,3 +327,23 @@ async def test_a_registration_with_a_code_is_a_referral_of_the_programme(
     listed = (await api.get("/referrals/me", by=referrer)).json()["items"]
     assert listed[0]["state"] == "qualified"
     assert listed[0]["state_changed_at"] > listed[0]["registered_at"]
+
+
+async def test_an_event_takes_few_round_trips(company: Company) -> None:
+    """With the look-up of the client, BEGIN and COMMIT: each is a wait for PostgreSQL."""
+    referee, _ = await new_referral(company)
+    order = {"id": new_id("order"), "type": "purchase", "external_id": referee, **PAID}
+    works = {
+        "no-referral": {**order, "id": new_id("order"), "external_id": new_id("nobody")},
+        "qualified": order,
+        "again": order,
+        "reversed": {"id": new_id("refund"), "type": "refund", "refunds": order["id"]}
+        | {"external_id": referee},
+    }
+    took = {}
+    for name, body in works.items():
+        with recorded_statements() as statements:
+            answer = await company.post("/events", body)
+        assert answer.status == (200 if name == "again" else 201), answer.body
+        took[name] = len(statements)
+    assert took == {"no-referral": 6, "qualified": 9, "again": 8, "reversed": 10}

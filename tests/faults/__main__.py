@@ -38,6 +38,7 @@ HEAD: Final = (
     "errors",
     "longest s without a look-up",
     "… a write",
+    "… an event",
     "violations",
 )
 WRITES: Final = ("create", "replace", "delete", "register")
@@ -115,6 +116,7 @@ def _figures(verdict: Verdict) -> tuple[Any, ...]:
         ", ".join(f"{kind} {count}" for kind, count in sorted(tally.errors.items())),
         round(tally.longest_gap(verdict.begun, verdict.ended, "look_up"), 1),
         round(tally.longest_gap(verdict.begun, verdict.ended, *WRITES), 1),
+        round(tally.longest_gap(verdict.begun, verdict.ended, "report"), 1),
         len(verdict.violations),
     )
 

@@ -1,10 +1,13 @@
 """What clients did, what they were answered, and when: what the checker judges."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-Kind = Literal["create", "replace", "delete", "show", "register", "look_up"]
+Kind = Literal[
+    "create", "replace", "delete", "show", "register", "look_up", "take_part", "sign_up", "report"
+]
 UNKNOWN = 0
 """The status of a request without an answer, or with one that leaves open what happened."""
 
@@ -48,6 +51,23 @@ class Operation:
         return self.status != UNKNOWN
 
 
+@dataclass(kw_only=True)
+class Call:
+    """What a company reported, and the answer: a request, or repetitions with one key."""
+
+    kind: Kind
+    body: Mapping[str, Any]
+    status: int = UNKNOWN
+    answer: Any = None
+
+    def __str__(self) -> str:
+        return f"{self.kind} {dict(self.body)} was answered {self.status or 'nothing'}"
+
+    @property
+    def acknowledged(self) -> bool:
+        return self.status in {200, 201}
+
+
 @dataclass(frozen=True)
 class Window:
     """When a look-up may give an old code: in [begin, end], any that was live after `since`."""
@@ -62,6 +82,7 @@ class History:
     """Everything that happened in one run."""
 
     operations: list[Operation] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     windows: list[Window] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     """What is wrong by itself: a status that no rule allows, two live codes at one instant."""

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import random
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
@@ -74,30 +75,81 @@ class Tally:
         return max(later - at for at, later in itertools.pairwise([begin, *times, end]))
 
 
-class Load:
-    """Many clients of one service, which may have several addresses."""
+@dataclass
+class Wire:
+    """The way to one service, which may have several addresses."""
 
-    def __init__(self, urls: list[str], history: History, rng: random.Random) -> None:
-        self.urls = urls
-        self.tally = Tally()
+    urls: list[str]
+    history: History
+    rng: random.Random
+    tally: Tally = field(default_factory=Tally)
+
+    async def send(
+        self,
+        session: aiohttp.ClientSession,
+        method: str,
+        path: str,
+        body: Any,
+        headers: Mapping[str, str],
+    ) -> tuple[int, Any]:
+        """Return the status and the answer; raise Unanswered if the outcome is unknown."""
+        url = f"{self.rng.choice(self.urls)}/api/v1{path}"
+        self.tally.requests += 1
+        try:
+            async with session.request(method, url, json=body, headers=headers) as response:
+                answer = await response.json() if response.status != 204 else {}
+                status = response.status
+                retry_after = response.headers.get("Retry-After")
+        except TimeoutError:
+            raise Unanswered("time-out") from None
+        except aiohttp.ClientConnectorError:
+            raise Unanswered("refused") from None
+        except (aiohttp.ClientError, ConnectionError):
+            raise Unanswered("cut") from None
+        if status == 503:
+            if retry_after is None:
+                self.history.complaints.append(f"503 without Retry-After: {answer}")
+            raise Unanswered("503")
+        return status, answer
+
+    def answered(self, kind: Kind) -> None:
+        """Note that a request was answered properly."""
+        self.tally.answered.append((monotonic(), kind))
+
+    def complain(self, method: str, path: str, status: int, answer: Any) -> Unanswered:
+        """Note an answer that no rule allows."""
+        self.history.complaints.append(f"{method} {path} was answered {status}: {answer}")
+        return Unanswered(str(status))
+
+
+class Load:
+    """Many clients that have accounts."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
         self._busy = [
             Owner(f"owner{index}@example.com", limited=index % 3 == 2) for index in range(BUSY)
         ]
         # Written so rarely that a stale code in the cache stays long enough to be noticed.
         self._quiet = [Owner(f"owner{BUSY + index}@example.com") for index in range(QUIET)]
         self.owners = [*self._busy, *self._quiet]
-        self._history = history
-        self._rng = rng
+        self._rng = wire.rng
         self._numbers = itertools.count(1)
         self._newest_email = "person0@example.com"
         self._stopping = False
 
+    @property
+    def tally(self) -> Tally:
+        return self._wire.tally
+
     async def prepare(self) -> None:
         """Register the owners and sign them in."""
-        async with _session() as session:
+        async with new_session() as session:
             for owner in self.owners:
                 body = {"email": owner.email, "password": PASSWORD}
-                async with session.post(f"{self.urls[0]}/api/v1/auth/register", json=body) as made:
+                async with session.post(
+                    f"{self._wire.urls[0]}/api/v1/auth/register", json=body
+                ) as made:
                     assert made.status == 201, await made.text()
                 await self._sign_in(session, owner)
 
@@ -115,14 +167,14 @@ class Load:
     async def look_at_all(self) -> None:
         """Look every owner's code up, on several connections."""
         for _ in range(4):
-            async with _session() as session:
+            async with new_session() as session:
                 for owner in self.owners:
                     await self._act(session, self._rng, "look_up", owner)
 
     async def _client(self, rng: random.Random, mix: dict[Kind, int]) -> None:
         while not self._stopping:
             # A new connection now and then, which may be another worker's.
-            async with _session() as session:
+            async with new_session() as session:
                 for _ in range(rng.randint(1, 40)):
                     if self._stopping:
                         return
@@ -144,7 +196,7 @@ class Load:
             try:
                 status, answer = await self._send(session, kind, method, path, body, token, once)
             except Unanswered as unanswered:
-                self.tally.errors[str(unanswered)] += 1
+                self._wire.tally.errors[str(unanswered)] += 1
                 if kind in {"look_up", "show"}:
                     return
                 continue
@@ -197,37 +249,20 @@ class Load:
         headers = {"Idempotency-Key": once} if once else {}
         if by:
             headers["Authorization"] = f"Bearer {by.token}"
-        url = f"{self._rng.choice(self.urls)}/api/v1{path}"
-        self.tally.requests += 1
-        try:
-            async with session.request(method, url, json=body, headers=headers) as response:
-                answer = await response.json() if response.status != 204 else {}
-                status = response.status
-                retry_after = response.headers.get("Retry-After")
-        except TimeoutError:
-            raise Unanswered("time-out") from None
-        except aiohttp.ClientConnectorError:
-            raise Unanswered("refused") from None
-        except (aiohttp.ClientError, ConnectionError):
-            raise Unanswered("cut") from None
-        if status == 503:
-            if retry_after is None:
-                self._history.complaints.append(f"503 without Retry-After: {answer}")
-            raise Unanswered("503")
+        status, answer = await self._wire.send(session, method, path, body, headers)
         if status == 401 and by:
             with suppress(aiohttp.ClientError, OSError):
                 await self._sign_in(session, by)
             raise Unanswered("401")
         if status not in _ALLOWED[kind] or (status == 422 and answer.get("code") != UNUSABLE):
-            self._history.complaints.append(f"{method} {path} was answered {status}: {answer}")
-            raise Unanswered(str(status))
-        self.tally.answered.append((monotonic(), kind))
+            raise self._wire.complain(method, path, status, answer)
+        self._wire.answered(kind)
         return status, answer
 
     async def _sign_in(self, session: aiohttp.ClientSession, owner: Owner) -> None:
         body = {"email": owner.email, "password": PASSWORD}
         async with session.post(
-            f"{self._rng.choice(self.urls)}/api/v1/auth/login", json=body
+            f"{self._rng.choice(self._wire.urls)}/api/v1/auth/login", json=body
         ) as answer:
             if answer.status == 200:
                 owner.token = (await answer.json())["access_token"]
@@ -244,10 +279,10 @@ class Load:
                 operation.user_id = answer["id"]
 
     def _note(self, operation: Operation) -> None:
-        self._history.operations.append(operation)
+        self._wire.history.operations.append(operation)
 
 
-def _session() -> aiohttp.ClientSession:
+def new_session() -> aiohttp.ClientSession:
     session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(TIMEOUT_SECONDS))
     # A silent retry would be a second write with the same answer.
     session._retry_connection = False

@@ -38,7 +38,7 @@ from tests.factories import new_secrets
 from tests.faults.faults import JUST_BEFORE, STALE_SECONDS
 from tests.faults.history import History, Kind, Window
 from tests.faults.judge import judge
-from tests.faults.load import Load
+from tests.faults.load import Load, Wire
 
 DATABASES: Final = ("db1", "db2", "db3")
 NODES: Final = ("node1", "node2", "node3")
@@ -423,7 +423,7 @@ def _tell_haproxy(built: World, command: str) -> None:
 @asynccontextmanager
 async def _under_load(built: World, seed: int) -> AsyncIterator[Load]:
     await _served(built)
-    load = Load([built.front], built.history, random.Random(seed))
+    load = Load(Wire([built.front], built.history, random.Random(seed)))
     await load.prepare()
     clients = asyncio.create_task(load.run(CLIENTS))
     yield load

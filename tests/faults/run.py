@@ -15,19 +15,26 @@ from typing import Final
 import asyncpg
 
 from tests.e2e.processes import COMMAND, LOOPBACK, ROOT, free_port, started, status_of
+from tests.e2e.processes import run as run_command
 from tests.engines import killable
 from tests.engines.killable import Engine
 from tests.factories import new_secrets
+from tests.faults import conversion_judge
+from tests.faults.conversions import SCOPES, Conversions
 from tests.faults.faults import STALE_SECONDS, Fault, World
 from tests.faults.history import History
 from tests.faults.judge import judge, wrong_now
-from tests.faults.load import Load, Tally
+from tests.faults.load import Load, Tally, Wire
 
 CLIENTS: Final = 12
+REPORTING: Final = 8
+"""How many clients of a company report at once what its users do."""
 WORKERS: Final = 3
 WARM_UP_SECONDS: Final = 1.0
 RECOVERY_SECONDS: Final = 20.0
 """Within these the service is ready again, and has no job left, or it never will be."""
+LOOKS: Final = 15
+"""How often all codes are looked at until all referrals are, which takes longer."""
 FAKETIME: Final = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 UNHANDLED: Final = (
     "unhandled error",
@@ -147,23 +154,29 @@ async def run(
                 folder=folder,
                 seconds=seconds,
             )
-            load = Load(urls, history, rng)
+            wire = Wire(urls, history, rng)
+            load, conversions = Load(wire), Conversions(wire, *await _new_client(environment))
             await load.prepare()
+            await conversions.prepare()
             begun = monotonic()
             async with _watched(postgresql.url, history):
-                await _under_load(scenario.fault, world, load)
+                await _under_load(scenario.fault, world, load, conversions)
             ended = monotonic()
             await _calm(urls, postgresql.url, history)
             await load.look_at_all()
+            await conversions.repeat_all(REPORTING)
         history.complaints += [
             line
             for line in (folder / "service.log").read_text().splitlines()
             if any(words in line for words in UNHANDLED)
         ]
         connection = await asyncpg.connect(postgresql.url)
-        violations = await judge(history, connection)
+        violations = [
+            *await judge(history, connection),
+            *await conversion_judge.judge(history.calls, connection),
+        ]
         await connection.close()
-        return Verdict(load.tally, violations, begun, ended)
+        return Verdict(wire.tally, violations, begun, ended)
 
 
 def _migrate(environment: Mapping[str, str]) -> None:
@@ -171,12 +184,24 @@ def _migrate(environment: Mapping[str, str]) -> None:
     subprocess.run(command, env=whole, cwd=ROOT, check=True, capture_output=True)
 
 
-async def _under_load(fault: Fault, world: World, load: Load) -> None:
-    clients = asyncio.create_task(load.run(CLIENTS))
+async def _new_client(environment: Mapping[str, str]) -> tuple[str, str]:
+    """Make the client of a company, as operators do; return its id and its secret."""
+    options = ["--confidential", "--scope", SCOPES]
+    made = await asyncio.to_thread(
+        run_command, "clients", "create", "Shop", *options, environment=environment
+    )
+    assert made.returncode == 0, made.stderr
+    found = dict(line.split("=", 1) for line in made.stdout.splitlines() if "=" in line)
+    return found["client_id"], found["client_secret"].split()[0]
+
+
+async def _under_load(fault: Fault, world: World, load: Load, conversions: Conversions) -> None:
+    clients = asyncio.gather(load.run(CLIENTS), conversions.run(REPORTING))
     await asyncio.sleep(WARM_UP_SECONDS)
     await fault(world)
     await asyncio.sleep(STALE_SECONDS + 1)
     load.stop()
+    conversions.stop()
     await clients
 
 
@@ -217,8 +242,10 @@ async def _watched(database_url: str, history: History) -> AsyncIterator[None]:
                 connection = await asyncpg.connect(database_url, timeout=2, command_timeout=2)
                 try:
                     while not history.complaints:
-                        history.complaints += await wrong_now(connection)
-                        await asyncio.sleep(0.05)
+                        history.complaints += await conversion_judge.wrong_now(connection)
+                        for _ in range(LOOKS):
+                            history.complaints += await wrong_now(connection)
+                            await asyncio.sleep(0.05)
                 finally:
                     connection.terminate()
             await asyncio.sleep(0.2)

@@ -17,11 +17,13 @@ from typing import Any, Final
 
 from service.postgresql import database
 from service.redis import cache
-from service.repositories import referral_code_uses, referral_codes
+from service.repositories import events, participants, referral_code_uses, referral_codes, referrals
 from service.repositories.referral_code_uses import ReferralCodeUseRepository
+from service.use_cases import events as event_use_cases
 from service.use_cases.cache_invalidation import CacheInvalidation, code_key
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.referral_codes import ReferralCodes
+from service.use_cases.referrals import Referrals
 from tests.faults import faults
 from tests.faults.run import UNHANDLED, Scenario, run
 
@@ -144,6 +146,42 @@ def forget_idempotency_keys() -> Replacements:
     return [without_effect(AnswerOnce, "claim")]
 
 
+def take_part_without_a_lock() -> Replacements:
+    lock = "FOR NO KEY UPDATE"
+    return [reworded(participants, name, lock, "") for name in ("LOCK", "LOCK_EXTERNAL")]
+
+
+def decide_without_a_lock() -> Replacements:
+    """Nor one of the referee: either makes the events of one referral wait for each other."""
+    lock = "FOR NO KEY UPDATE OF r"
+    return [*take_part_without_a_lock(), reworded(referrals, "LOCK", lock, "")]
+
+
+def store_events_twice() -> Replacements:
+    words = "ON CONFLICT ON CONSTRAINT events_happen_once DO NOTHING"
+    return [reworded(events, "ADD", words, "")]
+
+
+def take_any_event_for_a_repetition() -> Replacements:
+    async def find(repositories: Any, event: Any, _: bytes) -> Any:
+        found = await repositories.events.find(event.programme_id, event.external_id)
+        return found[0]
+
+    return [replaced(event_use_cases, "_find_repeated", lambda _: find)]
+
+
+def commit_between_event_and_decision() -> Replacements:
+    def committing(real: Any) -> Any:
+        async def assess(self: Any, repositories: Any, *arguments: Any, **options: Any) -> Any:
+            await repositories._connection.execute("COMMIT")
+            await repositories._connection.execute("BEGIN")
+            return await real(self, repositories, *arguments, **options)
+
+        return assess
+
+    return [replaced(Referrals, "assess", committing)]
+
+
 def take_a_cut_connection_for_a_bug() -> Replacements:
     return [replaced(database, "DatabaseUnavailable", lambda _: RuntimeError)]
 
@@ -160,6 +198,10 @@ NO_ONE_LIVE_CODE = """
 NO_UNIQUE_EMAIL = """
     ALTER TABLE users DROP CONSTRAINT users_email_unique;
     CREATE INDEX ON users (email_key)
+"""
+NO_EVENT_ONCE = """
+    ALTER TABLE events DROP CONSTRAINT events_happen_once;
+    CREATE INDEX ON events (programme_id, external_id)
 """
 NO_MOST_USES = "ALTER TABLE referral_codes DROP CONSTRAINT referral_codes_used_at_most_max_uses"
 
@@ -213,6 +255,15 @@ SABOTAGES: Final = [
         take_a_cut_connection_for_a_bug,
         unhandled=True,
     ),
+    Sabotage("an event does not wait for the sign-up", SLOW, take_part_without_a_lock),
+    Sabotage("two events decide at once", SLOW, decide_without_a_lock),
+    Sabotage("an event counts twice", SLOW, store_events_twice, sql=NO_EVENT_ONCE),
+    Sabotage(
+        "an event is known by its id alone",
+        Scenario(faults.nothing),
+        take_any_event_for_a_repetition,
+    ),
+    Sabotage("event and decision in two transactions", SLOW, commit_between_event_and_decision),
     Sabotage(
         "PostgreSQL acknowledges what it has not written",
         Scenario(faults.postgresql_killed, durable=False),

@@ -27,12 +27,7 @@ from tests.sql.company import DAY, ON_PURCHASE, Company, open_company
 
 # Which statements take each lock, in the order of the locks.
 ORDER: Final = {
-    "participant": {
-        "participants.ADD_EXTERNAL",
-        "participants.ADD_ACCOUNT",
-        "participants.LOCK",
-        "participants.LOCK_EXTERNAL",
-    },
+    "participant": {"participants.ADD_ACCOUNT", "participants.LOCK", "participants.LOCK_EXTERNAL"},
     "event": {"events.ADD"},
     "code": {
         "referral_codes.ADD",
