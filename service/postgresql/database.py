@@ -56,6 +56,10 @@ from service.repositories.signals import SignalRepository
 from service.repositories.standings import StandingRepository
 from service.repositories.transfers import TransferRepository
 from service.repositories.users import UserRepository
+from service.repositories.webhook_attempts import WebhookAttemptRepository
+from service.repositories.webhook_deliveries import WebhookDeliveryRepository
+from service.repositories.webhook_endpoints import WebhookEndpointRepository
+from service.repositories.webhook_messages import WebhookMessageRepository
 from service.telemetry.metrics import REPLICA_READS
 
 TRIES: Final = 4
@@ -143,6 +147,10 @@ class Repositories:
         self.standings = StandingRepository(connection)
         self.transfers = TransferRepository(connection)
         self.users = UserRepository(connection)
+        self.webhook_attempts = WebhookAttemptRepository(connection)
+        self.webhook_deliveries = WebhookDeliveryRepository(connection)
+        self.webhook_endpoints = WebhookEndpointRepository(connection)
+        self.webhook_messages = WebhookMessageRepository(connection)
 
     def after_commit(self, callback: Callable[[], Awaitable[None] | None]) -> None:
         """Call `callback` after the commit; never if the transaction is rolled back.

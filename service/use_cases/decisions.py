@@ -19,9 +19,11 @@ from service.domain.programmes import (
 from service.domain.referrals import Decision, ProgrammeReferral, ReferralReason, ReferralState
 from service.domain.rewards import may_matter
 from service.domain.settlement import Case
+from service.domain.webhooks import referral_created, referral_decided
 from service.postgresql.database import Repositories, TryAgain
 from service.use_cases.locks import lock_standing
 from service.use_cases.rewards import Rewards, Settled
+from service.use_cases.webhooks import announce
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,7 @@ class Decisions:
     ) -> Assessed:
         """Write the planned decisions and what they mean for rewards, in the order of locks."""
         before = referral
+        told = referral_created(before) if change.is_new else []
         is_whole = bool(planned) or change.reviewed or change.is_new
         concerned = is_whole or (
             change.event is not None and may_matter(change.rules, change.event)
@@ -72,7 +75,9 @@ class Decisions:
         decisions, standing = [], None
         for state, reason in planned:
             decision = next_decision(referral, change, state, reason)
-            referral, qualified = await self.decide(repositories, referral, decision)
+            decided, qualified = await self.decide(repositories, referral, decision)
+            told += referral_decided(referral, decided, decision.event_external_id)
+            referral = decided
             decisions.append(decision)
             standing = standing if qualified is None else qualified
         if change.reviewed:
@@ -99,9 +104,13 @@ class Decisions:
                 rose=rose,
             )
             settled = await self._rewards.settle(repositories, case)
+            told += settled.announced
         for further in _consequences(referral, change, settled):
-            referral, _ = await self.decide(repositories, referral, further)
+            decided, _ = await self.decide(repositories, referral, further)
+            told += referral_decided(referral, decided, further.event_external_id)
+            referral = decided
             decisions.append(further)
+        await announce(repositories, change.now, *told)
         return Assessed(referral=referral, decisions=decisions, settled=settled)
 
     async def decide(
@@ -183,6 +192,7 @@ def next_decision(
         reason=reason,
         made_by=change.made_by,
         event_id=None if led is None else led.event_id,
+        event_external_id=None if led is None else led.external_id,
         detail=change.detail,
         decided_at=change.now,
     )

@@ -27,9 +27,11 @@ from service.domain.rewards import (
     wanted_rewards,
 )
 from service.domain.settlement import Case, Changes, cause_id, grant_of, release_of
+from service.domain.webhooks import Announcement, rewards_settled
 from service.postgresql.database import Repositories
 from service.use_cases.locks import lock_standing
 from service.use_cases.programmes import Programmes
+from service.use_cases.webhooks import announce
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +47,15 @@ class Settled:
     """What has been done about a referral's rewards.
 
     `refused` are rules of which a cap is reached, with the event that they would have given
-    something for. `rewarded`: something is available, other than for signing up.
+    something for. `rewarded`: something is available, other than for signing up. `announced` are
+    to be sent to who listens.
     """
 
     rewarded: bool
     granted: Sequence[Reward] = ()
     taken_back: bool = False
     refused: Sequence[tuple[str, UUID | None]] = ()
+    announced: Sequence[Announcement] = ()
 
 
 class Rewards:
@@ -69,7 +73,8 @@ class Rewards:
             released = await self._release(repositories, live, case.now, case.made_by)
             names = _names_for_more_than_signing_up(case.rules)
             rewarded = any(reward.rule in names for reward in released)
-            return Settled(rewarded=was_rewarded or rewarded)
+            announced = rewards_settled(referral.programme, released=released)
+            return Settled(rewarded=was_rewarded or rewarded, announced=announced)
         events = await _events_of(repositories, case)
         live = await _live(repositories, case, events)
         changes = Changes(case)
@@ -85,7 +90,13 @@ class Rewards:
         """Release a referrer's milestones that are due, unless somebody else is about to."""
         if await repositories.standings.lock_free(participant_id):
             due = await repositories.rewards.due_milestones(participant_id, now)
-            await self._release(repositories, due, now, made_by)
+            released = await self._release(repositories, due, now, made_by)
+            if released:
+                programme = await self._programmes.find_by_id(
+                    repositories, released[0].programme_id
+                )
+                told = rewards_settled(programme.key, released=released)
+                await announce(repositories, now, *told)
 
     async def _compare_milestones(
         self, repositories: Repositories, case: Case, changes: Changes
@@ -166,6 +177,12 @@ class Rewards:
             granted=granted,
             taken_back=bool(changes.transfers),
             refused=refused,
+            announced=rewards_settled(
+                case.referral.programme,
+                granted=granted,
+                released=released,
+                taken_back=changes.taken_back,
+            ),
         )
 
     async def _grants(
