@@ -182,7 +182,7 @@ def _build(
         known_addresses=KnownAddresses(redis, clock, settings.hash_key),
         jobs=shared.jobs,
         cache_invalidation=shared.invalidation,
-        housekeeping=Housekeeping(postgresql, clock),
+        housekeeping=Housekeeping(postgresql, clock, settings.events_kept),
         refusals=Refusals(postgresql, clock),
         security_events=shared.events,
         users=users,
@@ -249,15 +249,6 @@ async def open_clients(settings: DatabaseSettings) -> AsyncIterator[OAuthClients
             redis = RedisClient(settings.redis_url)
             stack.push_async_callback(redis.close)
             await invalidate(CacheInvalidation(postgresql, Cache(redis, utc_now), redis))
-
-
-@asynccontextmanager
-async def open_jobs(settings: DatabaseSettings) -> AsyncIterator[Jobs]:
-    """Yield the jobs for a command, which needs no other settings than these."""
-    async with database.connect(
-        settings.database_url, 1, settings.database_prepared_statements
-    ) as postgresql:
-        yield Jobs(postgresql, (), utc_now)
 
 
 async def invalidate(invalidation: CacheInvalidation) -> None:

@@ -112,6 +112,7 @@ class Settings(ServerSettings, KeySettings):
     providers: tuple[OidcSettings | GitHubSettings, ...] = dependent(
         "PROVIDERS", groups.providers, ()
     )
+    events_kept: timedelta = setting("EVENTS_KEPT_DAYS", values.days(1, 3660), timedelta(days=90))
     serve_jobs: bool = setting("SERVE_JOBS", on_off, True)
     hunter: HunterSettings | None = group(
         groups.hunter,

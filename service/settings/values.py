@@ -50,6 +50,10 @@ def seconds(low: int, high: int) -> Callable[[str], timedelta]:
     return lambda text: timedelta(seconds=number(low, high)(text))
 
 
+def days(low: int, high: int) -> Callable[[str], timedelta]:
+    return lambda text: timedelta(days=number(low, high)(text))
+
+
 def one_of(*words: Word) -> Callable[[str], Word]:
     """Return the reader of one of these words."""
 

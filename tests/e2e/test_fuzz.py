@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any, Final
 
-from service.api.http.fields import moment_text
+from service.domain.clock import moment_text
 from tests.e2e.company import new_company
 from tests.e2e.processes import Service, service_process
 from tests.e2e.test_serving import resident_mib

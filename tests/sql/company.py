@@ -139,7 +139,7 @@ class Company:
         self, event_id: str, who: str | UUID, refunds: str, amount: int | None = None
     ) -> Reported:
         """Report a refund, of all if there is no amount."""
-        members = {"amount": amount, "unit": None if amount is None else "EUR"}
+        members: dict[str, Any] = {"amount": amount, "unit": None if amount is None else "EUR"}
         return await self.report(event_id, who, type="refund", refunds=refunds, **members)
 
     async def review(self, referral_id: UUID, decision: Literal["approve", "reject"]) -> bool:
@@ -160,7 +160,7 @@ class Company:
     async def standing(self, external_id: str) -> int:
         """Return how many of a referrer's referrals count, which the table has to know, too."""
         referrer_id = await self.id_of(external_id)
-        counted, told = await self.database.fetchrow(
+        row = await self.database.fetchrow(
             """
             SELECT (SELECT count(*) FROM referrals
                      WHERE referrer_id = $1 AND state IN ('qualified', 'rewarded')),
@@ -168,6 +168,8 @@ class Company:
             """,
             referrer_id,
         )
+        assert row is not None
+        counted, told = row
         assert counted == told
         return int(told)
 
@@ -184,7 +186,7 @@ async def open_company(settings: Settings, database: asyncpg.Connection) -> Asyn
 async def outcomes(*work: Any) -> tuple[list[Any], list[Exception]]:
     """Do all at once; return the results, and the refusals."""
     done: Sequence[Any] = await asyncio.gather(*work, return_exceptions=True)
-    refused = [one for one in done if isinstance(one, Conflict | InvalidInput)]
+    refused: list[Exception] = [one for one in done if isinstance(one, Conflict | InvalidInput)]
     results = [one for one in done if not isinstance(one, BaseException)]
     for one in done:
         if isinstance(one, BaseException) and one not in refused:
