@@ -15,8 +15,9 @@ from marshmallow import fields, validate
 from service.api.docs.describe import in_path
 from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_client, needs
-from service.api.http.fields import QuerySchema, moment_text
+from service.api.http.fields import QuerySchema
 from service.api.http.requests import read_query
+from service.domain.clock import moment_text
 from service.domain.errors import NotAllowed, NotFound
 from service.domain.exports import COLUMNS, Exported, Place
 from service.domain.scopes import Scope

@@ -67,7 +67,7 @@ class Page(Generic[T]):
     """Some rows of a list, and the cursor to the next ones; None at the end."""
 
     items: list[T]
-    next_cursor: Cursor | BalanceCursor | None
+    next_cursor: Cursor | None
 
     @classmethod
     def of(

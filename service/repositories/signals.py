@@ -12,7 +12,7 @@ from service.domain.fraud import (
     Suspicions,
 )
 from service.domain.referrals import NewReferral
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 NOTE: Final = """
     INSERT INTO signals (participant_id, kind, hash, seen_at)
@@ -72,11 +72,8 @@ DELETE_OLD: Final = """
 """
 
 
-class SignalRepository:
+class SignalRepository(Repository):
     """Signals, one statement a method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def note(self, participant_id: UUID, signals: Mapping[str, bytes], now: datetime) -> None:
         """Store signals by kind, as seen now."""

@@ -8,7 +8,7 @@ from typing import Final
 from uuid6 import uuid7
 
 from service.domain.errors import IdReused, InvalidInput
-from service.domain.events import REFUND, Event, Outcome, check_moment
+from service.domain.events import Event, Outcome, check_moment, check_refund
 from service.domain.programmes import HAVE_QUALIFIED, Rules, Timing, reaches, timing_of
 from service.domain.referrals import (
     Decision,
@@ -94,8 +94,10 @@ class Events:
             else:
                 event = await _find_repeated(repositories, event, report.fingerprint)
             referral = await repositories.referrals.lock(participant.participant_id)
-            if participant.erased or referral is None:
-                outcome = Outcome.ERASED if participant.erased else Outcome.NO_REFERRAL
+            # What an erased participant does earns nothing; a refund still takes back.
+            erased = participant.erased and (referral is None or event.refunds is None)
+            if erased or referral is None:
+                outcome = Outcome.ERASED if erased else Outcome.NO_REFERRAL
                 reported = Reported(event=event, outcome=outcome, referral=None, is_new=is_new)
             else:
                 follow = self._assess if is_new else self._recall
@@ -252,10 +254,7 @@ async def _check_refund(repositories: Repositories, refund: Event) -> None:
     refunded, _ = found
     if refunded.participant_id != refund.participant_id:
         raise InvalidInput("This is another participant's event.", field="refunds")
-    if refunded.type == REFUND:
-        raise InvalidInput("A refund cannot be refunded.", field="refunds")
-    if refund.unit is not None and refund.unit != refunded.unit:
-        raise InvalidInput("The event is in another unit.", field="unit")
+    check_refund(refunded.type, refunded.unit, refund.unit)
 
 
 async def _find_repeated(repositories: Repositories, event: Event, fingerprint: bytes) -> Event:

@@ -72,7 +72,7 @@ async def test_purchase_refund_sign_up_and_sweep_in_any_overlap_leave_nothing(
     for _ in range(25):
         referee, order, refund = new_id("referee"), new_id("order"), new_id("refund")
         work = [
-            shop.sign_up(referrer, referee, clicked_at=bought, signed_up_at=bought),
+            shop.sign_up(referrer, referee, signed_up_at=bought),
             shop.report(order, referee, occurred_at=bought + timedelta(minutes=1)),
             shop.refund(refund, referee, order),
             shop.services.sweeps.release_due(),
