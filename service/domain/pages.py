@@ -70,9 +70,7 @@ class Page(Generic[T]):
     next_cursor: Cursor | None
 
     @classmethod
-    def of(
-        cls, rows: list[T], limit: int, place: Callable[[T], "Cursor | BalanceCursor"]
-    ) -> "Page[T]":
+    def of(cls, rows: list[T], limit: int, place: Callable[[T], Cursor]) -> "Page[T]":
         """Return a page of `limit` rows, given one more if there is one."""
         more = len(rows) > limit
         items = rows[:limit]
