@@ -19,14 +19,16 @@ async def _check(parsed: argparse.Namespace, environ: Environment) -> None:
 
     Every difference is a line: whose it is, and what is wrong. Nothing is changed.
     """
+    from service.postgresql import database
     from service.postgresql.startup_check import check_database
-    from service.services import open_ledger_check
+    from service.use_cases.ledger_check import LedgerCheck
 
     settings = load(DatabaseSettings, beside_dev(environ))
-    await check_database(settings.database_url)
+    url = settings.database_url
+    await check_database(url)
     found = 0
-    async with open_ledger_check(settings) as check:
-        async for subject_id, difference in check.check_all():
+    async with database.connect(url, 1, settings.database_prepared_statements) as opened:
+        async for subject_id, difference in LedgerCheck(opened).check_all():
             found += 1
             print(subject_id, difference, sep="\t")
     if found:

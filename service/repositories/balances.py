@@ -5,7 +5,7 @@ from uuid import UUID
 
 from service.domain.ledger import Balance, Liability
 from service.domain.pages import BalanceCursor
-from service.repositories.connection import LAST_ID, Connection
+from service.repositories.connection import LAST_ID, Repository
 
 OPEN: Final = """
     INSERT INTO balances (participant_id, unit, programme_id)
@@ -51,11 +51,8 @@ LIABILITY: Final = """
 """
 
 
-class BalanceRepository:
+class BalanceRepository(Repository):
     """Balances, one statement a method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def open(self, participant_id: UUID, unit: str, programme_id: UUID) -> None:
         """Make an empty balance, unless there is one."""

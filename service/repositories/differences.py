@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 NEXT: Final = """
     SELECT participant_id
@@ -161,11 +161,8 @@ class Difference(NamedTuple):
     difference: str
 
 
-class DifferenceRepository:
+class DifferenceRepository(Repository):
     """Differences in the ledger, one statement a method, each of one moment."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def next_participants(self, after: UUID, limit: int) -> list[UUID]:
         """Return participants to look at, in the order of their ids."""

@@ -96,9 +96,10 @@ THAT_COUNT: Final = f"""
 
 FIND_COUNTED: Final = f"""
     {_COUNTED}
-     WHERE e.programme_id = $1
-       AND e.external_id = $2
-       AND e.participant_id = $3
+     WHERE e.programme_id = $2
+       AND e.external_id = $3
+       AND e.participant_id = $1
+       AND {_BEFORE_ERASURE}
 """
 
 NEWEST_OF_PARTICIPANT: Final = """
@@ -221,7 +222,7 @@ class EventRepository(Repository):
     ) -> Event | None:
         """Return a participant's event with what is known of its refunds."""
         row = await self._connection.fetchrow(
-            FIND_COUNTED, programme_id, external_id, participant_id
+            FIND_COUNTED, participant_id, programme_id, external_id
         )
         return None if row is None else _event(row)
 

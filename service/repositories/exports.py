@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
 
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 PARTICIPANTS: Final = """
     SELECT p.participant_id AS id, g.key AS programme, p.external_id, p.user_id, p.trusted,
@@ -98,11 +98,8 @@ BALANCES: Final = """
 Row = dict[str, Any]
 
 
-class ExportRepository:
+class ExportRepository(Repository):
     """Rows of any table that can be exported."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def after(self, statement: str, *place: UUID | int | str) -> Sequence[Row]:
         """Return up to 1,000 rows after a place, with one of this module's statements."""

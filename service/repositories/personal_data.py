@@ -105,6 +105,28 @@ SECURITY_EVENTS: Final = """
      WHERE user_id = $1
      ORDER BY occurred_at, security_event_id
 """
+# Not of which referral: a percentage would tell what a friend has spent.
+REWARDS: Final = """
+    SELECT rule, version, unit, amount, reversed, state, held, available_at, created_at
+      FROM rewards
+     WHERE participant_id = $1
+     ORDER BY created_at, reward_id
+"""
+
+BALANCES: Final = """
+    SELECT unit, pending, available, redeemed
+      FROM balances
+     WHERE participant_id = $1
+     ORDER BY unit
+"""
+
+TRANSFERS: Final = """
+    SELECT kind, from_account AS "from", to_account AS "to", unit, amount, external_id, note,
+           created_at
+      FROM transfers
+     WHERE participant_id = $1
+     ORDER BY created_at, transfer_id
+"""
 _OF_USER: Final = {
     "identities": IDENTITIES,
     "sessions": SESSIONS,
@@ -117,6 +139,9 @@ _OF_USER: Final = {
     "referral": REFERRAL,
     "decisions": DECISIONS,
     "events": EVENTS,
+    "rewards": REWARDS,
+    "balances": BALANCES,
+    "transfers": TRANSFERS,
 }
 Row = dict[str, Any]
 

@@ -3,7 +3,7 @@
 from typing import Final
 from uuid import UUID
 
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 # The row is locked before it is compared: of two that want the last place one waits.
 TAKE: Final = """
@@ -21,11 +21,8 @@ GIVE_BACK: Final = """
 """
 
 
-class RewardCountRepository:
+class RewardCountRepository(Repository):
     """Counts of live rewards by referrer or programme, and rule; one statement a method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def take(self, subject_id: UUID, rule: str, cap: int) -> bool:
         """Count one more, unless there are as many as the cap, which is at least 1."""

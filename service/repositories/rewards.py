@@ -7,7 +7,7 @@ from uuid import UUID
 
 from service.domain.pages import Cursor
 from service.domain.rewards import Reward, RewardFilter, RewardState
-from service.repositories.connection import LAST_ID, Connection
+from service.repositories.connection import LAST_ID, Repository
 
 _COLUMNS: Final = """
     reward_id, programme_id, version, rule, participant_id, referral_id, cause_id, nth, unit,
@@ -215,11 +215,8 @@ class Due(NamedTuple):
     participant_id: UUID | None
 
 
-class RewardRepository:
+class RewardRepository(Repository):
     """Rewards, one statement a method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add(self, rewards: Sequence[Reward]) -> None:
         """Store rewards of one programme, version and time, which are not yet in the ledger."""

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from service.domain.ledger import Account, Transfer, TransferKind
 from service.domain.pages import Cursor
-from service.repositories.connection import LAST_ID, Connection
+from service.repositories.connection import LAST_ID, Repository
 
 _COLUMNS: Final = """
     transfer_id, programme_id, participant_id, unit, kind, from_account, to_account, amount,
@@ -159,11 +159,8 @@ NEWEST: Final = f"""
 """
 
 
-class TransferRepository:
+class TransferRepository(Repository):
     """Transfers, one statement a method, which moves the balances too."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def post(self, transfers: Sequence[Transfer]) -> None:
         """Store transfers of rewards, of one programme and time, whose balances are there."""

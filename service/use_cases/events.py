@@ -94,9 +94,10 @@ class Events:
             else:
                 event = await _find_repeated(repositories, event, report.fingerprint)
             referral = await repositories.referrals.lock(participant.participant_id)
-            earns_nothing = participant.erased and event.refunds is None
-            if earns_nothing or referral is None:
-                outcome = Outcome.ERASED if participant.erased else Outcome.NO_REFERRAL
+            # What an erased participant does earns nothing; a refund still takes back.
+            erased = participant.erased and (referral is None or event.refunds is None)
+            if erased or referral is None:
+                outcome = Outcome.ERASED if erased else Outcome.NO_REFERRAL
                 reported = Reported(event=event, outcome=outcome, referral=None, is_new=is_new)
             else:
                 follow = self._assess if is_new else self._recall

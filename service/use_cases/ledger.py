@@ -54,6 +54,14 @@ class Whose:
     programme: str = DEFAULT_PROGRAMME
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BalancePage:
+    """Some balances, and the cursor to the next ones; None at the end."""
+
+    items: list[Balance]
+    next_cursor: BalanceCursor | None
+
+
 class Ledger:
     """The ledger: redemptions, cancellations, adjustments, lists."""
 
@@ -167,16 +175,16 @@ class Ledger:
             transfers = await repositories.transfers.newest(*found, limit + 1, after)
         return Page.of(transfers, limit, lambda last: Cursor(last.created_at, last.transfer_id))
 
-    async def balances(
-        self, whose: Whose, limit: int, after: BalanceCursor | None
-    ) -> Page[Balance]:
+    async def balances(self, whose: Whose, limit: int, after: BalanceCursor | None) -> BalancePage:
         """Return a page of balances, newest participants first; raise ProgrammeUnknown."""
         async with self._database.autocommit() as repositories:
             found = await self._resolve(repositories, whose)
             if found is None:
-                return Page([], None)
+                return BalancePage(items=[], next_cursor=None)
             balances = await repositories.balances.newest(*found, limit + 1, after)
-        return Page.of(balances, limit, lambda last: BalanceCursor(last.participant_id, last.unit))
+        items, more = balances[:limit], len(balances) > limit
+        last = BalanceCursor(items[-1].participant_id, items[-1].unit) if more else None
+        return BalancePage(items=items, next_cursor=last)
 
     async def liability(self, key: str) -> list[Liability]:
         """Return what a programme owes, by unit; raise ProgrammeNotFound."""

@@ -112,7 +112,8 @@ async def note_confirmation(
         received_at=now,
     )
     if await repositories.events.add(event, b""):
-        return (await shared.referrals.assess(repositories, referral, now, event=event)).referral
+        assessed = await shared.referrals.assess(repositories, referral, now, event=event)
+        return assessed.referral
     return referral
 
 

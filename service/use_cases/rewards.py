@@ -278,7 +278,7 @@ async def _live(repositories: Repositories, case: Case, events: Sequence[Event])
     """Return the rewards to compare with what is wanted for the events."""
     referral = case.referral
     for_signing_up = any(rule.on == SIGN_UP for rule in case.rules.rewards)
-    if case.is_new or (case.first and not for_signing_up):
+    if not case.rules.rewards or case.is_new or (case.first and not for_signing_up):
         return []  # nothing has ever been given for it
     if case.whole:
         return await repositories.rewards.live_of_referral(referral.referral_id)

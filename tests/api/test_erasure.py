@@ -56,6 +56,13 @@ STAYS: Final = {
     ("decisions", "detail"): "The words of a reviewer, who is not to name anyone.",
     ("events", "participant_id"): "What a referral qualified by; the id leads to no name.",
     ("events", "external_id"): "The company's id of an event, not of a person.",
+    ("rewards", "participant_id"): "What is owed stays owed; the id leads to no name.",
+    ("rewards", "referral_id"): "The same.",
+    ("reward_counts", "subject_id"): "A count, without a name.",
+    ("transfers", "participant_id"): "The books stay, without a person.",
+    ("transfers", "external_id"): "The company's id of a payout, not of a person.",
+    ("transfers", "made_by"): "The id of an admin or a client.",
+    ("balances", "participant_id"): "The sum of the transfers.",
     ("programme_versions", "made_by"): "The id of an admin or a client.",
 }
 
@@ -68,6 +75,7 @@ NOT_EXPORTED: Final = {
     "mailboxes": "Keyed hashes and counts, kept for a day.",
     "oauth_clients": "Applications, not persons.",
     "programme_versions": "Of programmes: the admin who made them is named by an id.",
+    "reward_counts": "How many rewards of a rule there are: they are shown themselves.",
     "referral_code_names": "The names of the codes that are shown.",
     "sign_ins": "Of no account, kept for ten minutes.",
 }

@@ -502,7 +502,7 @@ def test_all_that_is_held_about_a_person_is_exported_and_no_secret(operator: Ope
     assert set(told) == {
         *("account", "identities", "sessions", "granted_to_clients", "mails_under_way"),
         *("referral_codes", "referral", "referrals", "security_events", "enrichment"),
-        *("participant", "signals", "decisions", "events"),
+        *("participant", "signals", "decisions", "events", "rewards", "balances", "transfers"),
     }
     assert told["account"]["id"] == tokens["user_id"]
     assert told["account"]["email"] == person["email"]

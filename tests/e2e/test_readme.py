@@ -60,8 +60,9 @@ async def test_the_stories_of_the_readme_end_well(
         printed = await run(script, environment)
     answers = [json.loads(line) for line in printed if line.startswith("{")]
     assert not [answer for answer in answers if "status" in answer], printed
-    referrals = [answer["items"] for answer in answers if "items" in answer]
-    assert [one["email"] for one in referrals[0]] == ["bert@example.com"]
+    lists = [answer["items"] for answer in answers if "items" in answer]
+    assert [one["email"] for one in lists[0]] == ["bert@example.com"]
+    assert [(one["unit"], one["pending"]) for one in lists[1]] == [("EUR", 500)]
     outcomes = [answer["outcome"] for answer in answers if "outcome" in answer]
     assert outcomes == ["qualified", "reversed"]
-    assert [one["code"] for one in referrals[1]] == ["SHOP-ANNA"]
+    assert [one["code"] for one in lists[2]] == ["SHOP-ANNA"]

@@ -2,6 +2,7 @@
 `try` says beforehand what that is."""
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +25,24 @@ RULES: Final[dict[str, dict[str, Any]]] = {
     "minimum and window": ON_PURCHASE,
     "any purchase": {"qualify": {"on": "purchase"}, "rewards": []},
     "sign-up": {"qualify": {"on": "signup"}, "rewards": []},
+    "rewards": {
+        **ON_PURCHASE,
+        "rewards": [
+            {"name": "friend", "to": "referrer", "on": "qualified", "unit": "EUR", "amount": 500},
+            {"name": "share", "to": "referrer", "on": "purchase", "unit": "EUR"}
+            | {"basis_points": 1234, "max_amount": 400, "times": 2, "within_days": 20},
+            {"name": "each", "to": "referee", "on": "purchase", "unit": "points", "amount": 3},
+            {"name": "visit", "to": "referee", "on": "visit", "unit": "points", "amount": 1},
+        ],
+    },
 }
+REWARDS: Final = """
+    SELECT rule, sum(amount - reversed)::int AS worth
+      FROM rewards
+     WHERE referral_id = $1
+       AND state <> 'reversed'
+     GROUP BY rule
+"""
 _numbers = itertools.count(1)
 
 
@@ -93,7 +111,11 @@ async def tell(
             with suppress(InvalidInput):  # a refund of what cannot be refunded so
                 await company.report(who=prefix, **members_of(prefix, place, fact))
     await company.services.referrals.reject_overdue()
-    return await company.look(await company.id_of(prefix))
+    referral_id = await company.id_of(prefix)
+    given = {
+        row["rule"]: row["worth"] for row in await company.database.fetch(REWARDS, referral_id)
+    }
+    return {**await company.look(referral_id), "rewards": given}
 
 
 async def try_out(company: Company, rules: dict[str, Any], facts: Sequence[Fact]) -> Trial:
@@ -151,4 +173,8 @@ async def test_every_order_of_the_same_facts_ends_as_trying_them_said(
     for told in (range(len(facts)), order, [*order, *again], list(reversed(order))):
         found = await tell(company, scene.code, facts, list(told))
         assert (found["state"], found["reason"]) == (wanted.state, wanted.reason)
+        worth: Counter[str] = Counter()
+        for want in wanted.rewards:
+            worth[want.rule.name] += want.amount
+        assert found["rewards"] == worth
     await company.standing("u-1")
