@@ -124,7 +124,7 @@ class Referrals:
         referral = await repositories.referrals.add(
             new, programme, rules.window_end(new.registered_at), now
         )
-        await announce(repositories, now, *referral_created(referral))
+        announce(repositories, now, *referral_created(referral))
         return await self.assess(repositories, referral, now, made_by=new.made_by)
 
     async def default_programme(self, repositories: Repositories) -> Programme:
@@ -270,7 +270,7 @@ class Referrals:
         )
         event_id = None if event is None else event.external_id
         announced = referral_decided(referral, decided, event_id)
-        await announce(repositories, decision.decided_at, *announced)
+        announce(repositories, decision.decided_at, *announced)
         return decided
 
 
