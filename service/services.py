@@ -262,15 +262,6 @@ async def open_clients(settings: DatabaseSettings) -> AsyncIterator[OAuthClients
             await invalidate(CacheInvalidation(postgresql, Cache(redis, utc_now), redis))
 
 
-@asynccontextmanager
-async def open_jobs(settings: DatabaseSettings) -> AsyncIterator[Jobs]:
-    """Yield the jobs for a command, which needs no other settings than these."""
-    async with database.connect(
-        settings.database_url, 1, settings.database_prepared_statements
-    ) as postgresql:
-        yield Jobs(postgresql, (), utc_now)
-
-
 async def invalidate(invalidation: CacheInvalidation) -> None:
     """Make Redis forget what is outdated; if it is away, a running service will do so later."""
     with suppress(RedisAway, Unavailable):

@@ -16,6 +16,7 @@ from service.api.http.front import API
 from service.api.http.requests import Rule, public_path
 from service.domain.emails import parse_email
 from service.domain.events import check_moment
+from service.domain.programmes import DEFAULT_PROGRAMME
 from service.domain.referrals import ReferralFlag, ReferralReason, ReferralState, Review
 from service.use_cases.participants import Who
 
@@ -156,5 +157,8 @@ def moment_rule(request: web.Request, name: str) -> Rule:
 
 def fingerprint_of(request: web.Request, members: Mapping[str, Any]) -> bytes:
     """Return what tells a repeated body from another one with the same id."""
-    text = json.dumps(members, sort_keys=True, default=str)
+    usual = {name: value for name, value in members.items() if name != "programme"}
+    if (programme := members.get("programme", DEFAULT_PROGRAMME)) != DEFAULT_PROGRAMME:
+        usual["programme"] = programme
+    text = json.dumps(usual, sort_keys=True, default=str)
     return hmac.digest(request.app[SETTINGS].hash_key, b"body " + text.encode(), "sha256")

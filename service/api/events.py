@@ -20,13 +20,13 @@ from service.api.company import (
 from service.api.docs.describe import IDEMPOTENCY_KEY
 from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_client, current_token, needs
-from service.api.http.fields import Moment, RequestSchema
+from service.api.http.fields import Amount, Moment, RequestSchema
 from service.api.http.idempotency import answer_once
 from service.api.http.requests import read_body
 from service.api.http.responses import answer
-from service.api.rules import EventType, Unit, whole
+from service.api.rules import EventType, Unit
 from service.domain.errors import IdReused, NotAllowed
-from service.domain.events import LARGEST_AMOUNT, REFUND, Outcome
+from service.domain.events import REFUND, Outcome
 from service.domain.scopes import Scope
 from service.repositories.idempotency_keys import Answer
 from service.use_cases.events import EventReport, Reported
@@ -42,10 +42,8 @@ class EventMembersSchema(RequestSchema):
         },
     )
     type = EventType(required=True, metadata={"example": "purchase"})
-    amount = whole(
-        0,
-        LARGEST_AMOUNT,
-        metadata={"description": "In minor units: 4900 for 49 euros.", "example": 4900},
+    amount = Amount(
+        smallest=0, metadata={"description": "In minor units: 4900 for 49 euros.", "example": 4900}
     )
     unit = Unit(
         metadata={

@@ -9,6 +9,7 @@ from marshmallow import Schema, fields, validate
 
 from service.api.company import (
     EventSchema,
+    ParticipantId,
     ProgrammeReferralSchema,
     SignalsSchema,
     WhoSchema,
@@ -20,7 +21,7 @@ from service.api.company import (
 from service.api.docs.describe import IDEMPOTENCY_KEY
 from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_client, current_reader, current_token, needs
-from service.api.http.fields import Moment, PageQuery, RequestSchema, Text, TrimmedText
+from service.api.http.fields import Moment, OneOf, PageQuery, RequestSchema, Text, TrimmedText
 from service.api.http.idempotency import answer_once
 from service.api.http.requests import find_id, read_body, read_id, read_page, read_query
 from service.api.http.responses import PageSchema, answer, respond
@@ -90,9 +91,9 @@ class ReferralHistorySchema(ProgrammeReferralSchema):
 
 
 class ReferralQuery(PageQuery):
-    state = fields.Enum(ReferralState, by_value=True, load_default=None)
-    review = fields.Enum(Review, by_value=True, load_default=None)
-    referrer_id = fields.UUID(load_default=None)
+    state = OneOf(ReferralState, load_default=None)
+    review = OneOf(Review, load_default=None)
+    referrer_id = ParticipantId(load_default=None)
     programme = Text(load_default=DEFAULT_PROGRAMME)
     order = Text(
         load_default="newest",

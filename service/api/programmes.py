@@ -1,5 +1,6 @@
 """Programmes and the versions of their rules."""
 
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -27,8 +28,14 @@ from service.api.http.idempotency import answer_once
 from service.api.http.requests import public_path, read_body, read_page
 from service.api.http.responses import PageSchema, answer, respond
 from service.api.rules import LARGEST_COUNT, RULES_EXAMPLE, RulesSchema, whole
-from service.domain.errors import NotAllowed, ProgrammeKeyTaken, ProgrammeNotFound, RulesChanged
-from service.domain.events import Event
+from service.domain.errors import (
+    InvalidInput,
+    NotAllowed,
+    ProgrammeKeyTaken,
+    ProgrammeNotFound,
+    RulesChanged,
+)
+from service.domain.events import Event, check_moment, check_refund
 from service.domain.programmes import (
     DEFAULT_PROGRAMME_ID,
     PROGRAMME_KEY,
@@ -57,14 +64,19 @@ def _name(**options: Any) -> TrimmedText:
     )
 
 
-def _landing_url() -> TrimmedText:
+def _landing_url(check: Callable[[str], None], more: str = "") -> TrimmedText:
     return TrimmedText(
-        validate=by_rule(check_landing_url),
+        validate=by_rule(check),
         metadata={
-            "description": "Where share links lead, with `ref=CODE` added.",
+            "description": f"Where share links lead, with `ref=CODE` added{more}.",
             "example": "https://shop.example/welcome",
         },
     )
+
+
+def _check_landing_url_or_none(url: str) -> None:
+    if url:
+        check_landing_url(url)
 
 
 class NewProgrammeSchema(RequestSchema):
@@ -75,12 +87,12 @@ class NewProgrammeSchema(RequestSchema):
     )
     name = _name(required=True)
     rules = fields.Nested(RulesSchema, required=True)
-    landing_url = _landing_url()
+    landing_url = _landing_url(check_landing_url)
 
 
 class ProgrammeChangeSchema(RequestSchema):
     name = _name()
-    landing_url = _landing_url()
+    landing_url = _landing_url(_check_landing_url_or_none, "; an empty text removes it")
     paused = TrueOrFalse(
         metadata={"description": "Everything is recorded; nothing becomes available."}
     )
@@ -295,11 +307,14 @@ async def try_rules(request: web.Request) -> web.Response:
     await current_client(request)
     body = await read_body(request)
     now = request.app[SERVICES].clock()
+    check_moment(body["referral"].get("signed_up_at"), now, "referral/signed_up_at")
+    _check_events(body["events"], now)
     signed_up_at = body["referral"].get("signed_up_at", now)
     referral = Supposed(
         registered_at=signed_up_at, window_ends_at=rules_of(body["rules"]).window_end(signed_up_at)
     )
-    events = [_event(members, now) for members in body["events"]]
+    told = {members["id"]: members for members in body["events"]}
+    events = [_event(members, now) for members in told.values()]
     assessment = await request.app[SERVICES].programmes.try_rules(
         _key_in(request), body["rules"], referral, events
     )
@@ -311,6 +326,22 @@ def _key_in(request: web.Request) -> str:
     if not PROGRAMME_KEY.fullmatch(key):
         raise ProgrammeNotFound
     return key
+
+
+def _check_events(events: Sequence[Mapping[str, Any]], now: datetime) -> None:
+    """Raise InvalidInput if they could not all be reported."""
+    known: dict[str, Mapping[str, Any]] = {}
+    for place, event in enumerate(events):
+        at = f"events/{place}"
+        check_moment(event.get("occurred_at"), now, f"{at}/occurred_at")
+        if known.setdefault(event["id"], event) != event:
+            raise InvalidInput("Another event has this id.", field=f"{at}/id")
+    for place, event in enumerate(events):
+        refunded = known.get(event.get("refunds", ""))
+        if refunded is not None:
+            check_refund(
+                refunded["type"], refunded.get("unit"), event.get("unit"), f"events/{place}/"
+            )
 
 
 def _event(members: dict[str, Any], now: datetime) -> Event:

@@ -7,10 +7,11 @@ from marshmallow import Schema, fields
 from service.api.docs.describe import in_path
 from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_token, needs
-from service.api.http.fields import Moment, PageQuery, moment_text
+from service.api.http.fields import Moment, PageQuery
 from service.api.http.prebuilt import PrebuiltResponse
 from service.api.http.requests import find_id, read_page
 from service.api.http.responses import PageSchema, to_json
+from service.domain.clock import moment_text
 from service.domain.errors import NotAllowed, UserNotFound
 from service.domain.pages import Page
 from service.domain.referrals import Referral, ReferralFlag, ReferralState

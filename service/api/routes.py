@@ -115,7 +115,7 @@ ROUTES: Final = [
     web.patch(f"{API}/admin/users/{{user_id}}", admin.change_user),
     web.delete(f"{API}/admin/users/{{user_id}}", admin.erase_user),
     web.get(f"{API}/admin/users/{{user_id}}/enrichment", enrichment.show_enrichment),
-    web.get("/r/{code:.*}", links.follow_link),
+    web.get("/r/{code:(?s:.*)}", links.follow_link),
     web.get("/oauth/authorize", authorize.show_authorization),
     web.post("/oauth/authorize", authorize.decide_authorization),
     web.get(authorize.PASSWORD_PATH, forgotten_password.show_form),

@@ -6,8 +6,16 @@ from typing import Any, Final, get_args
 
 from marshmallow import ValidationError, fields, validate, validates_schema
 
-from service.api.http.fields import BETWEEN, MatchingText, RequestSchema, Text, WholeNumber, by_rule
-from service.domain.events import LARGEST_AMOUNT, REFUND
+from service.api.http.fields import (
+    BETWEEN,
+    Amount,
+    MatchingText,
+    RequestSchema,
+    Text,
+    WholeNumber,
+    by_rule,
+)
+from service.domain.events import REFUND
 from service.domain.programmes import (
     EMAIL_CONFIRMED,
     MILESTONE,
@@ -46,7 +54,7 @@ def whole(smallest: int, largest: int, **options: Any) -> WholeNumber:
 
 
 class MinimumSchema(RequestSchema):
-    amount = whole(1, LARGEST_AMOUNT, required=True)
+    amount = Amount(required=True)
     unit = Unit(required=True)
 
 
@@ -89,7 +97,7 @@ class TierSchema(RequestSchema):
         required=True,
         metadata={"description": "From the referrer's n-th qualified referral on."},
     )
-    amount = whole(1, LARGEST_AMOUNT)
+    amount = Amount()
     basis_points = whole(1, 10_000)
 
 
@@ -111,9 +119,7 @@ class RewardRuleSchema(RequestSchema):
         },
     )
     unit = Unit(required=True)
-    amount = whole(
-        1, LARGEST_AMOUNT, metadata={"description": "Exactly one of amount and basis_points."}
-    )
+    amount = Amount(metadata={"description": "Exactly one of amount and basis_points."})
     basis_points = whole(
         1,
         10_000,
@@ -121,9 +127,7 @@ class RewardRuleSchema(RequestSchema):
             "description": "Hundredths of a per cent of the event's net amount, rounded down."
         },
     )
-    max_amount = whole(
-        1, LARGEST_AMOUNT, metadata={"description": "The most that basis_points can give."}
-    )
+    max_amount = Amount(metadata={"description": "The most that basis_points can give."})
     hold_days = whole(
         0, 366, metadata={"description": "How long after the event the reward stays pending."}
     )
@@ -141,6 +145,8 @@ class RewardRuleSchema(RequestSchema):
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
     def _check(self, data: Mapping[str, Any], original: Any, **_: Any) -> None:
+        if not isinstance(original, dict):
+            return
         given = {name for name, value in original.items() if value is not None}
         faults = dict(_faults_of_reward(data, given))
         if faults:
@@ -175,7 +181,7 @@ class RulesSchema(RequestSchema):
         names: set[str] = set()
         for place, reward in enumerate(rewards):
             name = reward.get("name")
-            if name in names:
+            if name is not None and name in names:
                 faults[place] = {"name": ["Another reward has this name."]}
             names.add(name)
             if "basis_points" in reward and reward.get("on") == QUALIFIED:

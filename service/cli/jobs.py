@@ -8,6 +8,7 @@ from uuid import UUID
 
 from service.cli.console import Commands, Environment, between
 from service.cli.resources import beside_dev
+from service.domain.clock import utc_now
 from service.domain.operators import OperatorError
 from service.settings.schema import load
 from service.settings.settings import DatabaseSettings
@@ -55,10 +56,12 @@ async def _retry(parsed: argparse.Namespace, environ: Environment) -> None:
 
 @asynccontextmanager
 async def _open_jobs(environ: Environment) -> AsyncIterator["Jobs"]:
+    from service.postgresql import database
     from service.postgresql.startup_check import check_database
-    from service.services import open_jobs
+    from service.use_cases.jobs import Jobs
 
     settings = load(DatabaseSettings, beside_dev(environ))
-    await check_database(settings.database_url)
-    async with open_jobs(settings) as jobs:
-        yield jobs
+    url = settings.database_url
+    await check_database(url)
+    async with database.connect(url, 1, settings.database_prepared_statements) as opened:
+        yield Jobs(opened, (), utc_now)

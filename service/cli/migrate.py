@@ -12,10 +12,10 @@ from service.telemetry.logs import set_up_logging
 async def migrate(_: argparse.Namespace, environ: Environment) -> None:
     """Apply the migrations in sql/migrations."""
     from service.postgresql.migrations import apply_migrations
-    from service.postgresql.startup_check import check_connection
+    from service.postgresql.startup_check import check_database
 
     set_up_logging("info", "auto")
     database_url = load(DatabaseSettings, beside_dev(environ)).database_url
-    await check_connection(database_url)
+    await check_database(database_url, tables=False)
     applied = apply_migrations(database_url)
     print("\n".join(f"applied {name}" for name in applied) or "nothing to apply")

@@ -4,11 +4,12 @@ import argparse
 import getpass
 import json
 import sys
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from service.cli.console import Commands, Environment, confirm
 from service.cli.resources import open_services
+from service.domain.clock import moment_text
 from service.domain.errors import EmailNotConfirmed, UserNotFound
 from service.domain.operators import OperatorError
 
@@ -63,9 +64,9 @@ def _described(found: "Found") -> str:
         "role": user.role,
         "confirmed": _yes_or_no(user.email_confirmed),
         "disabled": _yes_or_no(user.disabled),
-        "created": _moment(user.created_at),
+        "created": moment_text(user.created_at),
         "referrer": user.referrer_id or "none",
-        "code": "none" if code is None else f"{code.code} until {_moment(code.expires_at)}",
+        "code": "none" if code is None else f"{code.code} until {moment_text(code.expires_at)}",
         "log_hash": found.log_hash,
     }
     return "\n".join(f"{name}={value}" for name, value in shown.items())
@@ -106,7 +107,7 @@ async def _export(parsed: argparse.Namespace, environ: Environment) -> None:
 
 
 def _plain(value: Any) -> str:
-    return _moment(value) if isinstance(value, datetime) else str(value)
+    return moment_text(value) if isinstance(value, datetime) else str(value)
 
 
 async def _create_admin(parsed: argparse.Namespace, environ: Environment) -> None:
@@ -154,7 +155,7 @@ async def _list_admins(_: argparse.Namespace, environ: Environment) -> None:
             print(
                 admin.email,
                 admin.user_id,
-                f"since {_moment(admin.promoted_at)}" if admin.promoted_at else "since before",
+                f"since {moment_text(admin.promoted_at)}" if admin.promoted_at else "since before",
                 "confirmed" if admin.email_confirmed else "not confirmed",
                 "disabled" if admin.disabled else "enabled",
                 sep="\t",
@@ -163,7 +164,3 @@ async def _list_admins(_: argparse.Namespace, environ: Environment) -> None:
 
 def _yes_or_no(value: bool) -> str:
     return "yes" if value else "no"
-
-
-def _moment(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -10,3 +10,8 @@ Clock = Callable[[], datetime]
 def utc_now() -> datetime:
     """Return the present moment in UTC."""
     return datetime.now(UTC)
+
+
+def moment_text(moment: datetime) -> str:
+    """Return a time in UTC as responses and commands show it (RFC 3339)."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -27,6 +27,16 @@ def check_moment(moment: datetime | None, now: datetime, field: str) -> None:
         raise InvalidInput("This lies more than 366 days back.", field=field)
 
 
+def check_refund(
+    refunded_type: str, refunded_unit: str | None, unit: str | None, parent: str = ""
+) -> None:
+    """Raise InvalidInput unless an event of that type and unit can be refunded in the unit."""
+    if refunded_type == REFUND:
+        raise InvalidInput("A refund cannot be refunded.", field=f"{parent}refunds")
+    if unit is not None and unit != refunded_unit:
+        raise InvalidInput("The event is in another unit.", field=f"{parent}unit")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something a participant did. It never changes; what takes it back is another event.

@@ -213,7 +213,8 @@ def assess(
         )
     if cause is not None:
         return Assessment(state=ReferralState.REVERSED, reason=ReferralReason.REFUNDED, cause=cause)
-    if referral.window_ends_at is not None and referral.window_ends_at <= now:
+    over = referral.window_ends_at is not None and referral.window_ends_at <= now
+    if over and referral.review is not Review.APPROVED:  # which lifts a rejection
         return Assessment(state=ReferralState.REJECTED, reason=ReferralReason.WINDOW_PASSED)
     return Assessment(state=ReferralState.PENDING, reason=ReferralReason.SIGNED_UP)
 

@@ -18,6 +18,7 @@ LONGEST_LIFE_DAYS: Final = 366
 LARGEST_MAX_USES: Final = 1_000_000_000
 UNUSED_KEPT_FOR: Final = timedelta(days=90)
 """How long an ended code that was never used stays in its owner's list."""
+_LOOK_ALIKES: Final = str.maketrans("OIL", "011")
 _CHOSEN_CODE: Final = re.compile(r"[0-9A-Z-]{4,32}")
 
 
@@ -155,6 +156,11 @@ def normalise_code(text: str) -> str:
             "A code consists of 4 to 32 characters: A-Z, 0-9 and hyphens.", field="code"
         )
     return code
+
+
+def are_alike(one: str, other: str) -> bool:
+    """Whether two normalised codes differ in look-alikes at most, and so are the same name."""
+    return one.translate(_LOOK_ALIKES) == other.translate(_LOOK_ALIKES)
 
 
 def _expiry(expires_at: datetime | None, expires_in_days: int | None, now: datetime) -> datetime:

@@ -37,6 +37,7 @@ class SecurityEvent(StrEnum):
     CLIENT_CREATED = "client.created"
     CLIENT_UPDATED = "client.updated"
     CLIENT_DELETED = "client.deleted"
+    CLIENT_REFUSED = "client.refused"
     REFERRAL_FLAGGED = "referral.flagged"
 
 

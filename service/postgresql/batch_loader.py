@@ -1,4 +1,4 @@
-"""Reading rows by key: all keys wanted in one turn of the event loop with one statement.
+"""Reading rows by key: all keys wanted in a turn of the event loop, or a few, with one statement.
 
 A statement each costs four times what aiohttp needs to answer at all, most of it for the
 connection and the round trip; one for 64 requests costs each next to nothing. Nobody gets a row
@@ -14,6 +14,10 @@ MOST_AT_ONCE: Final = 2
 """Statements under way: one is read while another is sent; more would only be smaller."""
 MOST_KEYS: Final = 1000
 """Keys of one statement."""
+FEW_KEYS: Final = 3
+"""So few are read at once; more wait while turns of the loop add to them."""
+MANY_KEYS: Final = 64
+"""So many wait no longer: with more, the share of each would hardly become smaller."""
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -39,8 +43,11 @@ class BatchLoader(Generic[K, V]):
         self._wanted.setdefault(key, []).append(future)
         return await future
 
-    def _start(self) -> None:
-        if self._wanted and len(self._under_way) < MOST_AT_ONCE:
+    def _start(self, before: int = 0) -> None:
+        """Read what is wanted, unless the turn since there were `before` keys added to it."""
+        if max(before, FEW_KEYS) < len(self._wanted) < MANY_KEYS:
+            asyncio.get_running_loop().call_soon(self._start, len(self._wanted))
+        elif self._wanted and len(self._under_way) < MOST_AT_ONCE:
             wanted, self._wanted = self._wanted, {}
             for key in list(wanted)[self._most :]:
                 self._wanted[key] = wanted.pop(key)

@@ -268,13 +268,13 @@ class Database:
             except BaseException as error:
                 clean = isinstance(error, Exception) and not isinstance(error, _CUT_OFF)
                 if isinstance(error, _GONE):
-                    await self._connections.expire()
+                    self._connections.expire()
                 if isinstance(error, _OUTDATED) and await missing_migrations(connection):
                     log.warning("the schema is older than this release: %s", error)
                     raise MigrationsPending from error
                 raise
             finally:
-                await self._connections.release(connection, clean=clean)
+                self._connections.release(connection, clean=clean)
 
 
 async def missing_migrations(connection: Connection) -> list[str]:

@@ -1,15 +1,14 @@
 """asyncpg's pool behind a fair queue.
 
-The pool alone gives a connection that comes back to whoever asks next, however long others have
-waited, and starts a task for each release: under load some requests starve, and writes cost a
-sixth more. So a connection goes straight to the longest waiter, and to the pool if there is none.
+The pool gives a connection that comes back to whoever asks next, however long others have waited,
+and starts a task for each release, which costs more than a statement. So it only opens connections
+and closes them: one that comes back goes straight to the longest waiter, or is kept for the next.
 
 Sessions are not reset between uses, which saves a round trip: no statement leaves anything in its
 session (tests/sql/test_statements.py), and a connection left within a transaction is discarded.
 """
 
 import asyncio
-import sys
 import time
 from collections import deque
 from contextlib import suppress
@@ -45,21 +44,14 @@ class Connections:
         async def open_one(*_: object, **__: object) -> "asyncpg.Connection[asyncpg.Record]":
             return await connect()
 
-        async def leave_as_it_is(_: object) -> None: ...
-
-        self._pool = asyncpg.create_pool(
-            min_size=0,
-            max_size=limit,
-            max_queries=sys.maxsize,  # a release that closes could wait, or fail
-            max_inactive_connection_lifetime=0,
-            connect=open_one,
-            reset=leave_as_it_is,
-        )
+        self._pool = asyncpg.create_pool(min_size=0, max_size=limit, connect=open_one)
         self._watch = Watch(connect, lambda: bool(self._in_use), self._abandon)
         self._limit = limit
         self._wait_seconds = wait_seconds
         self._free = limit
-        """Places that nobody holds; a place is the right to one of the pool's connections."""
+        """Places that nobody holds; a place is the right to one of the connections."""
+        self._idle: list[Connection] = []
+        """Open ones for the free places."""
         self._waiting: deque[tuple[asyncio.Future[Connection | None], float]] = deque()
         """Futures for a connection, or for a place without one, and since when they wait."""
         self._in_use: dict[Connection, bool] = {}
@@ -77,8 +69,8 @@ class Connections:
     @property
     def counts(self) -> dict[str, int]:
         """How many are in use or being opened, idle, and allowed."""
-        in_use = self._limit - self._free
-        return {"in_use": in_use, "idle": self._pool.get_idle_size(), "limit": self._limit}
+        idle = sum(map(_is_usable, self._idle))
+        return {"in_use": self._limit - self._free, "idle": idle, "limit": self._limit}
 
     async def acquire(self, *, skip_check: bool = False) -> "Connection":
         """Return a connection for this caller alone; the longest waiter gets the next one.
@@ -95,25 +87,24 @@ class Connections:
                 return connection
         return await self._take(until)
 
-    async def release(self, connection: "Connection", *, clean: bool) -> None:
+    def release(self, connection: "Connection", *, clean: bool) -> None:
         """Pass the connection on; if not `clean`, discard it: a statement may still be running."""
-        if clean and self._in_use[connection] and _is_idle(connection):
-            self._watch.heard()
-            if self._pass_on(connection):
-                return
-        else:
+        if not (clean and self._in_use[connection] and _is_usable(connection)):
             _terminate(connection)
-        del self._in_use[connection]
-        try:
-            await self._pool.release(connection)  # which leaves a terminated one alone
-        finally:
+            del self._in_use[connection]
             self._leave()
+            return
+        self._watch.heard()
+        if not self._pass_on(connection):
+            del self._in_use[connection]
+            self._idle.append(connection)
+            self._free += 1
 
-    async def expire(self) -> None:
+    def expire(self) -> None:
         """Let nobody get a connection that is open now: its server is gone, or is a standby."""
         self._in_use = dict.fromkeys(self._in_use, False)
-        while self._pool.get_idle_size():
-            (await self._pool.acquire()).terminate()
+        while self._idle:
+            _terminate(self._idle.pop())
 
     def check_queue(self) -> None:
         """Raise QueueFull if more wait than can be served."""
@@ -138,19 +129,19 @@ class Connections:
                 if (connection := future.result()) is None:
                     self._leave()
                 else:
-                    await self.release(connection, clean=True)
+                    self.release(connection, clean=True)
             raise
         finally:
             timer.cancel()
 
     async def _take(self, until: float) -> "Connection":
-        """Return one of the pool's connections, for the place that the caller holds."""
+        """Return an idle connection or a new one, for the place that the caller holds."""
         try:
             self._watch.check()
-            # Without a connection to open, a timer would cost half as much as a statement.
-            deadline = None if self._pool.get_idle_size() else until
-            async with asyncio.timeout_at(deadline):
-                connection = await self._pool.acquire()
+            connection = self._take_idle()
+            if connection is None:
+                async with asyncio.timeout_at(until):
+                    connection = await self._pool.acquire()
         except BaseException:
             self._leave()
             raise
@@ -158,6 +149,14 @@ class Connections:
             self._watch.heard()
         self._in_use[connection] = True
         return connection
+
+    def _take_idle(self) -> "Connection | None":
+        while self._idle:
+            connection = self._idle.pop()
+            if _is_usable(connection):
+                return connection
+            _terminate(connection)  # the server has closed it
+        return None
 
     def _leave(self) -> None:
         """Give up a place."""
@@ -173,9 +172,9 @@ class Connections:
                 return True
         return False
 
-    async def _abandon(self) -> None:
+    def _abandon(self) -> None:
         """Fail what is under way; each then passes on its place, and who gets it fails, too."""
-        await self.expire()
+        self.expire()
         for connection in self._in_use:
             _terminate(connection)
 
@@ -185,7 +184,7 @@ def _give_up(future: "asyncio.Future[Connection | None]") -> None:
         future.set_exception(TimeoutError("No connection came free in time."))
 
 
-def _is_idle(connection: "Connection") -> bool:
+def _is_usable(connection: "Connection") -> bool:
     try:
         return not (connection.is_closed() or connection.is_in_transaction())
     except asyncpg.InterfaceError:  # terminated, which released it

@@ -39,13 +39,11 @@ class DatabaseUnusable(OperatorError):
     """Waiting will not help: one sentence for the operator, with what to do."""
 
 
-async def check_connection(database_url: str) -> None:
-    """Raise DatabaseUnusable if the URL cannot lead anywhere; pass while PostgreSQL is away."""
-    await check_database(database_url, tables=False)
-
-
 async def check_database(database_url: str, *, tables: bool = True) -> None:
-    """Like check_connection; with `tables` the schema and the rights must be there, too."""
+    """Raise DatabaseUnusable if the URL cannot lead anywhere; pass while PostgreSQL is away.
+
+    With `tables` the schema and the rights must be there, too.
+    """
     url = parse_database_url(database_url)
     try:
         connection = await open_connection(url, prepared_statements=False)

@@ -25,10 +25,7 @@ class Watch:
     """Asks a server that is silent while `is_busy()`; calls `abandon` while it does not answer."""
 
     def __init__(
-        self,
-        connect: "Connect",
-        is_busy: Callable[[], bool],
-        abandon: Callable[[], Awaitable[None]],
+        self, connect: "Connect", is_busy: Callable[[], bool], abandon: Callable[[], None]
     ) -> None:
         self._connect = connect
         self._is_busy = is_busy
@@ -53,7 +50,7 @@ class Watch:
                 continue
             while not await self._answers():
                 self._hangs = True
-                await self._abandon()
+                self._abandon()
                 await asyncio.sleep(SIGN_OF_LIFE_SECONDS / 4)
             self._hangs = False
             self.heard()

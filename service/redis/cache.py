@@ -77,7 +77,7 @@ class Cache:
         """`variant` differs where settings lead to different values: like another FORM."""
         self._redis = redis
         self._clock = clock
-        self._form = FORM + variant
+        self._form = FORM + variant + b" "
 
     async def read_through(
         self, key: str, load: Callable[[], Awaitable[Entry | None]]
@@ -97,7 +97,7 @@ class Cache:
         self, lookup: Lookup, load: Callable[[], Awaitable[Entry | None]]
     ) -> bytes | None:
         """Return what `read_through` does, of a read that has been started."""
-        kind, result, lease = lookup.key[: lookup.key.index(":")], "away", None
+        kind, result, lease = lookup.key.partition(":")[0], "away", None
         if lookup.reply is not None:
             with suppress(RedisAway):
                 value = self._valid(await lookup.reply)
@@ -123,12 +123,9 @@ class Cache:
 
     def _valid(self, kept: bytes | None) -> bytes | None:
         """Return the value that Redis keeps, unless it has expired or is another version's."""
-        if kept is None:
+        if kept is None or not kept.startswith(self._form):
             return None
-        form, _, rest = kept.partition(b" ")
-        if form != self._form:
-            return None
-        expires_at, _, value = rest.partition(b" ")
+        _, expires_at, value = kept.split(b" ", 2)
         # The server's clock ends an entry, but this one's decides: they may differ.
         return value if self._clock().timestamp() * 1000 < int(expires_at) else None
 
@@ -142,7 +139,7 @@ class Cache:
     async def _fill(self, name: str, lease: str, entry: Entry) -> None:
         """Store the value if the lease is still held."""
         expires_at = int(entry.expires_at.timestamp() * 1000)
-        value = b"%b %d %b" % (self._form, expires_at, entry.value)
+        value = b"%b%d %b" % (self._form, expires_at, entry.value)
         with suppress(RedisAway):
             await self._redis.call("EVAL", _FILL, 2, name, _lease(name), lease, value, expires_at)
 

@@ -1,4 +1,4 @@
-"""Redis through redis-py: whatever one turn of the event loop asks for travels together.
+"""Redis through redis-py: what a turn of the event loop, or a few, asks for travels together.
 
 A call of its own for each request would cost more than aiohttp needs to answer it. One MGET and
 one script for the 64 requests of a busy turn cost each of them next to nothing.
@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from time import monotonic
 from typing import Any, Final
 
@@ -26,6 +27,11 @@ from service.telemetry.metrics import CIRCUIT_BREAKER_OPEN
 LAST_CHANCE_SECONDS: Final = 0.01
 MOST_UNDER_WAY: Final = 10_000
 """Requests that may wait for replies; more are refused, which bounds the memory they take."""
+MANY_AT_ONCE: Final = 8
+"""Requests in a batch that is worth holding back for a few turns of the loop while others join it:
+an exchange alone costs as much as ten of them. Fewer leave at once."""
+MOST_TURNS: Final = 16
+"""How many turns such a batch is held back at most."""
 PROBE_SECONDS: Final = 0.3
 """The interval between questions to the sentinels."""
 _REFUSED: Final = (AuthenticationError, ResponseError)
@@ -100,16 +106,11 @@ class _Batch:
                     future.set_result((number, left))
 
     def fail(self, error: RedisAway) -> None:
-        waiting = [
-            *self.reads.values(),
-            *self.counts.values(),
-            [future for _, future in self.calls],
-        ]
-        for futures in waiting:
-            for future in futures:
-                if not future.done():
-                    future.set_exception(RedisAway(*error.args))
-                    future.exception()  # counts as retrieved, should nobody wait for it
+        of_calls = [future for _, future in self.calls]
+        for future in chain(*self.reads.values(), *self.counts.values(), of_calls):
+            if not future.done():
+                future.set_exception(RedisAway(*error.args))
+                future.exception()  # counts as retrieved, should nobody wait for it
 
 
 @dataclass(slots=True)
@@ -257,6 +258,7 @@ class RedisClient:
         """Make one exchange after another until nothing more is asked for."""
         try:
             while lane.batch.size:
+                await _hold_back(lane)
                 batch, lane.batch = lane.batch, _Batch()
                 try:
                     await self._exchange(batch)
@@ -346,3 +348,14 @@ class RedisClient:
         self.away = True
         self.answers = False
         CIRCUIT_BREAKER_OPEN.set(1)
+
+
+async def _hold_back(lane: _Lane) -> None:
+    """Return once the loop's turns no longer add to the lane's next exchange."""
+    for _ in range(MOST_TURNS):
+        size = lane.batch.size
+        if size < MANY_AT_ONCE:
+            return
+        await asyncio.sleep(0)
+        if lane.batch.size == size:
+            return

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
-from typing import Final, Self
+from typing import Final
 
 from service.domain.clock import Clock
 from service.domain.keyed_hashes import keyed_hash
@@ -80,15 +80,6 @@ class Window:
     is_local: bool = False
     """Whether this process counted it on its own."""
 
-    @classmethod
-    def of(
-        cls, name: str, limit: RateLimit, key: str, count: int, left: int, *, is_local: bool = False
-    ) -> Self:
-        """Return the window that has `left` milliseconds to go."""
-        return cls(
-            name, limit, count, -(-left // 1000) or 1, key, monotonic() + left / 1000, is_local
-        )
-
     @property
     def remaining(self) -> int:
         return max(0, self.limit.requests - self.count)
@@ -114,17 +105,18 @@ class RateLimiter:
         """
         milliseconds = limit.seconds * 1000
         keys = [_key(self._hash_key, name, subject) for name, subject in subjects]
-        windows = []
+        away = False
         try:
             replies = [self._redis.count(key, milliseconds) for key in keys]
-            for (name, _), key, reply in zip(subjects, keys, replies, strict=True):
-                windows.append(Window.of(name, limit, key, *await reply))
+            counts = [await reply for reply in replies]
         except RedisAway:
-            windows = [
-                Window.of(name, limit, key, *self._count_here(key, milliseconds), is_local=True)
-                for (name, _), key in zip(subjects, keys, strict=True)
-            ]
-        return windows
+            away = True
+            counts = [self._count_here(key, milliseconds) for key in keys]
+        now = monotonic()
+        return [
+            Window(name, limit, count, -(-left // 1000) or 1, key, now + left / 1000, away)
+            for (name, _), key, (count, left) in zip(subjects, keys, counts, strict=True)
+        ]
 
     async def take_back(self, windows: Sequence[Window]) -> None:
         """Uncount a request, except in windows that have ended."""

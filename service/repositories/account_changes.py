@@ -7,7 +7,7 @@ from uuid import UUID
 from service.domain.account_changes import AccountChange, ChangeKind
 from service.domain.emails import Email
 from service.domain.identities import Identity
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 # The caller has locked the user, so no two changes get the same number.
 INSERT: Final = """
@@ -75,11 +75,8 @@ DELETE_OF_USER: Final = """
 """
 
 
-class AccountChangeRepository:
+class AccountChangeRepository(Repository):
     """Changes that can be undone, one statement per method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add(self, change: AccountChange, expires_at: datetime) -> None:
         """Store the change as its account's newest; the caller has locked the account."""

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from service.domain.oauth import AuthorizationCode
 from service.domain.scopes import Scope
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 # FOR SHARE, as for a session: nothing granted with an old password outlives its change.
 INSERT: Final = """
@@ -59,15 +59,12 @@ DELETE_OF_CLIENT: Final = """
 """
 
 
-class AuthorizationCodeRepository:
+class AuthorizationCodeRepository(Repository):
     """Authorization codes, one statement per method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add(self, code: AuthorizationCode, password_hash: str | None) -> bool:
         """Store the code; return False if the user may not sign in, or the hash has changed."""
-        code_hash = await self._connection.fetchval(
+        return await self._found(
             INSERT,
             code.code_hash,
             code.client_id,
@@ -79,7 +76,6 @@ class AuthorizationCodeRepository:
             code.expires_at,
             password_hash,
         )
-        return code_hash is not None
 
     async def lock_user(self, code_hash: bytes) -> None:
         """Hold the code's user until the transaction ends."""

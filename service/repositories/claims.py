@@ -9,7 +9,7 @@ from service.domain.claims import Claim
 from service.domain.emails import Email
 from service.domain.errors import ReferralCodeUnusable
 from service.domain.identities import Identity
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 from service.repositories.constraints import on_violation
 
 INSERT: Final = """
@@ -56,11 +56,8 @@ DELETE_OF_EMAIL: Final = """
 """
 
 
-class ClaimRepository:
+class ClaimRepository(Repository):
     """Claims, one statement per method. With a claim its mailed tokens are deleted."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add(self, claim: Claim) -> None:
         """Store it; raise ReferralCodeUnusable if the row of its code is gone."""

@@ -3,7 +3,7 @@
 from typing import Final
 from uuid import UUID
 
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 INSERT: Final = """
     INSERT INTO confirmations (token_hash, user_id, confirmed_at)
@@ -28,11 +28,8 @@ DELETE_OF_USER: Final = """
 """
 
 
-class ConfirmationRepository:
+class ConfirmationRepository(Repository):
     """Confirmations, one statement per method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add(self, token_hash: bytes, user_id: UUID) -> None:
         """Note that the token was used for the account's address, which is confirmed."""

@@ -1,6 +1,6 @@
 """What a repository works on."""
 
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 from uuid import UUID
 
 import asyncpg.pool
@@ -10,10 +10,20 @@ Connection: TypeAlias = (
     "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 )
 
-
 FIRST_ID: Final = UUID(int=0)
 LAST_ID: Final = UUID(int=2**128 - 1)
 """Comes after every id: where the first page of a list begins that has the newest first."""
+
+
+class Repository:
+    """The statements about one table, on a connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def _found(self, statement: str, *arguments: Any) -> bool:
+        """Return whether the statement returns a row."""
+        return await self._connection.fetchval(statement, *arguments) is not None
 
 
 def rows_in(status: str) -> int:

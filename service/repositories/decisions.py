@@ -5,7 +5,7 @@ from typing import Final
 from uuid import UUID
 
 from service.domain.referrals import Decision, ReferralReason, ReferralState, Review
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 NEWEST_OF_REFERRAL: Final = """
     SELECT d.referral_id, d.sequence, d.state, d.review, d.reason, d.made_by, d.event_id, d.detail,
@@ -27,11 +27,8 @@ OF_EVENT: Final = """
 """
 
 
-class DecisionRepository:
+class DecisionRepository(Repository):
     """Decisions, one statement a method. They are written with the referral they change."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def newest_of_referral(self, referral_id: UUID, limit: int) -> Sequence[Decision]:
         rows = await self._connection.fetch(NEWEST_OF_REFERRAL, referral_id, limit)

@@ -5,7 +5,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from service.domain.enrichment import Enrichment
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 # The share lock makes erasure, or a change of the email address, wait or be seen: nothing is stored
 # for an erased account or a previous address.
@@ -33,11 +33,8 @@ DELETE_OF_USER: Final = """
 """
 
 
-class EnrichmentRepository:
+class EnrichmentRepository(Repository):
     """Enrichments, one statement per method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def keep(self, user_id: UUID, email_key: str, enrichment: Enrichment) -> None:
         """Store it, replacing an older one, if the account still has the email address."""

@@ -8,7 +8,7 @@ from uuid import UUID
 from service.domain.events import Event
 from service.domain.pages import Cursor
 from service.domain.programmes import Minimum
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 ADD: Final = """
     INSERT INTO events
@@ -27,9 +27,15 @@ FIND: Final = """
        AND external_id = $2
 """
 
+# What is reported of an erased participant `$1` takes back, but earns nothing.
+_BEFORE_ERASURE: Final = """
+    e.received_at <= COALESCE(
+        (SELECT erased_at FROM participants WHERE participant_id = $1), 'infinity')
+"""
+
 # The earliest event that qualifies, and the earliest that would without its refunds: all that is
 # needed of a referee's events, however many there are.
-THAT_DECIDE: Final = """
+THAT_DECIDE: Final = f"""
     WITH counted AS NOT MATERIALIZED (
         SELECT e.event_id, e.programme_id, e.external_id, e.participant_id, e.type, e.amount,
                e.unit, e.refunds, e.occurred_at, e.received_at,
@@ -48,6 +54,7 @@ THAT_DECIDE: Final = """
            AND e.type = $2
            AND e.occurred_at >= $3
            AND e.occurred_at < COALESCE($4::timestamptz, 'infinity')
+           AND {_BEFORE_ERASURE}
            AND ($5::bigint IS NULL OR (e.amount >= $5 AND e.unit = $6))
          ORDER BY e.occurred_at, e.event_id
     )
@@ -70,6 +77,21 @@ NEWEST_OF_PARTICIPANT: Final = """
      LIMIT $2
 """
 
+# Those who are just signing up, and may qualify by an old event, are passed by.
+LOCK_OLD: Final = """
+    SELECT p.participant_id
+      FROM participants p
+     WHERE p.participant_id IN (
+            SELECT participant_id
+              FROM events
+             WHERE (received_at, event_id) > ($1, $2)
+               AND received_at < $3
+             ORDER BY received_at, event_id
+             LIMIT 1000
+           )
+       FOR NO KEY UPDATE SKIP LOCKED
+"""
+
 # Those that are looked at and stay are not looked at again: the next call begins after the last.
 DELETE_OF_NOBODY: Final = """
     WITH looked_at AS (
@@ -83,6 +105,7 @@ DELETE_OF_NOBODY: Final = """
         DELETE FROM events e
          USING looked_at l
          WHERE e.event_id = l.event_id
+           AND l.participant_id = ANY ($4)
            AND NOT EXISTS (SELECT FROM referrals WHERE user_id = l.participant_id)
     )
     SELECT received_at, event_id
@@ -92,11 +115,8 @@ DELETE_OF_NOBODY: Final = """
 """
 
 
-class EventRepository:
+class EventRepository(Repository):
     """Events, one statement a method. None is ever changed."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add(self, event: Event, fingerprint: bytes) -> bool:
         """Store an event; return False if its id is known, of this event or of another."""
@@ -152,12 +172,25 @@ class EventRepository:
         rows = await self._connection.fetch(NEWEST_OF_PARTICIPANT, participant_id, limit)
         return list(map(_event, rows))
 
-    async def delete_of_nobody(self, after: Cursor, before: datetime) -> Cursor | None:
+    async def lock_old(self, after: Cursor, before: datetime) -> Sequence[UUID]:
+        """Return whose events `delete_of_nobody` looks at, locked, but not who is locked already.
+
+        Who signs up from now on waits, and does not see what is deleted.
+        """
+        rows = await self._connection.fetch(LOCK_OLD, after.at, after.row_id, before)
+        return [row["participant_id"] for row in rows]
+
+    async def delete_of_nobody(
+        self, after: Cursor, before: datetime, locked: Sequence[UUID]
+    ) -> Cursor | None:
         """Delete those of up to 1,000 events from before then whose participant nobody referred.
 
-        Begins after an event, and returns the last one looked at; None: there are no more.
+        Begins after an event, and returns the last one looked at; None: there are no more. Only
+        those of `locked` participants, whom `lock_old` returns, are deleted.
         """
-        row = await self._connection.fetchrow(DELETE_OF_NOBODY, after.at, after.row_id, before)
+        row = await self._connection.fetchrow(
+            DELETE_OF_NOBODY, after.at, after.row_id, before, locked
+        )
         return None if row is None else Cursor(row["received_at"], row["event_id"])
 
 

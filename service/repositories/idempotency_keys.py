@@ -6,7 +6,7 @@ from typing import Final
 from uuid import UUID
 
 from service.domain.idempotency import IdempotencyKey
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 # Waits for another request with the same key to commit or roll back. An expired key is taken over.
 CLAIM: Final = """
@@ -65,18 +65,12 @@ class Answer:
     body: bytes
 
 
-class IdempotencyKeyRepository:
+class IdempotencyKeyRepository(Repository):
     """Idempotency keys, one statement per method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def claim(self, key: IdempotencyKey, now: datetime, forgotten_before: datetime) -> bool:
         """Store the key; return False if an earlier request has."""
-        claimed = await self._connection.fetchval(
-            CLAIM, key.scope, key.key, key.fingerprint, now, forgotten_before
-        )
-        return claimed is not None
+        return await self._found(CLAIM, key.scope, key.key, key.fingerprint, now, forgotten_before)
 
     async def find(
         self, key: IdempotencyKey, forgotten_before: datetime

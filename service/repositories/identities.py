@@ -7,7 +7,7 @@ from uuid import UUID
 from uuid6 import uuid7
 
 from service.domain.identities import Identity, IdentityTaken, LinkedIdentity
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 FIND_USER_ID: Final = """
     SELECT user_id
@@ -56,11 +56,8 @@ DELETE_OF_USER: Final = """
 """
 
 
-class IdentityRepository:
+class IdentityRepository(Repository):
     """Identities, one statement per method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def find_user_id(self, identity: Identity) -> UUID | None:
         user_id: UUID | None = await self._connection.fetchval(

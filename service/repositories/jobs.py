@@ -9,7 +9,7 @@ from uuid import UUID
 from uuid6 import uuid7
 
 from service.domain.jobs import Backlog, Job, JobKind, JobState
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 INSERT: Final = """
     INSERT INTO jobs (job_id, kind, payload, created_at, due_at)
@@ -119,11 +119,8 @@ DELETE_PARKED_OF_USER: Final = """
 """
 
 
-class JobRepository:
+class JobRepository(Repository):
     """Jobs, one statement per method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add(self, kind: JobKind, payload: Any, now: datetime) -> None:
         """Store a job that is done without being claimed."""

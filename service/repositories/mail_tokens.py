@@ -7,7 +7,7 @@ from uuid import UUID
 
 from service.domain.emails import Email
 from service.domain.mails import MailToken, TokenPurpose
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 # The share lock makes the account's erasure wait, or be seen.
 INSERT: Final = """
@@ -70,11 +70,8 @@ DELETE_OF_USER: Final = """
 """
 
 
-class MailTokenRepository:
+class MailTokenRepository(Repository):
     """Tokens in mails, one statement per method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add(self, token: MailToken) -> bool:
         """Store it; return False if its account is erased or its claim is gone."""

@@ -12,7 +12,7 @@ from service.domain.mails import (
     MOST_MAILS_AN_HOUR,
     Share,
 )
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 # One statement, which locks the row before it looks: parallel workers send no more than one worker
 # would. $5 and $6 are an hour and a day ago, $7 to $10 the limits. Tries of one job count once.
@@ -64,15 +64,12 @@ TAKE_BACK: Final = """
 """
 
 
-class MailboxRepository:
+class MailboxRepository(Repository):
     """Mailboxes, one statement per method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def count(self, mailbox_hash: bytes, job_id: UUID, share: Share, now: datetime) -> bool:
         """Count a job's mail, which is about to be sent; return whether it may be sent."""
-        counted = await self._connection.fetchval(
+        return await self._found(
             COUNT,
             mailbox_hash,
             job_id,
@@ -85,7 +82,6 @@ class MailboxRepository:
             KEPT_FOR_RESETS_AN_HOUR,
             KEPT_FOR_RESETS_A_DAY,
         )
-        return counted is not None
 
     async def take_back(self, mailbox_hash: bytes, job_id: UUID) -> None:
         """Stop counting the job's mail, which was not sent."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 FIND_APPLIED: Final = """
     SELECT migration_id
@@ -12,11 +12,8 @@ FIND_APPLIED: Final = """
 """
 
 
-class MigrationRepository:
+class MigrationRepository(Repository):
     """Applied migrations, one statement per method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def find_applied(self, names: Sequence[str]) -> set[str]:
         """Return which of the migrations are applied."""

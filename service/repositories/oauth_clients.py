@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from service.domain.oauth import Client, Grant
 from service.domain.scopes import Scope
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 INSERT: Final = """
     INSERT INTO oauth_clients (client_id, name, secret_hash, redirect_uris, scopes, grants,
@@ -48,11 +48,8 @@ DELETE: Final = """
 """
 
 
-class OAuthClientRepository:
+class OAuthClientRepository(Repository):
     """OAuth clients, one statement per method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add(self, client: Client, now: datetime) -> None:
         await self._connection.execute(
@@ -104,7 +101,7 @@ class OAuthClientRepository:
 
     async def delete(self, client_id: str, now: datetime) -> bool:
         """Delete the client; return whether there was one."""
-        return await self._connection.fetchval(DELETE, client_id, now) is not None
+        return await self._found(DELETE, client_id, now)
 
 
 def _client(row: Any) -> Client:

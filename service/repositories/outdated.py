@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Final
 
-from service.repositories.connection import Connection, rows_in
+from service.repositories.connection import Repository, rows_in
 
 
 def _delete(table: str, key: str, time: str) -> str:
@@ -40,11 +40,8 @@ WEBHOOK_ENDPOINTS: Final = _delete("webhook_endpoints", "endpoint_id", "deleted_
 WEBHOOK_MESSAGES: Final = _delete("webhook_messages", "message_id", "created_at")
 
 
-class OutdatedRepository:
+class OutdatedRepository(Repository):
     """Expired rows of any table."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def delete(self, statement: str, before: datetime) -> int:
         """Delete up to 1,000 rows with one of this module's statements; return how many."""

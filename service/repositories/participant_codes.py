@@ -5,7 +5,7 @@ from typing import Final
 from uuid import UUID
 
 from service.domain.referral_codes import ReferralCode
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 from service.repositories.constraints import on_violation
 from service.repositories.referral_codes import TAKEN
 
@@ -51,11 +51,8 @@ EMAIL_KEYS_OF_LIVE: Final = """
 """
 
 
-class ParticipantCodeRepository:
+class ParticipantCodeRepository(Repository):
     """Codes of participants: one statement per method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add(self, code: ReferralCode, programme_id: UUID, *, replacing: bool) -> bool:
         """Store a live code of a locked participant; return whether it replaced a live one.

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from service.domain.participants import Participant
 from service.domain.programmes import DEFAULT_PROGRAMME_ID
-from service.repositories.connection import Connection, rows_in
+from service.repositories.connection import Repository, rows_in
 
 ADD_ACCOUNT: Final = """
     INSERT INTO participants (participant_id, programme_id, user_id, created_at)
@@ -94,7 +94,7 @@ UPDATE: Final = """
 
 SET_PUBLIC_NAME: Final = """
     INSERT INTO standings (participant_id, programme_id, public_name)
-    VALUES ($1, $2, $3)
+    VALUES ($1, $2, NULLIF($3, ''))
     ON CONFLICT (participant_id) DO UPDATE SET public_name = excluded.public_name
 """
 
@@ -110,11 +110,8 @@ ERASE: Final = """
 """
 
 
-class ParticipantRepository:
+class ParticipantRepository(Repository):
     """Participants, one statement a method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add_account(self, user_id: UUID, now: datetime) -> None:
         """Make an account a participant of the programme `default`, unless it is one or erased."""

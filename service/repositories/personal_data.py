@@ -4,7 +4,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from service.domain.pages import Cursor
-from service.repositories.connection import LAST_ID, Connection
+from service.repositories.connection import LAST_ID, Repository
 
 ACCOUNT: Final = """
     SELECT user_id AS id, email, email_confirmed_at, role, promoted_at, created_at, disabled_at,
@@ -121,11 +121,8 @@ _OF_USER: Final = {
 Row = dict[str, Any]
 
 
-class PersonalDataRepository:
+class PersonalDataRepository(Repository):
     """What is stored about one person."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def account(self, user_id: UUID) -> Row | None:
         row = await self._connection.fetchrow(ACCOUNT, user_id)

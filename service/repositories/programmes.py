@@ -8,7 +8,7 @@ from uuid import UUID
 from service.domain.errors import ProgrammeKeyTaken, RulesChanged
 from service.domain.pages import Cursor
 from service.domain.programmes import Programme
-from service.repositories.connection import LAST_ID, Connection
+from service.repositories.connection import LAST_ID, Repository
 from service.repositories.constraints import on_violation
 
 _COLUMNS: Final = """
@@ -94,11 +94,8 @@ FIND_RULES: Final = """
 """
 
 
-class ProgrammeRepository:
+class ProgrammeRepository(Repository):
     """Programmes and their versions, one statement a method. Rules are JSON as it was stored."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add(self, programme: Programme) -> None:
         """Store a programme; raise ProgrammeKeyTaken."""

@@ -7,7 +7,7 @@ from uuid import UUID
 from asyncpg import SerializationError
 
 from service.domain.referral_codes import PublicReferralCode, TakenReferralCode
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 # Whether the owner of the code `c` may refer anyone: an account, or a participant whom only a
 # company knows.
@@ -93,14 +93,29 @@ FIND_USABLE: Final = f"""
 """
 
 # The code that a link led to at that moment: one that was replaced, or has expired, since then
-# still counts; one that was deleted or used up does not.
+# still counts; one that was deleted, also under the same name later, or used up does not. Clocks
+# differ: a code counts that was created up to five minutes later.
 FIND_AT: Final = f"""
     SELECT c.referral_code_id
       FROM referral_codes c
-     WHERE c.code = $1
-       AND c.created_at <= $2
+     WHERE c.code = COALESCE(
+                (SELECT code FROM referral_codes WHERE code = $1 LIMIT 1),
+                (SELECT alike.code
+                   FROM referral_code_names n
+                   JOIN referral_codes alike ON alike.owner_id = n.owner_id
+                  WHERE n.name = translate($1, 'OIL', '011')
+                    AND translate(alike.code, 'OIL', '011') = n.name
+                  LIMIT 1)
+           )
+       AND c.created_at <= $2::timestamptz + interval '5 minutes'
        AND c.expires_at > $2
        AND (c.ended_at IS NULL OR (c.ended_at > $2 AND c.end_reason IN ('replaced', 'expired')))
+       AND NOT EXISTS (
+            SELECT FROM referral_codes later
+             WHERE later.code = c.code
+               AND later.created_at > c.created_at
+               AND later.end_reason = 'deleted'
+           )
        AND {_OWNER_MAY_REFER}
      ORDER BY c.created_at DESC
      LIMIT 1
@@ -181,14 +196,11 @@ COUNT_USE: Final = """
 """
 
 
-class ReferralCodeUseRepository:
+class ReferralCodeUseRepository(Repository):
     """Referral codes as people register with them.
 
     If `confirmed_only`, a code does not live while its owner's email address is not confirmed.
     """
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def find_usable(self, code: str, now: datetime, *, confirmed_only: bool) -> UUID | None:
         """Return the id of the live code that typing `code` registers with now."""

@@ -21,7 +21,7 @@ from service.domain.referral_codes import (
     ReferralCode,
     ReferralCodeState,
 )
-from service.repositories.connection import LAST_ID, Connection
+from service.repositories.connection import LAST_ID, Repository
 from service.repositories.constraints import on_violation
 
 
@@ -241,11 +241,8 @@ TAKEN: Final = {
 }
 
 
-class ReferralCodeRepository:
+class ReferralCodeRepository(Repository):
     """Referral codes as their owners manage them: one statement per method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add(
         self,

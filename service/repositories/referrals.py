@@ -19,7 +19,7 @@ from service.domain.referrals import (
     ReferralState,
     Review,
 )
-from service.repositories.connection import FIRST_ID, LAST_ID, Connection
+from service.repositories.connection import FIRST_ID, LAST_ID, Repository
 from service.repositories.constraints import on_violation
 
 # The first of a mailbox is without a flag, unless $7. If another transaction stores one of the same
@@ -116,6 +116,7 @@ FIND_OVERDUE: Final = """
     SELECT user_id
       FROM referrals
      WHERE state = 'pending'
+       AND review <> 'approved'
        AND window_ends_at <= $1
      ORDER BY window_ends_at
      LIMIT $2
@@ -169,11 +170,8 @@ NEWEST_OF_SEVERAL: Final = """
 """
 
 
-class ReferralRepository:
+class ReferralRepository(Repository):
     """Referrals, one statement per method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add(
         self, new: NewReferral, programme: Programme, window_ends_at: datetime | None, now: datetime
@@ -186,8 +184,8 @@ class ReferralRepository:
         """
         errors = {
             "referrals_pkey": AlreadyReferred,
-            "referrals_email_referred_once": AlreadyReferred,
-            "referrals_of_a_pair_once": AlreadyReferred,
+            "referrals_email_referred_once": _email_referred,
+            "referrals_of_a_pair_once": _referrer_referred,
         }
         with on_violation(errors):
             flags: Sequence[str] | None = await self._connection.fetchval(
@@ -207,7 +205,7 @@ class ReferralRepository:
                 now,
             )
         if flags is None:
-            raise AlreadyReferred
+            raise _email_referred()
         return ProgrammeReferral(
             referral_id=new.referee_id,
             programme_id=programme.programme_id,
@@ -305,6 +303,16 @@ class ReferralRepository:
         for row in rows:
             found[row["place"] - 1].append(make(row[1:]))
         return found
+
+
+def _email_referred() -> AlreadyReferred:
+    return AlreadyReferred(
+        "Somebody with this email address has been referred before.", field="email"
+    )
+
+
+def _referrer_referred() -> AlreadyReferred:
+    return AlreadyReferred("This participant has referred the owner of the code.", field="code")
 
 
 def _referral(row: Any) -> ProgrammeReferral | None:

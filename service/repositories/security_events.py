@@ -8,7 +8,7 @@ from uuid6 import uuid7
 
 from service.domain.pages import Cursor
 from service.domain.security_events import Activity, Origin, SecurityEvent
-from service.repositories.connection import LAST_ID, Connection
+from service.repositories.connection import LAST_ID, Repository
 
 # The lock makes the account's erasure wait, or be seen: nothing is stored of an erased account.
 INSERT: Final = """
@@ -60,11 +60,8 @@ MOST_AT_ONCE: Final = 1000
 """Rows that one statement deletes."""
 
 
-class SecurityEventRepository:
+class SecurityEventRepository(Repository):
     """Security events, one statement per method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add(self, event: SecurityEvent, user_id: UUID, origin: Origin, now: datetime) -> None:
         """Store the event, unless the account is erased."""

@@ -9,7 +9,7 @@ from service.domain.pages import Cursor
 from service.domain.scopes import Scope
 from service.domain.sessions import Session
 from service.domain.users import Role
-from service.repositories.connection import LAST_ID, Connection
+from service.repositories.connection import LAST_ID, Repository
 
 MOST_AT_ONCE: Final = 1000
 """Rows that one statement ends or deletes: it finishes long before its timeout."""
@@ -208,18 +208,15 @@ DELETE_OF_USER: Final = """
 _BEGINNING: Final = (datetime(1, 1, 2, tzinfo=UTC), UUID(int=0))
 
 
-class SessionRepository:
+class SessionRepository(Repository):
     """Sessions: one statement per method, repeated for each batch of 1,000."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add(self, session: Session, password_hash: str | None) -> bool:
         """Store a user's session; return False if the user may not sign in.
 
         Nor if `password_hash` is given and no longer the user's.
         """
-        session_id = await self._connection.fetchval(
+        return await self._found(
             INSERT,
             session.session_id,
             session.user_id,
@@ -233,11 +230,10 @@ class SessionRepository:
             session.expires_at,
             password_hash,
         )
-        return session_id is not None
 
     async def add_of_client(self, session: Session) -> bool:
         """Store a session of a client of its own; return False if the client may not have one."""
-        session_id = await self._connection.fetchval(
+        return await self._found(
             INSERT_OF_CLIENT,
             session.session_id,
             session.client_id,
@@ -247,7 +243,6 @@ class SessionRepository:
             session.refreshed_at,
             session.expires_at,
         )
-        return session_id is not None
 
     async def expiries_if_open(
         self, session_ids: Sequence[UUID], now: datetime
@@ -273,8 +268,7 @@ class SessionRepository:
 
         The caller has locked the user.
         """
-        found = await self._connection.fetchval(LOCK_OPEN, session_id, user_id, now)
-        return found is not None
+        return await self._found(LOCK_OPEN, session_id, user_id, now)
 
     async def newest_open(
         self, user_id: UUID, now: datetime, limit: int, after: Cursor | None
@@ -295,7 +289,7 @@ class SessionRepository:
 
     async def end_own(self, session_id: UUID, user_id: UUID, now: datetime) -> bool:
         """End the session if it is the user's and open; return whether it was."""
-        return await self._connection.fetchval(END_OWN, session_id, user_id, now) is not None
+        return await self._found(END_OWN, session_id, user_id, now)
 
     async def end_surplus(
         self, user_id: UUID, new_session_id: UUID, most_open: int, now: datetime

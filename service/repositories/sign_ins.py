@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Final
 
 from service.domain.identities import SignIn
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 INSERT: Final = """
     INSERT INTO sign_ins (state_hash, browser_hash, provider, nonce, code_verifier, referral_code,
@@ -34,11 +34,8 @@ TAKE: Final = """
 """
 
 
-class SignInRepository:
+class SignInRepository(Repository):
     """Sign-ins, one statement per method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add(self, sign_in: SignIn) -> None:
         await self._connection.execute(

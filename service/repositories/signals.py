@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 NOTE: Final = """
     INSERT INTO signals (participant_id, kind, hash, seen_at)
@@ -35,11 +35,8 @@ DELETE_OLD: Final = """
 """
 
 
-class SignalRepository:
+class SignalRepository(Repository):
     """Signals, one statement a method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def note(self, participant_id: UUID, signals: Mapping[str, bytes], now: datetime) -> None:
         """Store signals by kind, as seen now."""

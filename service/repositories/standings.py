@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 # A referrer's first row begins with what there was before rows were kept. It is written before the
 # referral that is being decided, which is therefore not in the count. The referrer may be an
@@ -30,11 +30,8 @@ MOVE: Final = """
 """
 
 
-class StandingRepository:
+class StandingRepository(Repository):
     """Standings, one statement a method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def move(
         self, referrer_id: UUID, programme_id: UUID, difference: int, now: datetime

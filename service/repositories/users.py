@@ -11,7 +11,7 @@ from service.domain.errors import EmailTaken
 from service.domain.pages import Cursor
 from service.domain.sessions import Credentials
 from service.domain.users import Admin, LockedUser, Role, User
-from service.repositories.connection import LAST_ID, Connection
+from service.repositories.connection import LAST_ID, Repository
 from service.repositories.constraints import on_violation
 
 # ON CONFLICT, because PostgreSQL would log the email address of a violation, and abort the
@@ -68,6 +68,12 @@ FIND_CREDENTIALS: Final = f"{_SELECT_CREDENTIALS} AND user_id = $1"
 
 FIND_EMAIL_KEY: Final = """
     SELECT email_key
+      FROM users
+     WHERE user_id = $1
+"""
+
+FIND_CONFIRMATION: Final = """
+    SELECT email_confirmed_at
       FROM users
      WHERE user_id = $1
 """
@@ -202,11 +208,8 @@ SET_ROLE: Final = """
 """
 
 
-class UserRepository:
+class UserRepository(Repository):
     """Accounts: one statement per method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def add(
         self,
@@ -272,6 +275,11 @@ class UserRepository:
         """Return the key of the account's email address; None if it is erased."""
         key: str | None = await self._connection.fetchval(FIND_EMAIL_KEY, user_id)
         return key
+
+    async def find_confirmation(self, user_id: UUID) -> datetime | None:
+        """Return when the account's email address was first confirmed."""
+        found: datetime | None = await self._connection.fetchval(FIND_CONFIRMATION, user_id)
+        return found
 
     async def is_unconfirmed(self, user_id: UUID) -> bool:
         """Return whether the account has an email address that was never confirmed."""
@@ -364,9 +372,6 @@ class UserRepository:
     async def set_role(self, user_id: UUID, role: Role, promoted_at: datetime | None) -> None:
         """Give the account another role, an admin's from `promoted_at`."""
         await self._connection.execute(SET_ROLE, user_id, role, promoted_at)
-
-    async def _found(self, statement: str, *arguments: Any) -> bool:
-        return await self._connection.fetchval(statement, *arguments) is not None
 
 
 def _user(row: Any) -> User:

@@ -7,7 +7,7 @@ from typing import Final
 from uuid6 import uuid7
 
 from service.domain.errors import IdReused, InvalidInput
-from service.domain.events import REFUND, Event, Outcome, check_moment
+from service.domain.events import Event, Outcome, check_moment, check_refund
 from service.domain.programmes import Rules, Timing, reaches, timing_of
 from service.domain.referrals import ProgrammeReferral, ReferralState
 from service.postgresql.database import Repositories, retried
@@ -102,7 +102,7 @@ class Events:
         new: bool,
     ) -> tuple[Outcome, ProgrammeReferral | None]:
         """Return what the event does, or did, and the referral as it then is."""
-        if erased:
+        if erased and (referral is None or event.refunds is None):
             return Outcome.ERASED, None
         if referral is None:
             return Outcome.NO_REFERRAL, None
@@ -158,10 +158,7 @@ async def _check_refund(repositories: Repositories, refund: Event) -> None:
     refunded, _ = found
     if refunded.participant_id != refund.participant_id:
         raise InvalidInput("This is another participant's event.", field="refunds")
-    if refunded.type == REFUND:
-        raise InvalidInput("A refund cannot be refunded.", field="refunds")
-    if refund.unit is not None and refund.unit != refunded.unit:
-        raise InvalidInput("The event is in another unit.", field="unit")
+    check_refund(refunded.type, refunded.unit, refund.unit)
 
 
 async def _find_repeated(repositories: Repositories, event: Event, fingerprint: bytes) -> Event:

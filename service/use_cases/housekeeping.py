@@ -18,7 +18,7 @@ from service.domain.referral_codes import UNUSED_KEPT_FOR
 from service.domain.security_events import KEPT_FOR as SECURITY_EVENTS_KEPT_FOR
 from service.domain.sessions import ENDED_KEPT_FOR
 from service.domain.webhook_deliveries import MESSAGES_KEPT_FOR
-from service.postgresql.database import Database, Repositories
+from service.postgresql.database import Database
 from service.repositories import outdated
 
 PERIOD_SECONDS: Final = 60.0
@@ -72,12 +72,15 @@ class Housekeeping:
             for _ in range(MOST_BATCHES):
                 if await stored.signals.delete_old(now - SIGNALS_KEPT_FOR) < BATCH:
                     break
-            await self._delete_events(stored, now)
+        await self._delete_events(now - self._events_kept)
 
-    async def _delete_events(self, stored: Repositories, now: datetime) -> None:
+    async def _delete_events(self, before: datetime) -> None:
         """Go on where the last call ended: there may be many old events that stay."""
         for _ in range(MOST_BATCHES):
-            last = await stored.events.delete_of_nobody(self._last_event, now - self._events_kept)
+            async with self._database.transaction() as repositories:
+                events = repositories.events
+                locked = await events.lock_old(self._last_event, before)
+                last = await events.delete_of_nobody(self._last_event, before, locked)
             if last is None:
                 break
             self._last_event = last

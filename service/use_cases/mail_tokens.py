@@ -25,7 +25,7 @@ from service.use_cases.cache_invalidation import code_key
 from service.use_cases.claims import Claims
 from service.use_cases.credentials import reauthenticate
 from service.use_cases.mails import mail_to_email, mail_to_new_email
-from service.use_cases.referring import note_confirmation
+from service.use_cases.referring import note_confirmation_of
 from service.use_cases.shared import Shared
 from service.use_cases.users import jobs_about_email
 
@@ -123,7 +123,7 @@ class MailTokens:
                 raise TokenUnusable  # the account has another email address by now
             was_confirmed = user.email_confirmed
             await repositories.users.confirm_email(user_id, token.email.key, now)
-            await note_confirmation(self._shared, repositories, user_id, now)
+            await note_confirmation_of(self._shared, repositories, user_id, now)
         if not was_confirmed:
             await self._events.record(repositories, SecurityEvent.EMAIL_CONFIRMED, user_id, now)
             # Where addresses have to be confirmed, the account's code counts from now on.
@@ -148,7 +148,7 @@ class MailTokens:
             await repositories.users.change_email(user_id, token.email, now)
         except EmailTaken as error:  # since the mail was sent
             raise TokenUnusable from error
-        await note_confirmation(self._shared, repositories, user_id, now)
+        await note_confirmation_of(self._shared, repositories, user_id, now)
         # The reader of the old mailbox may no longer be the owner.
         await repositories.mail_tokens.delete_of_user(user_id)
         await repositories.confirmations.delete_of_user(user_id)

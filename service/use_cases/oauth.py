@@ -299,6 +299,7 @@ class OAuth:
             or (client.is_confidential and secret is None)
             or (secret is not None and not client.has_secret(secret, self._clock()))
         ):
+            self._events.log_refused_client(client.client_id if client else None)
             raise OAuthError("invalid_client", "The client is unknown, or its secret is wrong.")
         return client
 

@@ -9,6 +9,7 @@ from uuid6 import uuid7
 from service.domain.emails import Email
 from service.domain.errors import (
     InvalidInput,
+    InvalidToken,
     ParticipantErased,
     ParticipantNotFound,
     ReferralCodeNotFound,
@@ -186,7 +187,10 @@ class Participants:
         now = self._clock()
         shown = await self.find(participant_id)
         if shown.participant.user_id is not None:
-            return await self._codes.replace(shown.participant.user_id, new)
+            try:
+                return await self._codes.replace(shown.participant.user_id, new)
+            except InvalidToken as error:  # erased since
+                raise ParticipantNotFound from error
         async with self._database.transaction() as repositories:
             locked = await repositories.participants.lock(shown.participant.participant_id)
             if locked is None or locked.erased:
@@ -215,8 +219,10 @@ class Participants:
         now = self._clock()
         async with self._database.transaction() as repositories:
             locked = participant_id and await repositories.participants.lock(participant_id)
-            if not locked or locked.erased or locked.user_id is not None:
+            if not locked or locked.erased:
                 raise ParticipantNotFound
+            if locked.user_id is not None:
+                raise ParticipantNotFound("This is an account, which its owner or an admin erases.")
             participant_id = locked.participant_id
             await repositories.participant_codes.end(participant_id, now)
             await repositories.referral_codes.disown_names(participant_id)

@@ -51,7 +51,7 @@ class NewProgramme:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgrammeChange:
-    """What is to be changed; None leaves it as it is."""
+    """What is to be changed; None leaves it as it is, and an empty `landing_url` removes it."""
 
     name: str | None = None
     landing_url: str | None = None
@@ -179,7 +179,7 @@ class Programmes:
         async with self._database.autocommit() as repositories:
             found = await repositories.programmes.find_version(key, version)
         if found is None:
-            raise ProgrammeNotFound
+            raise ProgrammeNotFound("There is no such programme, or it has no such version.")
         rules, created_at = found
         return json.loads(rules), created_at
 
@@ -237,6 +237,8 @@ def _changed(old: Programme, change: ProgrammeChange, now: datetime) -> Programm
         for name in ("name", "landing_url", "paused", "leaderboard")
         if (value := getattr(change, name)) is not None
     }
+    if change.landing_url == "":
+        members["landing_url"] = None
     if change.ended is not None:
         members["ended_at"] = (old.ended_at or now) if change.ended else None
     return replace(old, **members)

@@ -92,7 +92,7 @@ class Referrals:
                 caller = caller_id and await repositories.users.find(caller_id)
                 if caller_id and (not caller or caller.role is not Role.ADMIN):
                     raise NotAllowed("Referrals are shown to their referrer alone.")
-                if referrer_id is None or await repositories.users.find(referrer_id) is None:
+                if referrer_id is None or await repositories.participants.find(referrer_id) is None:
                     raise UserNotFound
         assert referrer_id is not None
         referrals = await self._pages.find(_Wanted(referrer_id, after, limit + 1)) or []
@@ -130,6 +130,13 @@ class Referrals:
     async def default_programme(self, repositories: Repositories) -> Programme:
         """Return the programme that accounts take part in."""
         return await self._programmes.resolve(repositories, DEFAULT_PROGRAMME)
+
+    async def names(
+        self, repositories: Repositories, referral: ProgrammeReferral, event_type: str
+    ) -> bool:
+        """Whether the referral's rules mention events of this type."""
+        rules = await self._programmes.rules(repositories, referral.programme_id, referral.version)
+        return rules.name(event_type)
 
     async def assess(
         self,

@@ -12,7 +12,7 @@ from service.domain.errors import AlreadyReferred, InvalidInput, ReferralCodeUnu
 from service.domain.events import Event
 from service.domain.programmes import DEFAULT_PROGRAMME_ID, EMAIL_CONFIRMED
 from service.domain.referral_codes import TakenReferralCode, normalise_code
-from service.domain.referrals import SYSTEM, NewReferral
+from service.domain.referrals import SYSTEM, NewReferral, ProgrammeReferral
 from service.domain.security_events import SecurityEvent
 from service.postgresql.database import Repositories
 from service.use_cases.cache_invalidation import code_key
@@ -43,17 +43,12 @@ async def refer_by_code(
     email: Email,
     code: str,
     now: datetime,
-    *,
-    email_confirmed: bool,
 ) -> UUID:
     """Take the code and store the referral; return the referrer. Raises ReferralCodeUnusable."""
     taken = await repositories.referral_code_uses.take(
         _normalise(code), now, confirmed_only=shared.confirmation_required
     )
-    referrer_id = await _store_referral(shared, repositories, user_id, email, taken, now)
-    if email_confirmed:
-        await note_confirmation(shared, repositories, user_id, now)
-    return referrer_id
+    return await _store_referral(shared, repositories, user_id, email, taken, now)
 
 
 async def refer_by_code_id(
@@ -64,7 +59,7 @@ async def refer_by_code_id(
     referral_code_id: UUID,
     now: datetime,
 ) -> None:
-    """Store the referral by a code that was live when the user, now confirmed, registered.
+    """Store the referral by a code that was live when the user registered.
 
     Does nothing, and counts no use, if the code is used up, its owner is erased or the user
     themselves, or the email address was referred before: the account is made all the same.
@@ -73,24 +68,36 @@ async def refer_by_code_id(
         async with repositories.savepoint():
             taken = await repositories.referral_code_uses.take_by_id(referral_code_id, now)
             await _store_referral(shared, repositories, user_id, email, taken, now)
-            await note_confirmation(shared, repositories, user_id, now)
     except ReferralCodeUnusable:
         pass
 
 
-async def note_confirmation(
+async def note_confirmation_of(
     shared: Shared, repositories: Repositories, user_id: UUID, now: datetime
 ) -> None:
-    """Count the confirmed email address as an event, in the caller's transaction.
-
-    Does nothing unless somebody has referred the user.
-    """
+    """Count the confirmed email address as an event, if somebody has referred the user."""
     participant = await repositories.participants.lock(user_id)
     referral = await repositories.referrals.lock(user_id)
     if referral is None:
         return
     if participant is None:  # referred before there were participants
         await repositories.participants.add_account(user_id, now)
+    await note_confirmation(shared, repositories, referral, now)
+
+
+async def note_confirmation(
+    shared: Shared, repositories: Repositories, referral: ProgrammeReferral, now: datetime
+) -> ProgrammeReferral:
+    """Count the email address of a locked referral's account as an event, if it is confirmed.
+
+    Returns the referral as it is then. Does nothing if its rules do not mention such events.
+    """
+    if not await shared.referrals.names(repositories, referral, EMAIL_CONFIRMED):
+        return referral
+    user_id = referral.referral_id
+    confirmed_at = await repositories.users.find_confirmation(user_id)
+    if confirmed_at is None:
+        return referral
     event = Event(
         event_id=uuid7(),
         programme_id=referral.programme_id,
@@ -100,11 +107,12 @@ async def note_confirmation(
         amount=None,
         unit=None,
         refunds=None,
-        occurred_at=now,
+        occurred_at=confirmed_at,
         received_at=now,
     )
     if await repositories.events.add(event, b""):
-        await shared.referrals.assess(repositories, referral, now, event=event)
+        return await shared.referrals.assess(repositories, referral, now, event=event)
+    return referral
 
 
 def _normalise(code: str) -> str:
@@ -142,6 +150,7 @@ async def _store_referral(
     programme = await shared.referrals.default_programme(repositories)
     try:
         referral = await shared.referrals.add(repositories, new, programme, now)
+        await note_confirmation(shared, repositories, referral, now)
     except AlreadyReferred as error:
         raise ReferralCodeUnusable from error
     if referral.flags:

@@ -18,6 +18,7 @@ _WARNINGS: Final = frozenset(
         SecurityEvent.SIGN_IN_FAILED,
         SecurityEvent.REFRESH_TOKEN_REUSED,
         SecurityEvent.AUTHORIZATION_CODE_REUSED,
+        SecurityEvent.CLIENT_REFUSED,
     }
 )
 log = logging.getLogger("service.security")
@@ -119,6 +120,11 @@ class SecurityEvents:
             reason=reason,
             count=count,
         )
+
+    def log_refused_client(self, client_id: str | None) -> None:
+        """Log a wrong secret of a client, or, if `client_id` is None, an unknown client."""
+        reason = "wrong-secret" if client_id else "unknown-client"
+        log_event(SecurityEvent.CLIENT_REFUSED, self._origin(), client=client_id, reason=reason)
 
     def account_hash(self, account: UUID | str) -> str:
         """Return the account's pseudonym in the log, which only the key links to the account."""

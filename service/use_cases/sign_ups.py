@@ -6,13 +6,13 @@ from datetime import datetime
 from service.domain.emails import Email, hash_email
 from service.domain.errors import AlreadyReferred, InvalidInput, ReferralCodeUnusable, SelfReferral
 from service.domain.events import check_moment
-from service.domain.referral_codes import TakenReferralCode, normalise_code
+from service.domain.referral_codes import TakenReferralCode, are_alike, normalise_code
 from service.domain.referrals import NewReferral, ProgrammeReferral
 from service.postgresql.database import Repositories, retried
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.participants import Participants, Who
 from service.use_cases.programmes import Programmes
-from service.use_cases.referring import count_use
+from service.use_cases.referring import count_use, note_confirmation
 from service.use_cases.shared import Shared
 
 
@@ -64,7 +64,7 @@ class SignUps:
                 raise AlreadyReferred("This participant has been erased.")
             known = await repositories.referrals.lock(participant.participant_id)
             if known is not None:
-                if known.code != _normalise(sign_up.code):
+                if not are_alike(known.code, _normalise(sign_up.code)):
                     raise AlreadyReferred
                 await once.keep(repositories, (known, False), None)
                 return known, False
@@ -73,7 +73,7 @@ class SignUps:
             )
             taken = await self._take(repositories, sign_up, now)
             if taken.programme_id != participant.programme_id:
-                raise ReferralCodeUnusable(field="code")
+                raise ReferralCodeUnusable("The code belongs to another programme.", field="code")
             if taken.owner_id == participant.participant_id:
                 raise SelfReferral
             email = sign_up.email
@@ -89,6 +89,8 @@ class SignUps:
             )
             programme = await self._programmes.find_by_id(repositories, participant.programme_id)
             referral = await self._shared.referrals.add(repositories, new, programme, now)
+            if participant.user_id is not None:
+                referral = await note_confirmation(self._shared, repositories, referral, now)
             await count_use(self._shared, repositories, taken, now)
             await once.keep(repositories, (referral, True), None)
         return referral, True
@@ -99,8 +101,9 @@ class SignUps:
         """Count a use of the code that the link led to; raise ReferralCodeUnusable."""
         code, uses = _normalise(sign_up.code), repositories.referral_code_uses
         confirmed_only = self._shared.confirmation_required
-        taken = await uses.take(code, now, confirmed_only=confirmed_only)
-        if taken is None and sign_up.clicked_at is not None:
+        if sign_up.clicked_at is None:
+            taken = await uses.take(code, now, confirmed_only=confirmed_only)
+        else:
             found = await uses.find_at(code, sign_up.clicked_at, confirmed_only=confirmed_only)
             taken = None if found is None else await uses.take_by_id(found, now)
         if taken is None:

@@ -120,13 +120,7 @@ class Users:
         referrer_id = None
         if referral_code is not None:
             referrer_id = await refer_by_code(
-                self._shared,
-                repositories,
-                user_id,
-                email,
-                referral_code,
-                now,
-                email_confirmed=email_confirmed,
+                self._shared, repositories, user_id, email, referral_code, now
             )
         follow_ups = jobs_about_email(user_id)
         if disposable:

@@ -115,7 +115,7 @@ CREATE UNIQUE INDEX IF NOT EXISTS referrals_of_a_pair_once
 
 -- For the sweep that rejects what has not qualified in time.
 CREATE INDEX IF NOT EXISTS referrals_pending_until ON referrals (window_ends_at)
- WHERE state = 'pending';
+ WHERE state = 'pending' AND review <> 'approved';
 
 CREATE INDEX IF NOT EXISTS referrals_to_review ON referrals (programme_id, registered_at, user_id)
  WHERE review = 'open';

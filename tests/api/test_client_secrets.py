@@ -46,6 +46,19 @@ async def test_wrong_credentials_are_refused_without_making_a_browser_ask(
     assert answer.headers.getall("WWW-Authenticate") == ["Bearer"]
 
 
+async def test_a_wrong_secret_is_logged_and_not_shown(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    company = await new_company(api)
+    caplog.clear()
+    await api.get("/programmes", headers=basic(company.client_id, "a wrong secret"))
+    await api.get("/programmes", headers=basic("nobody", "a wrong secret"))
+    refused = [line for line in caplog.records if line.message == "client.refused"]
+    told = [(line.client, line.reason) for line in refused]  # type: ignore[attr-defined]
+    assert told == [(company.client_id, "wrong-secret"), (None, "unknown-client")]
+    assert "a wrong secret" not in caplog.text
+
+
 async def test_a_secret_is_good_for_the_api_alone(api: Api) -> None:
     company = await new_company(api)
     answer = await company.get("//docs")

@@ -2,10 +2,12 @@
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 
-from service.api.http.fields import moment_text
+from service.api.http.app_keys import SERVICES
+from service.domain.clock import moment_text
 from tests.api.assertions import assert_problem
 from tests.company import Company, new_company, new_id
 from tests.factories import Api
@@ -118,6 +120,7 @@ async def test_a_refund_may_come_before_what_it_takes_back(company: Company) -> 
         ({"type": "Purchase"}, ["#/type"]),
         ({"type": "x" * 65}, ["#/type"]),
         ({"amount": 1.5}, ["#/amount"]),
+        ({"amount": 1e3}, ["#/amount"]),
         ({"amount": "5"}, ["#/amount"]),
         ({"amount": True}, ["#/amount"]),
         ({"amount": -1}, ["#/amount"]),
@@ -158,6 +161,26 @@ async def test_bad_events_are_refused_where_they_are_at_fault(
     assert_problem(answer, 422, "validation-failed", pointers)
 
 
+async def test_a_refund_still_counts_when_its_buyer_is_erased(company: Company) -> None:
+    referee, referral = await new_referral(company)
+    await company.report("purchase", referee, id="order-1", **PAID)
+    assert (await company.delete(f"/participants/{referral['id']}")).status == 204
+    more = await company.report("purchase", referee, **PAID)
+    assert (more.json()["outcome"], more.json()["referral"]) == ("erased", None)
+    refunded = await company.report("refund", referee, refunds="order-1")
+    assert refunded.json()["outcome"] == "reversed"
+    assert (await company.get(f"/referees/{referral['id']}")).json()["state"] == "reversed"
+
+
+async def test_approving_lifts_the_rejection_of_a_window_that_has_passed(company: Company) -> None:
+    _, referral = await new_referral(company, signed_up_at=at(days=40))
+    assert (referral["state"], referral["reason"]) == ("rejected", "window-passed")
+    path = f"/referees/{referral['id']}/decisions"
+    approved = await company.post(path, {"decision": "approve", "reason": "We were late."})
+    shown = approved.json()
+    assert (shown["state"], shown["reason"]) == ("pending", "review-approved")
+
+
 async def test_a_refund_of_what_it_cannot_be_of_is_refused(company: Company) -> None:
     await company.report("purchase", "u-1", id="order-1", **PAID)
     theirs = await company.report("refund", "u-2", refunds="order-1")
@@ -181,7 +204,7 @@ async def test_an_email_address_is_referred_once(company: Company) -> None:
     email = "carla@example.com"
     assert (await company.sign_up(referrer["code"], "u-1", email=email)).status == 201
     answer = await company.sign_up(referrer["code"], "u-2", email="Carla@Example.com")
-    assert_problem(answer, 409, "already-referred")
+    assert_problem(answer, 409, "already-referred", ["#/email"])
 
 
 async def test_nobody_refers_themselves_nor_their_referrer(company: Company) -> None:
@@ -189,7 +212,8 @@ async def test_nobody_refers_themselves_nor_their_referrer(company: Company) -> 
     assert_problem(await company.sign_up(anna["code"], "anna"), 422, "self-referral", ["#/code"])
     bert = await company.new_referrer("bert")
     assert (await company.sign_up(anna["code"], "bert")).status == 201
-    assert_problem(await company.sign_up(bert["code"], "anna"), 409, "already-referred")
+    mutual = await company.sign_up(bert["code"], "anna")
+    assert_problem(mutual, 409, "already-referred", ["#/code"])
 
 
 async def test_a_code_counts_if_it_lived_when_its_link_was_followed(company: Company) -> None:
@@ -201,6 +225,31 @@ async def test_a_code_counts_if_it_lived_when_its_link_was_followed(company: Com
     assert (await company.sign_up(referrer["code"], "u-1", clicked_at=clicked)).status == 201
     early = await company.sign_up(referrer["code"], "u-2", clicked_at=at(hours=1))
     assert_problem(early, 422, "referral-code-unusable", ["#/code"])
+    live = (await company.get(path)).json()["code"]
+    early = await company.sign_up(live, "u-2", clicked_at=at(hours=1))
+    assert_problem(early, 422, "referral-code-unusable", ["#/code"])
+
+
+async def test_a_deleted_code_does_not_count_by_an_earlier_life(company: Company) -> None:
+    referrer = await company.new_referrer(code={"expires_in_days": 5, "code": "ANNA-OIL"})
+    path, clicked = f"/participants/{referrer['participant_id']}", at(seconds=0)
+    await company.put(f"{path}/code", {"expires_in_days": 9, "code": "ANNA-OIL"})
+    alike = await company.sign_up("anna-0il", "u-1", clicked_at=clicked)
+    assert alike.status == 201
+    assert (await company.sign_up("ANNA-O1L", "u-1")).status == 200
+    await company.delete(f"{path}/code")
+    answer = await company.sign_up("ANNA-OIL", "u-2", clicked_at=clicked)
+    assert_problem(answer, 422, "referral-code-unusable", ["#/code"])
+
+
+async def test_a_confirmation_just_before_the_sign_up_counts(company: Company, api: Api) -> None:
+    await company.use_rules({"qualify": {"on": "email_confirmed"}})
+    person, referrer = await api.new_person(), await company.new_referrer()
+    async with api.app[SERVICES].database.transaction() as repositories:
+        now = datetime.now(UTC)
+        await repositories.users.confirm_email(UUID(person.user_id), person.email, now)
+    body = {"code": referrer["code"], "participant_id": person.user_id}
+    assert (await company.post("/referrals", body)).json()["state"] == "qualified"
 
 
 @pytest.mark.parametrize(

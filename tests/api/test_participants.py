@@ -138,7 +138,7 @@ async def test_a_public_name_is_given_and_taken_away(company: Company) -> None:
         "public_name"
     ] == "Anna B."
     assert (await company.patch(path, {"trusted": True})).json()["public_name"] == "Anna B."
-    assert not (await company.patch(path, {"public_name": ""})).json()["public_name"]
+    assert (await company.patch(path, {"public_name": ""})).json()["public_name"] is None
 
 
 @pytest.mark.parametrize("name", ["x" * 41, "a\nb", "\u202eevil", "a\u200eb", 5])
@@ -212,9 +212,26 @@ async def test_a_share_link_leads_to_the_landing_page(company: Company, api: Api
     assert answer.headers["Location"] == (f"https://shop.example/hi?a=1&ref={referrer['code']}#top")
     assert answer.headers["Cache-Control"] == "no-store"
     assert "Set-Cookie" not in answer.headers
-    for dead in ("NOBODY", "%FF%00", "x" * 5000, "", "a/b", "%E2%80%AE"):
+    for dead in ("NOBODY", "%FF%00", "%0d%0a", "x" * 5000, "", "a/b", "%E2%80%AE"):
         answer = await api.get(f"//r/{dead}", allow_redirects=False)
         assert (answer.status, answer.headers["Location"]) == (
             302,
             "https://shop.example/hi?a=1#top",
         ), dead
+    await company.patch("/programmes/default", {"landing_url": ""})
+    assert (await company.get("/programmes/default")).json()["landing_url"] is None
+
+
+async def test_an_erased_account_takes_no_part_any_more(company: Company, api: Api) -> None:
+    person = await api.new_person()
+    await company.sign_up(await api.new_code(person))
+    assert (await api.delete("/users/me", {"password": person.password}, by=person)).status == 204
+    path = f"/participants/{person.user_id}"
+    assert_problem(await company.get(path), 404, "participant-not-found")
+    body = {"expires_in_days": 3}
+    assert_problem(await company.put(f"{path}/code", body), 404, "participant-not-found")
+    other = await company.new_referrer()
+    signed_up = {"code": other["code"], "participant_id": person.user_id}
+    assert_problem(await company.post("/referrals", signed_up), 409, "already-referred")
+    event = {"id": new_id("e"), "type": "purchase", "participant_id": person.user_id}
+    assert (await company.post("/events", event)).json()["outcome"] == "erased"

@@ -155,6 +155,7 @@ def reward(**members: Any) -> dict[str, Any]:
         ({**QUALIFY, "fraud": {"same_ip": "maybe"}}, ["#/rules/fraud/same_ip"]),
         ({**QUALIFY, "rewards": [FRIEND, FRIEND]}, [f"{REWARDS}/1/name"]),
         ({**QUALIFY, "rewards": [{**FRIEND, "name": f"n{n}"} for n in range(21)]}, [REWARDS]),
+        ({**QUALIFY, "rewards": ["x", 1, [], None]}, [f"{REWARDS}/{n}" for n in range(4)]),
         (reward(name="Nope!"), [f"{REWARDS}/0/name"]),
         (reward(to="anyone"), [f"{REWARDS}/0/to"]),
         (reward(more=1), [f"{REWARDS}/0/more"]),
@@ -283,5 +284,18 @@ async def test_rules_are_tried_without_storing_anything(company: Company) -> Non
             {"state": state, "reason": reason, "rewards": []},
         )
     assert (await company.get("/participants?external_id=u-1")).json()["items"] == []
-    bad = await company.post(path, {**body, "events": [bought, {**bought, "amount": -1}]})
-    assert_problem(bad, 422, "validation-failed", ["#/events/1/amount"])
+    for events, pointer in [
+        ([bought, {**bought, "amount": -1}], "#/events/1/amount"),
+        ([bought, {**bought, "amount": 1}], "#/events/1/id"),
+        ([{**bought, "occurred_at": "9999-12-31T23:59:59Z"}], "#/events/0/occurred_at"),
+        ([bought, {**back, "amount": 1, "unit": "USD"}], "#/events/1/unit"),
+        ([back, {**back, "id": "r-2", "refunds": "r-1"}], "#/events/1/refunds"),
+        ("x", "#/events"),
+        ([1], "#/events/0"),
+    ]:
+        bad = await company.post(path, {**body, "events": events})
+        assert_problem(bad, 422, "validation-failed", [pointer])
+    for moment in ("9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z"):
+        referral = {"signed_up_at": moment}
+        bad = await company.post(path, {**body, "referral": referral, "events": []})
+        assert_problem(bad, 422, "validation-failed", ["#/referral/signed_up_at"])

@@ -22,7 +22,7 @@ from redis.asyncio.connection import AbstractConnection
 from service.domain.clock import utc_now
 from service.redis import TIMEOUT_SECONDS, RedisAway
 from service.redis import client as redis_client
-from service.redis.client import RedisClient
+from service.redis.client import MANY_AT_ONCE, MOST_TURNS, RedisClient
 from service.settings.settings import Settings
 from tests.engines import redis_trouble
 from tests.engines.redis_trouble import Proxy
@@ -96,6 +96,30 @@ async def test_what_one_turn_asks_for_is_one_exchange(
     assert [(await count)[0] for count in counts] == [1] * 30 + [2] * 20
     [words] = sent
     assert (words.count(b"MGET"), words.count(b"EVAL")) == (1, 1)
+
+
+async def test_many_requests_wait_for_those_of_a_few_more_turns(
+    client: RedisClient, sent: list[list[bytes]]
+) -> None:
+    """An exchange for each turn would cost more than what they ask for."""
+    reads = []
+    for turn in range(MOST_TURNS // 2):
+        reads += [client.get(f"key {turn} {number}") for number in range(MANY_AT_ONCE)]
+        await asyncio.sleep(0)
+    assert sent == []
+    await asyncio.gather(*reads)
+    assert len(sent) == 1
+
+
+async def test_many_requests_do_not_wait_for_ever(
+    client: RedisClient, sent: list[list[bytes]]
+) -> None:
+    reads = []
+    for turn in range(MOST_TURNS * 2):
+        reads += [client.get(f"key {turn} {number}") for number in range(MANY_AT_ONCE)]
+        await asyncio.sleep(0)
+    assert len(sent) == 1
+    await asyncio.gather(*reads)
 
 
 async def test_reads_that_come_meanwhile_wait_for_each_other_and_writes_for_none(

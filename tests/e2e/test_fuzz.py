@@ -10,9 +10,12 @@ import random
 import secrets
 import urllib.request
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any, Final
 
+from service.domain.clock import moment_text
+from tests.e2e.company import new_company
 from tests.e2e.processes import Service, service_process
 from tests.e2e.test_serving import resident_mib
 from tests.factories import PASSWORD
@@ -88,6 +91,9 @@ class Requests:
         bearer = {"Authorization": f"Bearer {self._tokens['access_token']}"}
         self._post("/referral-code", {"expires_in_days": 7}, bearer)
         self._cursor = b"eyJhdCI6MX0"
+        company, known = new_company(service)
+        self._company = b"Authorization: " + company.encode()
+        participant = f"/api/v1/participants/{known['participant_id']}".encode()
         self._bodies: list[tuple[bytes, bytes, Any]] = [
             (b"POST", b"/api/v1/auth/register", {**account, "referral_code": "ABCD-1234"}),
             (b"POST", b"/api/v1/auth/login", account),
@@ -105,6 +111,62 @@ class Requests:
                 {"current_password": "x", "new_password": "y"},
             ),
             (b"DELETE", b"/api/v1/users/me", {"password": "not this one"}),
+        ]
+        self._reports: list[tuple[bytes, bytes, Any]] = [
+            (
+                b"POST",
+                b"/api/v1/participants",
+                {"external_id": "u-1", "email": "a@example.com", "ip": "192.0.2.1"},
+            ),
+            (
+                b"POST",
+                b"/api/v1/participants",
+                {"external_id": "u-3", "code": {"code": "U-3-2027", "expires_in_days": 9}},
+            ),
+            (b"PATCH", participant, {"trusted": True, "public_name": "Anna"}),
+            (b"PUT", participant + b"/code", {"expires_in_days": 9, "max_uses": 5}),
+            (
+                b"POST",
+                b"/api/v1/referrals",
+                {"code": known["code"], "external_id": "u-2", "clicked_at": _ago(2)},
+            ),
+            (
+                b"POST",
+                b"/api/v1/events",
+                {"id": "order-1", "type": "purchase", "external_id": "u-2", "amount": 4900}
+                | {"unit": "EUR", "occurred_at": _ago(1)},
+            ),
+            (
+                b"POST",
+                b"/api/v1/events",
+                {"id": "refund-1", "type": "refund", "refunds": "order-1", "external_id": "u-2"},
+            ),
+            (
+                b"PUT",
+                b"/api/v1/programmes/shop/rules",
+                {"version": 9, "rules": {"qualify": {"on": "purchase", "within_days": 30}}},
+            ),
+            (
+                b"POST",
+                b"/api/v1/programmes/shop/rules/try",
+                {
+                    "rules": {"qualify": {"on": "purchase"}},
+                    "referral": {"registered_at": _ago(2)},
+                    "events": [{"id": "order-1", "type": "purchase"}],
+                },
+            ),
+            (
+                b"POST",
+                b"/api/v1/referees/%s/decisions" % known["referral_id"].encode(),
+                {"decision": "reject", "reason": "The same person."},
+            ),
+        ]
+        self._reads = [
+            b"/api/v1/participants?external_id=u-1",
+            participant,
+            b"/api/v1/programmes/shop/rules/1",
+            b"/api/v1/referees/" + known["referral_id"].encode(),
+            b"/api/v1/referrals?state=pending&limit=5&cursor=" + self._cursor,
         ]
         self._targets = [
             b"/api/v1/referral-code/anna%40example.com",
@@ -128,11 +190,15 @@ class Requests:
     def next(self) -> bytes:
         rng = self._rng
         token = self._tokens["access_token"].encode()
-        method, target, body = b"GET", rng.choice(self._targets), b""
-        headers = [b"Host: localhost", b"Authorization: Bearer " + token]
+        by_company = rng.random() < 0.4
+        bodies = self._reports if by_company else self._bodies
+        method, body = b"GET", b""
+        target = rng.choice(self._reads if by_company else self._targets)
+        authorization = self._company if by_company else b"Authorization: Bearer " + token
+        headers = [b"Host: localhost", authorization]
         part = rng.choice(["target", "header", "token", "body", "body", "form", "everything"])
         if part in {"body", "everything"}:
-            method, target, document = rng.choice(self._bodies)
+            method, target, document = rng.choice(bodies)
             body = mangled(json.dumps(document).encode(), rng)
             headers += [
                 b"Content-Type: application/json",
@@ -150,7 +216,8 @@ class Requests:
         elif part == "target":
             target = mangled(target, rng)
         elif part == "token":
-            headers[1] = b"Authorization: " + mangled(b"Bearer " + token, rng)
+            name, _, value = authorization.partition(b" ")
+            headers[1] = name + b" " + mangled(value, rng)
         else:
             names = [
                 b"Cookie",
@@ -166,6 +233,10 @@ class Requests:
             method + b" " + target + b" HTTP/1.1\r\n" + b"\r\n".join(headers) + b"\r\n\r\n" + body
         )
         return mangled(request, rng) if part == "everything" else request
+
+
+def _ago(hours: int) -> str:
+    return moment_text(datetime.now(UTC) - timedelta(hours=hours))
 
 
 async def status_of(service: Service, request: bytes) -> int | None:

@@ -5,6 +5,7 @@ status, a type, headers and a body that the document describes, and invalid requ
 """
 
 import argparse
+import json
 import os
 import secrets
 import subprocess
@@ -21,6 +22,7 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.handlers import Sink
 
 from service import embedded
+from tests.e2e.company import new_company
 from tests.e2e.processes import ROOT, free_port, run, service_process
 from tests.factories import new_secrets
 
@@ -56,13 +58,15 @@ def main() -> int:
         made = run("admin", "create", ADMIN["ADMIN_EMAIL"], environment=service.environment)
         assert made.returncode == 0, made.stderr
         stack.enter_context(_admin_stays(service.environment["DATABASE_URL"]))
+        authorization, known = new_company(service)
+        company = {"COMPANY": authorization, "KNOWN": json.dumps(known)}
         command = [
             *(str(Path(sys.executable).with_name("st")), f"--config-file={HERE}/schemathesis.toml"),
             *("run", f"{service.url}/openapi.json", "--checks=all", "--continue-on-failure"),
             *(f"--seed={parsed.seed}", f"--max-time={parsed.seconds}", "--max-examples=40"),
         ]
         hooks = {"SCHEMATHESIS_HOOKS": "tests.faults.schemathesis_hooks", "PYTHONPATH": str(ROOT)}
-        whole = {**os.environ, **service.environment, **hooks}
+        whole = {**os.environ, **service.environment, **company, **hooks}
         return subprocess.run(command, env=whole, cwd=folder).returncode
 
 

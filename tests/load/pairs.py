@@ -90,7 +90,7 @@ class Pair:
 
     def requests(self, workload: Workload, name: str = NEW) -> list[Request]:
         url = self.servers[name].url
-        return workload(lambda number: self.bench.secrets.access_token(url, number))
+        return workload(lambda number: f"Bearer {self.bench.secrets.access_token(url, number)}")
 
     def file(self, name: str, workload: Workload) -> Path:
         """Write the requests to a server as wrk reads them."""
@@ -120,11 +120,14 @@ class Pair:
         """Add the ratios of clean pairs to the row. `refused` is the share of answers over 399."""
         files = {name: self.file(name, workload) for name in self.services}
         for name, file in files.items():
+            if prepare is not None:
+                prepare()
             self.warm_up(name, file)
         files[CONTROL] = self.file(CONTROL, workloads.look_ups)
         self.load(CONTROL, files[CONTROL], 1)
         for attempt in range(self.bench.pairs * self.bench.tries):
-            mark = 0 if prepare is not None else attempt * 7919
+            # No mark of the warming up, so that no number comes again.
+            mark = 0 if prepare is not None else (attempt + 1) * 7919
             rounds = {}
             for name in self.turns(attempt):
                 if prepare is not None:
@@ -141,3 +144,20 @@ class Pair:
             row.add({name: done.measures() for name, done in rounds.items()}, clean=clean)
             if row.clean == self.bench.pairs:
                 break
+
+
+def closed_loop(
+    bench: Bench,
+    pair: Pair,
+    name: str,
+    goal: float,
+    workload: Workload,
+    *,
+    refused: float = 0.0,
+    prepare: Callable[[], None] | None = None,
+) -> Row:
+    """Measure a workload at full speed; its goal is a share of the control's rate."""
+    row = Row(name, f"rate ≥ {goal:.2f}", lambda row: row.median("rate") >= goal)
+    pair.measure(row, workload, refused=refused, prepare=prepare)
+    bench.add(row)
+    return row

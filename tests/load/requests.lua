@@ -1,16 +1,16 @@
 -- wrk's requests: the lines of a file, over and over, and at the end one line of JSON.
 --
--- A line is: method, path, access token, X-Forwarded-For, body, between tabs, "-" for none. {n} in a
+-- A line is: method, path, Authorization, X-Forwarded-For, body, between tabs, "-" for none. {n} in a
 -- body becomes a number that no other request of the run has.
 
 local requests, position, count = {}, 0, 0
 
 function init(arguments)
    for line in io.lines(arguments[1]) do
-      local method, path, token, forwarded_for, body =
-         line:match("^(%S+)\t(%S+)\t(%S+)\t(%S+)\t(.+)$")
+      local method, path, authorization, forwarded_for, body =
+         line:match("^(%S+)\t(%S+)\t([^\t]+)\t(%S+)\t(.+)$")
       local headers = {}
-      if token ~= "-" then headers["Authorization"] = "Bearer " .. token end
+      if authorization ~= "-" then headers["Authorization"] = authorization end
       if forwarded_for ~= "-" then headers["X-Forwarded-For"] = forwarded_for end
       if body == "-" then
          requests[#requests + 1] = wrk.format(method, path, headers)

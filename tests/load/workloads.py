@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -20,21 +21,23 @@ OWNERS_FROM: Final = 900_001
 """The first of the users with a session and without a code, who create codes."""
 REFERRERS: Final = {3: 10**7, 2: 10**5, 1: 10**3}
 Token = Callable[[int], str]
-"""Returns an access token of the user of that number."""
+"""Returns the Authorization header of the user of that number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request; "-" stands for no access token, no X-Forwarded-For, no body."""
+    """One request; "-" stands for no Authorization, no X-Forwarded-For, no body."""
 
     path: str
     method: str = "GET"
-    token: str = "-"
+    authorization: str = "-"
     forwarded_for: str = "-"
     body: str = "-"
 
     def line(self) -> str:
-        return f"{self.method}\t{self.path}\t{self.token}\t{self.forwarded_for}\t{self.body}\n"
+        return (
+            f"{self.method}\t{self.path}\t{self.authorization}\t{self.forwarded_for}\t{self.body}\n"
+        )
 
     def bytes(self) -> bytes:
         """Return what is sent, of a request that is nothing but a path."""
@@ -64,7 +67,10 @@ def unknown_look_ups(_: Token) -> list[Request]:
 
 
 def own_accounts(token: Token) -> list[Request]:
-    return [Request(f"{API}/users/me", token=token(number)) for number in range(1, SIGNED_IN + 1)]
+    return [
+        Request(f"{API}/users/me", authorization=token(number))
+        for number in range(1, SIGNED_IN + 1)
+    ]
 
 
 def pages(referrer: int, *, deep: bool) -> Callable[[Token], list[Request]]:
@@ -76,7 +82,7 @@ def pages(referrer: int, *, deep: bool) -> Callable[[Token], list[Request]]:
     query = f"?cursor={Cursor(at, row_id(1, middle)).encode()}" if deep else ""
 
     def requests(token: Token) -> list[Request]:
-        return [Request(f"{API}/referrals/me{query}", token=token(referrer))]
+        return [Request(f"{API}/referrals/me{query}", authorization=token(referrer))]
 
     return requests
 
@@ -95,6 +101,23 @@ def codes(token: Token) -> list[Request]:
 def registrations(_: Token) -> list[Request]:
     body = json.dumps({"email": "new{n}@example.com", "password": "a long walk by the river"})
     return [Request(f"{API}/auth/register", "POST", body=body)]
+
+
+def registrations_with_codes(_: Token) -> list[Request]:
+    """Register with the codes of many referrers, and with email addresses never used before."""
+    codes = random.Random(SEED).sample(range(1, LIVE_CODES + 1), 1000)
+    made = time.time_ns()
+    bodies = [
+        json.dumps(
+            {
+                "email": f"n{made}-{number}-{{n}}@example.com",
+                "password": "a long walk by the river",
+                "referral_code": f"PERSON-{number}",
+            }
+        )
+        for number in codes
+    ]
+    return [Request(f"{API}/auth/register", "POST", body=body) for body in bodies]
 
 
 def to_file(requests: Iterable[Request]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from service.domain.errors import DatabaseUnavailable
-from service.postgresql.batch_loader import MOST_AT_ONCE, BatchLoader
+from service.postgresql.batch_loader import FEW_KEYS, MANY_KEYS, MOST_AT_ONCE, BatchLoader
 
 
 class Source:
@@ -41,6 +41,28 @@ async def test_all_that_is_wanted_in_one_turn_is_one_statement(
     found = await asyncio.gather(*map(batches.find, ["a", "b", "c", "a", "a"]))
     assert found == [1, 2, None, 1, 1]
     assert source.statements == [["a", "b", "c"]]
+
+
+async def test_what_turns_in_a_row_add_is_one_statement(
+    batches: BatchLoader[str, int], source: Source
+) -> None:
+    found = []
+    for turn in range(10):
+        keys = [f"{turn} {number}" for number in range(FEW_KEYS + 1)]
+        found += [asyncio.create_task(batches.find(key)) for key in keys]
+        await asyncio.sleep(0)
+    assert source.statements == []
+    await asyncio.gather(*found)
+    assert len(source.statements) == 1
+
+
+async def test_keys_do_not_wait_for_ever(batches: BatchLoader[str, int], source: Source) -> None:
+    found = []
+    for number in range(2 * MANY_KEYS):
+        found.append(asyncio.create_task(batches.find(str(number))))
+        await asyncio.sleep(0)
+    assert source.statements
+    await asyncio.gather(*found)
 
 
 async def test_under_load_there_are_few_statements_and_none_is_forgotten(

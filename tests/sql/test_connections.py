@@ -40,12 +40,12 @@ async def test_connections_are_opened_when_needed_and_used_again(opened: Connect
     backend = await backend_of(first)
     assert backend != await backend_of(second)
     assert counts(opened) == (2, 0)
-    await opened.release(first, clean=True)
+    opened.release(first, clean=True)
     assert counts(opened) == (1, 1)
     again = await opened.acquire()
     assert await backend_of(again) == backend
-    await opened.release(again, clean=True)
-    await opened.release(second, clean=True)
+    opened.release(again, clean=True)
+    opened.release(second, clean=True)
     assert counts(opened) == (0, 2)
 
 
@@ -58,14 +58,14 @@ async def test_the_longest_waiter_is_first(opened: Connections) -> None:
         connection = await opened.acquire()
         served.append(number)
         assert await backend_of(connection) in backends
-        await opened.release(connection, clean=True)
+        opened.release(connection, clean=True)
 
     tasks = []
     for number in range(20):
         tasks.append(asyncio.create_task(use(number)))
         await asyncio.sleep(0)
     for connection in held:
-        await opened.release(connection, clean=True)
+        opened.release(connection, clean=True)
     await asyncio.gather(*tasks)
     assert served == list(range(20))
     assert counts(opened) == (0, 2)
@@ -76,11 +76,11 @@ async def test_a_newcomer_does_not_overtake_a_waiter(opened: Connections) -> Non
     held = [await opened.acquire(), await opened.acquire()]
     waiting = asyncio.create_task(opened.acquire())
     await asyncio.sleep(0)
-    await opened.release(held[0], clean=True)
+    opened.release(held[0], clean=True)
     newcomer = asyncio.create_task(opened.acquire())
     assert await waiting is held[0]
     assert not newcomer.done()
-    await opened.release(held[1], clean=True)
+    opened.release(held[1], clean=True)
     assert await newcomer is held[1]
 
 
@@ -93,7 +93,7 @@ async def test_nobody_waits_for_ever(servers: Servers) -> None:
             await opened.acquire()
         assert time.perf_counter() - started < 1
         for connection in held:
-            await opened.release(connection, clean=True)
+            opened.release(connection, clean=True)
         assert counts(opened) == (0, 2), "a waiter that gave up is passed nothing"
 
 
@@ -123,14 +123,14 @@ async def test_one_who_is_cancelled_while_passed_a_connection_passes_it_on(
     held = [await opened.acquire(), await opened.acquire()]
     waiting = [asyncio.create_task(opened.acquire()) for _ in range(2)]
     await asyncio.sleep(0)
-    await opened.release(held[0], clean=True)  # the first one has it now, and has not run yet
+    opened.release(held[0], clean=True)  # the first one has it now, and has not run yet
     waiting[0].cancel()
     assert await waiting[1] is held[0]
     with pytest.raises(asyncio.CancelledError):
         await waiting[0]
     waiting = [asyncio.create_task(opened.acquire())]
     await asyncio.sleep(0)
-    await opened.release(held[0], clean=True)
+    opened.release(held[0], clean=True)
     waiting[0].cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting[0]
@@ -141,7 +141,7 @@ async def test_one_who_is_cancelled_while_passed_a_place_passes_it_on(opened: Co
     held = [await opened.acquire(), await opened.acquire()]
     waiting = [asyncio.create_task(opened.acquire()) for _ in range(2)]
     await asyncio.sleep(0)
-    await opened.release(held[0], clean=False)
+    opened.release(held[0], clean=False)
     waiting[0].cancel()
     assert await backend_of(await waiting[1]) > 0
     with pytest.raises(asyncio.CancelledError):
@@ -154,14 +154,14 @@ async def test_a_connection_that_is_gone_makes_room_for_another(opened: Connecti
     waiting = asyncio.create_task(opened.acquire())
     await asyncio.sleep(0)
     held[0].terminate()
-    await opened.release(held[0], clean=True)
+    opened.release(held[0], clean=True)
     fresh = await waiting
     assert fresh not in held
     backend = await backend_of(fresh)
     held[1].terminate()
-    await opened.release(held[1], clean=True)
+    opened.release(held[1], clean=True)
     assert counts(opened) == (1, 0)
-    await opened.release(fresh, clean=True)
+    opened.release(fresh, clean=True)
     await end(opened, backend)
     assert await backend_of(await opened.acquire()) != backend
     assert counts(opened) == (1, 0)
@@ -172,9 +172,9 @@ async def end(opened: Connections, backend: int) -> None:
     idle = await opened.acquire()
     assert await backend_of(idle) == backend
     other = await opened.acquire()
-    await opened.release(idle, clean=True)
+    opened.release(idle, clean=True)
     await other.execute(f"SELECT pg_terminate_backend({backend}, 5000)")
-    await opened.release(other, clean=False)
+    opened.release(other, clean=False)
     async with asyncio.timeout(5):
         while opened.counts["idle"]:
             await asyncio.sleep(0.01)
@@ -183,7 +183,7 @@ async def end(opened: Connections, backend: int) -> None:
 async def test_a_connection_within_a_transaction_is_not_used_again(opened: Connections) -> None:
     connection = await opened.acquire()
     await connection.execute("BEGIN")
-    await opened.release(connection, clean=True)
+    opened.release(connection, clean=True)
     assert counts(opened) == (0, 0)
 
 
@@ -231,15 +231,15 @@ async def test_after_a_server_is_gone_nobody_gets_a_connection_from_before(
 ) -> None:
     idle, in_use = await opened.acquire(), await opened.acquire()
     before = {await backend_of(idle), await backend_of(in_use)}
-    await opened.release(idle, clean=True)
-    await opened.expire()
+    opened.release(idle, clean=True)
+    opened.expire()
     assert counts(opened) == (1, 0)
     assert await backend_of(in_use) in before, "what is under way may end"
     waiting = asyncio.create_task(opened.acquire())
-    await opened.release(in_use, clean=True)
+    opened.release(in_use, clean=True)
     fresh = await waiting
     assert await backend_of(fresh) not in before
-    await opened.release(fresh, clean=True)
+    opened.release(fresh, clean=True)
     assert counts(opened) == (0, 1)
 
 
@@ -259,7 +259,7 @@ async def test_a_server_that_hangs_is_given_up_and_used_again_when_it_answers(
             try:
                 await connection.execute("SELECT pg_sleep(5)")
             finally:
-                await connections.release(connection, clean=False)
+                connections.release(connection, clean=False)
 
         held = [await connections.acquire() for _ in range(LIMIT)]
         hangs = True
@@ -285,7 +285,7 @@ async def test_a_slow_statement_is_left_alone_while_the_server_answers_others(
 ) -> None:
     connection = await opened.acquire()
     assert await connection.fetchval("SELECT 7 FROM pg_sleep(1.2)") == 7
-    await opened.release(connection, clean=True)
+    opened.release(connection, clean=True)
     assert counts(opened) == (0, 1)
 
 
@@ -300,7 +300,7 @@ async def test_when_too_many_wait_for_too_long_only_health_checks_may_join(
         await opened.acquire()
     waiting.append(asyncio.create_task(opened.acquire(skip_check=True)))
     for connection in held:
-        await opened.release(connection, clean=True)
+        opened.release(connection, clean=True)
     for served in waiting:
-        await opened.release(await served, clean=True)
+        opened.release(await served, clean=True)
     assert counts(opened) == (0, 2)

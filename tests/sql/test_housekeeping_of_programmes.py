@@ -1,14 +1,16 @@
 """What housekeeping deletes of programmes, and what it leaves."""
 
+import asyncio
 from datetime import timedelta
 
 import pytest
 
 from service.domain.events import Outcome
 from service.domain.participants import SIGNALS_KEPT_FOR
+from service.domain.referrals import ReferralState
 from service.use_cases import housekeeping as module
 from service.use_cases.housekeeping import Housekeeping
-from tests.sql.company import DAY, Company
+from tests.sql.company import DAY, Company, Pause
 
 KEPT = timedelta(days=30)
 
@@ -36,6 +38,25 @@ async def test_old_events_of_nobodys_referral_are_deleted(company: Company) -> N
     assert await ids_of_events(company) == {"order-2"}
     refunded = await company.refund("refund-2", "u-2", "order-2")
     assert refunded.outcome is Outcome.REVERSED
+
+
+async def test_an_old_event_stays_while_its_participant_signs_up(company: Company) -> None:
+    """Without LOCK_OLD it would be deleted after the sign-up has qualified by it."""
+    code = await company.share("u-1", expires_in_days=366)
+    signed_up_at = company.clock.now
+    await company.report("order-2", "u-2")
+    company.clock.now += KEPT + DAY
+    pause = Pause()
+    sign_up = await pause.begins_in(
+        company.sign_up(code, "u-2", pause, clicked_at=signed_up_at, signed_up_at=signed_up_at)
+    )
+    housekeeping = Housekeeping(company.services.database, company.clock, KEPT)
+    async with asyncio.timeout(2):
+        await housekeeping.tidy_up()
+    pause.over.set()
+    referral, _ = await sign_up
+    assert referral.state is ReferralState.QUALIFIED
+    assert await ids_of_events(company) == {"order-2"}
 
 
 async def test_events_that_stay_do_not_keep_others_from_being_deleted(

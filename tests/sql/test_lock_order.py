@@ -46,6 +46,7 @@ ORDER: Final = {
 # have locked.
 WAIT_FOR_NOBODY: Final = {
     "events.DELETE_OF_NOBODY",
+    "events.LOCK_OLD",
     "participants.UPDATE",
     "referrals.DECIDE",
     "referrals.DELETE",

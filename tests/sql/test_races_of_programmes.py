@@ -242,6 +242,13 @@ async def test_of_identical_sign_ups_at_once_one_is_new(company: Company) -> Non
     assert await company.database.fetchval("SELECT sum(uses) FROM referral_code_uses") == 1
 
 
+async def test_a_sign_up_is_repeated_with_a_look_alike_of_its_code(company: Company) -> None:
+    code = await company.share("u-1", code="OIL-2026")
+    for typed, new in (("0il-2o26", True), ("01L-2026", False), (code, False)):
+        referral, is_new = await company.sign_up(typed, "u-2")
+        assert (referral.code, is_new) == (code, new)
+
+
 @pytest.mark.parametrize("known", [True, False], ids=["known before", "known to nobody"])
 async def test_of_two_sign_ups_of_one_referee_with_two_codes_one_wins(
     company: Company, known: bool

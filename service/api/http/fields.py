@@ -3,11 +3,14 @@
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from enum import Enum
 from typing import Any, Final
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load, validate
 
+from service.domain.clock import moment_text
 from service.domain.errors import InvalidInput
+from service.domain.events import LARGEST_AMOUNT
 
 LARGEST_PAGE: Final = 100
 BETWEEN: Final = "This must lie between {min} and {max}."
@@ -38,6 +41,9 @@ class RequestSchema(Schema):
             "required": "This member is missing.",
             "null": "This member must not be null.",
         }
+        if isinstance(field_obj, fields.List):
+            field_obj.error_messages |= {"invalid": "This is not a list."}
+            field_obj.inner.error_messages |= {"null": "This must not be null."}
         # For the documentation: `_leave_out` removes the value before the field sees it.
         field_obj.allow_none = not field_obj.required
 
@@ -115,6 +121,19 @@ class WholeNumber(fields.Integer):
         return value
 
 
+class Amount(WholeNumber):
+    """An amount in minor units, written as a JSON integer: neither 5.0 nor 5e3."""
+
+    def __init__(self, *, smallest: int = 1, **options: Any) -> None:
+        limits = validate.Range(smallest, LARGEST_AMOUNT, error=BETWEEN)
+        super().__init__(validate=limits, **options)
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if type(value) is float:
+            raise self.make_error("invalid")
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
 class TrueOrFalse(fields.Boolean):
     """A JSON true or false, not 1, which Python takes for true."""
 
@@ -128,9 +147,15 @@ class TrueOrFalse(fields.Boolean):
         return value
 
 
-def moment_text(moment: datetime) -> str:
-    """Return a time as responses show it (RFC 3339)."""
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+class OneOf(fields.Enum[Any]):
+    """One of the values of an enum."""
+
+    default_error_messages = {  # noqa: RUF012  # marshmallow declares it so
+        "unknown": "This is not one of {choices}."
+    }
+
+    def __init__(self, values: type[Enum], **options: Any) -> None:
+        super().__init__(values, by_value=True, **options)
 
 
 class Moment(fields.AwareDateTime):
@@ -155,6 +180,9 @@ class Moment(fields.AwareDateTime):
 
 class QuerySchema(Schema):
     """A query string. Unknown parameters are ignored."""
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        field_obj.error_messages |= {"required": "This parameter is missing."}
 
     class Meta:
         unknown = EXCLUDE

@@ -1,6 +1,6 @@
 """The headers that every answer has."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from aiohttp import web
@@ -20,9 +20,6 @@ _EVERY_ANSWER: Final = {
     istr("Content-Security-Policy"): "default-src 'none'; frame-ancestors 'none'",
 }
 _HTTPS: Final = {istr("Strict-Transport-Security"): "max-age=63072000"}
-_X_REQUEST_ID: Final = istr("X-Request-Id")
-_RATE_LIMIT_POLICY: Final = istr("RateLimit-Policy")
-_RATE_LIMIT: Final = istr("RateLimit")
 
 
 class Headers:
@@ -30,32 +27,25 @@ class Headers:
 
     def __init__(self, *, https: bool) -> None:
         self._same = _EVERY_ANSWER | (_HTTPS if https else {})
-        self._lines = _lines(self._same)
+        self._lines = "".join([f"{name}: {value}\r\n" for name, value in self._same.items()])
 
     def add(self, request: web.BaseRequest, response: web.StreamResponse, context: Context) -> None:
-        own = {_X_REQUEST_ID: context.request_id}
-        if context.windows:
-            own[_RATE_LIMIT_POLICY], own[_RATE_LIMIT] = _rate_limit(context.windows)
         if type(response) is PrebuiltResponse and response.is_usual(request):
-            lines = self._lines
-            for name, value in own.items():
-                lines += f"{name}: {value}\r\n"
+            lines = f"{self._lines}X-Request-Id: {context.request_id}\r\n"
+            if context.windows:
+                policy, state = _rate_limit(context.windows)
+                lines += f"RateLimit-Policy: {policy}\r\nRateLimit: {state}\r\n"
             response.build_head(lines)
-        else:
-            for name, value in (self._same | own).items():
-                response.headers.setdefault(name, value)
-
-
-def _lines(headers: Mapping[istr, str]) -> str:
-    return "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+            return
+        own = {"X-Request-Id": context.request_id}
+        if context.windows:
+            own["RateLimit-Policy"], own["RateLimit"] = _rate_limit(context.windows)
+        for name, value in (self._same | own).items():
+            response.headers.setdefault(name, value)
 
 
 def _rate_limit(windows: Sequence[Window]) -> tuple[str, str]:
     """Return RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers-10)."""
-    policies = states = comma = ""
-    for window in windows:
-        limit = window.limit
-        policies += f'{comma}"{window.name}";q={limit.requests};w={limit.seconds}'
-        states += f'{comma}"{window.name}";r={window.remaining};t={window.reset}'
-        comma = ", "
-    return policies, states
+    policies = [f'"{each.name}";q={each.limit.requests};w={each.limit.seconds}' for each in windows]
+    states = [f'"{each.name}";r={each.remaining};t={each.reset}' for each in windows]
+    return ", ".join(policies), ", ".join(states)

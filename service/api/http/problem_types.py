@@ -105,7 +105,8 @@ REMEDIES: Final[Mapping[type[ServiceError], str]] = {
     errors.EmailWithheld: "Allow the issuer to share your email address, or register with a "
     "password.",
     errors.InsufficientScope: "Ask the user for a token with the scope that `WWW-Authenticate` "
-    "names.",
+    "names. For a client acting on its own behalf, an operator can add it with "
+    "`python -m service clients update`.",
     errors.SignInRefused: "Start again; if it happens again, report the `request_id` to the "
     "operators.",
     errors.EnrichmentNotFound: "Try again later: data providers are queried in the background.",
