@@ -52,6 +52,6 @@ def _parser() -> argparse.ArgumentParser:
     commands.add("worker", worker.work)
     commands.add("dev", dev.dev)
     commands.add("migrate", migrate.migrate)
-    for module in (jobs, webhooks, clients, programmes, users, keys, ledger):
+    for module in (jobs, clients, programmes, webhooks, users, keys, ledger):
         module.add_commands(commands)
     return parser

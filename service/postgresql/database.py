@@ -6,17 +6,13 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-    contextmanager,
-)
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Final, ParamSpec, TypeVar
 
 import asyncpg
 
 from service.domain.errors import DatabaseUnavailable, MigrationsPending, Overloaded, Unavailable
+from service.domain.webhooks import Announcement
 from service.postgresql.hosts import WrongEncoding, open_connection
 from service.postgresql.migration_files import names_of_migrations
 from service.postgresql.pool import WAIT_SECONDS, Connections, QueueFull
@@ -114,6 +110,9 @@ class Repositories:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._callbacks: list[Callable[[], Awaitable[None] | None]] = []
+        self._last: list[Callable[[], Awaitable[None]]] = []
+        self.announcements: list[Announcement] = []
+        """What the transaction tells companies once it commits."""
         self.account_changes = AccountChangeRepository(connection)
         self.authorization_codes = AuthorizationCodeRepository(connection)
         self.balances = BalanceRepository(connection)
@@ -159,14 +158,29 @@ class Repositories:
         """
         self._callbacks.append(callback)
 
+    def before_commit(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Call `callback` last in the transaction; not if what called this is undone."""
+        self._last.append(callback)
+
+    async def finish(self) -> None:
+        for callback in self._last:
+            await callback()
+
     async def committed(self) -> None:
         for callback in self._callbacks:
             if (awaitable := callback()) is not None:
                 await awaitable
 
-    def savepoint(self) -> AbstractAsyncContextManager[object]:
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
         """Begin a part of the transaction that can be undone alone."""
-        return self._connection.transaction()
+        known, announced = len(self._last), len(self.announcements)
+        try:
+            async with self._connection.transaction():
+                yield
+        except BaseException:
+            del self._last[known:], self.announcements[announced:]
+            raise
 
 
 class Database:
@@ -188,6 +202,7 @@ class Database:
             repositories = Repositories(connection)
             try:
                 yield repositories
+                await repositories.finish()
             except TimeoutError:
                 connection.terminate()  # or the rollback would wait for the server, too
                 raise
@@ -199,6 +214,7 @@ class Database:
         async with self._connection() as connection:
             repositories = Repositories(connection)
             yield repositories
+            await repositories.finish()
         await repositories.committed()
 
     async def read(self, read: Callable[[Repositories], Awaitable[T]]) -> T:

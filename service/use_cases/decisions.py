@@ -67,7 +67,8 @@ class Decisions:
     ) -> Assessed:
         """Write the planned decisions and what they mean for rewards, in the order of locks."""
         before = referral
-        told = referral_created(before) if change.is_new else []
+        if change.is_new:
+            announce(repositories, change.now, *referral_created(referral))
         is_whole = bool(planned) or change.reviewed or change.is_new
         concerned = is_whole or (
             change.event is not None and may_matter(change.rules, change.event)
@@ -75,9 +76,7 @@ class Decisions:
         decisions, standing = [], None
         for state, reason in planned:
             decision = next_decision(referral, change, state, reason)
-            decided, qualified = await self.decide(repositories, referral, decision)
-            told += referral_decided(referral, decided, decision.event_external_id)
-            referral = decided
+            referral, qualified = await self.decide(repositories, referral, decision)
             decisions.append(decision)
             standing = standing if qualified is None else qualified
         if change.reviewed:
@@ -104,19 +103,15 @@ class Decisions:
                 rose=rose,
             )
             settled = await self._rewards.settle(repositories, case)
-            told += settled.announced
         for further in _consequences(referral, change, settled):
-            decided, _ = await self.decide(repositories, referral, further)
-            told += referral_decided(referral, decided, further.event_external_id)
-            referral = decided
+            referral, _ = await self.decide(repositories, referral, further)
             decisions.append(further)
-        await announce(repositories, change.now, *told)
         return Assessed(referral=referral, decisions=decisions, settled=settled)
 
     async def decide(
         self, repositories: Repositories, referral: ProgrammeReferral, decision: Decision
     ) -> tuple[ProgrammeReferral, int | None]:
-        """Write a decision, and count the referral in its referrer's standing.
+        """Write a decision, count the referral in its referrer's standing, and announce it.
 
         Returns the referral, and how many of the referrer's have qualified if that has changed.
         """
@@ -140,6 +135,8 @@ class Decisions:
             sequence=decision.sequence,
             nth=nth,
         )
+        told = referral_decided(referral, decided, decision.event_external_id)
+        announce(repositories, decision.decided_at, *told)
         return decided, qualified
 
 

@@ -198,7 +198,7 @@ class Ledger:
         self, repositories: Repositories, kind: EventType, redemption: Transfer, now: datetime
     ) -> None:
         programme = await self._programmes.find_by_id(repositories, redemption.programme_id)
-        await announce(repositories, now, redemption_announcement(kind, programme.key, redemption))
+        announce(repositories, now, redemption_announcement(kind, programme.key, redemption))
 
     async def _discreet(self, repositories: Repositories, reward: Reward) -> Reward:
         """Return a reward as its owner sees it: whose amount a percentage is of is not told."""

@@ -277,7 +277,7 @@ class Participants:
         participant, is_new = locked
         if is_new:
             created = participant_created(key, participant.participant_id)
-            await announce(repositories, now, created)
+            announce(repositories, now, created)
         return participant, is_new
 
     async def _find(

@@ -120,7 +120,7 @@ class Programmes:
             new = _changed(old, change, now)
             await repositories.programmes.update(new)
             if new != old:
-                await announce(repositories, now, programme_changed(new))
+                announce(repositories, now, programme_changed(new))
             rules = await repositories.programmes.find_rules(new.programme_id, new.version)
             codes_die_or_live = (old.ended_at is None) is not (new.ended_at is None)
             if codes_die_or_live:
@@ -164,7 +164,7 @@ class Programmes:
                 programme_id, added, json.dumps(rules), made_by, now
             )
             changed = programme_changed(replace(programme, version=added))
-            await announce(repositories, now, changed)
+            announce(repositories, now, changed)
         return added, now
 
     async def find_version(self, key: str, version: int) -> tuple[Document, datetime]:

@@ -25,12 +25,10 @@ from service.domain.referrals import (
     Review,
 )
 from service.domain.users import Role
-from service.domain.webhooks import referral_decided
 from service.postgresql.batch_loader import BatchLoader
 from service.postgresql.database import Database, Repositories, retried
 from service.use_cases.decisions import Assessed, Change, Decisions, assessment_of, next_decision
 from service.use_cases.programmes import Programmes
-from service.use_cases.webhooks import announce
 
 MOST_PAGES: Final = 50
 """Pages read by one statement; a page has up to a hundred rows."""
@@ -154,9 +152,7 @@ class Referrals:
         rejected = verdict.review is Review.REJECTED
         state = ReferralState.REJECTED if rejected else referral.state
         decision = next_decision(referral, change, state, verdict.reason)
-        decided, _ = await self._decisions.decide(repositories, referral, decision)
-        await announce(repositories, now, *referral_decided(referral, decided))
-        return decided
+        return (await self._decisions.decide(repositories, referral, decision))[0]
 
     async def default_programme(self, repositories: Repositories) -> Programme:
         """Return the programme that accounts take part in."""

@@ -27,7 +27,7 @@ from service.domain.rewards import (
     wanted_rewards,
 )
 from service.domain.settlement import Case, Changes, cause_id, grant_of, release_of
-from service.domain.webhooks import Announcement, rewards_settled
+from service.domain.webhooks import rewards_settled
 from service.postgresql.database import Repositories
 from service.use_cases.locks import lock_standing
 from service.use_cases.programmes import Programmes
@@ -47,15 +47,13 @@ class Settled:
     """What has been done about a referral's rewards.
 
     `refused` are rules of which a cap is reached, with the event that they would have given
-    something for. `rewarded`: something is available, other than for signing up. `announced` are
-    to be sent to who listens.
+    something for. `rewarded`: something is available, other than for signing up.
     """
 
     rewarded: bool
     granted: Sequence[Reward] = ()
     taken_back: bool = False
     refused: Sequence[tuple[str, UUID | None]] = ()
-    announced: Sequence[Announcement] = ()
 
 
 class Rewards:
@@ -73,8 +71,10 @@ class Rewards:
             released = await self._release(repositories, live, case.now, case.made_by)
             names = _names_for_more_than_signing_up(case.rules)
             rewarded = any(reward.rule in names for reward in released)
-            announced = rewards_settled(referral.programme, released=released)
-            return Settled(rewarded=was_rewarded or rewarded, announced=announced)
+            announce(
+                repositories, case.now, *rewards_settled(referral.programme, released=released)
+            )
+            return Settled(rewarded=was_rewarded or rewarded)
         events = await _events_of(repositories, case)
         live = await _live(repositories, case, events)
         changes = Changes(case)
@@ -96,7 +96,7 @@ class Rewards:
                     repositories, released[0].programme_id
                 )
                 told = rewards_settled(programme.key, released=released)
-                await announce(repositories, now, *told)
+                announce(repositories, now, *told)
 
     async def _compare_milestones(
         self, repositories: Repositories, case: Case, changes: Changes
@@ -163,6 +163,13 @@ class Rewards:
         transfers = [*changes.transfers, *(grant_of(case, reward) for reward in granted)]
         if transfers:
             await repositories.transfers.post(transfers)
+        told = rewards_settled(
+            case.referral.programme,
+            granted=granted,
+            released=released,
+            taken_back=changes.taken_back,
+        )
+        announce(repositories, case.now, *told)
         names = _names_for_more_than_signing_up(case.rules)
         rewarded = case.referral.state is ReferralState.REWARDED
         if any(
@@ -177,12 +184,6 @@ class Rewards:
             granted=granted,
             taken_back=bool(changes.transfers),
             refused=refused,
-            announced=rewards_settled(
-                case.referral.programme,
-                granted=granted,
-                released=released,
-                taken_back=changes.taken_back,
-            ),
         )
 
     async def _grants(

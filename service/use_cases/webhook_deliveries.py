@@ -184,7 +184,7 @@ class WebhookDeliveries:
             ):
                 return
             await repositories.webhook_deliveries.end_of_disabled(now)
-            await announce(repositories, now, endpoint_disabled(endpoint_id, reason))
+            announce(repositories, now, endpoint_disabled(endpoint_id, reason))
             for admin in await repositories.users.list_admins():
                 if not admin.disabled:
                     await self._jobs.plan(

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -40,13 +41,19 @@ _LOOK_SECONDS: Final = 0.05
 _FIRST_ID: Final = UUID(int=0)
 
 
-async def announce(repositories: Repositories, now: datetime, *announcements: Announcement) -> None:
-    """Write messages, and their deliveries to all who listen, with the transaction's other work.
+def announce(repositories: Repositories, now: datetime, *announcements: Announcement) -> None:
+    """Have messages, and their deliveries to all who listen, written with the transaction.
 
-    One statement, which writes nothing, where nobody listens; two where somebody does.
+    All that a transaction announces is written last in it, by one statement; nothing where nobody
+    listens, which takes another one to find out.
     """
-    if not announcements:
-        return
+    if announcements and not repositories.announcements:
+        repositories.before_commit(partial(_write, repositories, now))
+    repositories.announcements += announcements
+
+
+async def _write(repositories: Repositories, now: datetime) -> None:
+    announcements = repositories.announcements
     types = {each.type for each in announcements}
     participants = set[UUID]().union(*(each.participant_ids for each in announcements))
     external_ids = await repositories.webhook_messages.find_listeners(types, participants)

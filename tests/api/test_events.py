@@ -379,7 +379,10 @@ async def test_a_registration_with_a_code_is_a_referral_of_the_programme(
 
 
 async def test_an_event_takes_few_round_trips(company: Company) -> None:
-    """With the look-up of the client, BEGIN and COMMIT: each is a wait for PostgreSQL."""
+    """With the look-up of the client, BEGIN and COMMIT: each is a wait for PostgreSQL.
+
+    One finds out that nobody listens to what is announced.
+    """
     referee, _ = await new_referral(company)
     order = {"id": new_id("order"), "type": "purchase", "external_id": referee, **PAID}
     works = {

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -28,7 +29,7 @@ async def new_endpoint(transactions: Database, slot: int = 1) -> UUID:
 
 async def new_messages(transactions: Database, number: int) -> None:
     async with transactions.transaction() as repositories:
-        await announce(
+        announce(
             repositories, NOW, *(participant_created("default", uuid7()) for _ in range(number))
         )
 
@@ -119,9 +120,8 @@ async def test_a_backlog_of_one_endpoint_does_not_hold_up_the_others(
     await new_messages(transactions, 100)
     quiet = await new_endpoint(transactions, 2)
     async with transactions.transaction() as repositories:
-        await announce(
-            repositories, NOW + timedelta(seconds=1), participant_created("default", uuid7())
-        )
+        announce(repositories, NOW + timedelta(seconds=1), participant_created("default", uuid7()))
+    async with transactions.transaction() as repositories:
         claimed = await claim(repositories, NOW + timedelta(seconds=2))
     assert len(claimed) == 16
     assert {delivery.endpoint_id for delivery in claimed} == {crowded, quiet}
@@ -135,12 +135,34 @@ async def test_a_message_comes_with_its_cause_or_not_at_all(
 
     async def undone() -> None:
         async with transactions.transaction() as repositories:
-            await announce(repositories, NOW, participant_created("default", uuid7()))
+            announce(repositories, NOW, participant_created("default", uuid7()))
             raise RuntimeError
 
     await asyncio.gather(undone(), return_exceptions=True)
     assert await database.fetchval("SELECT count(*) FROM webhook_messages") == 0
     assert await database.fetchval("SELECT count(*) FROM jobs") == 0
+
+
+async def test_what_a_savepoint_undoes_is_not_announced(
+    transactions: Database, database: asyncpg.Connection
+) -> None:
+    """Without forgetting it in `savepoint`, companies would be told what never was."""
+    await new_endpoint(transactions)
+    before, within, after = [participant_created("default", uuid7()) for _ in range(3)]
+
+    async def undo(repositories: Repositories) -> None:
+        async with repositories.savepoint():
+            announce(repositories, NOW, within)
+            raise LookupError
+
+    for told in ([before], []):
+        async with transactions.transaction() as repositories:
+            announce(repositories, NOW, *told)
+            with suppress(LookupError):
+                await undo(repositories)
+            announce(repositories, NOW, after)
+    bodies = [row["body"] for row in await database.fetch("SELECT body FROM webhook_messages")]
+    assert sorted(bodies) == sorted(one.body({}, NOW) for one in (before, after, after))
 
 
 async def test_of_two_that_retry_a_delivery_one_plans_it(
