@@ -1,5 +1,5 @@
 -- Webhooks: where companies listen, what they are sent, and how each attempt ended.
--- depends: 0021_programmes
+-- depends: 0022_rewards
 
 CREATE TABLE IF NOT EXISTS webhook_endpoints (
     endpoint_id     uuid        PRIMARY KEY,
