@@ -72,6 +72,20 @@ CREATE TABLE IF NOT EXISTS standings (
     CONSTRAINT standings_not_negative CHECK (qualified >= 0)
 );
 
+-- Other referrers' standings are counted when they first change: of so many that would take long.
+INSERT INTO participants (participant_id, programme_id, user_id, erased_at, created_at)
+SELECT user_id, '00000000-0000-7000-8000-000000000001', user_id, erased_at, now()
+  FROM users
+ WHERE user_id IN (
+        SELECT referrer_id FROM referrals GROUP BY referrer_id HAVING count(*) > 10000)
+    ON CONFLICT DO NOTHING;
+INSERT INTO standings (participant_id, programme_id, qualified)
+SELECT referrer_id, '00000000-0000-7000-8000-000000000001', count(*)
+  FROM referrals
+ GROUP BY referrer_id
+HAVING count(*) > 10000
+    ON CONFLICT DO NOTHING;
+
 -- The owner of a code may be a participant without an account.
 ALTER TABLE referral_codes
     ADD COLUMN IF NOT EXISTS programme_id uuid NOT NULL

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -370,3 +370,30 @@ def test_the_sessions_of_clients_that_were_deleted_before_end(empty_database: st
     payloads = [payload for (payload,) in run(empty_database, "SELECT payload FROM jobs")]
     assert {key for payload in payloads for key in payload} == keys["gone"]
     assert max(map(len, payloads)) <= 1000
+
+
+def test_the_standing_of_a_referrer_with_many_referrals_is_counted_when_migrating(
+    empty_database: str,
+) -> None:
+    """When it first changes, counting so many could take longer than a statement may."""
+    for name in NAMES[: NAMES.index("0021_programmes")]:
+        move(empty_database, "apply", name)
+    few, many = UUID(int=1), UUID(int=2)
+    new_users = """
+        INSERT INTO users (user_id, email, email_key, password_hash, role, created_at)
+        SELECT ('00000000-0000-0000-0000-' || lpad(to_hex(n), 12, '0'))::uuid,
+               n || '@a.example', n || '@a.example', 'x', 'user', now()
+          FROM generate_series(1, 10011) AS n
+    """
+    new_referrals = f"""
+        INSERT INTO referrals (user_id, referrer_id, code, registered_at, email_hash)
+        SELECT user_id, CASE WHEN row_number() OVER (ORDER BY user_id) <= 8 THEN '{few}'::uuid
+                             ELSE '{many}'::uuid END, 'ANNA', now(), email_key::bytea
+          FROM users
+         WHERE user_id NOT IN ('{few}', '{many}')
+    """
+    for statement in (new_users, new_referrals):
+        run(empty_database, statement)
+    move(empty_database, "apply", "0021_programmes")
+    standings = run(empty_database, "SELECT participant_id, qualified FROM standings")
+    assert standings == [(many, 10_001)]
