@@ -56,6 +56,7 @@ class Sub:
     referrer: int
     purchases: dict[str, Purchase] = field(default_factory=dict)
     rejected: bool = False
+    is_open: bool = False
     nth: int = 0
     friend: bool = False
     refused: bool = False
@@ -133,7 +134,9 @@ class LedgerMachine(RuleBasedStateMachine):
                 "within_days": WINDOW.days,
             },
         )
-        self.referrers = [await self.shop.referrer(), await self.shop.referrer()]
+        self.referrers = [
+            await self.shop.referrer(device_id=f"device-{number}") for number in range(2)
+        ]
 
     async def _pause(self, paused: bool) -> None:
         self.paused = paused
@@ -144,14 +147,15 @@ class LedgerMachine(RuleBasedStateMachine):
         self.do(self.database.close())
         self.runner.close()
 
-    @rule(referrer=st.integers(0, 1), buys=st.booleans())
-    def sign_up(self, referrer: int, buys: bool) -> None:
+    @rule(referrer=st.integers(0, 1), buys=st.booleans(), suspicious=st.booleans())
+    def sign_up(self, referrer: int, buys: bool, suspicious: bool) -> None:
         if len(self.model.subs) >= 8 or self.blocked[referrer]:  # whose code is not live
             return
         referee = new_id("referee")
-        made = self.do(self.shop.sign_up(self.referrers[referrer], referee))
+        signals = {"device_id": f"device-{referrer}"} if suspicious else {}
+        made = self.do(self.shop.sign_up(self.referrers[referrer], referee, **signals))
         self.referral_ids[referee] = made.referral_id
-        self.model.subs[referee] = Sub(made.registered_at, referrer)
+        self.model.subs[referee] = Sub(made.registered_at, referrer, is_open=suspicious)
         if buys:
             self._buy(referee, 3000, new_id("order"))
 
@@ -197,7 +201,7 @@ class LedgerMachine(RuleBasedStateMachine):
         referee = self._referee(which)
         self.do(self.shop.review(self.referral_ids[referee], decision))
         sub = self.model.subs[referee]
-        sub.rejected = decision == "reject"
+        sub.rejected, sub.is_open = decision == "reject", False
         self.model.look_at(sub)
 
     @rule(referrer=st.integers(0, 1))
@@ -255,11 +259,24 @@ class LedgerMachine(RuleBasedStateMachine):
         assert [difference async for difference in check.check_all()] == []
         for number, referrer in enumerate(self.referrers):
             assert sum(await self.shop.balance(referrer)) == self.model.expected(number)
-            held = await self.database.fetch(
-                "SELECT held FROM rewards WHERE participant_id = $1 AND state = 'pending'",
+            pending = await self.database.fetch(
+                "SELECT referral_id, held FROM rewards"
+                " WHERE participant_id = $1 AND state = 'pending' AND referral_id IS NOT NULL",
                 referrer.participant.participant_id,
             )
-            assert {row["held"] for row in held} <= {self.blocked[number]}
+            under_review = {
+                self.referral_ids[referee]
+                for referee, sub in self.model.subs.items()
+                if sub.is_open
+            }
+            for row in pending:
+                is_held = self.blocked[number] or row["referral_id"] in under_review
+                assert row["held"] is is_held
+            released = await self.database.fetchval(
+                "SELECT count(*) FROM rewards WHERE referral_id = ANY ($1) AND state = 'available'",
+                list(under_review),
+            )
+            assert released == 0
         for referee, sub in self.model.subs.items():
             points = await self.database.fetchval(
                 "SELECT pending + available FROM balances"
