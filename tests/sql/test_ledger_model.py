@@ -62,11 +62,18 @@ class Sub:
     refused: bool = False
     counted: bool = False
 
+    def in_time(self) -> list[Purchase]:
+        if self.rejected:
+            return []
+        ends_at = self.registered_at + WINDOW
+        return [one for one in self.purchases.values() if one.at and one.at < ends_at]
+
     def qualifies(self) -> bool:
-        return not self.rejected and any(
-            one.at is not None and one.at < self.registered_at + WINDOW and one.net >= 2000
-            for one in self.purchases.values()
-        )
+        return any(one.net >= 2000 for one in self.in_time())
+
+    def has_qualified(self) -> bool:
+        """Also if that was taken back before anybody heard of it: every order is told alike."""
+        return any(one.amount >= 2000 for one in self.in_time())
 
     def share(self) -> int:
         if not self.counted:
@@ -91,8 +98,9 @@ class Model:
         """Have what is known of a referral take effect."""
         qualifies = sub.qualifies()
         others = [one for one in self.of(sub.referrer) if one is not sub]
-        if qualifies and not sub.counted:
+        if sub.has_qualified():
             sub.nth = sub.nth or 1 + sum(one.counted for one in others)
+        if qualifies and not sub.counted:
             room = sum(one.friend for one in others) < CAP
             sub.friend = room and not sub.refused
             sub.refused = sub.refused or not room
