@@ -15,12 +15,14 @@ from service.domain.passwords import PasswordRules, names_in
 from service.domain.scopes import Scope
 from service.domain.security_events import Origin
 from service.domain.sessions import SWAGGER_UI
+from service.domain.webhook_deliveries import Secrets
 from service.postgresql import database
 from service.postgresql.database import Database
 from service.providers.enrichment import Enricher
 from service.providers.http import HttpClient, open_http_client
 from service.providers.hunter import HunterVerifier
 from service.providers.identity import make_provider
+from service.providers.webhooks import WebhookSender, open_webhook_sender
 from service.redis import RedisAway
 from service.redis.cache import Cache
 from service.redis.client import RedisClient
@@ -62,6 +64,8 @@ from service.use_cases.shared import Shared
 from service.use_cases.sign_ups import SignUps
 from service.use_cases.sweeps import Sweeps
 from service.use_cases.users import Users
+from service.use_cases.webhook_deliveries import WebhookDeliveries
+from service.use_cases.webhooks import Webhooks
 
 CALLBACK_PATH: Final = "/api/v1/auth/providers/{provider}/callback"
 """Where issuers send browsers back to."""
@@ -106,6 +110,8 @@ class Services:
     links: Links
     events: Events
     personal_data: PersonalData
+    webhooks: Webhooks
+    webhook_deliveries: WebhookDeliveries
 
 
 @asynccontextmanager
@@ -135,7 +141,8 @@ async def open_services(
         hasher = PasswordHasher(settings.argon2, settings.hashing_threads, settings.hashing_queue)
         stack.callback(hasher.close)
         http = await stack.enter_async_context(open_http_client())
-        yield _build(settings, clock, origin, postgresql, redis, hasher, http)
+        sender = await stack.enter_async_context(open_webhook_sender(settings.webhook_networks))
+        yield _build(settings, clock, origin, postgresql, redis, hasher, http, sender)
 
 
 def _build(
@@ -146,6 +153,7 @@ def _build(
     redis: RedisClient,
     hasher: PasswordHasher,
     http: HttpClient,
+    sender: WebhookSender,
 ) -> Services:
     # With another EMAIL_CONFIRMATION other codes are live.
     cache = Cache(redis, clock, b"c" if settings.confirmation_required else b"")
@@ -165,6 +173,7 @@ def _build(
         hash_key=settings.hash_key,
         confirmation_required=settings.confirmation_required,
     )
+    secrets = Secrets(settings.hash_key)
     codes = ReferralCodes(shared, cache)
     participants = Participants(shared, programmes, codes)
     users = Users(shared)
@@ -225,11 +234,13 @@ def _build(
         links=Links(shared, programmes),
         events=Events(shared, programmes, participants),
         personal_data=PersonalData(shared),
+        webhooks=Webhooks(postgresql, secrets, settings.webhook_networks, clock),
+        webhook_deliveries=WebhookDeliveries(postgresql, shared.jobs, secrets, sender, clock),
     )
 
 
 def make_worker(services: Services) -> Worker:
-    """Return the worker for the kinds of jobs that the settings provide for."""
+    """Return the worker for webhooks, and the kinds of jobs that the settings provide for."""
     settings = services.settings
     handlers: dict[JobKind, Handler] = {}
     if settings.hunter:
@@ -249,7 +260,7 @@ def make_worker(services: Services) -> Worker:
             hash_key=settings.hash_key,
         )
         handlers[JobKind.MAIL] = mails.deliver
-    return Worker(services.database, handlers, services.clock)
+    return Worker(services.database, handlers, services.clock, [services.webhook_deliveries.run])
 
 
 @asynccontextmanager

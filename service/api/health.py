@@ -22,10 +22,12 @@ from service.telemetry.metrics import (
     JOBS_PENDING,
     REVIEWS_OLDEST_SECONDS,
     REVIEWS_OPEN,
+    WEBHOOK_ENDPOINTS,
     exposition,
 )
 from service.use_cases.jobs import Jobs
 from service.use_cases.referrals import Referrals
+from service.use_cases.webhooks import Webhooks
 
 METRICS: Final = "/metrics"
 _JSON: Final = {"application/json": {"schema": {"type": "object"}}}
@@ -96,6 +98,7 @@ async def metrics_of(app: web.Application) -> web.Response:
     with suppress(Unavailable):  # then the last known figures are shown
         await _measure_jobs(app[SERVICES].jobs)
         await _measure_reviews(app[SERVICES].referrals)
+        await _measure_endpoints(app[SERVICES].webhooks)
     return web.Response(body=exposition(), headers={"Content-Type": CONTENT_TYPE})
 
 
@@ -114,3 +117,10 @@ async def _measure_jobs(jobs: Jobs) -> None:
         JOBS_PENDING.labels(kind).set(backlog.pending if backlog else 0)
         JOBS_PARKED.labels(kind).set(backlog.parked if backlog else 0)
         JOBS_OLDEST_SECONDS.labels(kind).set((now - oldest).total_seconds() if oldest else 0)
+
+
+async def _measure_endpoints(webhooks: Webhooks) -> None:
+    counts = await webhooks.count()
+    WEBHOOK_ENDPOINTS.labels("live").set(counts.live)
+    WEBHOOK_ENDPOINTS.labels("resting").set(counts.resting)
+    WEBHOOK_ENDPOINTS.labels("disabled").set(counts.disabled)

@@ -27,6 +27,7 @@ from service.api import (
     security_events,
     sessions,
     users,
+    webhooks,
 )
 from service.api.docs import pages
 from service.api.docs.openapi import show_openapi
@@ -37,6 +38,7 @@ from service.api.oauth import authorize, metadata, tokens
 # aiohttp's own pattern excludes braces, which an email address may contain.
 _EMAIL: Final = "{email:[^/]+}"
 _CODE: Final = "{code:[^/]+}"
+_ENDPOINT: Final = f"{API}/webhook-endpoints/{{endpoint_id}}"
 
 ROUTES: Final = [
     web.post(f"{API}/referral-code", referral_codes.create_referral_code),
@@ -75,6 +77,17 @@ ROUTES: Final = [
     web.post(f"{API}/adjustments", ledger.adjust),
     web.get(f"{API}/programmes/{{key}}/liability", ledger.show_liability),
     web.get(f"{API}/exports/{{table}}", exports.export_table),
+    web.post(f"{API}/webhook-endpoints", webhooks.create_endpoint),
+    web.get(f"{API}/webhook-endpoints", webhooks.list_endpoints),
+    web.get(_ENDPOINT, webhooks.show_endpoint),
+    web.patch(_ENDPOINT, webhooks.change_endpoint),
+    web.delete(_ENDPOINT, webhooks.delete_endpoint),
+    web.get(f"{_ENDPOINT}/secret", webhooks.show_secret),
+    web.post(f"{_ENDPOINT}/rotate", webhooks.rotate_secret),
+    web.post(f"{_ENDPOINT}/test", webhooks.send_test),
+    web.post(f"{_ENDPOINT}/replay", webhooks.replay),
+    web.get(f"{_ENDPOINT}/deliveries", webhooks.list_deliveries),
+    web.post(f"{_ENDPOINT}/deliveries/{{message_id}}/retry", webhooks.retry_delivery),
     web.post(f"{API}/auth/register", users.register),
     web.get(f"{API}/users/me", users.show_me),
     web.delete(f"{API}/users/me", users.erase_me),

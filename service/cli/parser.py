@@ -6,7 +6,19 @@ import os
 import sys
 from collections.abc import Sequence
 
-from service.cli import clients, dev, jobs, keys, ledger, migrate, programmes, serve, users, worker
+from service.cli import (
+    clients,
+    dev,
+    jobs,
+    keys,
+    ledger,
+    migrate,
+    programmes,
+    serve,
+    users,
+    webhooks,
+    worker,
+)
 from service.cli.console import Commands
 from service.domain.errors import ServiceError
 from service.domain.operators import OperatorError
@@ -40,6 +52,6 @@ def _parser() -> argparse.ArgumentParser:
     commands.add("worker", worker.work)
     commands.add("dev", dev.dev)
     commands.add("migrate", migrate.migrate)
-    for module in (jobs, clients, programmes, users, keys, ledger):
+    for module in (jobs, clients, programmes, webhooks, users, keys, ledger):
         module.add_commands(commands)
     return parser

@@ -49,7 +49,7 @@ async def _list(_: argparse.Namespace, environ: Environment) -> None:
             page = await services.programmes.page(_AT_ONCE, after)
             for shown in page.items:
                 print(_line(shown))
-            if page.next_cursor is None:
+            if not isinstance(page.next_cursor, Cursor):
                 return
             after = page.next_cursor
 

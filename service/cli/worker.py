@@ -6,17 +6,12 @@ import asyncio
 from service.cli.console import Environment
 from service.cli.resources import settings_beside_dev
 from service.cli.serve import log_risks
-from service.domain.operators import OperatorError
 from service.telemetry.logs import set_up_logging
 
 
 def work(_: argparse.Namespace, environ: Environment) -> None:
-    """Do the jobs (mails, verifications), and serve nothing."""
+    """Do the jobs (webhooks, mails, verifications), and serve nothing."""
     settings = settings_beside_dev(environ)
-    if not (settings.mail or settings.hunter or settings.enrichment):
-        raise OperatorError(
-            "There is nothing to do: none of SMTP_URL, HUNTER_API_KEY, ENRICHMENT_API_KEY is set."
-        )
     import uvloop
 
     from service.postgresql.startup_check import check_database

@@ -11,7 +11,8 @@
     │   ├── ReferralCodeUnusable
     │   ├── SelfReferral
     │   ├── SignInUnusable
-    │   └── TokenUnusable
+    │   ├── TokenUnusable
+    │   └── WebhookUrlRefused
     ├── NotAuthenticated
     │   ├── ClientSecretWrong
     │   ├── InvalidCredentials
@@ -34,7 +35,8 @@
     │   ├── ReferralNotFound
     │   ├── SessionNotFound
     │   ├── TransferNotFound
-    │   └── UserNotFound
+    │   ├── UserNotFound
+    │   └── WebhookEndpointNotFound
     ├── Conflict
     │   ├── AlreadyReferred
     │   ├── BalanceTooLow
@@ -47,6 +49,7 @@
     │   ├── ParticipantErased
     │   ├── ProgrammeKeyTaken
     │   ├── ReferralCodeTaken
+    │   ├── RotationUnderWay
     │   └── RulesChanged
     ├── TooMany
     └── Unavailable
@@ -178,6 +181,12 @@ class TokenUnusable(InvalidInput):
     field = "token"
 
 
+class WebhookUrlRefused(InvalidInput):
+    code = "webhook-url-refused"
+    title = "Webhooks cannot be sent to this URL."
+    field = "url"
+
+
 class ClientSecretWrong(NotAuthenticated):
     detail = (
         "The Authorization header is not `Bearer TOKEN`, and as Basic credentials it names an "
@@ -283,6 +292,11 @@ class UserNotFound(NotFound):
     title = "There is no such user."
 
 
+class WebhookEndpointNotFound(NotFound):
+    code = "webhook-endpoint-not-found"
+    title = "There is no such webhook endpoint."
+
+
 class AlreadyReferred(Conflict):
     code = "already-referred"
     title = "This participant has been referred before."
@@ -350,6 +364,11 @@ class ReferralCodeTaken(Conflict):
     code = "referral-code-taken"
     title = "This referral code belongs to another user."
     field = "code"
+
+
+class RotationUnderWay(Conflict):
+    code = "rotation-under-way"
+    title = "The previous secret of the endpoint still signs."
 
 
 class RulesChanged(Conflict):

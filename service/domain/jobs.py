@@ -25,6 +25,7 @@ class JobKind(StrEnum):
     MAIL = "mail"
     VERIFY_EMAIL = "verify_email"
     ENRICH = "enrich"
+    DELIVERY = "delivery"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

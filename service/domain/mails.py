@@ -49,6 +49,8 @@ class MailKind(StrEnum):
     """To the address that the account has again."""
     PROMOTED = "promoted"
     """An operator made the account an admin."""
+    WEBHOOK_DISABLED = "webhook_disabled"
+    """To admins: the service has disabled an endpoint of webhooks."""
 
 
 class Share(StrEnum):
@@ -192,4 +194,19 @@ def promoted(service: str) -> Mail:
         f"You are now an admin of {service}",
         f"An operator of {service} made you an admin. Please sign in again.",
         f"If you didn't expect this, please contact the operators of {service}.",
+    )
+
+
+def webhook_disabled(service: str, url: str, *, gone: bool) -> Mail:
+    """Only the host of the URL is shown: the rest may be a secret."""
+    reason = (
+        "it answered 410 (Gone)"
+        if gone
+        else "every attempt to deliver a webhook has failed for five days"
+    )
+    return _mail(
+        f"{service} no longer sends webhooks to {urlsplit(url).hostname}",
+        f"The webhook endpoint at {urlsplit(url).hostname} was disabled, because {reason}.",
+        "Once it works again, enable it, and have the messages that it missed sent again with "
+        "POST /api/v1/webhook-endpoints/{id}/replay.",
     )

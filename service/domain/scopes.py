@@ -43,7 +43,7 @@ _MEANINGS: Final = {
     Scope.PROGRAMME_READ: "See the programmes, their participants and referrals, "
     "if you are an admin",
     Scope.REWARDS_WRITE: "Pay rewards out and adjust balances, if you are an admin",
-    Scope.PROGRAMME_MANAGE: "Change the rules of programmes and review referrals, "
+    Scope.PROGRAMME_MANAGE: "Change the rules of programmes, review referrals and manage webhooks, "
     "if you are an admin",
     Scope.ADMIN: "Manage the accounts of all users, if you are an admin",
 }
@@ -52,7 +52,7 @@ _OWN_MEANINGS: Final = {
     Scope.EVENTS_WRITE: "Report participants, sign-ups and events",
     Scope.PROGRAMME_READ: "See the programmes, their participants and referrals",
     Scope.REWARDS_WRITE: "Pay rewards out and adjust balances",
-    Scope.PROGRAMME_MANAGE: "Change the rules of programmes and review referrals",
+    Scope.PROGRAMME_MANAGE: "Change the rules of programmes, review referrals and manage webhooks",
     Scope.ADMIN: "Manage the accounts of all users, admins included",
 }
 OF_CLIENTS: Final = frozenset(_OWN_MEANINGS)

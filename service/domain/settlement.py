@@ -45,6 +45,7 @@ class Changes:
         self.missing: list[WantedReward] = []
         self.changed: list[Reward] = []
         self.transfers: list[Transfer] = []
+        self.taken_back: list[Reward] = []
 
     def compare(self, live: Iterable[Reward], wanted: Iterable[WantedReward]) -> None:
         """Note by what the rewards of a referral differ from what is wanted."""
@@ -71,7 +72,9 @@ class Changes:
         back = reward.reversed + amount
         state = RewardState.REVERSED if back == reward.amount else reward.state
         self.changed = [one for one in self.changed if one.reward_id != reward.reward_id]
-        self.changed.append(replace(reward, reversed=back, state=state))
+        lessened = replace(reward, reversed=back, state=state)
+        self.changed.append(lessened)
+        self.taken_back.append(lessened)
         accounts = account, Account.PROGRAMME
         by, now = self._case.made_by, self._case.now
         self.transfers.append(_transfer(reward, TransferKind.REVERSAL, accounts, amount, by, now))

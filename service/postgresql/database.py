@@ -6,17 +6,13 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-    contextmanager,
-)
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Final, ParamSpec, TypeVar
 
 import asyncpg
 
 from service.domain.errors import DatabaseUnavailable, MigrationsPending, Overloaded, Unavailable
+from service.domain.webhooks import Announcement
 from service.postgresql.hosts import WrongEncoding, open_connection
 from service.postgresql.migration_files import names_of_migrations
 from service.postgresql.pool import WAIT_SECONDS, Connections, QueueFull
@@ -56,6 +52,10 @@ from service.repositories.signals import SignalRepository
 from service.repositories.standings import StandingRepository
 from service.repositories.transfers import TransferRepository
 from service.repositories.users import UserRepository
+from service.repositories.webhook_attempts import WebhookAttemptRepository
+from service.repositories.webhook_deliveries import WebhookDeliveryRepository
+from service.repositories.webhook_endpoints import WebhookEndpointRepository
+from service.repositories.webhook_messages import WebhookMessageRepository
 from service.telemetry.metrics import REPLICA_READS
 
 TRIES: Final = 4
@@ -110,6 +110,9 @@ class Repositories:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._callbacks: list[Callable[[], Awaitable[None] | None]] = []
+        self._last: list[Callable[[], Awaitable[None]]] = []
+        self.announcements: list[Announcement] = []
+        """What the transaction tells companies once it commits."""
         self.account_changes = AccountChangeRepository(connection)
         self.authorization_codes = AuthorizationCodeRepository(connection)
         self.balances = BalanceRepository(connection)
@@ -143,6 +146,10 @@ class Repositories:
         self.standings = StandingRepository(connection)
         self.transfers = TransferRepository(connection)
         self.users = UserRepository(connection)
+        self.webhook_attempts = WebhookAttemptRepository(connection)
+        self.webhook_deliveries = WebhookDeliveryRepository(connection)
+        self.webhook_endpoints = WebhookEndpointRepository(connection)
+        self.webhook_messages = WebhookMessageRepository(connection)
 
     def after_commit(self, callback: Callable[[], Awaitable[None] | None]) -> None:
         """Call `callback` after the commit; never if the transaction is rolled back.
@@ -151,14 +158,29 @@ class Repositories:
         """
         self._callbacks.append(callback)
 
+    def before_commit(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Call `callback` last in the transaction; not if what called this is undone."""
+        self._last.append(callback)
+
+    async def finish(self) -> None:
+        for callback in self._last:
+            await callback()
+
     async def committed(self) -> None:
         for callback in self._callbacks:
             if (awaitable := callback()) is not None:
                 await awaitable
 
-    def savepoint(self) -> AbstractAsyncContextManager[object]:
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
         """Begin a part of the transaction that can be undone alone."""
-        return self._connection.transaction()
+        known, announced = len(self._last), len(self.announcements)
+        try:
+            async with self._connection.transaction():
+                yield
+        except BaseException:
+            del self._last[known:], self.announcements[announced:]
+            raise
 
 
 class Database:
@@ -180,6 +202,7 @@ class Database:
             repositories = Repositories(connection)
             try:
                 yield repositories
+                await repositories.finish()
             except TimeoutError:
                 connection.terminate()  # or the rollback would wait for the server, too
                 raise
@@ -191,6 +214,7 @@ class Database:
         async with self._connection() as connection:
             repositories = Repositories(connection)
             yield repositories
+            await repositories.finish()
         await repositories.committed()
 
     async def read(self, read: Callable[[Repositories], Awaitable[T]]) -> T:

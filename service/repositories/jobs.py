@@ -61,6 +61,31 @@ DELETE: Final = """
      WHERE job_id = ANY ($1)
 """
 
+GIVE_BACK: Final = """
+    UPDATE jobs
+       SET tries = tries - 1, due_at = $3
+     WHERE job_id = $1
+       AND tries = $2
+"""
+
+# Claimed deliveries to an endpoint.
+UNDER_WAY: Final = """
+    SELECT job_id, tries
+      FROM jobs
+     WHERE kind = 'delivery'
+       AND payload ->> 'endpoint_id' = $1
+       AND due_at > $2
+       AND tries > 0
+       AND last_error IS NULL
+"""
+
+STILL_UNDER_WAY: Final = """
+    SELECT job_id, tries
+      FROM jobs
+      JOIN unnest($1::uuid[], $2::integer[]) AS begun (job_id, tries) USING (job_id, tries)
+     WHERE last_error IS NULL
+"""
+
 NEWEST: Final = """
     SELECT job_id, kind, tries, created_at, due_at, parked_at, last_error
       FROM jobs
@@ -139,6 +164,21 @@ class JobRepository(Repository):
 
     async def delete(self, job_ids: Sequence[UUID]) -> None:
         await self._connection.execute(DELETE, job_ids)
+
+    async def give_back(self, job_id: UUID, tries: int, now: datetime) -> None:
+        """Undo a claim without an attempt."""
+        await self._connection.execute(GIVE_BACK, job_id, tries, now)
+
+    async def under_way(self, endpoint_id: UUID, now: datetime) -> list[tuple[UUID, int]]:
+        """Return the claimed jobs of an endpoint, with their tries."""
+        rows = await self._connection.fetch(UNDER_WAY, str(endpoint_id), now)
+        return [(row["job_id"], row["tries"]) for row in rows]
+
+    async def still_under_way(self, begun: Sequence[tuple[UUID, int]]) -> list[tuple[UUID, int]]:
+        """Return those jobs whose tries have not ended."""
+        job_ids, tries = [job_id for job_id, _ in begun], [number for _, number in begun]
+        rows = await self._connection.fetch(STILL_UNDER_WAY, job_ids, tries)
+        return [(row["job_id"], row["tries"]) for row in rows]
 
     async def newest(self, limit: int, *, parked_alone: bool) -> list[JobState]:
         rows = await self._connection.fetch(NEWEST, parked_alone, limit)

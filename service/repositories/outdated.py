@@ -35,6 +35,9 @@ MAILBOXES: Final = _delete("mailboxes", "mailbox_hash", "counted_at")
 PARKED_JOBS: Final = _delete("jobs", "job_id", "parked_at")
 SECURITY_EVENTS: Final = _delete("security_events", "security_event_id", "occurred_at")
 SIGN_INS: Final = _delete("sign_ins", "state_hash", "expires_at")
+WEBHOOK_ENDPOINTS: Final = _delete("webhook_endpoints", "endpoint_id", "deleted_at")
+# With their deliveries and attempts.
+WEBHOOK_MESSAGES: Final = _delete("webhook_messages", "message_id", "created_at")
 
 
 class OutdatedRepository(Repository):

@@ -1,6 +1,6 @@
 """Settings that work and are a risk."""
 
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -9,6 +9,8 @@ from service.settings.settings import Settings
 
 OWASP_ARGON2: Final = ((47_104, 1), (19_456, 2), (12_288, 3), (9216, 4), (7168, 5))
 """The least costs of a hash, in KiB and passes, that OWASP's Password Storage Cheat Sheet names."""
+
+_INSIDE: Final = tuple(map(ip_network, ("127.0.0.0/8", "169.254.0.0/16", "::1/128", "fe80::/10")))
 
 
 def risks_of(settings: Settings) -> list[str]:
@@ -36,7 +38,16 @@ def risks_of(settings: Settings) -> list[str]:
             "SMTP_URL is smtp:// without a password: if the mail server does not offer STARTTLS, "
             "mails and the tokens in them travel unencrypted."
         )
+    if any(map(_leads_inside, settings.webhook_networks)):
+        risks.append(
+            "WEBHOOK_NETWORKS has loopback or link-local addresses: who manages webhooks can send "
+            "requests to the services of this machine, and to what its cloud tells about it."
+        )
     return risks
+
+
+def _leads_inside(network: IPv4Network | IPv6Network) -> bool:
+    return any(network.overlaps(inside) for inside in _INSIDE if inside.version == network.version)
 
 
 def _is_loopback(host: str) -> bool:

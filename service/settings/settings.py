@@ -137,6 +137,10 @@ class Settings(ServerSettings, KeySettings):
         "EMAIL_DOMAINS_ALLOWED", values.domains, frozenset()
     )
 
+    webhook_networks: tuple[IPv4Network | IPv6Network, ...] = setting(
+        "WEBHOOK_NETWORKS", values.networks, ()
+    )
+
     @property
     def is_https(self) -> bool:
         """Whether clients reach the service over HTTPS, whatever the last proxy speaks."""

@@ -101,6 +101,17 @@ JOBS_OLDEST_SECONDS: Final = Gauge(
     ["kind"],
     multiprocess_mode="mostrecent",
 )
+WEBHOOK_ATTEMPTS: Final = Counter(
+    "webhook_attempts",
+    "Attempts to deliver webhooks: delivered, postponed after a failure, or failed for good.",
+    ["result"],
+)
+WEBHOOK_ENDPOINTS: Final = Gauge(
+    "webhook_endpoints",
+    "Webhook endpoints: live, resting after a failure, or disabled.",
+    ["state"],
+    multiprocess_mode="mostrecent",
+)
 
 LEDGER_DIFFERENCES: Final = Gauge(
     "ledger_differences",

@@ -19,9 +19,11 @@ from service.domain.programmes import (
 from service.domain.referrals import Decision, ProgrammeReferral, ReferralReason, ReferralState
 from service.domain.rewards import may_matter
 from service.domain.settlement import Case
+from service.domain.webhooks import referral_created, referral_decided
 from service.postgresql.database import Repositories, TryAgain
 from service.use_cases.locks import lock_standing
 from service.use_cases.rewards import Rewards, Settled
+from service.use_cases.webhooks import announce
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,8 @@ class Decisions:
     ) -> Assessed:
         """Write the planned decisions and what they mean for rewards, in the order of locks."""
         before = referral
+        if change.is_new:
+            announce(repositories, change.now, *referral_created(referral))
         is_whole = bool(planned) or change.reviewed or change.is_new
         concerned = is_whole or (
             change.event is not None and may_matter(change.rules, change.event)
@@ -107,7 +111,7 @@ class Decisions:
     async def decide(
         self, repositories: Repositories, referral: ProgrammeReferral, decision: Decision
     ) -> tuple[ProgrammeReferral, int | None]:
-        """Write a decision, and count the referral in its referrer's standing.
+        """Write a decision, count the referral in its referrer's standing, and announce it.
 
         Returns the referral, and how many of the referrer's have qualified if that has changed.
         """
@@ -131,6 +135,8 @@ class Decisions:
             sequence=decision.sequence,
             nth=nth,
         )
+        told = referral_decided(referral, decided, decision.event_external_id)
+        announce(repositories, decision.decided_at, *told)
         return decided, qualified
 
 
@@ -174,6 +180,7 @@ def _consequences(
 def next_decision(
     referral: ProgrammeReferral, change: Change, state: ReferralState, reason: ReferralReason
 ) -> Decision:
+    led = change.event or (change.cause if reason is ReferralReason.QUALIFIED else None)
     return Decision(
         referral_id=referral.referral_id,
         sequence=referral.sequence + 1,
@@ -181,7 +188,8 @@ def next_decision(
         review=referral.review,
         reason=reason,
         made_by=change.made_by,
-        event_id=None if change.event is None else change.event.event_id,
+        event_id=None if led is None else led.event_id,
+        event_external_id=None if led is None else led.external_id,
         detail=change.detail,
         decided_at=change.now,
     )

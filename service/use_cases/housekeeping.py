@@ -17,6 +17,7 @@ from service.domain.participants import SIGNALS_KEPT_FOR
 from service.domain.referral_codes import UNUSED_KEPT_FOR
 from service.domain.security_events import KEPT_FOR as SECURITY_EVENTS_KEPT_FOR
 from service.domain.sessions import ENDED_KEPT_FOR
+from service.domain.webhook_deliveries import MESSAGES_KEPT_FOR
 from service.postgresql.database import Database
 from service.repositories import outdated
 
@@ -57,6 +58,8 @@ class Housekeeping:
             outdated.MAILBOXES: now - MAILS_COUNTED_FOR,
             outdated.PARKED_JOBS: now - PARKED_FOR,
             outdated.SECURITY_EVENTS: now - SECURITY_EVENTS_KEPT_FOR,
+            outdated.WEBHOOK_MESSAGES: now - MESSAGES_KEPT_FOR,
+            outdated.WEBHOOK_ENDPOINTS: now - MESSAGES_KEPT_FOR,
         }
         async with self._database.autocommit() as stored:
             for statement, before in deletions.items():

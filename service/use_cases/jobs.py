@@ -7,7 +7,7 @@ worker leaves at most one unfinished job of each kind, which is then done again.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final
@@ -34,6 +34,8 @@ LONGEST_PAUSE_SECONDS: Final = 15.0
 _NONE: Final = timedelta()
 Handler = Callable[[Job], Awaitable[None]]
 """Does a job; raises RetryLater, PermanentFailure, or whatever made it fail. May run twice."""
+Loop = Callable[[asyncio.Event], Awaitable[None]]
+"""Works until the event is set, and what it has begun is done."""
 log = logging.getLogger(__name__)
 
 
@@ -77,14 +79,19 @@ class Jobs:
 
 
 class Worker:
-    """Does the jobs of each kind, one at a time, until stopped."""
+    """Does the jobs of each kind, one at a time, until stopped; `loops` do theirs beside it."""
 
     def __init__(
-        self, database: Database, handlers: Mapping[JobKind, Handler], clock: Clock
+        self,
+        database: Database,
+        handlers: Mapping[JobKind, Handler],
+        clock: Clock,
+        loops: Sequence[Loop] = (),
     ) -> None:
         self._database = database
         self._handlers = handlers
         self._clock = clock
+        self._loops = loops
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -96,6 +103,8 @@ class Worker:
         async with asyncio.TaskGroup() as tasks:
             for kind in self._handlers:
                 tasks.create_task(self._run(kind))
+            for loop in self._loops:
+                tasks.create_task(self._run_loop(loop))
 
     async def _run(self, kind: JobKind) -> None:
         failures = 0
@@ -114,8 +123,11 @@ class Worker:
                 done = False
             if not done:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_pause(failures)):
+                    async with asyncio.timeout(pause_after(failures)):
                         await self._stopping.wait()
+
+    async def _run_loop(self, loop: Loop) -> None:
+        await loop(self._stopping)
 
     async def work_one(self, kind: JobKind) -> bool:
         """Do the job that has been due for longest; return False if there is none.
@@ -164,7 +176,7 @@ class Worker:
             await repositories.jobs.park(job, self._clock(), error)
 
 
-def _pause(failures: int) -> float:
+def pause_after(failures: int) -> float:
     """Return the seconds to wait after so many failures in a row."""
     return float(min(POLL_SECONDS * 2 ** min(failures, 10), LONGEST_PAUSE_SECONDS))
 

@@ -18,11 +18,13 @@ from service.domain.pages import BalanceCursor, Cursor, Page
 from service.domain.participants import Participant
 from service.domain.programmes import DEFAULT_PROGRAMME, DEFAULT_PROGRAMME_ID
 from service.domain.rewards import Reward, RewardFilter, RewardState
+from service.domain.webhooks import EventType, redemption_announcement
 from service.postgresql.database import Repositories, retried
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.participants import Participants, Who
 from service.use_cases.programmes import Programmes
 from service.use_cases.shared import Shared
+from service.use_cases.webhooks import announce
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +92,9 @@ class Ledger:
                         transfer.participant_id, transfer.unit
                     )
                 )
-            if not is_new:
+            if is_new:
+                await self._announce(repositories, EventType.REDEMPTION_CREATED, transfer, now)
+            else:
                 transfer = await _find_repeated(repositories, transfer, asked.fingerprint)
             await once.keep(repositories, (transfer, is_new), None)
         return transfer, is_new
@@ -126,10 +130,14 @@ class Ledger:
 
         Raises TransferNotFound.
         """
+        now = self._clock()
         async with self._database.transaction() as repositories:
             transfers = repositories.transfers
-            made = await transfers.cancel(redemption_id, uuid7(), made_by, self._clock())
+            made = await transfers.cancel(redemption_id, uuid7(), made_by, now)
             if made is not None:
+                redemption = await transfers.find(redemption_id)
+                assert redemption is not None
+                await self._announce(repositories, EventType.REDEMPTION_CANCELLED, redemption, now)
                 return made, True
             before = await transfers.find_cancellation(redemption_id)
             if before is None:
@@ -185,6 +193,12 @@ class Ledger:
             if programme is None:
                 raise ProgrammeNotFound
             return await repositories.balances.liability(programme.programme_id)
+
+    async def _announce(
+        self, repositories: Repositories, kind: EventType, redemption: Transfer, now: datetime
+    ) -> None:
+        programme = await self._programmes.find_by_id(repositories, redemption.programme_id)
+        announce(repositories, now, redemption_announcement(kind, programme.key, redemption))
 
     async def _discreet(self, repositories: Repositories, reward: Reward) -> Reward:
         """Return a reward as its owner sees it: whose amount a percentage is of is not told."""

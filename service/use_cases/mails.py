@@ -22,6 +22,7 @@ from service.domain.mails import TOKEN_LIVES, Mail, MailKind, MailToken, Share, 
 from service.domain.oauth import hash_secret, new_secret
 from service.domain.sessions import Caller
 from service.domain.users import User
+from service.domain.webhook_deliveries import DisabledReason
 from service.postgresql.database import Database
 
 if TYPE_CHECKING:
@@ -79,6 +80,17 @@ def mail_to_claim(claim_id: UUID) -> dict[JobKind, Any]:
     return {JobKind.MAIL: {"mail": MailKind.CLAIM, "claim_id": str(claim_id)}}
 
 
+def mail_about_webhooks(user_id: UUID, endpoint_id: UUID) -> dict[JobKind, Any]:
+    """Return the job of the mail that tells an admin about a disabled webhook endpoint."""
+    return {
+        JobKind.MAIL: {
+            "mail": MailKind.WEBHOOK_DISABLED,
+            "user_id": str(user_id),
+            "endpoint_id": str(endpoint_id),
+        }
+    }
+
+
 class Mails:
     """Sends the mails that jobs ask for."""
 
@@ -122,6 +134,8 @@ class Mails:
                 await self._notify(job, mails.password_changed(self._service_name))
             case MailKind.PROMOTED:
                 await self._notify(job, mails.promoted(self._service_name))
+            case MailKind.WEBHOOK_DISABLED:
+                await self._webhook_disabled(job)
             case _:
                 email = parse_email(job.payload["email"])
                 user = await self._find_by_email(email)
@@ -134,6 +148,16 @@ class Mails:
         """Send the mail to the account, if it has not been erased."""
         if user := await self._find(job):
             await self._send(job, mail, _email_of(user), Share.NOTICE)
+
+    async def _webhook_disabled(self, job: Job) -> None:
+        endpoint_id = UUID(job.payload["endpoint_id"])
+        endpoint = await self._database.read(
+            lambda stored: stored.webhook_endpoints.find(endpoint_id)
+        )
+        if endpoint is None or endpoint.disabled_reason is None:
+            return  # somebody has seen to it
+        gone = endpoint.disabled_reason is DisabledReason.GONE
+        await self._notify(job, mails.webhook_disabled(self._service_name, endpoint.url, gone=gone))
 
     async def _to_owner(self, job: Job, kind: MailKind, user: User) -> None:
         """Send what somebody, perhaps not the owner, asked to be sent to the address."""

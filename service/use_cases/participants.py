@@ -24,6 +24,7 @@ from service.domain.referral_codes import (
     ReferralCode,
     issue_referral_code,
 )
+from service.domain.webhooks import participant_created
 from service.postgresql.database import Repositories, TryAgain, retried
 from service.use_cases.cache_invalidation import code_key
 from service.use_cases.idempotency import AnswerOnce
@@ -31,6 +32,7 @@ from service.use_cases.locks import lock_standing
 from service.use_cases.programmes import Programmes
 from service.use_cases.referral_codes import ReferralCodes
 from service.use_cases.shared import Shared
+from service.use_cases.webhooks import announce
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,11 +91,7 @@ class Participants:
         InvalidInput for a `participant_id` that nobody has.
         """
         if who.external_id is not None:
-            key = who.programme or DEFAULT_PROGRAMME
-            programme_id = await self._programmes.id_of(repositories, key)
-            participant, _ = await self._lock_external(
-                repositories, programme_id, who.external_id, now
-            )
+            participant, _ = await self._lock_external(repositories, who, now)
             return participant
         assert who.participant_id is not None
         found = await self._lock(repositories, who.participant_id, now)
@@ -133,14 +131,9 @@ class Participants:
         ReferralCodeTaken, or a rule that the code breaks.
         """
         now = self._clock()
-        assert new.who.external_id is not None
         async with self._database.transaction() as repositories:
             await once.claim(repositories, now)
-            key = new.who.programme or DEFAULT_PROGRAMME
-            programme_id = await self._programmes.id_of(repositories, key)
-            participant, is_new = await self._lock_external(
-                repositories, programme_id, new.who.external_id, now
-            )
+            participant, is_new = await self._lock_external(repositories, new.who, now)
             if participant.erased:
                 raise ParticipantErased
             await self.note_signals(
@@ -150,6 +143,7 @@ class Participants:
                 live = await repositories.referral_codes.find_live(participant.participant_id, now)
                 if live is None:
                     await self._store_wanted_code(repositories, participant, new.code, now)
+            key = new.who.programme or DEFAULT_PROGRAMME
             shown = await self._show(repositories, participant, key, now)
             await once.keep(repositories, (shown, is_new), None)
         return shown, is_new
@@ -268,15 +262,23 @@ class Participants:
         return found
 
     async def _lock_external(
-        self, repositories: Repositories, programme_id: UUID, external_id: str, now: datetime
+        self, repositories: Repositories, who: Who, now: datetime
     ) -> tuple[Participant, bool]:
         """Return a participant whom a company knows, locked, and whether it is new."""
-        new = uuid7(), programme_id, external_id, self._hash(programme_id, external_id), now
+        key = who.programme or DEFAULT_PROGRAMME
+        programme_id = await self._programmes.id_of(repositories, key)
+        assert who.external_id is not None
+        hashed = self._hash(programme_id, who.external_id)
+        new = uuid7(), programme_id, who.external_id, hashed, now
         locked = await repositories.participants.lock_external(*new)
         locked = locked or await repositories.participants.lock_external(*new)
         if locked is None:
             raise TryAgain
-        return locked
+        participant, is_new = locked
+        if is_new:
+            created = participant_created(key, participant.participant_id)
+            announce(repositories, now, created)
+        return participant, is_new
 
     async def _find(
         self, repositories: Repositories, participant_id: UUID | None, now: datetime

@@ -15,9 +15,11 @@ from service.domain.events import Event, with_refunds
 from service.domain.pages import Cursor, Page
 from service.domain.programmes import PROGRAMME_KEY, Programme, Rules, Supposed, rules_of
 from service.domain.rewards import Trial, try_out
+from service.domain.webhooks import programme_changed
 from service.postgresql.database import Database, Repositories, retried
 from service.use_cases.cache_invalidation import CacheInvalidation, code_key
 from service.use_cases.idempotency import AnswerOnce
+from service.use_cases.webhooks import announce
 
 MOST_VERSIONS: Final = 1000
 """Versions whose rules are kept in memory; they never change."""
@@ -117,6 +119,8 @@ class Programmes:
                 raise ProgrammeNotFound
             new = _changed(old, change, now)
             await repositories.programmes.update(new)
+            if new != old:
+                announce(repositories, now, programme_changed(new))
             rules = await repositories.programmes.find_rules(new.programme_id, new.version)
             codes_die_or_live = (old.ended_at is None) is not (new.ended_at is None)
             if codes_die_or_live:
@@ -159,6 +163,8 @@ class Programmes:
             await repositories.programmes.add_version(
                 programme_id, added, json.dumps(rules), made_by, now
             )
+            changed = programme_changed(replace(programme, version=added))
+            announce(repositories, now, changed)
         return added, now
 
     async def find_version(self, key: str, version: int) -> tuple[Document, datetime]:

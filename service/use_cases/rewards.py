@@ -27,9 +27,11 @@ from service.domain.rewards import (
     wanted_rewards,
 )
 from service.domain.settlement import Case, Changes, cause_id, grant_of, release_of
+from service.domain.webhooks import rewards_settled
 from service.postgresql.database import Repositories
 from service.use_cases.locks import lock_standing
 from service.use_cases.programmes import Programmes
+from service.use_cases.webhooks import announce
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,9 @@ class Rewards:
             released = await self._release(repositories, live, case.now, case.made_by)
             names = _names_for_more_than_signing_up(case.rules)
             rewarded = any(reward.rule in names for reward in released)
+            announce(
+                repositories, case.now, *rewards_settled(referral.programme, released=released)
+            )
             return Settled(rewarded=was_rewarded or rewarded)
         events = await _events_of(repositories, case)
         live = await _live(repositories, case, events)
@@ -85,7 +90,13 @@ class Rewards:
         """Release a referrer's milestones that are due, unless somebody else is about to."""
         if await repositories.standings.lock_free(participant_id):
             due = await repositories.rewards.due_milestones(participant_id, now)
-            await self._release(repositories, due, now, made_by)
+            released = await self._release(repositories, due, now, made_by)
+            if released:
+                programme = await self._programmes.find_by_id(
+                    repositories, released[0].programme_id
+                )
+                told = rewards_settled(programme.key, released=released)
+                announce(repositories, now, *told)
 
     async def _compare_milestones(
         self, repositories: Repositories, case: Case, changes: Changes
@@ -152,6 +163,13 @@ class Rewards:
         transfers = [*changes.transfers, *(grant_of(case, reward) for reward in granted)]
         if transfers:
             await repositories.transfers.post(transfers)
+        told = rewards_settled(
+            case.referral.programme,
+            granted=granted,
+            released=released,
+            taken_back=changes.taken_back,
+        )
+        announce(repositories, case.now, *told)
         names = _names_for_more_than_signing_up(case.rules)
         rewarded = case.referral.state is ReferralState.REWARDED
         if any(

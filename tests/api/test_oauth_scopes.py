@@ -76,6 +76,10 @@ BODIES: dict[tuple[str, str], Any] = {
     ("PATCH", f"{API}/programmes/{{key}}"): {"paused": False},
     ("PUT", f"{API}/programmes/{{key}}/rules"): {"version": 9, "rules": RULES},
     ("POST", f"{API}/programmes/{{key}}/rules/try"): {"rules": RULES, "referral": {}, "events": []},
+    ("POST", f"{API}/webhook-endpoints"): {"url": "https://hooks.example.com/"},
+    ("PATCH", f"{API}/webhook-endpoints/{{endpoint_id}}"): {"disabled": True},
+    ("POST", f"{API}/webhook-endpoints/{{endpoint_id}}/rotate"): {"overlap_hours": 1},
+    ("POST", f"{API}/webhook-endpoints/{{endpoint_id}}/replay"): {"since": "2026-11-21T09:30:00Z"},
 }
 Route = tuple[str, str]
 
@@ -97,6 +101,8 @@ async def called(api: Api, route: Route, token: str | None) -> Answer:
         table="rewards",
         key="default",
         version=1,
+        endpoint_id=NOBODY,
+        message_id=NOBODY,
     )
     return await api.call(method, f"/{filled}", BODIES.get(route), by=token)
 

@@ -15,10 +15,12 @@ from referencing.jsonschema import DRAFT202012
 from service.api.docs.components import TAGS
 from service.api.docs.openapi import build_openapi
 from service.api.docs.pages import DOCS_ROUTES
+from service.api.docs.webhooks import describe_webhooks
 from service.api.http.problem_types import PROBLEM_TYPES
 from service.api.http.problems import CONTENT_TYPE
 from service.api.routes import ROUTES
 from service.domain.scopes import OF_CLIENTS
+from service.domain.webhooks import EventType
 from service.settings.settings import Settings, read_settings
 from tests.factories import Api, running
 
@@ -338,3 +340,13 @@ async def test_answers_that_promise_a_mail_pass_their_schemas(
             asked = await api.post(call, {"email": "anna@example.com"})
             assert asked.status == 202
             assert faults_of(document, f"post {call}", 202, asked.json()) == []
+
+
+def test_every_type_of_webhook_has_an_example_that_passes_its_schema() -> None:
+    described = describe_webhooks()
+    assert set(described) == {kind.value for kind in EventType}
+    for name, webhook in described.items():
+        content = webhook["post"]["requestBody"]["content"]["application/json"]
+        checker = FormatChecker()
+        Draft202012Validator(content["schema"], format_checker=checker).validate(content["example"])
+        assert content["example"]["type"] == name

@@ -38,6 +38,6 @@ def new_company(service: Service) -> tuple[str, dict[str, Any]]:
         "participant_id": referrer["participant_id"],
         "referral_id": referral["id"],
         "key": "shop",
-        "version": 1,
+        "version": "1",
         "code": referrer["code"],
     }

@@ -504,14 +504,6 @@ async def test_jobs_are_done_by_a_worker_and_what_it_gives_up_is_listed_and_trie
     assert smtp.mails[0].rcpt_tos == ("anna@example.com",)
 
 
-def test_a_worker_without_work_says_so(environment: dict[str, str]) -> None:
-    done = run("worker", environment=environment)
-    assert done.returncode == 1
-    assert done.stderr == (
-        "There is nothing to do: none of SMTP_URL, HUNTER_API_KEY, ENRICHMENT_API_KEY is set.\n"
-    )
-
-
 @pytest.mark.parametrize("command", [("jobs", "list"), ("clients", "list")])
 def test_a_database_without_tables_is_one_clear_line(
     command: tuple[str, str], servers: Servers, monkeypatch: pytest.MonkeyPatch, capsys: Any

@@ -21,7 +21,7 @@ EVENTS_SQL: Final = Path(__file__).with_name("events.sql")
 PROGRAMME: Final = row_id(5, 1)
 REFERRERS: Final = range(1, 1001)
 BUYERS: Final = range(1001, 7001)
-FEW, MANY = range(7001, 7021), range(7021, 7041)
+FEW, MANY = range(7001, 7101), range(7101, 7201)
 NOBODYS: Final = range(8001, 9001)
 """The participants of events.sql by their numbers, which are their company's ids too."""
 OF_MANY: Final = row_id(1, 3)

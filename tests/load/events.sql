@@ -1,5 +1,5 @@
 -- What the benchmark of events begins with, on the data set of data.sql: a programme of its own, in
--- which 6,000 people were referred and 1,000 others were not, and two kinds of 20 regular customers
+-- which 6,000 people were referred and 1,000 others were not, and two kinds of 100 regular customers
 -- with 10 and with 10,000 events each. `people` holds the hash of each company's id.
 
 CREATE OR REPLACE FUNCTION pg_temp.id(kind integer, n bigint) RETURNS uuid LANGUAGE sql IMMUTABLE
@@ -49,15 +49,15 @@ INSERT INTO referrals (user_id, referrer_id, code, registered_at, programme_id, 
                        reason, sequence, state_changed_at)
 SELECT pg_temp.id(6, number), pg_temp.id(6, 1 + number % 1000), 'CODE-OF-BENCH',
        now() - interval '2 days', pg_temp.id(5, 1), 1, 'pending', 'signed-up', 1, now()
-  FROM generate_series(1001, 7040) AS number;
+  FROM generate_series(1001, 7200) AS number;
 INSERT INTO decisions (referral_id, sequence, state, review, reason, made_by, decided_at)
 SELECT pg_temp.id(6, number), 1, 'pending', 'none', 'signed-up', 'system', now()
-  FROM generate_series(1001, 7040) AS number;
+  FROM generate_series(1001, 7200) AS number;
 INSERT INTO events (event_id, programme_id, external_id, participant_id, type, amount, unit,
                     occurred_at, received_at, fingerprint)
 SELECT pg_temp.id(7, number * 100000 + event), pg_temp.id(5, 1),
        'kept-' || number || '-' || event, pg_temp.id(6, number), 'purchase', 4900, 'EUR',
        now() - interval '1 day' + event * interval '1 s', now(), ''
-  FROM generate_series(7001, 7040) AS number
+  FROM generate_series(7001, 7200) AS number
  CROSS JOIN generate_series(1, 10000) AS event
- WHERE number > 7020 OR event <= 10;
+ WHERE number > 7100 OR event <= 10;

@@ -11,6 +11,7 @@ import pytest
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 LATER = NOW + timedelta(days=7)
 ANNA, BERT, CARL, DORA = UUID(int=1), UUID(int=2), UUID(int=3), UUID(int=4)
+HOOK, MESSAGE = UUID(int=7), UUID(int=8)
 
 NEW_USER = """
     INSERT INTO users (user_id, email, email_key, password_hash, role, created_at)
@@ -143,6 +144,25 @@ NEW_DECISION = """
     INSERT INTO decisions
            (referral_id, sequence, state, review, reason, made_by, decided_at)
     VALUES ($1, 1, 'pending', 'none', 'signed-up', 'system', $2)
+"""
+NEW_ENDPOINT = """
+    INSERT INTO webhook_endpoints
+           (endpoint_id, slot, url, failing_since, resume_at, disabled_at, disabled_reason,
+            deleted_at, created_at)
+    VALUES ($1, $2, 'https://hooks.example.com', $3, $4, $5, $6, $7, $8)
+"""
+NEW_DELIVERY = """
+    WITH message AS (
+        INSERT INTO webhook_messages (message_id, type, body, created_at)
+        VALUES ($1, 'webhook.test', '{}', $5)
+    )
+    INSERT INTO webhook_deliveries (message_id, endpoint_id, state, reason, created_at)
+    VALUES ($1, $2, $3, $4, $5)
+"""
+NEW_ATTEMPT = """
+    INSERT INTO webhook_attempts
+           (message_id, endpoint_id, attempt, status, error, milliseconds, attempted_at)
+    VALUES ($1, $2, 2, $3, $4, 20, $5)
 """
 CHANGE_REFERRAL = "UPDATE referrals SET {} WHERE user_id = $1"
 CHANGE_USER = "UPDATE users SET {} WHERE user_id = $1"
@@ -300,6 +320,28 @@ BROKEN = [
     ),
     ("signals_kind_known", NEW_SIGNAL, [DORA, "fingerprint", NOW]),
     ("decisions_follow_each_other", NEW_DECISION, [BERT, NOW]),
+    *(
+        (f"webhook_endpoints_{rule}", NEW_ENDPOINT, [uuid4(), *members, NOW])
+        for rule, members in (
+            ("slot_once", (1, None, None, None, None, None)),
+            ("slot_in_range", (0, None, None, None, None, None)),
+            ("slot_in_range", (21, None, None, None, None, None)),
+            ("fail_until_they_resume", (2, NOW, None, None, None, None)),
+            ("disabled_for_a_reason", (2, None, None, NOW, None, None)),
+            ("disabled_for_a_reason", (2, None, None, None, "gone", None)),
+            ("deleted_are_disabled", (2, None, None, None, None, NOW)),
+        )
+    ),
+    ("webhook_deliveries_state_known", NEW_DELIVERY, [uuid4(), HOOK, "lost", None, NOW]),
+    *(
+        ("webhook_deliveries_fail_for_a_reason", NEW_DELIVERY, [uuid4(), HOOK, *outcome, NOW])
+        for outcome in (("failed", None), ("delivered", "disabled"))
+    ),
+    *(
+        ("webhook_attempts_end_in_one_way", NEW_ATTEMPT, [MESSAGE, HOOK, *outcome, NOW])
+        for outcome in ((None, None), (500, "timeout"))
+    ),
+    ("webhook_attempts_of_a_delivery", NEW_ATTEMPT, [uuid4(), HOOK, 204, None, NOW]),
 ]
 
 
@@ -308,7 +350,7 @@ async def people(database: asyncpg.Connection) -> asyncpg.Connection:
     """Anna has a password and a code of 2 uses, with which Bert came, whom an issuer knows.
 
     She got a reward for that, which was paid out, and the payout failed.
-    Dora, whom only a company knows, has bought something.
+    Dora, whom only a company knows, has bought something. A message is on its way to an endpoint.
     """
     for user_id, email, password_hash in (
         (ANNA, "anna@x", "a hash"),
@@ -335,6 +377,8 @@ async def people(database: asyncpg.Connection) -> asyncpg.Connection:
     await database.execute(NEW_PARTICIPANT, DORA, None, "d-1", b"of d-1", None, NOW)
     order = ["order-1", DORA, "purchase", 4900, "EUR", None, NOW]
     await database.execute(NEW_EVENT, uuid4(), *order)
+    await database.execute(NEW_ENDPOINT, HOOK, 1, None, None, None, None, None, NOW)
+    await database.execute(NEW_DELIVERY, MESSAGE, HOOK, "pending", None, NOW)
     return database
 
 

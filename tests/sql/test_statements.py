@@ -60,6 +60,10 @@ def test_every_table_has_its_statements() -> None:
         "standings",
         "transfers",
         "users",
+        "webhook_attempts",
+        "webhook_deliveries",
+        "webhook_endpoints",
+        "webhook_messages",
     }
 
 

@@ -15,6 +15,7 @@ from aiohttp import web
 from tests.stand_ins.clearbit import Clearbit
 from tests.stand_ins.hunter import TEST_KEY, Hunter
 from tests.stand_ins.smtp import Mail, SmtpServer
+from tests.stand_ins.webhooks import Got, Receiver
 
 
 async def run(options: argparse.Namespace) -> None:
@@ -32,9 +33,14 @@ async def run(options: argparse.Namespace) -> None:
         await page.setup()
         stack.push_async_callback(page.cleanup)
         await web.TCPSite(page, options.host, options.mailbox_port).start()
+        receiver = Receiver(options.webhook_secret)
+        receiver.when_got = lambda got: print(described(got, receiver.secret), flush=True)
+        await stack.enter_async_context(receiver.serving(options.host, options.webhook_port))
         mails = f"http://{options.host}:{page.addresses[0][1]}/"
         print(
-            f"Hunter {hunter.url}  Clearbit {clearbit.url}  {smtp.url}  mails {mails}", flush=True
+            f"Hunter {hunter.url}  Clearbit {clearbit.url}  {smtp.url}  mails {mails}  "
+            f"webhooks {receiver.url}",
+            flush=True,
         )
         await stop.wait()
 
@@ -62,6 +68,15 @@ def article(mail: Mail) -> str:
     return f"<article><h2>{subject}</h2><p>to {recipients}<pre>{text}</pre></article>"
 
 
+def described(got: Got, secret: str | None) -> str:
+    """Return a line about a webhook."""
+    verdict = "not verified, without --webhook-secret"
+    if secret is not None:
+        verdict = "verified" if got.verified_by(secret) else "FORGED, or another secret's: refused"
+    message_id = got.headers.get("webhook-id", "without an id")
+    return f"webhook {message_id} {verdict}: {got.body.decode(errors='replace')}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.stand_ins", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
@@ -71,6 +86,8 @@ def main() -> None:
     parser.add_argument("--clearbit-key", default="demo")
     parser.add_argument("--smtp-port", type=int, default=8025)
     parser.add_argument("--mailbox-port", type=int, default=8093)
+    parser.add_argument("--webhook-port", type=int, default=8094)
+    parser.add_argument("--webhook-secret", help="whsec_…: what it has not signed is refused")
     asyncio.run(run(parser.parse_args()))
 
 

@@ -74,6 +74,7 @@ PROMISED = [
     ("referral-code-unusable", 422),
     ("referral-not-found", 404),
     ("request-timeout", 408),
+    ("rotation-under-way", 409),
     ("rules-changed", 409),
     ("self-referral", 422),
     ("session-not-found", 404),
@@ -88,6 +89,8 @@ PROMISED = [
     ("transfer-not-found", 404),
     ("user-not-found", 404),
     ("validation-failed", 422),
+    ("webhook-endpoint-not-found", 404),
+    ("webhook-url-refused", 422),
 ]
 
 

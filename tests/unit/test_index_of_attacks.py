@@ -76,7 +76,23 @@ THREATS: Final = {
     "server-side request forgery": """
         test_a_redirect_is_not_followed
         test_a_description_that_leads_astray_is_not_followed
-        test_an_issuer_has_an_address_that_is_safe_to_call""",
+        test_an_issuer_has_an_address_that_is_safe_to_call
+        test_nothing_is_sent_to_what_is_not_public
+        test_no_connection_is_made_to_a_literal
+        test_no_connection_is_made_where_a_name_leads_inside
+        test_a_name_that_leads_outside_and_then_inside_is_not_followed
+        test_no_webhook_follows_a_redirect
+        test_an_answer_is_kept_nowhere""",
+    "forged and repeated webhooks": """
+        test_a_webhook_is_verified_by_the_reference_library
+        test_libraries_for_javascript_verify_our_webhooks
+        test_once_a_rotation_is_answered_the_new_secret_alone_will_do""",
+    "a receiver that hangs stops all": """
+        test_half_of_ten_hang_and_the_others_wait_no_longer_than_twice_as_long
+        test_a_backlog_of_one_endpoint_does_not_hold_up_the_others""",
+    "deliveries go on after disabling": """
+        test_once_disabling_is_answered_no_attempt_follows
+        test_who_disables_an_endpoint_sees_a_claim_that_is_being_made""",
     "misconfiguration": """
         test_without_its_secrets_serve_refuses_to_start
         test_every_answer_is_safe_in_a_browser_and_has_an_id

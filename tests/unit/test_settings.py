@@ -863,6 +863,10 @@ def test_an_env_file_may_be_a_pipe(tmp_path: Path) -> None:
         ({"SMTP_URL": "smtp://[::1]:25"}, []),
         ({"SMTP_URL": "smtp://user:secret@mail.example.com"}, []),
         ({"SMTP_URL": "smtps://mail.example.com"}, []),
+        ({"WEBHOOK_NETWORKS": "10.1.0.0/16,fd00::/8"}, []),
+        ({"WEBHOOK_NETWORKS": "10.1.0.0/16,127.0.0.0/24"}, ["WEBHOOK_NETWORKS"]),
+        ({"WEBHOOK_NETWORKS": "0.0.0.0/0"}, ["WEBHOOK_NETWORKS"]),
+        ({"WEBHOOK_NETWORKS": "::/0"}, ["WEBHOOK_NETWORKS"]),
         (
             {"PUBLIC_URL": "http://a.example", "ARGON2_PASSES": "1", "SMTP_URL": "smtp://a"},
             ["PUBLIC_URL", "ARGON2_MEMORY_KIB", "SMTP_URL"],

@@ -38,6 +38,10 @@ TAGS: Final = {
     "with each call (Basic), or an access token of their own. Admins can make these calls too.",
     "Rewards": "What rules gave, what is available, and what has been paid out. Nothing is ever "
     "changed: what was wrong is moved back by another transfer.",
+    "Webhooks": "Where a company is told what has happened: signed as Standard Webhooks 1.0 says, "
+    "sent at least once, in no particular order. `webhook-id` is the same for each repetition; a "
+    "referral's `sequence` only grows, so drop what is not newer. Any status from 200 to 299 "
+    "within 15 s is a success; otherwise there are ten attempts within 76 hours.",
     "OAuth 2.0": "Access for other applications with the user's consent. Errors follow RFC 6749.",
     "Admin": "For users with the role `admin`.",
     "Operating": "For operators and their tools.",

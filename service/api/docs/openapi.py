@@ -30,6 +30,7 @@ from service.api.docs.components import (
 )
 from service.api.docs.describe import EXAMPLE_ID, IDEMPOTENCY_KEY, id_in_path, json_of
 from service.api.docs.refusals import problems_of
+from service.api.docs.webhooks import describe_webhooks
 from service.api.http.app_keys import SETTINGS
 from service.api.http.authentication import is_limited, own_scope_of, scope_of
 from service.api.http.fields import RequestSchema
@@ -302,6 +303,7 @@ def build_openapi(
     # A copy, because the parts are shared by all documents of the process.
     document: dict[str, Any] = json.loads(to_json(spec.to_dict()))
     flow = document["components"]["securitySchemes"]["oauth2"]["flows"]["authorizationCode"]
+    document["webhooks"] = describe_webhooks()
     flow |= {name: base_path + url for name, url in flow.items() if name.endswith("Url")}
     return document
 

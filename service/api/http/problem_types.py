@@ -91,6 +91,8 @@ REMEDIES: Final[Mapping[type[ServiceError], str]] = {
     errors.TokenUnusable: "Request a new email with `/auth/email/resend` or "
     "`/auth/password/forgot`. A token for `/auth/undo` is sent only once: without it, set a new "
     "password and change the account back.",
+    errors.WebhookUrlRefused: "Send an https:// URL with a public host, or delete an endpoint that "
+    "is no longer needed.",
     errors.InvalidCredentials: "Check both, and look for an email asking you to confirm the "
     "address.",
     errors.ClientSecretWrong: "Check the client's id and secret. An operator can replace the "
@@ -122,8 +124,11 @@ REMEDIES: Final[Mapping[type[ServiceError], str]] = {
     errors.AlreadyReferred: "Nothing: the first sign-up counts.",
     errors.IdReused: "Use a new id, such as that of the order, for each thing you report.",
     errors.ProgrammeKeyTaken: "Choose another key.",
+    errors.RotationUnderWay: "Wait until `previous_until`, or send `overlap_hours` 0 if a "
+    "secret has leaked.",
     errors.RulesChanged: "Fetch the programme, apply your change to its newest rules, and send "
     "them with their `version`.",
+    errors.WebhookEndpointNotFound: "List the endpoints with `GET /api/v1/webhook-endpoints`.",
     errors.EmailTaken: "Sign in to it, or register with another email address.",
     errors.IdentityNotLinked: "Sign in as before, for example with the password. An identity is "
     "linked automatically only if the issuer has verified the email address and the owner has not "

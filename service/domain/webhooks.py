@@ -1,0 +1,253 @@
+"""Webhooks: the catalogue of what is announced, and the data of each announcement.
+
+Data holds ids, states and amounts: never an email address, an IP address or free text.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final
+from uuid import UUID
+
+from service.domain.ledger import Transfer
+from service.domain.programmes import Programme
+from service.domain.referrals import ProgrammeReferral, ReferralState
+from service.domain.rewards import Reward
+
+LARGEST_BODY: Final = 4096
+"""In bytes; no message comes near it."""
+
+
+class EventType(StrEnum):
+    """What companies can be told. Nothing is ever renamed."""
+
+    PARTICIPANT_CREATED = "participant.created"
+    REFERRAL_CREATED = "referral.created"
+    REFERRAL_QUALIFIED = "referral.qualified"
+    REFERRAL_REWARDED = "referral.rewarded"
+    REFERRAL_REJECTED = "referral.rejected"
+    REFERRAL_REVERSED = "referral.reversed"
+    REFERRAL_FLAGGED = "referral.flagged"
+    REWARD_CREATED = "reward.created"
+    REWARD_AVAILABLE = "reward.available"
+    REWARD_REVERSED = "reward.reversed"
+    REDEMPTION_CREATED = "redemption.created"
+    REDEMPTION_CANCELLED = "redemption.cancelled"
+    PROGRAMME_CHANGED = "programme.changed"
+    ENDPOINT_DISABLED = "endpoint.disabled"
+    TEST = "webhook.test"
+
+    @property
+    def meaning(self) -> str:
+        """What has happened, in a sentence."""
+        return _MEANINGS[self]
+
+
+_MEANINGS: Final[Mapping[EventType, str]] = {
+    EventType.PARTICIPANT_CREATED: "A participant whom only the company knows was created.",
+    EventType.REFERRAL_CREATED: "Somebody signed up with a referral code.",
+    EventType.REFERRAL_QUALIFIED: "A referral qualified.",
+    EventType.REFERRAL_REWARDED: "A reward of a qualified referral became available.",
+    EventType.REFERRAL_REJECTED: "A referral will not qualify, for the `reason` given.",
+    EventType.REFERRAL_REVERSED: "A referral no longer qualifies, for the `reason` given.",
+    EventType.REFERRAL_FLAGGED: "Something about a referral is suspicious.",
+    EventType.REWARD_CREATED: "A reward was given.",
+    EventType.REWARD_AVAILABLE: "A reward became available.",
+    EventType.REWARD_REVERSED: "A reward, or `reversed` of its `amount`, was taken back.",
+    EventType.REDEMPTION_CREATED: "An available amount was paid out or used.",
+    EventType.REDEMPTION_CANCELLED: "A redemption was cancelled, and its amount given back.",
+    EventType.PROGRAMME_CHANGED: "A programme was changed, or has a new version of its rules.",
+    EventType.ENDPOINT_DISABLED: "Another endpoint was disabled because its deliveries failed.",
+    EventType.TEST: "Somebody asked for a test of the endpoint.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalId:
+    """Stands for a company's id of a participant until the message is written."""
+
+    participant_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """Something that companies can be told about."""
+
+    type: EventType
+    data: Mapping[str, Any]
+
+    @property
+    def participant_ids(self) -> set[UUID]:
+        """The participants whose external ids the message will have."""
+        return set(_participants_in(self.data))
+
+    def body(self, external_ids: Mapping[UUID, str | None], now: datetime) -> bytes:
+        """Return the message's bytes, which are the same at each attempt."""
+
+        def plain(value: object) -> str | None:
+            if isinstance(value, ExternalId):
+                return external_ids.get(value.participant_id)
+            if isinstance(value, datetime):
+                return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+            return str(value)
+
+        document = {"type": self.type, "timestamp": now, "data": self.data}
+        return json.dumps(
+            document, default=plain, ensure_ascii=False, separators=(",", ":")
+        ).encode()
+
+
+def _participants_in(data: Mapping[str, Any]) -> Iterator[UUID]:
+    for value in data.values():
+        if isinstance(value, ExternalId):
+            yield value.participant_id
+        elif isinstance(value, Mapping):
+            yield from _participants_in(value)
+
+
+def participant_created(programme: str, participant_id: UUID) -> Announcement:
+    """`programme` is the programme's key, as in all announcements."""
+    participant = {"id": participant_id, "external_id": ExternalId(participant_id)}
+    data = {"programme": programme, "participant": participant}
+    return Announcement(EventType.PARTICIPANT_CREATED, data)
+
+
+def referral_announcement(
+    kind: EventType, referral: ProgrammeReferral, event_id: str | None = None
+) -> Announcement:
+    """Return what is told of a referral. `event_id` is the company's id of what caused it."""
+    return Announcement(
+        kind,
+        {
+            "programme": referral.programme,
+            "referral": {
+                "id": referral.referral_id,
+                "external_id": ExternalId(referral.referral_id),
+                "referrer_id": referral.referrer_id,
+                "referrer_external_id": ExternalId(referral.referrer_id),
+                "state": referral.state,
+                "reason": referral.reason,
+                "review": referral.review,
+                "flags": list(referral.flags),
+                "sequence": referral.sequence,
+                "version": referral.version,
+            },
+            "event_id": event_id,
+        },
+    )
+
+
+_OF_STATE: Final = {
+    ReferralState.QUALIFIED: EventType.REFERRAL_QUALIFIED,
+    ReferralState.REWARDED: EventType.REFERRAL_REWARDED,
+    ReferralState.REJECTED: EventType.REFERRAL_REJECTED,
+    ReferralState.REVERSED: EventType.REFERRAL_REVERSED,
+}
+
+
+def referral_created(referral: ProgrammeReferral) -> list[Announcement]:
+    """Return what a new referral announces: itself, and its flags if it has any."""
+    kinds = [EventType.REFERRAL_CREATED]
+    if referral.flags:
+        kinds.append(EventType.REFERRAL_FLAGGED)
+    return [referral_announcement(kind, referral) for kind in kinds]
+
+
+def referral_decided(
+    before: ProgrammeReferral, referral: ProgrammeReferral, event_id: str | None = None
+) -> list[Announcement]:
+    """Return what a decision about a referral announces: its new state, and new flags."""
+    kinds = []
+    if referral.state is not before.state and referral.state in _OF_STATE:
+        kinds.append(_OF_STATE[referral.state])
+    if set(referral.flags) - set(before.flags):
+        kinds.append(EventType.REFERRAL_FLAGGED)
+    return [referral_announcement(kind, referral, event_id) for kind in kinds]
+
+
+def reward_announcement(kind: EventType, programme: str, reward: Reward) -> Announcement:
+    """Return what is told of a reward, as `GET /rewards` shows it."""
+    return Announcement(
+        kind,
+        {
+            "programme": programme,
+            "reward": {
+                "id": reward.reward_id,
+                "rule": reward.rule,
+                "version": reward.version,
+                "to": reward.to,
+                "participant_id": reward.participant_id,
+                "external_id": ExternalId(reward.participant_id),
+                "referral_id": reward.referral_id,
+                "unit": reward.unit,
+                "amount": reward.amount,
+                "reversed": reward.reversed,
+                "state": reward.state,
+                "held": reward.held,
+                "available_at": reward.available_at,
+            },
+        },
+    )
+
+
+def rewards_settled(
+    programme: str,
+    *,
+    granted: Iterable[Reward] = (),
+    released: Iterable[Reward] = (),
+    taken_back: Iterable[Reward] = (),
+) -> list[Announcement]:
+    """Return what is told of rewards that were given, became available, or were taken back."""
+    kinds = {
+        EventType.REWARD_REVERSED: taken_back,
+        EventType.REWARD_CREATED: granted,
+        EventType.REWARD_AVAILABLE: released,
+    }
+    return [
+        reward_announcement(kind, programme, reward)
+        for kind, rewards in kinds.items()
+        for reward in rewards
+    ]
+
+
+def redemption_announcement(kind: EventType, programme: str, redemption: Transfer) -> Announcement:
+    """Return what is told of a redemption. `redemption_id` is the company's id of it."""
+    return Announcement(
+        kind,
+        {
+            "programme": programme,
+            "redemption": {
+                "id": redemption.transfer_id,
+                "redemption_id": redemption.external_id,
+                "participant_id": redemption.participant_id,
+                "external_id": ExternalId(redemption.participant_id),
+                "unit": redemption.unit,
+                "amount": redemption.amount,
+            },
+        },
+    )
+
+
+def programme_changed(programme: Programme) -> Announcement:
+    return Announcement(
+        EventType.PROGRAMME_CHANGED,
+        {
+            "programme": programme.key,
+            "version": programme.version,
+            "paused": programme.paused,
+            "leaderboard": programme.leaderboard,
+            "ended_at": programme.ended_at,
+        },
+    )
+
+
+def endpoint_disabled(endpoint_id: UUID, reason: str) -> Announcement:
+    return Announcement(
+        EventType.ENDPOINT_DISABLED, {"endpoint": {"id": endpoint_id, "disabled_reason": reason}}
+    )
+
+
+def endpoint_test(endpoint_id: UUID) -> Announcement:
+    return Announcement(EventType.TEST, {"endpoint": {"id": endpoint_id}})

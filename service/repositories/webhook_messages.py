@@ -1,0 +1,99 @@
+"""The SQL of webhook messages."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from uuid6 import uuid7
+
+from service.repositories.connection import Connection
+
+MOST_ENDPOINTS: Final = 20
+
+# No row where nobody listens; one without an id where somebody does and there is no participant.
+FIND_LISTENERS: Final = """
+    SELECT p.participant_id, p.external_id
+      FROM (SELECT
+             WHERE EXISTS (SELECT FROM webhook_endpoints
+                            WHERE disabled_at IS NULL AND (types = '{}' OR types && $1))
+           ) AS listening
+      LEFT JOIN participants p ON p.participant_id = ANY ($2)
+"""
+
+
+def _add(whom: str) -> str:
+    return f"""
+        WITH new AS (
+            SELECT message_id, type, body
+              FROM unnest($1::uuid[], $2::text[], $3::bytea[]) AS new (message_id, type, body)
+        ), wanted AS (
+            SELECT n.message_id, e.endpoint_id, row_number() OVER () AS place
+              FROM new n
+              JOIN webhook_endpoints e ON {whom}
+        ), message AS (
+            INSERT INTO webhook_messages (message_id, type, body, created_at)
+            SELECT message_id, type, body, $4
+              FROM new
+             WHERE message_id IN (SELECT message_id FROM wanted)
+        ), delivery AS (
+            INSERT INTO webhook_deliveries (message_id, endpoint_id, created_at)
+            SELECT message_id, endpoint_id, $4
+              FROM wanted
+        )
+        INSERT INTO jobs (job_id, kind, payload, created_at, due_at)
+        SELECT job_id, 'delivery',
+               jsonb_build_object('message_id', message_id, 'endpoint_id', endpoint_id), $4, $4
+          FROM wanted
+          JOIN unnest($5::uuid[]) WITH ORDINALITY AS ids (job_id, place) USING (place)
+    """
+
+
+# A delivery, and its job, for each endpoint that wants the type. What nobody wants is not stored.
+ADD: Final = _add("e.disabled_at IS NULL AND (e.types = '{}' OR n.type = ANY (e.types))")
+
+ADD_FOR_ONE: Final = _add("e.endpoint_id = $6 AND e.deleted_at IS NULL")
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessage:
+    """The exact bytes that endpoints are sent."""
+
+    message_id: UUID
+    type: str
+    body: bytes
+
+
+class WebhookMessageRepository:
+    """Webhook messages, one statement a method."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def find_listeners(
+        self, types: Collection[str], participant_ids: Collection[UUID]
+    ) -> Mapping[UUID, str | None] | None:
+        """Return the companies' ids of participants; None if nobody listens to these types."""
+        rows = await self._connection.fetch(FIND_LISTENERS, list(types), list(participant_ids))
+        if not rows:
+            return None
+        return {row["participant_id"]: row["external_id"] for row in rows}
+
+    async def add(self, messages: Sequence[NewMessage], now: datetime) -> None:
+        """Store messages, and their deliveries to all who listen."""
+        await self._connection.execute(ADD, *_arguments(messages, now, MOST_ENDPOINTS))
+
+    async def add_for_one(self, message: NewMessage, now: datetime, endpoint_id: UUID) -> None:
+        """Store a message for one endpoint, whatever types it wants."""
+        await self._connection.execute(ADD_FOR_ONE, *_arguments([message], now, 1), endpoint_id)
+
+
+def _arguments(messages: Sequence[NewMessage], now: datetime, endpoints: int) -> list[object]:
+    return [
+        [message.message_id for message in messages],
+        [message.type for message in messages],
+        [message.body for message in messages],
+        now,
+        [uuid7() for _ in range(endpoints * len(messages))],
+    ]
