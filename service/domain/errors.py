@@ -1,67 +1,64 @@
-"""Every reason the service has to refuse a request.
+"""Every reason to refuse a request, by kind: api/http/problem_types.py has their statuses.
 
-    ServiceError
-    ├── InvalidInput
-    │   ├── CursorMalformed
-    │   ├── EmailMalformed
-    │   ├── ExpiryOutOfRange
-    │   ├── IdempotencyKeyReused
-    │   ├── PasswordUnacceptable
-    │   ├── ProgrammeUnknown
-    │   ├── ReferralCodeUnusable
-    │   ├── SelfReferral
-    │   ├── SignInUnusable
-    │   ├── TokenUnusable
-    │   └── WebhookUrlRefused
-    ├── NotAuthenticated
-    │   ├── ClientSecretWrong
-    │   ├── InvalidCredentials
-    │   ├── InvalidToken
-    │   ├── SignInTooOld
-    │   └── TokenMissing
-    ├── NotAllowed
-    │   ├── AccountDisabled
-    │   ├── EmailNotConfirmed
-    │   ├── EmailWithheld
-    │   ├── InsufficientScope
-    │   └── SignInRefused
-    ├── NotFound
-    │   ├── EnrichmentNotFound
-    │   ├── IdentityNotFound
-    │   ├── ParticipantNotFound
-    │   ├── ProgrammeNotFound
-    │   ├── ProviderNotFound
-    │   ├── ReferralCodeNotFound
-    │   ├── ReferralNotFound
-    │   ├── SessionNotFound
-    │   ├── TransferNotFound
-    │   ├── UserNotFound
-    │   └── WebhookEndpointNotFound
-    ├── Conflict
-    │   ├── AlreadyReferred
-    │   ├── BalanceTooLow
-    │   ├── EmailTaken
-    │   ├── IdReused
-    │   ├── IdentityNotLinked
-    │   ├── LastAdmin
-    │   ├── LastWayIn
-    │   ├── LiveReferralCodeExists
-    │   ├── ParticipantErased
-    │   ├── ProgrammeKeyTaken
-    │   ├── ReferralCodeTaken
-    │   ├── RotationUnderWay
-    │   └── RulesChanged
-    ├── TooMany
-    └── Unavailable
-        ├── DatabaseUnavailable
-        ├── HashingQueueFull
-        ├── MailUnavailable
-        ├── MigrationsPending
-        ├── Overloaded
-        └── ProviderUnavailable
-
-The middle level are the *kinds*: service/api/http/problem_types.py gives each one its HTTP status.
-The leaves name the broken rule; they are what the domain and the repositories raise.
+ServiceError
+├── InvalidInput
+│   ├── CursorMalformed
+│   ├── EmailMalformed
+│   ├── ExpiryOutOfRange
+│   ├── IdempotencyKeyReused
+│   ├── PasswordUnacceptable
+│   ├── ProgrammeUnknown
+│   ├── ReferralCodeUnusable
+│   ├── SelfReferral
+│   ├── SignInUnusable
+│   ├── TokenUnusable
+│   └── WebhookUrlRefused
+├── NotAuthenticated
+│   ├── ClientSecretWrong
+│   ├── InvalidCredentials
+│   ├── InvalidToken
+│   ├── SignInTooOld
+│   └── TokenMissing
+├── NotAllowed
+│   ├── AccountDisabled
+│   ├── EmailNotConfirmed
+│   ├── EmailWithheld
+│   ├── InsufficientScope
+│   └── SignInRefused
+├── NotFound
+│   ├── EnrichmentNotFound
+│   ├── IdentityNotFound
+│   ├── ParticipantNotFound
+│   ├── ProgrammeNotFound
+│   ├── ProviderNotFound
+│   ├── ReferralCodeNotFound
+│   ├── ReferralNotFound
+│   ├── SessionNotFound
+│   ├── TransferNotFound
+│   ├── UserNotFound
+│   └── WebhookEndpointNotFound
+├── Conflict
+│   ├── AlreadyReferred
+│   ├── BalanceTooLow
+│   ├── EmailTaken
+│   ├── IdReused
+│   ├── IdentityNotLinked
+│   ├── LastAdmin
+│   ├── LastWayIn
+│   ├── LiveReferralCodeExists
+│   ├── ParticipantErased
+│   ├── ProgrammeKeyTaken
+│   ├── ReferralCodeTaken
+│   ├── RotationUnderWay
+│   └── RulesChanged
+├── TooMany
+└── Unavailable
+    ├── DatabaseUnavailable
+    ├── HashingQueueFull
+    ├── MailUnavailable
+    ├── MigrationsPending
+    ├── Overloaded
+    └── ProviderUnavailable
 """
 
 from typing import ClassVar
@@ -188,10 +185,7 @@ class WebhookUrlRefused(InvalidInput):
 
 
 class ClientSecretWrong(NotAuthenticated):
-    detail = (
-        "The Authorization header is not `Bearer TOKEN`, and as Basic credentials it names an "
-        "unknown client or a wrong secret."
-    )
+    detail = "The Authorization header is not `Bearer TOKEN`, nor a known client's credentials."
 
 
 class InvalidCredentials(NotAuthenticated):
@@ -307,14 +301,9 @@ class BalanceTooLow(Conflict):
     title = "Less is available than is to be redeemed."
     field = "amount"
 
-    available: int = 0
-    """What could be redeemed at that moment; below 0 it is a debt."""
-
-    @classmethod
-    def with_available(cls, available: int) -> "BalanceTooLow":
-        error = cls(f"Only {available} can be redeemed." if available > 0 else "")
-        error.available = available
-        return error
+    def __init__(self, available: int = 0) -> None:
+        super().__init__(f"Only {available} can be redeemed." if available > 0 else "")
+        self.available = available  # at that moment; below 0 it is a debt
 
 
 class EmailTaken(Conflict):

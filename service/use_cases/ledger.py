@@ -87,7 +87,7 @@ class Ledger:
             transfer = _transfer(asked, TransferKind.REDEMPTION, accounts, whose, made_by, now)
             is_new, enough = await repositories.transfers.redeem(transfer, asked.fingerprint)
             if is_new and not enough:
-                raise BalanceTooLow.with_available(
+                raise BalanceTooLow(
                     await repositories.balances.find_available(
                         transfer.participant_id, transfer.unit
                     )
