@@ -1,64 +1,66 @@
-"""Every reason to refuse a request, by kind: api/http/problem_types.py has their statuses.
+"""Every reason the service has to refuse a request.
 
-ServiceError
-├── InvalidInput
-│   ├── CursorMalformed
-│   ├── EmailMalformed
-│   ├── ExpiryOutOfRange
-│   ├── IdempotencyKeyReused
-│   ├── PasswordUnacceptable
-│   ├── ProgrammeUnknown
-│   ├── ReferralCodeUnusable
-│   ├── SelfReferral
-│   ├── SignInUnusable
-│   ├── TokenUnusable
-│   └── WebhookUrlRefused
-├── NotAuthenticated
-│   ├── ClientSecretWrong
-│   ├── InvalidCredentials
-│   ├── InvalidToken
-│   ├── SignInTooOld
-│   └── TokenMissing
-├── NotAllowed
-│   ├── AccountDisabled
-│   ├── EmailNotConfirmed
-│   ├── EmailWithheld
-│   ├── InsufficientScope
-│   └── SignInRefused
-├── NotFound
-│   ├── EnrichmentNotFound
-│   ├── IdentityNotFound
-│   ├── ParticipantNotFound
-│   ├── ProgrammeNotFound
-│   ├── ProviderNotFound
-│   ├── ReferralCodeNotFound
-│   ├── ReferralNotFound
-│   ├── SessionNotFound
-│   ├── TransferNotFound
-│   ├── UserNotFound
-│   └── WebhookEndpointNotFound
-├── Conflict
-│   ├── AlreadyReferred
-│   ├── BalanceTooLow
-│   ├── EmailTaken
-│   ├── IdReused
-│   ├── IdentityNotLinked
-│   ├── LastAdmin
-│   ├── LastWayIn
-│   ├── LiveReferralCodeExists
-│   ├── ParticipantErased
-│   ├── ProgrammeKeyTaken
-│   ├── ReferralCodeTaken
-│   ├── RotationUnderWay
-│   └── RulesChanged
-├── TooMany
-└── Unavailable
-    ├── DatabaseUnavailable
-    ├── HashingQueueFull
-    ├── MailUnavailable
-    ├── MigrationsPending
-    ├── Overloaded
-    └── ProviderUnavailable
+    ServiceError
+    ├── InvalidInput
+    │   ├── CursorMalformed
+    │   ├── EmailMalformed
+    │   ├── ExpiryOutOfRange
+    │   ├── IdempotencyKeyReused
+    │   ├── PasswordUnacceptable
+    │   ├── ProgrammeUnknown
+    │   ├── ReferralCodeUnusable
+    │   ├── SelfReferral
+    │   ├── SignInUnusable
+    │   ├── TokenUnusable
+    │   └── WebhookUrlRefused
+    ├── NotAuthenticated
+    │   ├── ClientSecretWrong
+    │   ├── InvalidCredentials
+    │   ├── InvalidToken
+    │   ├── SignInTooOld
+    │   └── TokenMissing
+    ├── NotAllowed
+    │   ├── AccountDisabled
+    │   ├── EmailNotConfirmed
+    │   ├── EmailWithheld
+    │   ├── InsufficientScope
+    │   └── SignInRefused
+    ├── NotFound
+    │   ├── EnrichmentNotFound
+    │   ├── IdentityNotFound
+    │   ├── ParticipantNotFound
+    │   ├── ProgrammeNotFound
+    │   ├── ProviderNotFound
+    │   ├── ReferralCodeNotFound
+    │   ├── ReferralNotFound
+    │   ├── SessionNotFound
+    │   ├── TransferNotFound
+    │   ├── UserNotFound
+    │   └── WebhookEndpointNotFound
+    ├── Conflict
+    │   ├── AlreadyReferred
+    │   ├── BalanceTooLow
+    │   ├── EmailTaken
+    │   ├── IdReused
+    │   ├── IdentityNotLinked
+    │   ├── LastAdmin
+    │   ├── LastWayIn
+    │   ├── LiveReferralCodeExists
+    │   ├── ParticipantErased
+    │   ├── ProgrammeKeyTaken
+    │   ├── ReferralCodeTaken
+    │   ├── RotationUnderWay
+    │   └── RulesChanged
+    ├── TooMany
+    └── Unavailable
+        ├── DatabaseUnavailable
+        ├── HashingQueueFull
+        ├── MailUnavailable
+        ├── MigrationsPending
+        ├── Overloaded
+        └── ProviderUnavailable
+
+The middle level are the *kinds*: service/api/http/problem_types.py gives each one its HTTP status.
 """
 
 from typing import ClassVar
@@ -78,9 +80,7 @@ class ServiceError(Exception):
     wait: int | None = None
     """Seconds after which another try may succeed."""
 
-    def __init__(
-        self, detail: str = "", *, field: str | None = None, wait: int | None = None
-    ) -> None:
+    def __init__(self, detail: str = "", *, field: str = "", wait: int = 0) -> None:
         self.detail = detail or self.detail or self.title
         self.field = field or self.field
         self.wait = wait or self.wait
