@@ -228,7 +228,7 @@ def _qualifying(
     if qualify.on == SIGN_UP:
         return None, True
     once = None
-    for event in sorted(events, key=lambda one: (one.occurred_at, one.event_id)):
+    for event in sorted(events, key=lambda one: (one.occurred_at, one.external_id)):
         if would_qualify(qualify, referral, event):
             if not event.is_taken_back and reaches(qualify.minimum, event.net):
                 return event, True

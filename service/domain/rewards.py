@@ -100,7 +100,7 @@ def wanted_rewards(
         return []
     ordered = sorted(
         {event.event_id: event for event in events}.values(),
-        key=lambda one: (one.occurred_at, one.event_id),
+        key=lambda one: (one.occurred_at, one.external_id),
     )
     wanted: list[WantedReward] = []
     for rule in rules.rewards:

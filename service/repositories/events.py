@@ -55,6 +55,7 @@ _STANDS: Final = """
         NOT taken_back AND (amount IS NULL OR refunded = 0 OR amount - refunded > 0)
 """
 
+# Of two at the same instant the company's id decides, whichever was reported first.
 # The earliest event that qualifies, and the earliest that would without its refunds: all that is
 # needed of a referee's events, however many there are.
 THAT_DECIDE: Final = f"""
@@ -66,7 +67,7 @@ THAT_DECIDE: Final = f"""
            AND e.occurred_at < COALESCE($4::timestamptz, 'infinity')
            AND {_BEFORE_ERASURE}
            AND ($5::bigint IS NULL OR (e.amount >= $5 AND e.unit = $6))
-         ORDER BY e.occurred_at, e.event_id
+         ORDER BY e.occurred_at, e.external_id COLLATE "C"
     )
     (SELECT * FROM counted LIMIT 1)
     UNION ALL
@@ -86,7 +87,7 @@ THAT_COUNT: Final = f"""
            AND e.occurred_at < COALESCE($4::timestamptz, 'infinity')
            AND {_BEFORE_ERASURE}
            AND ($5::text IS NULL OR e.unit = $5)
-         ORDER BY e.occurred_at, e.event_id
+         ORDER BY e.occurred_at, e.external_id COLLATE "C"
     )
     SELECT *
       FROM counted

@@ -139,16 +139,19 @@ FIND_DUE: Final = """
 """
 
 # Whether a reward `r` is kept from its participant: by a block, an account that is disabled, or a
-# review of its referral, of a milestone a review of any referral that may have led there.
+# review of its referral, of a milestone a review of any referral that may have led there. Not by
+# EXISTS, which PostgreSQL may answer by reading all participants.
 _HELD: Final = """
-    (EXISTS (SELECT FROM participants p
-               LEFT JOIN users u ON u.user_id = p.user_id
-              WHERE p.participant_id = r.participant_id
-                AND (p.blocked_at IS NOT NULL OR u.disabled_at IS NOT NULL))
-     OR EXISTS (SELECT FROM referrals f WHERE f.user_id = r.referral_id AND f.review = 'open')
+    (COALESCE((SELECT p.blocked_at IS NOT NULL OR u.disabled_at IS NOT NULL
+                 FROM participants p
+                 LEFT JOIN users u ON u.user_id = p.user_id
+                WHERE p.participant_id = r.participant_id), false)
+     OR COALESCE((SELECT f.review = 'open' FROM referrals f WHERE f.user_id = r.referral_id), false)
      OR (r.referral_id IS NULL
-         AND EXISTS (SELECT FROM referrals f
-                      WHERE f.referrer_id = r.participant_id AND f.review = 'open')))
+         AND (SELECT f.user_id
+                FROM referrals f
+               WHERE f.referrer_id = r.participant_id AND f.review = 'open'
+               LIMIT 1) IS NOT NULL))
 """
 
 HOLD_OF_PARTICIPANT: Final = f"""

@@ -283,12 +283,17 @@ async def _live(repositories: Repositories, case: Case, events: Sequence[Event])
         return []  # nothing has ever been given for it
     if case.whole:
         return await repositories.rewards.live_of_referral(referral.referral_id)
-    types = {event.type for event in events}
+    # Of these rules all that the first few events of a type have given is compared.
+    of_the_first = [
+        rule.name
+        for rule in case.rules.rewards
+        if rule.times is not None and any(concerns(rule, referral, event) for event in events)
+    ]
     return await repositories.rewards.live_of_causes(
         referral.referral_id,
         [rule.name for rule in case.rules.rewards],
         [referral.referral_id, *(event.event_id for event in events)],
-        [rule.name for rule in case.rules.rewards if rule.times is not None and rule.on in types],
+        of_the_first,
     )
 
 

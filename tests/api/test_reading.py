@@ -34,6 +34,8 @@ async def test_no_get_changes_anything(
         "referral_id": anna.user_id,
         "key": "default",
         "version": 1,
+        "table": "referrals",
+        "endpoint_id": anna.user_id,
     }
     asked = 0
     for path, operations in document["paths"].items():

@@ -20,6 +20,8 @@ TAGS = [
     "Sessions",
     "Email",
     "Programmes",
+    "Rewards",
+    "Webhooks",
     "OAuth 2.0",
     "Admin",
     "Operating",

@@ -121,7 +121,10 @@ class ProblemSchema(Schema):
         fields.Nested(InvalidMemberSchema),
         metadata={"description": "What is wrong with members of the request, if anything is."},
     )
-    optional = frozenset({"errors"})
+    available = fields.Integer(
+        metadata={"description": "Of `balance-too-low`: what could be redeemed at that moment."}
+    )
+    optional = frozenset({"errors", "available"})
 
 
 class OAuthErrorSchema(Schema):
