@@ -5,16 +5,16 @@ from uuid import UUID
 
 from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
-from marshmallow import Schema, ValidationError, fields, validates_schema
+from marshmallow import Schema, ValidationError, fields
 
 from service.api.company import CompanyId, ProgrammeKey, SignalsSchema, locate, with_parsed_email
 from service.api.docs.describe import IDEMPOTENCY_KEY
 from service.api.http.app_keys import SERVICES, SETTINGS
 from service.api.http.authentication import current_client, current_token, needs
 from service.api.http.fields import (
+    ChangeSchema,
     Moment,
     QuerySchema,
-    RequestSchema,
     Text,
     TrimmedText,
     TrueOrFalse,
@@ -68,17 +68,12 @@ class NewParticipantSchema(SignalsSchema):
     )
 
 
-class ParticipantChangeSchema(RequestSchema):
+class ParticipantChangeSchema(ChangeSchema):
     trusted = TrueOrFalse(metadata={"description": "Whether fraud rules ignore the participant."})
     blocked = TrueOrFalse(metadata={"description": "Whether the code is unusable."})
     public_name = PublicName(
         metadata={"description": "For the leaderboard; an empty text removes it."}
     )
-
-    @validates_schema(pass_original=True, skip_on_field_errors=False)
-    def _something(self, data: Any, original: Any, **_: Any) -> None:
-        if isinstance(original, dict) and all(original.get(name) is None for name in self.fields):
-            raise ValidationError("Give something to change.")
 
 
 class ParticipantSchema(Schema):

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
-from marshmallow import Schema, ValidationError, fields, validate, validates_schema
+from marshmallow import Schema, fields, validate
 from uuid6 import uuid7
 
 from service.api.company import CompanyId, ParticipantId, ProgrammeKey, locate
@@ -15,6 +15,7 @@ from service.api.events import EventMembersSchema
 from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_client, current_token, needs
 from service.api.http.fields import (
+    ChangeSchema,
     MatchingText,
     Moment,
     PageQuery,
@@ -90,7 +91,7 @@ class NewProgrammeSchema(RequestSchema):
     landing_url = _landing_url(check_landing_url)
 
 
-class ProgrammeChangeSchema(RequestSchema):
+class ProgrammeChangeSchema(ChangeSchema):
     name = _name()
     landing_url = _landing_url(_check_landing_url_or_none, "; an empty text removes it")
     paused = TrueOrFalse(
@@ -98,11 +99,6 @@ class ProgrammeChangeSchema(RequestSchema):
     )
     leaderboard = TrueOrFalse()
     ended = TrueOrFalse(metadata={"description": "Codes are unusable; referrals go on."})
-
-    @validates_schema(pass_original=True, skip_on_field_errors=False)
-    def _something(self, data: Any, original: Any, **_: Any) -> None:
-        if isinstance(original, dict) and all(original.get(name) is None for name in self.fields):
-            raise ValidationError("Give something to change.")
 
 
 class NewRulesSchema(RequestSchema):

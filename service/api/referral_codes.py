@@ -13,6 +13,7 @@ from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_user, is_of_client, needs
 from service.api.http.fields import (
     BETWEEN,
+    ChangeSchema,
     Moment,
     PageQuery,
     RequestSchema,
@@ -79,7 +80,7 @@ class ReferralCodeWishSchema(ExpirySchema):
             )
 
 
-class ReferralCodeChangeSchema(ExpirySchema):
+class ReferralCodeChangeSchema(ExpirySchema, ChangeSchema):
     max_uses = WholeNumber(
         validate=validate.Range(1, LARGEST_MAX_USES, error=BETWEEN),
         metadata={
@@ -89,14 +90,9 @@ class ReferralCodeChangeSchema(ExpirySchema):
     )
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
-    def _something(self, data: Any, original: Any, **_: Any) -> None:
-        if isinstance(original, dict):
-            if not _given(original, self.fields):
-                raise ValidationError("Give something to change.")
-            if _given(original, _EXPIRIES) > 1:
-                raise ValidationError(
-                    "Give only one of expires_at and expires_in_days.", "expires_at"
-                )
+    def _one_expiry(self, data: Any, original: Any, **_: Any) -> None:
+        if isinstance(original, dict) and _given(original, _EXPIRIES) > 1:
+            raise ValidationError("Give only one of expires_at and expires_in_days.", "expires_at")
 
 
 def _given(body: dict[str, Any], names: Iterable[str]) -> int:

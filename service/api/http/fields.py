@@ -6,7 +6,15 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Final
 
-from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load, validate
+from marshmallow import (
+    EXCLUDE,
+    Schema,
+    ValidationError,
+    fields,
+    pre_load,
+    validate,
+    validates_schema,
+)
 
 from service.domain.clock import moment_text
 from service.domain.errors import InvalidInput
@@ -55,6 +63,15 @@ class RequestSchema(Schema):
         return {
             name: value for name, value in data.items() if value is not None or name not in optional
         }
+
+
+class ChangeSchema(RequestSchema):
+    """A body of what is to be changed: at least one member."""
+
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def _something(self, data: Any, original: Any, **_: Any) -> None:
+        if isinstance(original, dict) and all(original.get(name) is None for name in self.fields):
+            raise ValidationError("Give something to change.")
 
 
 class Text(fields.String):
