@@ -67,6 +67,7 @@ class WebhookDeliveries:
         """Deliver until `stopping` is set, and the attempts under way are over."""
         failures = 0
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._wake(stopping))
             while not stopping.is_set():
                 self._ended.clear()
                 claimed_at = time.monotonic()
@@ -88,6 +89,10 @@ class WebhookDeliveries:
                 elif not claimed:
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._ended.wait(), POLL_SECONDS)
+
+    async def _wake(self, stopping: asyncio.Event) -> None:
+        await stopping.wait()
+        self._ended.set()
 
     async def _claim(self) -> list[Delivery]:
         """Claim as many deliveries as there is room for."""
