@@ -14,6 +14,7 @@ from service.api.http.app_keys import SERVICES, SETTINGS
 from service.api.http.authentication import current_client, current_token, needs
 from service.api.http.fields import (
     BETWEEN,
+    ChangeSchema,
     Moment,
     PageQuery,
     RequestSchema,
@@ -64,7 +65,7 @@ class NewEndpointSchema(RequestSchema):
     types = _types()
 
 
-class EndpointChangeSchema(RequestSchema):
+class EndpointChangeSchema(ChangeSchema):
     url = _url()
     types = _types()
     disabled = TrueOrFalse(

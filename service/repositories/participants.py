@@ -83,6 +83,14 @@ FIND: Final = """
        AND NOT EXISTS (SELECT FROM participants WHERE participant_id = $1)
 """
 
+FIND_ERASED: Final = """
+    SELECT p.participant_id, p.programme_id, p.user_id, p.external_id, p.trusted,
+           p.blocked_at IS NOT NULL AS blocked, true AS erased, NULL AS public_name, p.created_at
+      FROM participants p
+     WHERE p.participant_id = $1
+       AND p.erased_at IS NOT NULL
+"""
+
 FIND_EXTERNAL: Final = """
     SELECT p.participant_id, p.programme_id, p.user_id, p.external_id, p.trusted,
            p.blocked_at IS NOT NULL AS blocked, p.erased_at IS NOT NULL AS erased,
@@ -171,6 +179,10 @@ class ParticipantRepository(Repository):
         return _participant(
             await self._connection.fetchrow(FIND, participant_id, DEFAULT_PROGRAMME_ID)
         )
+
+    async def find_erased(self, participant_id: UUID) -> Participant | None:
+        """Return a participant who is erased: what is owed to them stays."""
+        return _participant(await self._connection.fetchrow(FIND_ERASED, participant_id))
 
     async def find_external(self, programme_id: UUID, external_hash: bytes) -> Participant | None:
         """Return a participant who is not erased, by the hash of the company's id."""

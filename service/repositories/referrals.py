@@ -164,6 +164,7 @@ DELETE: Final = """
      WHERE user_id = $1
 """
 
+# Referrers see no other flags: they would learn how to avoid them.
 # After `place` the columns of Referral, in its order. LIMIT is one number for the whole statement:
 # knowing it, PostgreSQL plans for few rows.
 NEWEST_OF_SEVERAL: Final = """
@@ -172,7 +173,10 @@ NEWEST_OF_SEVERAL: Final = """
       FROM unnest($1::uuid[], $2::timestamptz[], $3::uuid[]) WITH ORDINALITY
            AS wanted (referrer_id, before, before_id, place)
      CROSS JOIN LATERAL (
-            SELECT r.user_id, u.email, r.registered_at, r.code, r.flags, r.state,
+            SELECT r.user_id, u.email, r.registered_at, r.code,
+                   CASE WHEN 'self-referral' = ANY (r.flags) THEN ARRAY['self-referral']
+                        ELSE '{}' END AS flags,
+                   r.state,
                    COALESCE(r.state_changed_at, r.registered_at) AS state_changed_at
               FROM referrals r
               LEFT JOIN users u ON u.user_id = r.user_id

@@ -107,7 +107,7 @@ class Participants:
     async def find_known(self, repositories: Repositories, who: Who) -> Participant | None:
         """Return a participant whom somebody has reported before, or an account; make nobody.
 
-        Raises ProgrammeUnknown.
+        By our id also one who is erased, for what is still owed. Raises ProgrammeUnknown.
         """
         programme_id = await self._programmes.id_of(
             repositories, who.programme or DEFAULT_PROGRAMME
@@ -117,7 +117,9 @@ class Participants:
                 programme_id, self._hash(programme_id, who.external_id)
             )
         assert who.participant_id is not None
-        found = await repositories.participants.find(who.participant_id)
+        stored = repositories.participants
+        found = await stored.find(who.participant_id)
+        found = found or await stored.find_erased(who.participant_id)
         elsewhere = found and who.programme and found.programme_id != programme_id
         return None if elsewhere else found
 

@@ -168,3 +168,14 @@ async def test_a_milestone_waits_for_the_reviews_of_those_who_led_to_it(company:
     )
     await company.api.app[SERVICES].sweeps.release_due()
     assert await balance(company, referrer["external_id"]) == {"EUR": (0, 7, 0)}
+
+
+async def test_a_referrer_does_not_see_what_fraud_rules_have_found(api: Api) -> None:
+    company = await new_company(api)
+    person = await api.new_person()
+    code = await api.new_code(person)
+    for referee in ("u-1", "u-2"):
+        signed_up = await company.sign_up(code, referee, device_id="d-1")
+    assert signed_up.json()["flags"] == ["same-device"]
+    listed = (await api.get("/referrals/me", by=person)).json()["items"]
+    assert [one["flags"] for one in listed] == [[], []]

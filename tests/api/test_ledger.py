@@ -212,3 +212,19 @@ async def test_only_clients_with_the_scope_pay_out(api: Api, company: Company) -
     asked = payout(referrer)
     assert_problem(await reader.post("/redemptions", asked), 403, "insufficient-scope")
     assert_problem(await api.post("/redemptions", asked, by=person), 403, "not-allowed")
+
+
+async def test_what_an_erased_participant_is_owed_is_seen_and_paid_by_our_id(
+    company: Company,
+) -> None:
+    referrer = await company.new_referrer()
+    await bought(company, referrer)
+    participant_id = referrer["participant_id"]
+    assert (await company.delete(f"/participants/{participant_id}")).status == 204
+    [owed] = (await company.get(f"/balances?participant_id={participant_id}")).json()["items"]
+    assert owed["available"] == 500
+    asked = {"id": new_id("payout"), "participant_id": participant_id, "unit": "EUR", "amount": 500}
+    assert (await company.post("/redemptions", asked)).status == 201
+    assert (await company.post("/redemptions", asked)).status == 200
+    by_theirs = await company.post("/redemptions", payout(referrer))
+    assert_problem(by_theirs, 422, "validation-failed", ["#/external_id"])

@@ -52,7 +52,8 @@ async def test_an_endpoint_is_created_shown_changed_and_deleted(company: Company
     changed = (await company.patch(path, {"types": [], "url": f"{URL}/2"})).json()
     assert (changed["types"], changed["url"]) == ([], f"{URL}/2")
     assert (await company.delete(path)).status == 204
-    for call in (company.get(path), company.delete(path), company.patch(path, {})):
+    assert_problem(await company.patch(path, {}), 422, "validation-failed", ["#"])
+    for call in (company.get(path), company.delete(path), company.patch(path, {"disabled": True})):
         assert_problem(await call, 404, "webhook-endpoint-not-found")
     assert (await company.get(PATH)).json()["items"] == []
 
