@@ -1,7 +1,7 @@
 """What can be done with events: what participants did, as a company reports it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -136,12 +136,9 @@ class Events:
     ) -> Reported:
         """Return what a known event did, and the referral as it is now."""
         decisions = await repositories.decisions.of_event(referral.referral_id, event.event_id)
-        reported = await self._report(
+        return await self._report(
             repositories, event, referral, decisions, taken_back=None, is_new=False
         )
-        if reported.outcome is Outcome.QUALIFIED and referral.state is ReferralState.REVERSED:
-            return replace(reported, outcome=Outcome.REVERSED)
-        return reported
 
     async def _report(
         self,

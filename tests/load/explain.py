@@ -10,8 +10,9 @@ from tests.sql.plans import BESIDE_REQUESTS, explained, plan_of, prepared, state
 
 LARGE: Final = ("users", "referrals", "referral_codes")
 """The tables of the data set; small ones may be read whole (tests/sql/test_plans.py)."""
-ONCE: Final = {("standings", "MOVE")}
-"""What reads all of a referrer's referrals, but once, when it begins to count them."""
+ONCE: Final = {("standings", "MOVE"), ("differences", "STANDINGS")}
+"""What reads all of a referrer's referrals: once, when it begins to count them, and the ledger's
+check, which counts them again."""
 ARGUMENTS: Final = {
     "uuid": f"'{row_id(1, 1)}'",
     "text": "'person1@example.com'",
