@@ -2,24 +2,29 @@
 
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from aiohttp import web
 from marshmallow import Schema, ValidationError, fields, validates_schema
 
 from service.api.http.app_keys import SERVICES, SETTINGS
+from service.api.http.authentication import current_token
 from service.api.http.fields import MatchingText, Moment, RequestSchema, Text, TrimmedText
 from service.api.http.front import API
+from service.api.http.idempotency import answer_once
 from service.api.http.requests import Rule, public_path
 from service.domain.emails import parse_email
 from service.domain.events import check_moment
 from service.domain.programmes import DEFAULT_PROGRAMME
 from service.domain.referrals import ReferralFlag, ReferralReason, ReferralState, Review
+from service.repositories.idempotency_keys import Answer
+from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.participants import Who
 
+T = TypeVar("T")
 LONGEST_ID: Final = 128
 
 
@@ -126,6 +131,16 @@ class ProgrammeReferralSchema(Schema):
         allow_none=True,
         metadata={"description": "Until when it can qualify; null if there is no limit."},
     )
+
+
+async def answer_client_once(
+    request: web.Request,
+    made_by: str,
+    work: Callable[[AnswerOnce[T]], Awaitable[T]],
+    render: Callable[[T], Answer],
+) -> web.Response:
+    """Like `answer_once`; the key belongs to the client, or to the admin who calls like one."""
+    return await answer_once(request, current_token(request).user_id or made_by, work, render)
 
 
 def locate(

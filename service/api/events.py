@@ -13,15 +13,15 @@ from service.api.company import (
     EventSchema,
     ProgrammeReferralSchema,
     WhoSchema,
+    answer_client_once,
     fingerprint_of,
     moment_rule,
     who_of,
 )
 from service.api.docs.describe import IDEMPOTENCY_KEY
 from service.api.http.app_keys import SERVICES
-from service.api.http.authentication import current_client, current_token, needs
+from service.api.http.authentication import current_client, needs
 from service.api.http.fields import Amount, Moment, RequestSchema
-from service.api.http.idempotency import answer_once
 from service.api.http.requests import read_body
 from service.api.http.responses import answer
 from service.api.rewards import RewardSchema
@@ -126,9 +126,9 @@ async def report_event(request: web.Request) -> web.Response:
     report = EventReport(
         external_id=members.pop("id"), fingerprint=fingerprint, who=who_of(members), **members
     )
-    return await answer_once(
+    return await answer_client_once(
         request,
-        current_token(request).user_id or made_by,
+        made_by,
         lambda once: request.app[SERVICES].events.report(report, made_by, once),
         _answer,
     )

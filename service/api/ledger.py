@@ -8,12 +8,11 @@ from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
 from marshmallow import Schema, fields, validate
 
-from service.api.company import CompanyId, WhoSchema, fingerprint_of, who_of
+from service.api.company import CompanyId, WhoSchema, answer_client_once, fingerprint_of, who_of
 from service.api.docs.describe import IDEMPOTENCY_KEY, in_path
 from service.api.http.app_keys import SERVICES
-from service.api.http.authentication import current_client, current_token, needs
+from service.api.http.authentication import current_client, needs
 from service.api.http.fields import BETWEEN, Moment, TrimmedText, WholeNumber
-from service.api.http.idempotency import answer_once
 from service.api.http.requests import read_body, read_id, read_page, read_query
 from service.api.http.responses import PageSchema, answer, respond
 from service.api.rewards import WhoseQuery, whose
@@ -260,9 +259,6 @@ async def _move(request: web.Request, move: Callable[..., Any]) -> web.Response:
         transfer, is_new = made
         return answer(TRANSFER_SCHEMA, transfer, HTTPStatus.CREATED if is_new else HTTPStatus.OK)
 
-    return await answer_once(
-        request,
-        current_token(request).user_id or made_by,
-        lambda once: move(asked, made_by, once),
-        write,
+    return await answer_client_once(
+        request, made_by, lambda once: move(asked, made_by, once), write
     )

@@ -7,10 +7,17 @@ from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
 from marshmallow import Schema, ValidationError, fields
 
-from service.api.company import CompanyId, ProgrammeKey, SignalsSchema, locate, with_parsed_email
+from service.api.company import (
+    CompanyId,
+    ProgrammeKey,
+    SignalsSchema,
+    answer_client_once,
+    locate,
+    with_parsed_email,
+)
 from service.api.docs.describe import IDEMPOTENCY_KEY
 from service.api.http.app_keys import SERVICES, SETTINGS
-from service.api.http.authentication import current_client, current_token, needs
+from service.api.http.authentication import current_client, needs
 from service.api.http.fields import (
     ChangeSchema,
     Moment,
@@ -19,7 +26,6 @@ from service.api.http.fields import (
     TrimmedText,
     TrueOrFalse,
 )
-from service.api.http.idempotency import answer_once
 from service.api.http.requests import read_body, read_id, read_query
 from service.api.http.responses import PageSchema, answer, no_content, respond
 from service.api.referral_codes import (
@@ -136,11 +142,8 @@ async def create_participant(request: web.Request) -> web.Response:
         shown, is_new = made
         return answer(PARTICIPANT_SCHEMA, _shared(request, shown), 201 if is_new else 200)
 
-    response = await answer_once(
-        request,
-        current_token(request).user_id or made_by,
-        lambda once: request.app[SERVICES].participants.create(new, once),
-        write,
+    response = await answer_client_once(
+        request, made_by, lambda once: request.app[SERVICES].participants.create(new, once), write
     )
     return locate(request, response, "participants", "participant_id")
 

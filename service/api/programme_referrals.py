@@ -13,6 +13,7 @@ from service.api.company import (
     ProgrammeReferralSchema,
     SignalsSchema,
     WhoSchema,
+    answer_client_once,
     locate,
     moment_rule,
     who_of,
@@ -20,9 +21,8 @@ from service.api.company import (
 )
 from service.api.docs.describe import IDEMPOTENCY_KEY
 from service.api.http.app_keys import SERVICES
-from service.api.http.authentication import current_client, current_reader, current_token, needs
+from service.api.http.authentication import current_client, current_reader, needs
 from service.api.http.fields import Moment, OneOf, PageQuery, RequestSchema, Text, TrimmedText
-from service.api.http.idempotency import answer_once
 from service.api.http.requests import find_id, read_body, read_id, read_page, read_query
 from service.api.http.responses import PageSchema, answer, respond
 from service.api.users import email_rule
@@ -151,9 +151,9 @@ async def report_sign_up(request: web.Request) -> web.Response:
         referral, is_new = made
         return answer(PROGRAMME_REFERRAL_SCHEMA, referral, 201 if is_new else 200)
 
-    response = await answer_once(
+    response = await answer_client_once(
         request,
-        current_token(request).user_id or made_by,
+        made_by,
         lambda once: request.app[SERVICES].sign_ups.report(sign_up, made_by, once),
         write,
     )

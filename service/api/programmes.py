@@ -9,11 +9,11 @@ from aiohttp_apispec import docs, querystring_schema, request_schema, response_s
 from marshmallow import Schema, fields, validate
 from uuid6 import uuid7
 
-from service.api.company import CompanyId, ParticipantId, ProgrammeKey, locate
+from service.api.company import CompanyId, ParticipantId, ProgrammeKey, answer_client_once, locate
 from service.api.docs.describe import IDEMPOTENCY_KEY, in_path
 from service.api.events import EventMembersSchema
 from service.api.http.app_keys import SERVICES
-from service.api.http.authentication import current_client, current_token, needs
+from service.api.http.authentication import current_client, needs
 from service.api.http.fields import (
     ChangeSchema,
     MatchingText,
@@ -25,7 +25,6 @@ from service.api.http.fields import (
     by_rule,
 )
 from service.api.http.front import API
-from service.api.http.idempotency import answer_once
 from service.api.http.requests import public_path, read_body, read_page
 from service.api.http.responses import PageSchema, answer, respond
 from service.api.rules import LARGEST_COUNT, RULES_EXAMPLE, RulesSchema, whole
@@ -226,9 +225,9 @@ async def create_programme(request: web.Request) -> web.Response:
     def write(shown: ShownProgramme) -> Any:
         return answer(PROGRAMME_SCHEMA, shown, 201)
 
-    response = await answer_once(
+    response = await answer_client_once(
         request,
-        current_token(request).user_id or made_by,
+        made_by,
         lambda once: request.app[SERVICES].programmes.create(new, made_by, once),
         write,
     )

@@ -8,10 +8,10 @@ from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, request_schema, response_schema
 from marshmallow import Schema, fields, validate
 
-from service.api.company import locate
+from service.api.company import answer_client_once, locate
 from service.api.docs.describe import IDEMPOTENCY_KEY
 from service.api.http.app_keys import SERVICES, SETTINGS
-from service.api.http.authentication import current_client, current_token, needs
+from service.api.http.authentication import current_client, needs
 from service.api.http.fields import (
     BETWEEN,
     ChangeSchema,
@@ -22,7 +22,6 @@ from service.api.http.fields import (
     TrueOrFalse,
     WholeNumber,
 )
-from service.api.http.idempotency import answer_once
 from service.api.http.requests import Rule, read_body, read_id, read_page, read_query
 from service.api.http.responses import PageSchema, answer, no_content, respond
 from service.domain.errors import (
@@ -202,11 +201,8 @@ async def create_endpoint(request: web.Request) -> web.Response:
     def write(endpoint: Endpoint) -> Answer:
         return answer(ENDPOINT_SCHEMA, endpoint, 201)
 
-    response = await answer_once(
-        request,
-        current_token(request).user_id or made_by,
-        lambda once: request.app[SERVICES].webhooks.create(new, once),
-        write,
+    response = await answer_client_once(
+        request, made_by, lambda once: request.app[SERVICES].webhooks.create(new, once), write
     )
     return locate(request, response, "webhook-endpoints", "id")
 
