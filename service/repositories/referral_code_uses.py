@@ -8,10 +8,11 @@ from asyncpg import SerializationError
 
 from service.domain.referral_codes import PublicReferralCode, TakenReferralCode
 from service.repositories.connection import Repository
+from service.repositories.referral_codes import not_withdrawn
 
 # Whether the owner of the code `c` may refer anyone: an account, or a participant whom only a
 # company knows.
-_OWNER_MAY_REFER: Final = """
+_OWNER_MAY_REFER: Final = f"""
     EXISTS (
         SELECT FROM users u
          WHERE u.user_id = c.owner_id
@@ -24,16 +25,7 @@ _OWNER_MAY_REFER: Final = """
            AND p.user_id IS NULL
            AND p.erased_at IS NULL
     )
-    AND NOT EXISTS (
-        SELECT FROM participants p
-         WHERE p.participant_id = c.owner_id
-           AND p.blocked_at IS NOT NULL
-    )
-    AND NOT EXISTS (
-        SELECT FROM programmes g
-         WHERE g.programme_id = c.programme_id
-           AND g.ended_at IS NOT NULL
-    )
+    AND {not_withdrawn()}
 """
 
 _OWNER_IS_THERE: Final = """

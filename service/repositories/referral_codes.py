@@ -39,6 +39,20 @@ def _planned(job_id: str, cache_prefix: str, now: str) -> str:
     )"""
 
 
+def not_withdrawn() -> str:
+    """Return the condition that no block and no ended programme makes the code `c` unusable."""
+    return """NOT EXISTS (
+        SELECT FROM participants p
+         WHERE p.participant_id = c.owner_id
+           AND p.blocked_at IS NOT NULL
+    )
+    AND NOT EXISTS (
+        SELECT FROM programmes g
+         WHERE g.programme_id = c.programme_id
+           AND g.ended_at IS NOT NULL
+    )"""
+
+
 # An expired code holds neither its owner nor its name. It is ended first, because the new row waits
 # for the count; so is, if $9 says so, the owner's live code. Then the owner is locked, so that no
 # code is made during the account's erasure or a change of its email address.
@@ -117,7 +131,7 @@ NEWEST_OF_OWNER: Final = """
      LIMIT $5
 """
 
-FIND_LIVE_BY_EMAILS: Final = """
+FIND_LIVE_BY_EMAILS: Final = f"""
     SELECT u.email_key, c.code, c.expires_at, c.owner_id AS referrer_id
       FROM users u
       JOIN referral_codes c ON c.owner_id = u.user_id
@@ -126,16 +140,7 @@ FIND_LIVE_BY_EMAILS: Final = """
        AND (u.email_confirmed_at IS NOT NULL OR NOT $3)
        AND c.ended_at IS NULL
        AND c.expires_at > $2
-       AND NOT EXISTS (
-            SELECT FROM participants p
-             WHERE p.participant_id = c.owner_id
-               AND p.blocked_at IS NOT NULL
-           )
-       AND NOT EXISTS (
-            SELECT FROM programmes g
-             WHERE g.programme_id = c.programme_id
-               AND g.ended_at IS NOT NULL
-           )
+       AND {not_withdrawn()}
 """
 
 LOCK_LIVE: Final = """

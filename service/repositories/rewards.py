@@ -63,7 +63,6 @@ DUE_OF_REFERRAL: Final = f"""
     SELECT {_COLUMNS}
       FROM rewards
      WHERE referral_id = $1
-       AND state <> 'reversed'
        AND state = 'pending'
        AND NOT held
        AND available_at <= $2
@@ -75,7 +74,6 @@ DUE_MILESTONES: Final = f"""
       FROM rewards
      WHERE participant_id = $1
        AND referral_id IS NULL
-       AND state <> 'reversed'
        AND state = 'pending'
        AND NOT held
        AND available_at <= $2
@@ -166,7 +164,6 @@ HOLD_OF_REFERRAL: Final = f"""
     UPDATE rewards r
        SET held = NOT r.held
      WHERE r.referral_id = $1
-       AND r.state <> 'reversed'
        AND r.state = 'pending'
        AND r.held <> {_HELD}
 """
