@@ -140,8 +140,8 @@ LIABILITIES_SCHEMA = LiabilitiesSchema()
 @docs(
     tags=["Rewards"],
     summary="List balances",
-    description="Users see their own; clients and admins see a participant's, or all of a "
-    "programme, those of the newest participants first.",
+    description="Users see their own, and may not name anyone else; clients and admins see a "
+    "participant's, or all of a programme, those of the newest participants first.",
     refuses=(NotAllowed,),
 )
 @querystring_schema(WhoseQuery)
@@ -161,7 +161,8 @@ async def list_balances(request: web.Request) -> web.Response:
 @docs(
     tags=["Rewards"],
     summary="List transfers",
-    description="Newest first. All that ever moved: a balance is the sum of its transfers.",
+    description="Newest first. All that ever moved: a balance is the sum of its transfers. Users "
+    "see their own, notes included, and may not name anyone else.",
     refuses=(NotAllowed,),
 )
 @querystring_schema(WhoseQuery)

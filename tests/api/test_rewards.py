@@ -263,8 +263,32 @@ async def test_users_see_their_own_rewards_and_not_what_a_friend_has_spent(
     [shown] = await seen("/balances", anna)
     assert (shown["participant_id"], shown["available"]) == (anna.user_id, 990)
     assert len(await seen("/transfers", anna)) == 2
-    for path in ("/rewards", "/balances", "/transfers", f"/rewards?participant_id={anna.user_id}"):
+    for path in ("/rewards", "/balances", "/transfers"):
         assert await seen(path, bert) == []
+
+
+@pytest.mark.parametrize("path", ["/rewards", "/balances", "/transfers"])
+async def test_a_user_who_names_somebody_is_answered_about_nobody_else(
+    api: Api, company: Company, path: str
+) -> None:
+    await use_rewards(company, FRIEND)
+    spring = {"key": "spring", "name": "Spring", "rules": {"qualify": QUALIFY}}
+    assert (await company.post("/programmes", spring)).status == 201
+    anna, bert = await api.new_person(), await api.new_person()
+    await bought(company, {"code": await api.new_code(anna)})
+
+    async def seen(query: str) -> int:
+        answer = await api.get(f"{path}?{query}", by=anna)
+        assert answer.status == 200, answer.body
+        return len(answer.json()["items"])
+
+    assert await seen(f"participant_id={anna.user_id}") == 1
+    assert await seen("programme=default") == 1
+    assert await seen("programme=spring") == 0
+    unknown = await api.get(f"{path}?programme=nobody", by=anna)
+    assert_problem(unknown, 422, "validation-failed", ["#/programme"])
+    for other in (f"participant_id={bert.user_id}", "external_id=u-1"):
+        assert_problem(await api.get(f"{path}?{other}", by=anna), 403, "not-allowed")
 
 
 async def test_trying_rules_says_what_the_service_then_does(company: Company) -> None:
