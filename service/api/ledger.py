@@ -94,7 +94,17 @@ class TransferSchema(Schema):
         allow_none=True,
         metadata={"description": "Your own id of the payout or adjustment.", "example": "payout-7"},
     )
-    note = fields.String(allow_none=True)
+    cancels = fields.UUID(
+        allow_none=True, metadata={"description": "The payout that a cancellation takes back."}
+    )
+    cancelled_at = Moment(
+        allow_none=True,
+        metadata={"description": "When a payout was taken back: it is not paid then."},
+    )
+    note = fields.String(
+        allow_none=True,
+        metadata={"description": "Your words about it, which the participant can read."},
+    )
     created_at = Moment()
 
 
@@ -177,7 +187,8 @@ async def list_transfers(request: web.Request) -> web.Response:
     tags=["Rewards"],
     summary="Pay out",
     description="Moves what is available to what is redeemed: a payout, or the use of credit. The "
-    "same id and content gets the first transfer again.",
+    "same id and content gets the first transfer again, with `cancelled_at` if it has been taken "
+    "back: pay it again under a new id.",
     parameters=[IDEMPOTENCY_KEY],
     refuses=(BalanceTooLow, IdReused, NotAllowed),
 )

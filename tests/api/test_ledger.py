@@ -44,6 +44,8 @@ async def test_what_is_available_is_paid_out_and_a_failed_payout_comes_back(
         "amount": 500,
         "reward_id": None,
         "external_id": asked["id"],
+        "cancels": None,
+        "cancelled_at": None,
         "note": "Bank transfer",
         "created_at": transfer["created_at"],
     }
@@ -63,6 +65,21 @@ async def test_what_is_available_is_paid_out_and_a_failed_payout_comes_back(
         ("redemption", "available", "redeemed"),
         ("grant", "programme", "available"),
     ]
+
+
+async def test_a_cancelled_payout_says_so_wherever_it_is_seen(company: Company) -> None:
+    """Without `cancelled_at`, a job that repeats the payout would take it for paid."""
+    referrer = await company.new_referrer()
+    await bought(company, referrer)
+    asked = payout(referrer)
+    paid = (await company.post("/redemptions", asked)).json()
+    back = (await company.post(f"/redemptions/{paid['id']}/cancel")).json()
+    assert (back["cancels"], back["cancelled_at"]) == (paid["id"], None)
+    now = {**paid, "cancelled_at": back["created_at"]}
+    again = await company.post("/redemptions", asked)
+    assert (again.status, again.json()) == (200, now)
+    page = (await company.get(f"/transfers?external_id={referrer['external_id']}")).json()
+    assert page["items"][:2] == [back, now]
 
 
 async def test_more_than_is_available_is_not_paid_out(company: Company) -> None:
