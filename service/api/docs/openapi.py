@@ -137,7 +137,11 @@ class _Writer:
             if int(status) in said.get("locates", ()):
                 headers.append("Location")
             operation["responses"][str(status)] = self._response(response, headers)
-        self._add_failures(path, operation, refusals, said["schemas"])
+        validated = [request["schema"] for request in said["schemas"]]
+        reads_body = method == "post" or "requestBody" in operation
+        if reads_body and "requestBody" not in operation:
+            validated.append(RequestSchema())  # which has no members: `check_no_body`
+        self._add_failures(path, operation, refusals, validated, reads_body=reads_body)
         self._spec.path(path=path, operations={method: operation})
 
     def _add_failures(
@@ -145,14 +149,16 @@ class _Writer:
         path: str,
         operation: dict[str, Any],
         refusals: list[type[ServiceError]],
-        requests: Iterable[Mapping[str, Any]],
+        validated: Iterable[Schema],
+        *,
+        reads_body: bool,
     ) -> None:
         if path.startswith("/oauth/"):
             _add_oauth_errors(operation)
             failure = {JSON: OAUTH_ERROR_CONTENT}
         else:
-            validated = [request["schema"] for request in requests]
-            for status, examples in problems_of(path, operation, refusals, validated).items():
+            problems = problems_of(path, operation, refusals, validated, reads_body=reads_body)
+            for status, examples in problems.items():
                 operation["responses"][str(status)] = self._problem_response(status, examples)
             failure = {CONTENT_TYPE: PROBLEM_CONTENT}
         # In order, because generators take the first success for the type of the result.

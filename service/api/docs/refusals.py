@@ -23,6 +23,8 @@ def problems_of(
     operation: Mapping[str, Any],
     refusals: Iterable[type[ServiceError]],
     validated: Iterable[Schema],
+    *,
+    reads_body: bool,
 ) -> Problems:
     """Return the problems of a route, given what its handler refuses itself."""
     found: Problems = {}
@@ -36,7 +38,7 @@ def problems_of(
     add(*refusals)
     if IDEMPOTENCY_KEY in operation["parameters"]:
         add(errors.IdempotencyKeyReused)
-    if "requestBody" in operation:
+    if reads_body:
         add(http.RequestTimeout, http.BodyTooLarge, http.UnsupportedMediaType)
     for schema in validated:
         _add(found, _a_fault(schema))
@@ -60,7 +62,12 @@ def _add(found: Problems, error: ServiceError) -> None:
 
 
 def _a_fault(schema: Schema) -> InvalidInput:
-    """Return the error for a missing member if one is required, otherwise for a malformed one."""
+    """Return the error for a missing member if one is required, otherwise for a malformed one.
+
+    Where there are no members, it is for one that is not expected.
+    """
+    if not schema.fields:
+        return InvalidInput(schema.error_messages["unknown"], field="member")
     name, field = max(schema.fields.items(), key=lambda member: member[1].required)
     error = field.make_error("required" if field.required else "invalid", obj_type="value")
     return InvalidInput(str(error.messages[0]), field=name)

@@ -13,7 +13,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from marshmallow import Schema, ValidationError
 
 from service.api.http.app_keys import SETTINGS
-from service.api.http.fields import PageQuery
+from service.api.http.fields import PageQuery, RequestSchema
 from service.api.http.problem_types import BadRequest, RequestTimeout, UnsupportedMediaType
 from service.domain.errors import InvalidInput, ServiceError
 from service.domain.pages import Cursor
@@ -35,6 +35,7 @@ class InvalidBody(ValidationError):
 
 
 _FIRST_PAGE: Final = (PageQuery().load({})["limit"], None)
+_NO_MEMBERS: Final = RequestSchema()
 
 
 async def read_body(request: web.Request, *rules: Rule) -> dict[str, Any]:
@@ -69,6 +70,19 @@ def _broken(rules: Sequence[Rule], members: Mapping[str, Any]) -> Iterator[tuple
             yield f"#/{name}", error.detail
 
 
+async def check_no_body(request: web.Request) -> None:
+    """Refuse members in the body of a POST whose handler declares none: `{}` is as good as nothing.
+
+    Raises as `read_body` does. A body of GET or DELETE has no meaning, and is not looked at
+    (RFC 9110, 9.3).
+    """
+    if request.method != "POST" or not request.body_exists or _declared(request, "json"):
+        return
+    if await read_bytes(request):  # not an empty chunked one
+        document, _ = await _read_json(request)
+        _NO_MEMBERS.load(document)
+
+
 def read_query(request: web.Request) -> dict[str, Any]:
     """Return the query parameters, by the handler's `@querystring_schema`."""
     loaded: dict[str, Any] = _schema_of(request, "querystring").load(request.query)
@@ -77,9 +91,13 @@ def read_query(request: web.Request) -> dict[str, Any]:
 
 def _schema_of(request: web.Request, location: str) -> Schema:
     """Return what aiohttp-apispec's decorators have declared: what is documented is validated."""
-    declared = request.match_info.handler.__schemas__  # type: ignore[attr-defined]
-    schema: Schema = next(each["schema"] for each in declared if each["location"] == location)
+    [schema] = _declared(request, location)
     return schema
+
+
+def _declared(request: web.Request, location: str) -> list[Schema]:
+    declared = getattr(request.match_info.handler, "__schemas__", ())
+    return [each["schema"] for each in declared if each["location"] == location]
 
 
 def read_page(request: web.Request) -> tuple[int, Cursor | None]:
