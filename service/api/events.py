@@ -68,7 +68,7 @@ class EventMembersSchema(RequestSchema):
         is_refund = original.get("type") == REFUND
         if is_refund and "refunds" not in given:
             faults["refunds"] = ["A refund names the event that it takes back."]
-        if not is_refund and "refunds" in given:
+        if not is_refund and "refunds" in data:
             faults["refunds"] = ["Only a refund takes an event back."]
         if faults:
             raise ValidationError(faults)

@@ -147,8 +147,12 @@ class RewardRuleSchema(RequestSchema):
     def _check(self, data: Mapping[str, Any], original: Any, **_: Any) -> None:
         if not isinstance(original, dict):
             return
-        given = {name for name, value in original.items() if value is not None}
+        given = _given(original)
         faults = dict(_faults_of_reward(data, given))
+        if isinstance(tiers := original.get("tiers"), list):
+            worth = "basis_points" if "basis_points" in given else "amount"
+            faults["tiers"] = list(_faults_of_tiers(data, tiers, worth))
+        faults = {member: found for member, found in faults.items() if found}
         if faults:
             raise ValidationError(faults)
 
@@ -174,30 +178,47 @@ class RulesSchema(RequestSchema):
     )
     fraud = fields.Nested(FraudRulesSchema)
 
-    @validates_schema(skip_on_field_errors=False)
-    def _check(self, data: Mapping[str, Any], **_: Any) -> None:
-        rewards, qualify = data.get("rewards", ()), data.get("qualify", {})
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def _check(self, data: Mapping[str, Any], original: Any, **_: Any) -> None:
+        rewards, qualify = data.get("rewards"), data.get("qualify", {})
+        if not rewards:
+            return
+        # Of what is null nothing is in `rewards`.
+        places = [place for place, one in enumerate(original["rewards"]) if one is not None]
         faults: dict[int, dict[str, list[str]]] = {}
         names: set[str] = set()
-        for place, reward in enumerate(rewards):
+        for place, reward in zip(places, rewards, strict=True):
+            found = dict(_faults_of_percentage(reward, qualify))
             name = reward.get("name")
             if name is not None and name in names:
-                faults[place] = {"name": ["Another reward has this name."]}
+                found["name"] = ["Another reward has this name."]
             names.add(name)
-            if "basis_points" in reward and reward.get("on") == QUALIFIED:
-                minimum = qualify.get("minimum", {})
-                if qualify.get("on") in WITHOUT_AMOUNT:
-                    faults[place] = {"basis_points": [f"{qualify['on']} has no amount."]}
-                elif minimum.get("unit", reward.get("unit")) != reward.get("unit"):
-                    faults[place] = {"unit": ["What qualifies is in another unit."]}
+            if found:
+                faults[place] = found
         if faults:
             raise ValidationError({"rewards": faults})
+
+
+def _faults_of_percentage(
+    reward: Mapping[str, Any], qualify: Mapping[str, Any]
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield why the reward cannot be a part of what qualifies, by member."""
+    if "basis_points" not in reward or reward.get("on") != QUALIFIED:
+        return
+    unit = qualify.get("minimum", {}).get("unit")
+    if qualify.get("on") in WITHOUT_AMOUNT:
+        yield "basis_points", [f"{qualify['on']} has no amount."]
+    elif "unit" in reward and unit not in {None, reward["unit"]}:
+        yield "unit", ["What qualifies is in another unit."]
 
 
 def _faults_of_reward(
     reward: Mapping[str, Any], has: Collection[str]
 ) -> Iterator[tuple[str, list[str]]]:
-    """Yield what contradicts itself in a reward, by member."""
+    """Yield what contradicts itself in a reward, by member, but for its tiers.
+
+    `has` are the members that are given, also if what they are is wrong.
+    """
     on, by_percentage = reward.get("on"), "basis_points" in has
     milestone = on == MILESTONE
     wrong = {
@@ -207,37 +228,39 @@ def _faults_of_reward(
         "basis_points": by_percentage
         and on in WITHOUT_AMOUNT - {QUALIFIED}
         and f"{on} has no amount.",
-        "max_amount": "max_amount" in has
+        "max_amount": "max_amount" in reward
         and not by_percentage
         and "Only basis_points need a largest amount.",
         "at": milestone
         and ("at" in has) is ("every" in has)
         and "Give exactly one of at and every.",
         "to": milestone and reward.get("to") == "referee" and "A milestone is the referrer's.",
-        "tiers": "tiers" in has and _fault_of_tiers(reward.get("tiers", ()), on, by_percentage),
     }
     only = [("at", not milestone), ("every", not milestone)]
     only += [("times", on in WITHOUT_AMOUNT), ("within_days", on in WITHOUT_AMOUNT)]
     wrong |= {
         name: "Rewards on this have no such member."
         for name, fault in only
-        if fault and name in has
+        if fault and name in reward
     }
     yield from ((name, [fault]) for name, fault in wrong.items() if fault)
 
 
-def _fault_of_tiers(
-    tiers: Sequence[Mapping[str, Any]], on: str | None, by_percentage: bool
-) -> str | None:
-    if on in {SIGN_UP, EMAIL_CONFIRMED, MILESTONE}:
-        return "A referral has no place among those that have qualified yet."
-    starts = [tier.get("from", 0) for tier in tiers]
+def _faults_of_tiers(reward: Mapping[str, Any], given: Sequence[Any], worth: str) -> Iterator[str]:
+    """Yield what contradicts itself in a reward's tiers; what they hold is checked already."""
+    if reward.get("on") in {SIGN_UP, EMAIL_CONFIRMED, MILESTONE}:
+        yield "A referral has no place among those that have qualified yet."
+    starts = [tier["from"] for tier in reward.get("tiers", ()) if "from" in tier]
     if any(later <= earlier for earlier, later in pairwise(starts)):
-        return "Each tier starts at a higher referral than the one before."
-    worth = "basis_points" if by_percentage else "amount"
-    if any(set(tier) - {"from"} != {worth} for tier in tiers):
-        return f"Each tier has `from` and, like the reward, {worth}."
-    return None
+        yield "Each tier starts at a higher referral than the one before."
+    tiers = [_given(tier) for tier in given if isinstance(tier, dict)]
+    if any(members & {"amount", "basis_points"} != {worth} for members in tiers):
+        yield f"Each tier has `from` and, like the reward, {worth}."
+
+
+def _given(document: Mapping[str, Any]) -> set[str]:
+    """Return the members that are not null."""
+    return {name for name, value in document.items() if value is not None}
 
 
 RULES_EXAMPLE: Final = {

@@ -184,6 +184,27 @@ def reward(**members: Any) -> dict[str, Any]:
         (reward(hold_days=367), [f"{REWARDS}/0/hold_days"]),
         (reward(max_amount=5), [f"{REWARDS}/0/max_amount"]),
         (reward(on="refund"), [f"{REWARDS}/0/on"]),
+        # Several at once, each where it is, and none because of another one.
+        (
+            {
+                "qualify": {"on": "purchase", "minimum": {"amount": 0, "unit": "points"}},
+                "rewards": [None, FRIEND, {**FRIEND, "amount": None, "basis_points": 1}],
+            },
+            [
+                "#/rules/qualify/minimum/amount",
+                f"{REWARDS}/0",
+                f"{REWARDS}/2/name",
+                f"{REWARDS}/2/unit",
+            ],
+        ),
+        (
+            reward(times=0, max_amount=0, tiers=["x", {"from": 2, "amount": 0}]),
+            [f"{REWARDS}/0/{at}" for at in ("max_amount", "tiers/0", "tiers/1/amount", "times")],
+        ),
+        (
+            reward(tiers=[{}, {"from": 3, "amount": 1}, {"from": 3, "amount": 1}]),
+            [f"{REWARDS}/0/tiers", f"{REWARDS}/0/tiers/0/from"],
+        ),
     ],
 )
 async def test_rules_that_contradict_themselves_are_refused(
@@ -191,6 +212,13 @@ async def test_rules_that_contradict_themselves_are_refused(
 ) -> None:
     answer = await company.put("/programmes/default/rules", {"version": 1, "rules": rules})
     assert_problem(answer, 422, "validation-failed", pointers)
+
+
+async def test_a_member_that_is_wrong_in_itself_is_named_once(company: Company) -> None:
+    for members in ({"times": 0}, {"max_amount": 0}, {"tiers": [{"from": 2, "amount": 0}]}):
+        body = {"version": 1, "rules": reward(**members)}
+        answer = await company.put("/programmes/default/rules", body)
+        assert len(answer.json()["errors"]) == 1, answer.body
 
 
 async def test_the_rules_of_the_design_are_accepted(company: Company) -> None:
