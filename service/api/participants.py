@@ -25,6 +25,7 @@ from service.api.http.fields import (
     Text,
     TrimmedText,
     TrueOrFalse,
+    readable,
 )
 from service.api.http.requests import read_body, read_id, read_query
 from service.api.http.responses import PageSchema, answer, no_content, respond
@@ -58,8 +59,7 @@ class PublicName(TrimmedText):
         name = super()._deserialize(value, attr, data, **kwargs)
         if len(name) > LONGEST_PUBLIC_NAME:
             raise ValidationError(f"A name has at most {LONGEST_PUBLIC_NAME} characters.")
-        if not name.isprintable():
-            raise ValidationError("A name has no control characters and no bidirectional marks.")
+        readable("A name")(name)
         return name
 
 

@@ -23,6 +23,7 @@ from service.api.http.fields import (
     TrimmedText,
     TrueOrFalse,
     by_rule,
+    readable,
 )
 from service.api.http.front import API
 from service.api.http.requests import public_path, read_body, read_page
@@ -58,7 +59,7 @@ def _name(**options: Any) -> TrimmedText:
     return TrimmedText(
         validate=[
             validate.Length(1, 100, error="A name has {min} to {max} characters."),
-            validate.Predicate("isprintable", error="A name has no control characters."),
+            readable("A name"),
         ],
         **options,
     )

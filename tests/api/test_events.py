@@ -342,6 +342,7 @@ async def test_a_review_decides_and_says_so(company: Company) -> None:
         ({"decision": "maybe", "reason": "x"}, ["#/decision"]),
         ({"decision": "approve"}, ["#/reason"]),
         ({"decision": "approve", "reason": " "}, ["#/reason"]),
+        ({"decision": "approve", "reason": "a\u202eb"}, ["#/reason"]),
     ]:
         assert_problem(await company.post(path, body), 422, "validation-failed", pointers)
     nobody = "/referees/00000000-0000-7000-8000-000000000000"

@@ -94,6 +94,14 @@ async def test_more_than_is_available_is_not_paid_out(company: Company) -> None:
     assert await balance(company, referrer["external_id"]) == {"EUR": (0, -500, 500)}
 
 
+async def test_a_note_may_have_lines_and_what_scripts_need(company: Company) -> None:
+    """Only what would hide or reverse the text beside it is refused."""
+    referrer = await company.new_referrer()
+    note = "Sorry,\r\n\tlate: 5\u00a0€, \u0646\u0645\u06cc\u200c\u062f\u0627\u0646\u0645"
+    given = await company.post("/adjustments", payout(referrer, note=note))
+    assert (given.status, given.json()["note"]) == (201, note)
+
+
 async def test_an_id_means_the_same_for_ever(company: Company) -> None:
     referrer = await company.new_referrer()
     await bought(company, referrer)
@@ -141,6 +149,9 @@ async def test_an_adjustment_gives_or_takes(company: Company) -> None:
         ("/redemptions", {"external_id": None, "participant_id": NOBODY}, "#/participant_id"),
         ("/redemptions", {"programme": "nobody"}, "#/programme"),
         ("/redemptions", {"note": "a\0b"}, "#/note"),
+        ("/redemptions", {"note": "a\u0007b"}, "#/note"),
+        ("/redemptions", {"note": "a\u202eb"}, "#/note"),
+        ("/redemptions", {"note": "\u200b"}, "#/note"),
         ("/redemptions", {"note": "x" * 501}, "#/note"),
         ("/redemptions", {"more": 1}, "#/more"),
         ("/adjustments", {"amount": 0, "note": "x"}, "#/amount"),
