@@ -121,6 +121,20 @@ async def test_what_an_event_does_has_a_name_which_it_keeps(
     assert again.json()["rewards"] == last.json()["rewards"]
 
 
+async def test_a_refund_that_makes_room_for_a_later_event_changes_what_was_given(
+    company: Company,
+) -> None:
+    await use_rewards(company, {**SHARE, "times": 1})
+    referee, order, _ = await bought(company, await company.new_referrer(), amount=9000)
+    await company.report("purchase", referee, **PAID)
+    refund = {"id": new_id("refund"), "type": "refund", "external_id": referee, "refunds": order}
+    for status in (201, 200):
+        answer = await company.post("/events", refund)
+        assert (answer.status, answer.json()["outcome"]) == (status, "changed")
+    left = [one["amount"] - one["reversed"] for one in answer.json()["rewards"]]
+    assert sorted(left) == [0, 490]
+
+
 async def test_what_a_cap_refuses_is_said_and_never_given_later(company: Company) -> None:
     await use_rewards(company, {**FRIEND, "max_per_referrer": 1})
     referrer = await company.new_referrer()
