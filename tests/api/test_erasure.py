@@ -68,8 +68,6 @@ STAYS: Final = {
 }
 
 NOT_EXPORTED: Final = {
-    "account_changes": "For as long as a change can be undone: what was changed.",
-    "claims": "Of addresses that nobody has confirmed: of no account yet.",
     "confirmations": "Hashes of tokens that were used.",
     "idempotency_keys": "Answers that the user has had, kept for a day.",
     "jobs": "What is being done; deleted when it is, or when it has been parked too long.",
