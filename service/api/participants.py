@@ -122,7 +122,7 @@ PARTICIPANTS_SCHEMA = ParticipantsSchema()
     description="A person whom only you know, by your own id; with `code`, also a referral code to "
     "share. Accounts of this service take part in the programme `default` without this call.",
     parameters=[IDEMPOTENCY_KEY],
-    refuses=(ReferralCodeTaken, ParticipantErased, NotAllowed),
+    refuses=(ReferralCodeTaken(field="code/code"), ParticipantErased, NotAllowed),
     locates=(201,),
 )
 @request_schema(

@@ -138,7 +138,7 @@ OWN_REFERRAL_SCHEMA = ReferralHistorySchema(
     description="A participant of yours signed up with a code. Events that were reported before "
     "count from now on. The same sign-up again gets the referral as it is.",
     parameters=[IDEMPOTENCY_KEY],
-    refuses=(AlreadyReferred, ReferralCodeUnusable, SelfReferral, NotAllowed),
+    refuses=(AlreadyReferred, ReferralCodeUnusable(field="code"), SelfReferral, NotAllowed),
     locates=(201,),
 )
 @request_schema(SignUpSchema, example={"code": "7GXKQ2MPRT", "external_id": "u-2"})

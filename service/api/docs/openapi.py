@@ -29,7 +29,7 @@ from service.api.docs.components import (
     ProblemSchema,
 )
 from service.api.docs.describe import EXAMPLE_ID, IDEMPOTENCY_KEY, id_in_path, json_of
-from service.api.docs.refusals import problems_of
+from service.api.docs.refusals import Refusal, problems_of
 from service.api.docs.webhooks import describe_webhooks
 from service.api.http.app_keys import SETTINGS
 from service.api.http.authentication import is_limited, own_scope_of, scope_of
@@ -37,7 +37,7 @@ from service.api.http.fields import RequestSchema
 from service.api.http.problems import CONTENT_TYPE
 from service.api.http.responses import JSON, to_json
 from service.api.http.static_files import StaticFile
-from service.domain.errors import ServiceError, TooMany
+from service.domain.errors import TooMany
 from service.domain.scopes import OF_CLIENTS
 
 EXAMPLE_OF_FORMAT: Final = {"uuid": EXAMPLE_ID, "date-time": "2026-11-21T09:30:00Z"}
@@ -148,7 +148,7 @@ class _Writer:
         self,
         path: str,
         operation: dict[str, Any],
-        refusals: list[type[ServiceError]],
+        refusals: list[Refusal],
         validated: Iterable[Schema],
         *,
         reads_body: bool,
