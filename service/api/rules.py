@@ -23,6 +23,7 @@ from service.domain.programmes import (
     SIGN_UP,
     WITHOUT_AMOUNT,
     FraudAction,
+    FraudRules,
 )
 from service.domain.units import check_unit
 
@@ -129,7 +130,12 @@ class RewardRuleSchema(RequestSchema):
     )
     max_amount = Amount(metadata={"description": "The most that basis_points can give."})
     hold_days = whole(
-        0, 366, metadata={"description": "How long after the event the reward stays pending."}
+        0,
+        366,
+        metadata={
+            "description": "How long after the event the reward stays pending; 0 if omitted: what "
+            "has been paid out by the time of a refund is a debt."
+        },
     )
     tiers = fields.List(fields.Nested(TierSchema), validate=validate.Length(max=MOST_REWARDS))
     max_per_referrer = whole(1, LARGEST_COUNT)
@@ -157,17 +163,34 @@ class RewardRuleSchema(RequestSchema):
             raise ValidationError(faults)
 
 
-def _action() -> Text:
+_DEFAULT: Final = FraudRules()
+
+
+def _action(sign: str, default: FraudAction) -> Text:
     actions = get_args(FraudAction)
-    return Text(validate=validate.OneOf(actions, error="This is off, flag, hold or reject."))
+    return Text(
+        validate=validate.OneOf(actions, error="This is off, flag, hold or reject."),
+        metadata={"description": f"If {sign}. `{default}` if omitted."},
+    )
 
 
 class FraudRulesSchema(RequestSchema):
-    self_referral = _action()
-    same_device = _action()
-    same_ip = _action()
-    disposable_email = _action()
-    velocity = _action()
+    self_referral = _action(
+        "the email address is of the referrer's mailbox, or of that of another referee of theirs",
+        _DEFAULT.self_referral,
+    )
+    same_device = _action(
+        "the referrer, or another referee of theirs, has the device", _DEFAULT.same_device
+    )
+    same_ip = _action(
+        "the referrer had the network address within 30 days, or two other referees of theirs "
+        "within 7",
+        _DEFAULT.same_ip,
+    )
+    disposable_email = _action(
+        "the email address is of a service of throw-away ones", _DEFAULT.disposable_email
+    )
+    velocity = _action("the referrer has more than 20 sign-ups within an hour", _DEFAULT.velocity)
 
 
 class RulesSchema(RequestSchema):
@@ -176,7 +199,14 @@ class RulesSchema(RequestSchema):
         fields.Nested(RewardRuleSchema),
         validate=validate.Length(max=MOST_REWARDS, error="There are at most {max} rewards."),
     )
-    fraud = fields.Nested(FraudRulesSchema)
+    fraud = fields.Nested(
+        FraudRulesSchema,
+        metadata={
+            "description": "What follows from signs of fraud at a sign-up: nothing (`off`), it is "
+            "shown (`flag`), its rewards also wait for a review (`hold`), or it is rejected "
+            "(`reject`). A referrer who is trusted is not looked at."
+        },
+    )
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
     def _check(self, data: Mapping[str, Any], original: Any, **_: Any) -> None:

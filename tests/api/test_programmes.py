@@ -25,6 +25,17 @@ async def test_the_default_programme_does_what_the_mission_says(company: Company
         "name": "Default",
         "version": 1,
         "rules": {"qualify": {"on": "signup"}, "rewards": []},
+        "effective_rules": {
+            "qualify": {"on": "signup"},
+            "rewards": [],
+            "fraud": {
+                "self_referral": "hold",
+                "same_device": "hold",
+                "same_ip": "flag",
+                "disposable_email": "flag",
+                "velocity": "flag",
+            },
+        },
         "landing_url": None,
         "paused": False,
         "leaderboard": False,
@@ -33,6 +44,19 @@ async def test_the_default_programme_does_what_the_mission_says(company: Company
     }
     referrer = await company.new_referrer()
     assert (await company.sign_up(referrer["code"])).json()["state"] == "qualified"
+
+
+async def test_a_programme_shows_what_applies_where_its_rules_are_silent(company: Company) -> None:
+    rules = {**QUALIFY, "rewards": [FRIEND], "fraud": {"velocity": "reject"}}
+    await company.use_rules(rules)
+    shown = (await company.get("/programmes/default")).json()
+    assert shown["rules"] == rules
+    full = shown["effective_rules"]
+    assert full["rewards"] == [{**FRIEND, "hold_days": 0}]
+    assert (full["fraud"]["velocity"], full["fraud"]["same_device"]) == ("reject", "hold")
+    assert await company.use_rules(full) == 3  # so it can be put as it is
+    again = (await company.get("/programmes/default")).json()
+    assert again["rules"] == again["effective_rules"] == full
 
 
 async def test_a_programme_is_created_listed_and_changed(company: Company) -> None:
