@@ -92,7 +92,11 @@ class ParticipantSchema(Schema):
     programme = fields.String(metadata={"example": "default"})
     code = fields.String(
         allow_none=True,
-        metadata={"description": "The live referral code.", "example": "7GXKQ2MPRT"},
+        metadata={
+            "description": "The live referral code; none is live of a blocked participant, or in a "
+            "programme that has ended.",
+            "example": "7GXKQ2MPRT",
+        },
     )
     share_url = fields.String(
         allow_none=True, metadata={"example": "https://referrals.example.com/r/7GXKQ2MPRT"}

@@ -128,8 +128,11 @@ async def test_a_blocked_accounts_code_is_gone_from_look_ups(company: Company, a
     assert (await api.get(f"/referral-code/{person.email}")).status == 200
     await company.patch(f"/participants/{person.user_id}", {"blocked": True})
     assert (await api.get(f"/referral-code/{person.email}")).status == 404
+    own = await api.get("/referral-code", by=person)
+    assert_problem(own, 404, "referral-code-not-found")
     await company.patch(f"/participants/{person.user_id}", {"blocked": False})
-    assert (await api.get(f"/referral-code/{person.email}")).status == 200
+    for path in (f"/referral-code/{person.email}", "/referral-code"):
+        assert (await api.get(path, by=person)).status == 200
 
 
 async def test_a_public_name_is_given_and_taken_away(company: Company) -> None:

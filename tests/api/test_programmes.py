@@ -131,6 +131,9 @@ async def test_the_codes_of_an_ended_programme_are_unusable(company: Company, ap
     assert ended.json()["ended_at"]
     assert (await api.get(f"/referral-code/{person.email}")).status == 404
     assert (await api.get(f"/codes/{code}")).status == 404
+    assert (await api.get("/referral-code", by=person)).status == 404
+    shown = (await company.get(f"/participants/{referrer['participant_id']}")).json()
+    assert (shown["code"], shown["share_url"]) == (None, None)
     assert (await api.register(referral_code=code)).status == 422
     assert (await company.sign_up(referrer["code"])).status == 422
     assert (await company.report("purchase", "u-1")).json()["outcome"] == "qualified"
