@@ -27,7 +27,7 @@ from service.api.http.fields import (
     TrueOrFalse,
     readable,
 )
-from service.api.http.requests import read_body, read_id, read_query
+from service.api.http.requests import Rule, read_body, read_id, read_query
 from service.api.http.responses import PageSchema, answer, no_content, respond
 from service.api.referral_codes import (
     REFERRAL_CODE_SCHEMA,
@@ -137,7 +137,8 @@ PARTICIPANTS_SCHEMA = ParticipantsSchema()
 @needs(Scope.EVENTS_WRITE)
 async def create_participant(request: web.Request) -> web.Response:
     made_by = await current_client(request)
-    members = with_parsed_email(await read_body(request, email_rule("email")))
+    members = await read_body(request, email_rule("email"), _code_expiry_rule(request))
+    members = with_parsed_email(members)
     code = members.pop("code", None)
     who = Who(external_id=members.pop("external_id"), programme=members.pop("programme", None))
     new = NewParticipant(who=who, code=code and NewReferralCode(**code), **members)
@@ -231,6 +232,11 @@ async def erase_participant(request: web.Request) -> web.Response:
     await current_client(request)
     await request.app[SERVICES].participants.erase(_id_in(request))
     return no_content()
+
+
+def _code_expiry_rule(request: web.Request) -> Rule:
+    codes = request.app[SERVICES].referral_codes
+    return "code/expires_at", lambda its: codes.check_expiry(its["code"]["expires_at"])
 
 
 def _id_in(request: web.Request) -> UUID:

@@ -80,6 +80,14 @@ async def test_the_same_id_in_another_programme_is_somebody_else(company: Compan
             ["#/code/expires_at"],
         ),
         ({"external_id": "", "email": "nonsense"}, ["#/external_id", "#/email"]),
+        (
+            {"external_id": "u", "code": {"expires_at": "2020-01-01T00:00:00Z", "code": "a!"}},
+            ["#/code/code", "#/code/expires_at"],
+        ),
+        (
+            {"external_id": "u", "email": "x", "code": {"expires_at": "2020-01-01T00:00:00Z"}},
+            ["#/code/expires_at", "#/email"],
+        ),
     ],
 )
 async def test_what_cannot_be_is_refused(

@@ -21,7 +21,7 @@ from service.domain.pages import Cursor
 LARGEST_BODY: Final = 16 * 1024
 BODY_SECONDS: Final = 10.0
 Rule: TypeAlias = tuple[str, Callable[[Mapping[str, Any]], object]]
-"""A member, and a check of it, given all members, that raises InvalidInput."""
+"""The path of a member, and a check of it, given all members, that raises InvalidInput."""
 _Repeating: TypeAlias = dict[int, tuple[dict[str, Any], set[str]]]
 """Objects with repeated members, by `id`, and the names of those members."""
 
@@ -62,12 +62,15 @@ async def read_body(request: web.Request, *rules: Rule) -> dict[str, Any]:
 
 
 def _broken(rules: Sequence[Rule], members: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for name, check in rules:
+    for path, check in rules:
+        value: Any = members
+        for name in path.split("/"):
+            value = (value or {}).get(name)
         try:
-            if members.get(name) is not None:
+            if value is not None:
                 check(members)
         except InvalidInput as error:
-            yield f"#/{name}", error.detail
+            yield f"#/{path}", error.detail
 
 
 async def check_no_body(request: web.Request) -> None:
