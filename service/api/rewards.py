@@ -1,17 +1,16 @@
 """Rewards: what rules gave to whom, as companies see it, and users their own."""
 
-import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema, response_schema
-from marshmallow import Schema, ValidationError, fields, validate, validates_schema
+from marshmallow import Schema, ValidationError, fields, validates_schema
 
 from service.api.company import CompanyId, ParticipantId
 from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_reader, needs
-from service.api.http.fields import Moment, PageQuery, Text
+from service.api.http.fields import MatchingText, Moment, PageQuery, Text
 from service.api.http.requests import read_page, read_query
 from service.api.http.responses import PageSchema, respond
 from service.domain.errors import NotAllowed
@@ -20,8 +19,6 @@ from service.domain.rewards import RewardState
 from service.domain.scopes import Scope
 from service.use_cases.ledger import Whose
 from service.use_cases.participants import Who
-
-_RULE: Final = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
 
 
 class RewardSchema(Schema):
@@ -42,7 +39,11 @@ class RewardSchema(Schema):
     reversed = fields.Integer(
         metadata={"description": "How much of it has been taken back.", "example": 0}
     )
-    state = fields.Enum(RewardState, by_value=True)
+    state = fields.Enum(
+        RewardState,
+        by_value=True,
+        metadata={"description": "`reversed`: all of it has been taken back."},
+    )
     held = fields.Boolean(
         metadata={"description": "Whether a review or a block keeps it from becoming available."}
     )
@@ -76,10 +77,16 @@ class WhoseQuery(PageQuery):
 
 
 class RewardQuery(WhoseQuery):
-    state = fields.Enum(RewardState, by_value=True, load_default=None)
-    rule = Text(
+    state = fields.Enum(
+        RewardState,
+        by_value=True,
         load_default=None,
-        validate=validate.Regexp(_RULE, error="This cannot be the name of a rule."),
+        metadata={"description": "Only those in this state."},
+    )
+    rule = MatchingText(
+        "[a-z][a-z0-9-]{0,31}",
+        "This cannot be the name of a rule.",
+        load_default=None,
         metadata={"description": "Only those of this rule."},
     )
 

@@ -1,5 +1,6 @@
 """The OpenAPI document tells the truth about the routes, and nothing else."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -132,6 +133,13 @@ def test_handlers_say_nothing_that_is_not_read() -> None:
 def test_every_operation_id_is_unique(document: Document) -> None:
     ids = [operation["operationId"] for _, _, operation in operations_of(document)]
     assert sorted(ids) == sorted(set(ids))
+
+
+def test_every_pattern_is_one_of_ecma_262_for_the_whole_text(document: Document) -> None:
+    """A client's validator knows no \\Z, and looks for a pattern anywhere in the text."""
+    for part in parts_of(document):
+        if isinstance(pattern := part.get("pattern"), str):
+            assert re.fullmatch(r"\^[^\\]*\$", pattern), pattern
 
 
 def test_every_tag_is_used(document: Document) -> None:
