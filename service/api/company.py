@@ -113,7 +113,15 @@ class ProgrammeReferralSchema(Schema):
     version = fields.Integer(metadata={"description": "The version of the rules it follows."})
     referrer_id = fields.UUID()
     code = fields.String(metadata={"example": "7GXKQ2MPRT"})
-    state = fields.Enum(ReferralState, by_value=True)
+    state = fields.Enum(
+        ReferralState,
+        by_value=True,
+        metadata={
+            "description": "`pending`: nothing has made it count yet. `qualified`: it counts. "
+            "`rewarded`: and something that it earned, other than for signing up, is available. "
+            "`reversed`: it counted, and does not any more. `rejected`: it does not count."
+        },
+    )
     # No enum: a client generated today must accept reasons added tomorrow.
     reason = fields.String(
         metadata={
@@ -121,8 +129,15 @@ class ProgrammeReferralSchema(Schema):
             "example": ReferralReason.QUALIFIED,
         }
     )
-    review = fields.Enum(Review, by_value=True)
-    flags = fields.List(fields.String(metadata={"example": ReferralFlag.SELF_REFERRAL}))
+    review = fields.Enum(
+        Review,
+        by_value=True,
+        metadata={"description": "`open`: what it earns is held until a person decides."},
+    )
+    flags = fields.List(
+        fields.String(metadata={"example": ReferralFlag.SELF_REFERRAL}),
+        metadata={"description": "What is suspicious about the sign-up; more may be added."},
+    )
     sequence = fields.Integer(
         metadata={"description": "Grows with each decision: of two answers the higher is newer."}
     )

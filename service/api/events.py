@@ -94,7 +94,7 @@ class ReportedSchema(Schema):
     referral = fields.Nested(
         ProgrammeReferralSchema,
         allow_none=True,
-        metadata={"description": "The participant's referral as it is now; null if nobody did."},
+        metadata={"description": "The participant's referral as it is now; null if there is none."},
     )
     rewards = fields.List(
         fields.Nested(RewardSchema),

@@ -82,8 +82,22 @@ class AdjustmentSchema(WhoSchema):
 
 class TransferSchema(Schema):
     id = fields.UUID(attribute="transfer_id")
-    kind = fields.Enum(TransferKind, by_value=True)
-    from_ = fields.Enum(Account, by_value=True, attribute="from_account", data_key="from")
+    kind = fields.Enum(
+        TransferKind,
+        by_value=True,
+        metadata={
+            "description": "Of a reward: it was given (`grant`), became available (`release`), or "
+            "was taken back, maybe in part (`reversal`). Of a payout: `redemption`, and its "
+            "`cancellation`. `adjustment`: what no rule gave or took."
+        },
+    )
+    from_ = fields.Enum(
+        Account,
+        by_value=True,
+        attribute="from_account",
+        data_key="from",
+        metadata={"description": "`programme`, or where in the participant's balance it was."},
+    )
     to = fields.Enum(Account, by_value=True, attribute="to_account")
     participant_id = fields.UUID()
     unit = fields.String(metadata={"example": "EUR"})

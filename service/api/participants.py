@@ -76,7 +76,12 @@ class NewParticipantSchema(SignalsSchema):
 
 class ParticipantChangeSchema(ChangeSchema):
     trusted = TrueOrFalse(metadata={"description": "Whether fraud rules ignore the participant."})
-    blocked = TrueOrFalse(metadata={"description": "Whether the code is unusable."})
+    blocked = TrueOrFalse(
+        metadata={
+            "description": "Whether the code is unusable and rewards stay pending. What is "
+            "available can still be paid out."
+        }
+    )
     public_name = PublicName(
         metadata={"description": "For the leaderboard; an empty text removes it."}
     )
@@ -112,8 +117,12 @@ class ParticipantsSchema(PageSchema):
 
 
 class ParticipantQuery(QuerySchema):
-    external_id = CompanyId(required=True)
-    programme = Text(load_default=None)
+    external_id = CompanyId(
+        required=True, metadata={"description": "Your own id of the participant."}
+    )
+    programme = Text(
+        load_default=None, metadata={"description": "The programme's key; `default` if omitted."}
+    )
 
 
 PARTICIPANT_SCHEMA = ParticipantSchema()

@@ -65,7 +65,12 @@ class SignUpSchema(WhoSchema, SignalsSchema):
             "replaced or has expired since then still counts."
         }
     )
-    signed_up_at = Moment(metadata={"description": "Now if omitted."})
+    signed_up_at = Moment(
+        metadata={
+            "description": "Now if omitted. Say it if you report the sign-up later: events that "
+            "occurred more than 5 minutes before it never count."
+        }
+    )
 
 
 class ProgrammeReferralsSchema(PageSchema):
@@ -99,12 +104,21 @@ class ReferralHistorySchema(ProgrammeReferralSchema):
 
 
 class ReferralQuery(PageQuery):
-    state = OneOf(ReferralState, load_default=None)
-    review = OneOf(Review, load_default=None)
-    referrer_id = ParticipantId(load_default=None)
-    programme = Text(load_default=DEFAULT_PROGRAMME)
+    state = OneOf(
+        ReferralState, load_default=None, metadata={"description": "Only those in this state."}
+    )
+    review = OneOf(
+        Review, load_default=None, metadata={"description": "Only those with this review."}
+    )
+    referrer_id = ParticipantId(
+        load_default=None, metadata={"description": "Only those of this referrer."}
+    )
+    programme = Text(
+        load_default=DEFAULT_PROGRAMME, metadata={"description": "The programme's key."}
+    )
     order = Text(
         load_default="newest",
+        metadata={"description": "Which come first."},
         validate=validate.OneOf(["newest", "oldest"], error="This is newest or oldest."),
     )
 

@@ -32,7 +32,8 @@ class ReferralSchema(Schema):
         fields.String(metadata={"example": ReferralFlag.SELF_REFERRAL}),
         metadata={
             "description": "What is suspicious: `self-referral` if its mailbox is the "
-            "referrer's, or that of another referral. It still counts."
+            "referrer's, or that of another referral of theirs. What follows from it is for the "
+            "programme's rules to say."
         },
     )
     state = fields.Enum(

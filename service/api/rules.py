@@ -137,9 +137,22 @@ class RewardRuleSchema(RequestSchema):
             "has been paid out by the time of a refund is a debt."
         },
     )
-    tiers = fields.List(fields.Nested(TierSchema), validate=validate.Length(max=MOST_REWARDS))
-    max_per_referrer = whole(1, LARGEST_COUNT)
-    max_total = whole(1, LARGEST_COUNT)
+    tiers = fields.List(
+        fields.Nested(TierSchema),
+        validate=validate.Length(max=MOST_REWARDS, error="There are at most {max} tiers."),
+        metadata={"description": "Other amounts from the referrer's n-th qualified referral on."},
+    )
+    max_per_referrer = whole(
+        1,
+        LARGEST_COUNT,
+        metadata={
+            "description": "How many of these rewards there can be for the referrals of one "
+            "referrer. One that is taken back makes room for the next."
+        },
+    )
+    max_total = whole(
+        1, LARGEST_COUNT, metadata={"description": "The same for the whole programme."}
+    )
     times = whole(
         1, LARGEST_COUNT, metadata={"description": "Only the first so many events of a referral."}
     )

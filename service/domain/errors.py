@@ -224,10 +224,10 @@ class EmailWithheld(NotAllowed):
 
 class InsufficientScope(NotAllowed):
     code = "insufficient-scope"
-    title = "The access token does not allow this call."
+    title = "The caller lacks a scope."
 
     def __init__(self, scope: str = "") -> None:
-        super().__init__(f"The access token lacks the scope {scope}." if scope else "")
+        super().__init__(f"This call needs the scope {scope}." if scope else "")
         self.scope = scope
 
 

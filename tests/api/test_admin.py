@@ -113,7 +113,7 @@ async def test_a_user_may_do_none_of_this_and_learns_nothing(
     path = path.format(known=admin.user_id, unknown=uuid4(), own=anna.user_id)
     answer = await api.call(method, path, body, by=anna)
     assert_problem(answer, 403, "insufficient-scope")
-    assert answer.json()["detail"] == "The access token lacks the scope admin."
+    assert answer.json()["detail"] == "This call needs the scope admin."
 
 
 async def test_who_is_no_admin_any_more_may_not_at_once(
