@@ -22,8 +22,9 @@ its own reports who signed up and what followed: see *Programmes*.
    for `me`.
 
 Every error, except under `/oauth`, is a problem document (RFC 9457, `application/problem+json`)
-whose `type` links to a page that explains it. Unknown members in a body are refused. Times are in
-UTC (RFC 3339). Lists are paged: send the `next_cursor` of one page as `cursor` to get the next.
+whose `type` links to a page that explains it. Unknown members in a body are refused, also where a
+call takes none; unknown query parameters are ignored. Times are in UTC (RFC 3339). Lists are paged:
+send the `next_cursor` of one page as `cursor` to get the next.
 """.strip()
 # In the order of the sections on the pages.
 TAGS: Final = {
