@@ -161,6 +161,8 @@ async def test_of_several_errors_the_detail_says_the_first_and_how_many_there_ar
     assert answer.json()["detail"] == "#/email: This is not a string. (3 more in `errors`.)"
     named = await api.post("/auth/login", {"email": "a@example.com", "password": "x", "x" * 500: 1})
     assert named.json()["detail"] == f"#/{'x' * 78}: There is no such member."
+    whole = await api.post("/auth/login", [])
+    assert whole.json()["detail"] == "This is not an object."
 
 
 async def test_problems_are_written_without_spaces_as_other_answers_are(api: Api) -> None:

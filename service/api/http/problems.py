@@ -157,7 +157,8 @@ def summary_of(errors: Sequence[tuple[str, str]]) -> str:
     """Return the first error as a sentence, and how many more there are."""
     pointer, text = errors[0]
     others = f" ({len(errors) - 1} more in `errors`.)" if len(errors) > 1 else ""
-    return f"{pointer[:LONGEST_POINTER]}: {text}{others}"
+    where = "" if pointer == "#" else f"{pointer[:LONGEST_POINTER]}: "
+    return f"{where}{text}{others}"
 
 
 @docs(
