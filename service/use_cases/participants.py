@@ -242,7 +242,7 @@ class Participants:
         """
         now = self._clock()
         async with self._database.transaction() as repositories:
-            locked = participant_id and await repositories.participants.lock(participant_id)
+            locked = participant_id and await self._lock(repositories, participant_id, now)
             if not locked or locked.erased:
                 raise ParticipantNotFound
             if locked.user_id is not None:
