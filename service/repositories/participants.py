@@ -116,6 +116,12 @@ SET_PUBLIC_NAME: Final = """
     ON CONFLICT (participant_id) DO UPDATE SET public_name = excluded.public_name
 """
 
+REMOVE_PUBLIC_NAME: Final = """
+    UPDATE standings
+       SET public_name = NULL
+     WHERE participant_id = $1
+"""
+
 # The keyed hash of the company's id stays: an erased id that comes back is nobody new.
 ERASE: Final = """
     WITH unnamed AS (
@@ -200,6 +206,10 @@ class ParticipantRepository(Repository):
         self, participant_id: UUID, programme_id: UUID, public_name: str | None
     ) -> None:
         await self._connection.execute(SET_PUBLIC_NAME, participant_id, programme_id, public_name)
+
+    async def remove_public_name(self, participant_id: UUID) -> None:
+        """Like `set_public_name` with None, of somebody who may take part in nothing."""
+        await self._connection.execute(REMOVE_PUBLIC_NAME, participant_id)
 
     async def erase(self, participant_id: UUID, now: datetime) -> bool:
         """Remove who the participant is; return False if that was done before."""

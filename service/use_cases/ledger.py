@@ -46,7 +46,7 @@ class Movement:
 class Whose:
     """Whose rewards, balances or transfers are looked at: an account's, a participant's, or all.
 
-    All are those of the programme with the key.
+    An account's and all are those of the programme with the key.
     """
 
     user_id: UUID | None = None
@@ -212,13 +212,14 @@ class Ledger:
     ) -> tuple[UUID, UUID | None] | None:
         """Return the programme, and whose participant's it is if it is one's.
 
-        None: somebody whom nobody has reported, who has nothing.
+        None: somebody whom nobody has reported, or an account in another programme than its own,
+        who have nothing.
         """
-        if whose.user_id is not None:
-            return DEFAULT_PROGRAMME_ID, whose.user_id
         if whose.who is None:
-            programme = await self._programmes.resolve(repositories, whose.programme)
-            return programme.programme_id, None
+            programme_id = await self._programmes.id_of(repositories, whose.programme)
+            if whose.user_id is not None and programme_id != DEFAULT_PROGRAMME_ID:
+                return None
+            return programme_id, whose.user_id
         found = await self._participants.find_known(repositories, whose.who)
         return None if found is None else (found.programme_id, found.participant_id)
 

@@ -294,10 +294,8 @@ class Participants:
     async def _show(
         self, repositories: Repositories, participant: Participant, programme: str, now: datetime
     ) -> ShownParticipant:
-        code = await repositories.referral_codes.find_live(participant.participant_id, now)
-        return ShownParticipant(
-            participant=participant, programme=programme, code=None if participant.blocked else code
-        )
+        code = await repositories.referral_codes.find_usable(participant.participant_id, now)
+        return ShownParticipant(participant=participant, programme=programme, code=code)
 
     async def _store_code(
         self,

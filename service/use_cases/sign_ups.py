@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from service.domain.email_verification import is_disposable
-from service.domain.emails import Email, fold_mailbox, hash_email
+from service.domain.emails import Email, fold_mailbox, hash_email, hash_mailbox
 from service.domain.errors import AlreadyReferred, InvalidInput, ReferralCodeUnusable, SelfReferral
 from service.domain.events import check_moment
 from service.domain.referral_codes import TakenReferralCode, are_alike, normalise_code
@@ -88,6 +88,9 @@ class SignUps:
                 email_hash=None
                 if email is None
                 else hash_email(email, participant.programme_id, self._shared.hash_key),
+                mailbox_hash=None
+                if email is None
+                else hash_mailbox(email.key, self._shared.hash_key),
                 flagged=email is not None
                 and taken.owner_email_key is not None
                 and fold_mailbox(email.key) == fold_mailbox(taken.owner_email_key),

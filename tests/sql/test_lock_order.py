@@ -44,6 +44,7 @@ ORDER: Final = {
         "standings.MOVE",
         "standings.LOCK",
         "participants.ERASE",
+        "participants.REMOVE_PUBLIC_NAME",
         "participants.SET_PUBLIC_NAME",
         "standings.LOCK_FREE",
     },
