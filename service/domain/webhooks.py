@@ -147,24 +147,21 @@ _OF_STATE: Final = {
 }
 
 
-def referral_created(referral: ProgrammeReferral) -> list[Announcement]:
-    """Return what a new referral announces: itself, and its flags if it has any."""
-    kinds = [EventType.REFERRAL_CREATED]
+def referral_created(begun: ProgrammeReferral, referral: ProgrammeReferral) -> list[Announcement]:
+    """Return what a new referral announces: how it began, and what fraud rules made of it."""
+    announced = [referral_announcement(EventType.REFERRAL_CREATED, begun)]
     if referral.flags:
-        kinds.append(EventType.REFERRAL_FLAGGED)
-    return [referral_announcement(kind, referral) for kind in kinds]
+        announced.append(referral_announcement(EventType.REFERRAL_FLAGGED, referral))
+    return [*announced, *referral_decided(begun, referral)]
 
 
 def referral_decided(
     before: ProgrammeReferral, referral: ProgrammeReferral, event_id: str | None = None
 ) -> list[Announcement]:
-    """Return what a decision about a referral announces: its new state, and new flags."""
-    kinds = []
-    if referral.state is not before.state and referral.state in _OF_STATE:
-        kinds.append(_OF_STATE[referral.state])
-    if set(referral.flags) - set(before.flags):
-        kinds.append(EventType.REFERRAL_FLAGGED)
-    return [referral_announcement(kind, referral, event_id) for kind in kinds]
+    """Return what a decision about a referral announces: its new state."""
+    if referral.state is before.state or referral.state not in _OF_STATE:
+        return []
+    return [referral_announcement(_OF_STATE[referral.state], referral, event_id)]
 
 
 def reward_announcement(kind: EventType, programme: str, reward: Reward) -> Announcement:

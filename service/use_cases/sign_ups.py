@@ -12,7 +12,6 @@ from service.domain.referrals import NewReferral, ProgrammeReferral
 from service.postgresql.database import Repositories, retried
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.participants import Participants, Who
-from service.use_cases.programmes import Programmes
 from service.use_cases.referring import count_use, note_confirmation
 from service.use_cases.shared import Shared
 
@@ -40,11 +39,10 @@ class SignUp:
 class SignUps:
     """Sign-ups that companies report."""
 
-    def __init__(self, shared: Shared, programmes: Programmes, participants: Participants) -> None:
+    def __init__(self, shared: Shared, participants: Participants) -> None:
         self._shared = shared
         self._database = shared.database
         self._clock = shared.clock
-        self._programmes = programmes
         self._participants = participants
 
     @retried
@@ -81,6 +79,9 @@ class SignUps:
             new = NewReferral(
                 referee_id=participant.participant_id,
                 referrer_id=taken.owner_id,
+                programme_id=taken.programme_id,
+                programme=taken.programme,
+                version=taken.version,
                 code=taken.code,
                 registered_at=sign_up.signed_up_at or now,
                 made_by=made_by,
@@ -96,8 +97,7 @@ class SignUps:
                 signals=signals,
                 disposable_email=email is not None and is_disposable(email),
             )
-            programme = await self._programmes.find_by_id(repositories, participant.programme_id)
-            referral = await self._shared.referrals.add(repositories, new, programme, now)
+            referral = await self._shared.referrals.add(repositories, new, now)
             if participant.user_id is not None:
                 referral = await note_confirmation(self._shared, repositories, referral, now)
             await count_use(self._shared, repositories, taken, now)

@@ -384,9 +384,14 @@ async def test_a_registration_with_a_code_is_a_referral_of_the_programme(
 async def test_an_event_takes_few_round_trips(company: Company) -> None:
     """With the look-up of the client, BEGIN and COMMIT: each is a wait for PostgreSQL.
 
-    One finds out that nobody listens to what is announced.
+    One finds out that nobody listens to what is announced. The first referral of a referrer that
+    qualifies takes one more.
     """
-    referee, _ = await new_referral(company)
+    referrer = await company.new_referrer()
+    first, referee = new_id("referee"), new_id("referee")
+    for signing_up in (first, referee):
+        assert (await company.sign_up(referrer["code"], signing_up)).status == 201
+    assert (await company.report("purchase", first, **PAID)).json()["outcome"] == "qualified"
     order = {"id": new_id("order"), "type": "purchase", "external_id": referee, **PAID}
     works = {
         "no-referral": {**order, "id": new_id("order"), "external_id": new_id("nobody")},

@@ -90,7 +90,7 @@ REDEMPTION = Transfer(
 )
 ANNOUNCEMENTS = [
     webhooks.participant_created("default", uuid4()),
-    *webhooks.referral_created(referral()),
+    *webhooks.referral_created(referral(), referral()),
     *(
         announced
         for state in (
