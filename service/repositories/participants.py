@@ -66,13 +66,14 @@ RECIPIENTS: Final = """
      WHERE p.participant_id = ANY ($1)
 """
 
-# Also an account that has not taken part in anything yet.
+# Also an account that has not taken part in anything yet, and was created when it registered.
 FIND: Final = """
     SELECT p.participant_id, p.programme_id, p.user_id, p.external_id, p.trusted,
            p.blocked_at IS NOT NULL AS blocked, p.erased_at IS NOT NULL AS erased,
-           s.public_name, p.created_at
+           s.public_name, COALESCE(u.created_at, p.created_at) AS created_at
       FROM participants p
       LEFT JOIN standings s USING (participant_id)
+      LEFT JOIN users u ON u.user_id = p.user_id
      WHERE p.participant_id = $1
        AND p.erased_at IS NULL
      UNION ALL

@@ -181,11 +181,14 @@ async def test_an_account_is_a_participant_and_erases_itself(company: Company, a
     code = await api.new_code(person)
     shown = (await company.get(f"/participants/{person.user_id}")).json()
     assert (shown["external_id"], shown["code"]) == (None, code)
+    me = (await api.get("/users/me", by=person)).json()
+    assert shown["created_at"] == me["created_at"]
     for _ in ("nobody has reported it yet", "somebody has"):
         refused = await company.delete(f"/participants/{person.user_id}")
         assert_problem(refused, 404, "participant-not-found")
         assert refused.json()["detail"].startswith("This is an account")
-        await company.patch(f"/participants/{person.user_id}", {"trusted": True})
+        changed = await company.patch(f"/participants/{person.user_id}", {"trusted": True})
+        assert changed.json() == {**shown, "trusted": True}
     assert (await company.sign_up(code)).json()["referrer_id"] == person.user_id
 
 
