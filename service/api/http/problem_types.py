@@ -78,7 +78,8 @@ KIND_OF_STATUS: Final = {status: kind for kind, status in STATUS_OF_KIND.items()
 REMEDIES: Final[Mapping[type[ServiceError], str]] = {
     errors.InvalidInput: "Correct the members that `errors` points to, and send the request again.",
     errors.NotAuthenticated: "Sign in, and send the access token as "
-    "`Authorization: Bearer <token>`.",
+    "`Authorization: Bearer <token>`. A client that acts for itself can send its id and secret "
+    "instead (Basic).",
     errors.NotAllowed: "Use an account that owns the resource or has the role the call requires.",
     errors.NotFound: "Check the address against /docs.",
     errors.Conflict: "Fetch the current state and retry.",
