@@ -110,7 +110,12 @@ class ReferralCodeSchema(Schema):
 
 class OwnReferralCodeSchema(ReferralCodeSchema):
     state = fields.Enum(
-        ReferralCodeState, by_value=True, metadata={"description": "`live`, or why it ended."}
+        ReferralCodeState,
+        by_value=True,
+        metadata={
+            "description": "`live`, or why it ended. While a company has blocked the user or ended "
+            "the programme, a live one is not found and cannot be used."
+        },
     )
     ended_at = Moment(allow_none=True, metadata={"description": "Null while it is live."})
 
