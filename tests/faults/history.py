@@ -24,7 +24,7 @@ UNKNOWN = 0
 """The status of a request without an answer, or with one that leaves open what happened."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Operation:
     """One request, or a request and its repetitions with one Idempotency-Key.
 
@@ -63,7 +63,7 @@ class Operation:
         return self.status != UNKNOWN
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Call:
     """What a company reported, and the answer: a request, or repetitions with one key.
 

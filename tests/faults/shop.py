@@ -77,7 +77,7 @@ RULES: Final[dict[str, Any]] = {
         },
     ],
 }
-ORDERS: Final = 4
+ORDERS: Final = 6
 """How many things a buyer buys, each of which can be refunded twice."""
 GENERATION: Final = 40
 REFERRERS: Final = 3
@@ -147,7 +147,8 @@ class Buyers:
 
     def regrets_of(self, buyer: int, rng: random.Random) -> Sequence[Body]:
         """Return the bodies of two refunds of the whole of one order."""
-        number = rng.randint(1, ORDERS)
+        orders = [f"{_name(buyer)}/order-{number}" for number in range(1, ORDERS + 1)]
+        number = 1 + rng.choice([at for at, order in enumerate(orders) if order in self.bodies])
         return [self._refund(buyer, number, which, {}) for which in (1, 2)]
 
     def _order(self, buyer: int, number: int, rng: random.Random) -> Body:
