@@ -19,12 +19,13 @@ from tests.e2e.processes import run as run_command
 from tests.engines import killable
 from tests.engines.killable import Engine
 from tests.factories import new_secrets
-from tests.faults import conversion_judge
+from tests.faults import conversion_judge, webhook_judge
 from tests.faults.conversions import SCOPES, Conversions
 from tests.faults.faults import STALE_SECONDS, Fault, World
 from tests.faults.history import History
 from tests.faults.judge import judge, wrong_now
 from tests.faults.load import Load, Tally, Wire
+from tests.faults.webhooks import UnreliableReceiver, Webhooks
 
 CLIENTS: Final = 12
 REPORTING: Final = 8
@@ -111,6 +112,7 @@ async def run(
             "RATE_LIMIT_LOGIN": "off",
             "RATE_LIMIT_LOOKUP": "off",
             "RATE_LIMIT_WRITE": "off",
+            "WEBHOOK_NETWORKS": "127.0.0.0/8",
             "LOG_LEVEL": "warning",
             **scenario.environment,
         }
@@ -127,6 +129,8 @@ async def run(
             )
             environment["REDIS_URL"] = to_valkey.url
         log = stack.enter_context((folder / "service.log").open("w"))
+        receiver = UnreliableReceiver(random.Random(rng.random()))
+        await stack.enter_async_context(receiver.serving())
         machines = [environment]
         if scenario.movable_clocks:
             machines = [
@@ -155,7 +159,10 @@ async def run(
                 seconds=seconds,
             )
             wire = Wire(urls, history, rng)
-            load, conversions = Load(wire), Conversions(wire, *await _new_client(environment))
+            client = await _new_client(environment)
+            load, conversions = Load(wire), Conversions(wire, *client)
+            webhooks = Webhooks(wire, receiver, *client)
+            await webhooks.listen()
             await load.prepare()
             await conversions.prepare()
             begun = monotonic()
@@ -165,6 +172,7 @@ async def run(
             await _calm(urls, postgresql.url, history)
             await load.look_at_all()
             await conversions.repeat_all(REPORTING)
+            await webhooks.settle(postgresql.url)
         history.complaints += [
             line
             for line in (folder / "service.log").read_text().splitlines()
@@ -174,6 +182,7 @@ async def run(
         violations = [
             *await judge(history, connection),
             *await conversion_judge.judge(history.calls, connection),
+            *await webhook_judge.judge(webhooks, connection),
         ]
         await connection.close()
         return Verdict(wire.tally, violations, begun, ended)
@@ -206,12 +215,15 @@ async def _under_load(fault: Fault, world: World, load: Load, conversions: Conve
 
 
 async def _calm(urls: list[str], database_url: str, history: History) -> None:
-    """Wait until the service is ready and no job is left; complain if that does not happen."""
+    """Wait until the service is ready and no job is left; complain if that does not happen.
+
+    Webhooks apart, which may have to wait for longer than anybody wants to.
+    """
     connection = await asyncpg.connect(database_url)
     deadline = monotonic() + RECOVERY_SECONDS
     while True:
         ready = all([await _is_ready(url) for url in urls])
-        jobs = await connection.fetchval("SELECT count(*) FROM jobs")
+        jobs = await connection.fetchval("SELECT count(*) FROM jobs WHERE kind <> 'delivery'")
         if ready and not jobs:
             break
         if monotonic() > deadline:
@@ -243,6 +255,7 @@ async def _watched(database_url: str, history: History) -> AsyncIterator[None]:
                 try:
                     while not history.complaints:
                         history.complaints += await conversion_judge.wrong_now(connection)
+                        history.complaints += await webhook_judge.wrong_now(connection)
                         for _ in range(LOOKS):
                             history.complaints += await wrong_now(connection)
                             await asyncio.sleep(0.05)
