@@ -55,13 +55,9 @@ def announce(repositories: Repositories, now: datetime, *announcements: Announce
 async def _write(repositories: Repositories, now: datetime) -> None:
     announcements = repositories.announcements
     types = {each.type for each in announcements}
-    participants = set[UUID]().union(*(each.participant_ids for each in announcements))
-    external_ids = await repositories.webhook_messages.find_listeners(types, participants)
-    if external_ids is None:
+    if not await repositories.webhook_messages.has_listeners(types):
         return
-    messages = [
-        NewMessage(uuid7(), each.type, each.body(external_ids, now)) for each in announcements
-    ]
+    messages = [NewMessage(uuid7(), each.type, each.body(now)) for each in announcements]
     await repositories.webhook_messages.add(messages, now)
 
 
@@ -196,7 +192,7 @@ class Webhooks:
         """Send a test to one endpoint; return the message's id. Raises WebhookEndpointNotFound."""
         now = self._clock()
         announcement = endpoint_test(endpoint_id)
-        message = NewMessage(uuid7(), announcement.type, announcement.body({}, now))
+        message = NewMessage(uuid7(), announcement.type, announcement.body(now))
         async with self._database.transaction() as repositories:
             await _find(repositories, endpoint_id)
             await repositories.webhook_messages.add_for_one(message, now, endpoint_id)

@@ -28,7 +28,9 @@ REWARDED: Final = {
     ],
 }
 SECRET: Final = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-BODY: Final = b'{"type":"webhook.test"}'
+BODY: Final = b'{"id":"participant 7"}'
+SENT: Final = b'{"id":"anna"}'
+IDS: Final = {"7": "anna"}
 NO_HEADERS: Final[Mapping[str, str]] = {}
 NOON: Final = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
@@ -145,7 +147,7 @@ async def test_a_delivery_that_is_not_planned_is_wrong(
     assert await wrong_now(database) != []
 
 
-def got(body: bytes = BODY, after: float = 0, headers: Mapping[str, str] = NO_HEADERS) -> Got:
+def got(body: bytes = SENT, after: float = 0, headers: Mapping[str, str] = NO_HEADERS) -> Got:
     """Return what a receiver got so many seconds after noon."""
     signed_at = NOON + timedelta(seconds=int(after))
     signed = {
@@ -161,16 +163,16 @@ def stored(state: str = "delivered") -> dict[str, Any]:
 
 
 def test_what_is_received_as_it_is_stored_is_right() -> None:
-    assert [*wrong_receipts(stored(), [got(), got(after=9)], {"1"})] == []
-    assert [*wrong_receipts(stored("pending"), [got()], ())] == []
-    assert [*wrong_receipts(stored("pending"), [], ())] == []
+    assert [*wrong_receipts(stored(), IDS, [got(), got(after=9)], {"1"})] == []
+    assert [*wrong_receipts(stored("pending"), IDS, [got()], ())] == []
+    assert [*wrong_receipts(stored("pending"), IDS, [], ())] == []
 
 
 @pytest.mark.parametrize(
     ("rows", "received", "accepted"),
     [
         ({}, [got()], {"1"}),
-        (stored(), [got(body=b"{}")], {"1"}),
+        (stored(), [got(body=BODY)], {"1"}),
         (stored(), [got()], set()),
         (stored("failed"), [got()], set()),
     ],
@@ -178,7 +180,7 @@ def test_what_is_received_as_it_is_stored_is_right() -> None:
 def test_what_is_lost_or_was_never_written_is_wrong(
     rows: Any, received: list[Got], accepted: set[str]
 ) -> None:
-    assert [*wrong_receipts(rows, received, accepted)] != []
+    assert [*wrong_receipts(rows, IDS, received, accepted)] != []
 
 
 def test_each_attempt_is_signed_anew() -> None:

@@ -5,6 +5,8 @@ each attempt has its id and its bytes, and a signature of its own.
 """
 
 import itertools
+import json
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,6 +22,8 @@ Row: TypeAlias = Any
 """A row of PostgreSQL."""
 SIGNED_ANEW_SECONDS: Final = 2.0
 """Of two attempts with as much between them the second has a later timestamp, in whole seconds."""
+NAMED: Final = re.compile('"participant ([^"]+)"')
+"""A participant in a stored message, whom the sent one names as the company does."""
 
 # What no table tells the cause of is not compared.
 WRONG_MESSAGES: Final = """
@@ -109,6 +113,9 @@ MESSAGES: Final = """
 """
 
 
+EXTERNAL_IDS: Final = "SELECT participant_id::text, external_id FROM participants"
+
+
 async def wrong_now(database: asyncpg.Connection) -> list[str]:
     """Return what is true now and never may be."""
     async with database.transaction(isolation="repeatable_read", readonly=True):
@@ -122,23 +129,31 @@ async def wrong_now(database: asyncpg.Connection) -> list[str]:
 async def judge(webhooks: Webhooks, database: asyncpg.Connection) -> list[str]:
     """Return every violation, in words. The service must have ended: nothing may be under way."""
     stored = {row["message_id"]: row for row in await database.fetch(MESSAGES)}
+    external_ids = {row[0]: row[1] for row in await database.fetch(EXTERNAL_IDS)}
     receiver = webhooks.receiver
     return [
         *await wrong_now(database),
-        *wrong_receipts(stored, receiver.got, receiver.accepted),
+        *wrong_receipts(stored, external_ids, receiver.got, receiver.accepted),
         *wrong_attempts(receiver.got, webhooks.secret),
     ]
 
 
 def wrong_receipts(
-    stored: Mapping[str, Row], got: Sequence[Got], accepted: Collection[str]
+    stored: Mapping[str, Row],
+    external_ids: Mapping[str, str | None],
+    got: Sequence[Got],
+    accepted: Collection[str],
 ) -> Iterator[str]:
-    """Compare what was received with what is stored."""
+    """Compare what was received with what is stored, and with the company's ids of participants."""
+
+    def external_id(found: re.Match[str]) -> str:
+        return json.dumps(external_ids[found[1]])
+
     for each in got:
         row = stored.get(each.message_id)
         if row is None:
             yield f"a webhook of what never was: {each.body!r}"
-        elif row["body"] != each.body:
+        elif NAMED.sub(external_id, row["body"].decode()) != each.body.decode():
             yield f"other bytes than stored: {each.body!r}, {row['body']!r}"
     for message_id, row in stored.items():
         if row["state"] == "failed" or (row["state"] == "delivered" and message_id not in accepted):
