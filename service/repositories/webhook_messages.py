@@ -53,7 +53,7 @@ ADD_FOR_ONE: Final = _add("e.endpoint_id = $6 AND e.deleted_at IS NULL")
 
 @dataclass(frozen=True, slots=True)
 class NewMessage:
-    """What endpoints are sent."""
+    """What endpoints are sent, once the companies' ids of participants have been put in."""
 
     message_id: UUID
     type: str

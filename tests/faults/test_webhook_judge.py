@@ -96,6 +96,13 @@ ANOTHER_SUM: Final = """
 """
 
 
+ANOTHER_STATE: Final = """
+    UPDATE webhook_messages
+       SET body = convert_to(replace(convert_from(body, 'UTF8'), '"pending"', '"rewarded"'), 'UTF8')
+     WHERE type = 'referral.flagged'
+"""
+
+
 @pytest.mark.parametrize("kind", ["referral.qualified", "reward.reversed", "redemption.created"])
 @pytest.mark.parametrize(
     "harm",
@@ -127,6 +134,14 @@ async def test_a_message_without_its_cause_is_wrong(
     await act_out_a_story(api)
     await database.execute(harm)
     assert "a wrong webhook" in str(await wrong_now(database))
+
+
+async def test_two_messages_of_one_sequence_that_differ_are_wrong(
+    api: Api, database: asyncpg.Connection
+) -> None:
+    await act_out_a_story(api)
+    await database.execute(ANOTHER_STATE)
+    assert "two of an age" in str(await wrong_now(database))
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,17 @@ WRONG_MESSAGES: Final = """
      LIMIT 10
 """
 
+# A receiver drops what is older than what it knows, so what is of the same age must be the same.
+WRONG_SEQUENCES: Final = """
+    SELECT referral ->> 'id' AS referral_id, array_agg(type) AS types, array_agg(referral) AS told
+      FROM (SELECT type, convert_from(body, 'UTF8')::jsonb #> '{data,referral}' AS referral
+              FROM webhook_messages
+             WHERE type LIKE 'referral.%') AS messages
+     GROUP BY referral ->> 'id', referral ->> 'sequence'
+    HAVING count(DISTINCT referral) > 1
+     LIMIT 10
+"""
+
 # The endpoint is there from the beginning, and listens to everything.
 WRONG_DELIVERIES: Final = """
     SELECT m.message_id::text, m.type, d.state, count(j.job_id) AS planned
@@ -121,6 +132,7 @@ async def wrong_now(database: asyncpg.Connection) -> list[str]:
     async with database.transaction(isolation="repeatable_read", readonly=True):
         return [
             *(f"a wrong webhook: {dict(row)}" for row in await database.fetch(WRONG_MESSAGES)),
+            *(f"two of an age: {dict(row)}" for row in await database.fetch(WRONG_SEQUENCES)),
             *(f"a wrong delivery: {dict(row)}" for row in await database.fetch(WRONG_DELIVERIES)),
             *(f"disabled: {dict(row)}" for row in await database.fetch(WRONG_ENDPOINTS)),
         ]

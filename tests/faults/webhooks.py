@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ import asyncpg
 from aiohttp import web
 
 from tests.company import basic
-from tests.faults.load import Wire
+from tests.faults.load import TRIES, Unanswered, Wire
 from tests.stand_ins.webhooks import Receiver
 
 FAILS: Final = 0.01
@@ -97,6 +98,13 @@ class Webhooks:
     async def _call(
         self, session: aiohttp.ClientSession, method: str, path: str, body: Any = None
     ) -> Any:
+        for _ in range(TRIES - 1):
+            with suppress(Unanswered):
+                return await self._send(session, method, path, body)
+            await asyncio.sleep(1)
+        return await self._send(session, method, path, body)
+
+    async def _send(self, session: aiohttp.ClientSession, method: str, path: str, body: Any) -> Any:
         status, answer = await self._wire.send(
             session, method, f"/webhook-endpoints{path}", body, self._headers
         )
