@@ -20,12 +20,13 @@ from tests.e2e.processes import run as run_command
 from tests.engines import killable
 from tests.engines.killable import Engine
 from tests.factories import new_secrets
-from tests.faults import conversion_judge, ledger_judge
+from tests.faults import conversion_judge, ledger_judge, webhook_judge
 from tests.faults.conversions import SCOPES, Conversions
 from tests.faults.faults import STALE_SECONDS, Fault, World
 from tests.faults.history import History
 from tests.faults.judge import judge, wrong_now
 from tests.faults.load import Load, Tally, Wire
+from tests.faults.webhooks import UnreliableReceiver, Webhooks
 
 CLIENTS: Final = 12
 REPORTING: Final = 16
@@ -128,6 +129,7 @@ async def run(
             "RATE_LIMIT_LOGIN": "off",
             "RATE_LIMIT_LOOKUP": "off",
             "RATE_LIMIT_WRITE": "off",
+            "WEBHOOK_NETWORKS": "127.0.0.0/8",
             "LOG_LEVEL": "warning",
             **scenario.environment,
         }
@@ -144,6 +146,8 @@ async def run(
             )
             environment["REDIS_URL"] = to_valkey.url
         log = stack.enter_context((folder / "service.log").open("w"))
+        receiver = UnreliableReceiver(random.Random(rng.random()))
+        await stack.enter_async_context(receiver.serving())
         machines = [environment]
         if scenario.movable_clocks:
             machines = [
@@ -172,7 +176,10 @@ async def run(
                 seconds=seconds,
             )
             wire = Wire(urls, history, rng)
-            load, conversions = Load(wire), Conversions(wire, *await _new_client(environment))
+            client = await _new_client(environment)
+            load, conversions = Load(wire), Conversions(wire, *client)
+            webhooks = Webhooks(wire, receiver, *client)
+            await webhooks.listen()
             await load.prepare()
             await conversions.prepare()
             begun = monotonic()
@@ -182,6 +189,7 @@ async def run(
             await _calm(urls, postgresql.url, history, scenario.clocks_off)
             await load.look_at_all()
             await conversions.repeat(REPORTING)
+            await webhooks.settle(postgresql.url)
         history.complaints += [
             line
             for line in (folder / "service.log").read_text().splitlines()
@@ -193,6 +201,7 @@ async def run(
             *await conversion_judge.judge(history.calls, connection),
             *await ledger_judge.wrong_at_last(connection, scenario.clocks_off),
             *await _wrong_ledger(environment),
+            *await webhook_judge.judge(webhooks, connection),
         ]
         await connection.close()
         return Verdict(wire.tally, violations, begun, ended)
@@ -235,12 +244,15 @@ async def _under_load(fault: Fault, world: World, load: Load, conversions: Conve
 async def _calm(
     urls: list[str], database_url: str, history: History, clocks_off: timedelta
 ) -> None:
-    """Wait until the service is ready and nothing is left to do; complain if that never is."""
+    """Wait until the service is ready and nothing is left to do; complain if that never is.
+
+    Webhooks apart, which may have to wait for longer than anybody wants to.
+    """
     connection = await asyncpg.connect(database_url)
     deadline = monotonic() + RECOVERY_SECONDS
     while True:
         ready = all([await _is_ready(url) for url in urls])
-        jobs = await connection.fetchval("SELECT count(*) FROM jobs")
+        jobs = await connection.fetchval("SELECT count(*) FROM jobs WHERE kind <> 'delivery'")
         due = await connection.fetchval(DUE, clocks_off)
         if ready and not jobs and not due:
             break
@@ -276,6 +288,7 @@ async def _watched(
                 try:
                     while not history.complaints:
                         history.complaints += await ledger_judge.wrong_now(connection, clocks_off)
+                        history.complaints += await webhook_judge.wrong_now(connection)
                         for _ in range(LOOKS):
                             history.complaints += await wrong_now(connection)
                             await asyncio.sleep(0.05)

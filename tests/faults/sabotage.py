@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
 
+from service.domain.webhook_deliveries import Outcome
 from service.postgresql import database
 from service.redis import cache
 from service.repositories import (
@@ -33,10 +34,12 @@ from service.repositories.reward_counts import RewardCountRepository
 from service.repositories.rewards import RewardRepository
 from service.repositories.transfers import TransferRepository
 from service.use_cases import events as event_use_cases
+from service.use_cases import webhooks
 from service.use_cases.cache_invalidation import CacheInvalidation, code_key
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.referral_codes import ReferralCodes
 from service.use_cases.referrals import Referrals
+from service.use_cases.webhook_deliveries import WebhookDeliveries
 from tests.faults import faults
 from tests.faults.run import UNHANDLED, Scenario, run
 
@@ -198,6 +201,31 @@ def commit_between_event_and_decision() -> Replacements:
     return [replaced(Referrals, "assess", committing)]
 
 
+def commit_between_cause_and_webhook() -> Replacements:
+    def committing(real: Any) -> Any:
+        async def write(repositories: Any, *arguments: Any) -> None:
+            await repositories._connection.execute("COMMIT")
+            await repositories._connection.execute("BEGIN")
+            await real(repositories, *arguments)
+
+        return write
+
+    return [replaced(webhooks, "_write", committing)]
+
+
+def end_deliveries_before_they_are_sent() -> Replacements:
+    def early(real: Any) -> Any:
+        async def deliver(self: Any, delivery: Any, *arguments: Any) -> None:
+            async with self._database.autocommit() as repositories:
+                sent = Outcome(status=204, milliseconds=0)
+                await repositories.webhook_deliveries.succeed(delivery, sent, self._clock())
+            await real(self, delivery, *arguments)
+
+        return deliver
+
+    return [replaced(WebhookDeliveries, "_deliver", early)]
+
+
 def take_a_cut_connection_for_a_bug() -> Replacements:
     return [replaced(database, "DatabaseUnavailable", lambda _: RuntimeError)]
 
@@ -356,6 +384,12 @@ SABOTAGES: Final = [
         take_any_event_for_a_repetition,
     ),
     Sabotage("event and decision in two transactions", SLOW, commit_between_event_and_decision),
+    Sabotage("webhook and cause in two transactions", SLOW, commit_between_cause_and_webhook),
+    Sabotage(
+        "a delivery ends before it is sent",
+        Scenario(faults.nothing),
+        end_deliveries_before_they_are_sent,
+    ),
     Sabotage(
         "no unique index of live rewards",
         Scenario(faults.nothing),
