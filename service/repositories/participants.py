@@ -1,6 +1,6 @@
 """The SQL of participants."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -123,6 +123,12 @@ REMOVE_PUBLIC_NAME: Final = """
      WHERE participant_id = $1
 """
 
+EXTERNAL_IDS: Final = """
+    SELECT participant_id, external_id
+      FROM participants
+     WHERE participant_id = ANY ($1)
+"""
+
 # The keyed hash of the company's id stays: an erased id that comes back is nobody new.
 ERASE: Final = """
     WITH unnamed AS (
@@ -196,6 +202,11 @@ class ParticipantRepository(Repository):
         return _participant(
             await self._connection.fetchrow(FIND_EXTERNAL, programme_id, external_hash)
         )
+
+    async def external_ids(self, participant_ids: Collection[UUID]) -> Mapping[UUID, str | None]:
+        """Return the companies' ids of participants; None of accounts and of those erased."""
+        rows = await self._connection.fetch(EXTERNAL_IDS, list(participant_ids))
+        return {row["participant_id"]: row["external_id"] for row in rows}
 
     async def update(
         self, participant_id: UUID, trusted: bool | None, blocked: bool | None, now: datetime

@@ -19,7 +19,7 @@ from service.domain.participants import Participant
 from service.domain.programmes import DEFAULT_PROGRAMME, DEFAULT_PROGRAMME_ID
 from service.domain.rewards import Reward, RewardFilter, RewardState
 from service.domain.webhooks import EventType, redemption_announcement
-from service.postgresql.database import Repositories, retried
+from service.postgresql.database import Repositories, TryAgain, retried
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.participants import Participants, Who
 from service.use_cases.programmes import Programmes
@@ -87,11 +87,12 @@ class Ledger:
             transfer = _transfer(asked, TransferKind.REDEMPTION, accounts, whose, made_by, now)
             is_new, enough = await repositories.transfers.redeem(transfer, asked.fingerprint)
             if is_new and not enough:
-                raise BalanceTooLow(
-                    await repositories.balances.find_available(
-                        transfer.participant_id, transfer.unit
-                    )
+                available = await repositories.balances.find_available(
+                    transfer.participant_id, transfer.unit
                 )
+                if available >= transfer.amount:
+                    raise TryAgain  # it has come in this very moment
+                raise BalanceTooLow(available)
             if is_new:
                 await self._announce(repositories, EventType.REDEMPTION_CREATED, transfer, now)
             else:
