@@ -9,7 +9,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
 
 import asyncpg
@@ -22,59 +22,63 @@ Row: TypeAlias = Any
 """A row of PostgreSQL."""
 SIGNED_ANEW_SECONDS: Final = 2.0
 """Of two attempts with as much between them the second has a later timestamp, in whole seconds."""
+JUST_NOW: Final = timedelta(seconds=10)
+EVER: Final = datetime(2000, 1, 1, tzinfo=UTC)
 NAMED: Final = re.compile('"participant ([^"]+)"')
 """A participant in a stored message, whom the sent one names as the company does."""
 
-# What no table tells the cause of is not compared.
+# A message is written at the time of its cause. What no table tells the cause of is not compared.
 WRONG_MESSAGES: Final = """
-    WITH states AS (
+    WITH recent AS (
+        SELECT referral_id, sequence FROM decisions WHERE decided_at >= $1
+    ), states AS (
         SELECT referral_id, sequence, state,
                lag(state) OVER (PARTITION BY referral_id ORDER BY sequence) AS before
           FROM decisions
+         WHERE referral_id IN (SELECT referral_id FROM recent)
+    ), moved AS (
+        SELECT kind, reward_id, transfer_id, cancels FROM transfers WHERE created_at >= $1
     ), happened (type, about) AS (
-        SELECT 'participant.created', participant_id::text FROM participants WHERE user_id IS NULL
+        SELECT 'participant.created', participant_id::text
+          FROM participants
+         WHERE user_id IS NULL
+           AND created_at >= $1
          UNION ALL
-        SELECT 'referral.created', referral_id::text FROM decisions WHERE sequence = 1
+        SELECT 'referral.created', referral_id::text FROM recent WHERE sequence = 1
          UNION ALL
-        SELECT 'referral.flagged', user_id::text FROM referrals WHERE cardinality(flags) > 0
+        SELECT 'referral.flagged', referral_id::text
+          FROM recent
+          JOIN referrals ON user_id = referral_id
+         WHERE recent.sequence = 1
+           AND cardinality(flags) > 0
          UNION ALL
-        SELECT 'referral.' || state, referral_id || ' by ' || sequence
-          FROM states
+        SELECT 'referral.' || state, concat(referral_id, ' by ', sequence)
+          FROM recent
+          JOIN states USING (referral_id, sequence)
          WHERE state <> 'pending'
            AND state IS DISTINCT FROM before
          UNION ALL
-        SELECT 'reward.created', reward_id::text FROM transfers WHERE kind = 'grant'
+        SELECT 'reward.created', reward_id::text FROM moved WHERE kind = 'grant'
          UNION ALL
-        SELECT 'reward.available', reward_id::text FROM transfers WHERE kind = 'release'
+        SELECT 'reward.available', reward_id::text FROM moved WHERE kind = 'release'
          UNION ALL
-        SELECT 'reward.reversed', reward_id::text FROM transfers WHERE kind = 'reversal'
+        SELECT 'reward.reversed', reward_id::text FROM moved WHERE kind = 'reversal'
          UNION ALL
-        SELECT 'reward.reversed', reward_id || ' to ' || sum(amount)
-          FROM transfers
-         WHERE kind = 'reversal'
-         GROUP BY reward_id
+        SELECT 'redemption.created', transfer_id::text FROM moved WHERE kind = 'redemption'
          UNION ALL
-        SELECT 'redemption.created', transfer_id::text FROM transfers WHERE kind = 'redemption'
-         UNION ALL
-        SELECT 'redemption.cancelled', cancels::text FROM transfers WHERE kind = 'cancellation'
+        SELECT 'redemption.cancelled', cancels::text FROM moved WHERE kind = 'cancellation'
     ), messages AS (
-        SELECT type, convert_from(body, 'UTF8')::jsonb -> 'data' AS data FROM webhook_messages
+        SELECT type, split_part(type, '.', 1) AS topic,
+               convert_from(body, 'UTF8')::jsonb -> 'data' AS data
+          FROM webhook_messages
+         WHERE created_at >= $1
     ), told (type, about) AS (
         SELECT type,
-               CASE WHEN type IN ('referral.created', 'referral.flagged')
-                         THEN data -> 'referral' ->> 'id'
-                    WHEN type LIKE 'referral.%'
-                         THEN concat(data -> 'referral' ->> 'id', ' by ',
-                                     data -> 'referral' ->> 'sequence')
-                    ELSE data -> split_part(type, '.', 1) ->> 'id' END
+               CASE WHEN topic <> 'referral' OR type IN ('referral.created', 'referral.flagged')
+                    THEN data -> topic ->> 'id'
+                    ELSE concat(data -> topic ->> 'id', ' by ', data -> topic ->> 'sequence') END
           FROM messages
-         WHERE split_part(type, '.', 1) IN ('participant', 'referral', 'reward', 'redemption')
-         UNION ALL
-        SELECT type, concat(data -> 'reward' ->> 'id', ' to ',
-                            max((data -> 'reward' ->> 'reversed')::bigint))
-          FROM messages
-         WHERE type = 'reward.reversed'
-         GROUP BY type, data -> 'reward' ->> 'id'
+         WHERE topic IN ('participant', 'referral', 'reward', 'redemption')
     )
     SELECT type, about, happened.times AS happened, told.times AS told
       FROM (SELECT type, about, count(*) AS times FROM happened GROUP BY type, about) AS happened
@@ -84,12 +88,30 @@ WRONG_MESSAGES: Final = """
      LIMIT 10
 """
 
+WRONG_REVERSALS: Final = """
+    SELECT reward_id::text, moved.amount, told.amount AS told
+      FROM (SELECT reward_id, sum(amount) AS amount
+              FROM transfers
+             WHERE kind = 'reversal'
+             GROUP BY reward_id) AS moved
+      LEFT JOIN (SELECT (reward ->> 'id')::uuid AS reward_id,
+                        max((reward ->> 'reversed')::bigint) AS amount
+                   FROM webhook_messages
+                  CROSS JOIN LATERAL (
+                         SELECT convert_from(body, 'UTF8')::jsonb #> '{data,reward}' AS reward) AS r
+                  WHERE type = 'reward.reversed'
+                  GROUP BY 1) AS told USING (reward_id)
+     WHERE moved.amount IS DISTINCT FROM told.amount
+     LIMIT 10
+"""
+
 # A receiver drops what is older than what it knows, so what is of the same age must be the same.
 WRONG_SEQUENCES: Final = """
     SELECT referral ->> 'id' AS referral_id, array_agg(type) AS types, array_agg(referral) AS told
       FROM (SELECT type, convert_from(body, 'UTF8')::jsonb #> '{data,referral}' AS referral
               FROM webhook_messages
-             WHERE type LIKE 'referral.%') AS messages
+             WHERE type LIKE 'referral.%'
+               AND created_at >= $1) AS messages
      GROUP BY referral ->> 'id', referral ->> 'sequence'
     HAVING count(DISTINCT referral) > 1
      LIMIT 10
@@ -106,6 +128,7 @@ WRONG_DELIVERIES: Final = """
             AND j.payload ->> 'endpoint_id' = d.endpoint_id::text
             AND j.due_at IS NOT NULL
             AND j.parked_at IS NULL
+     WHERE m.created_at >= $1
      GROUP BY m.message_id, m.type, d.endpoint_id, d.state
     HAVING (d.state = 'pending')::integer IS DISTINCT FROM count(j.job_id)
      LIMIT 10
@@ -128,14 +151,8 @@ EXTERNAL_IDS: Final = "SELECT participant_id::text, external_id FROM participant
 
 
 async def wrong_now(database: asyncpg.Connection) -> list[str]:
-    """Return what is true now and never may be."""
-    async with database.transaction(isolation="repeatable_read", readonly=True):
-        return [
-            *(f"a wrong webhook: {dict(row)}" for row in await database.fetch(WRONG_MESSAGES)),
-            *(f"two of an age: {dict(row)}" for row in await database.fetch(WRONG_SEQUENCES)),
-            *(f"a wrong delivery: {dict(row)}" for row in await database.fetch(WRONG_DELIVERIES)),
-            *(f"disabled: {dict(row)}" for row in await database.fetch(WRONG_ENDPOINTS)),
-        ]
+    """Return what is true now and never may be, as far as it has happened just now."""
+    return await _wrong_since(database, datetime.now(UTC) - JUST_NOW)
 
 
 async def judge(webhooks: Webhooks, database: asyncpg.Connection) -> list[str]:
@@ -144,10 +161,35 @@ async def judge(webhooks: Webhooks, database: asyncpg.Connection) -> list[str]:
     external_ids = {row[0]: row[1] for row in await database.fetch(EXTERNAL_IDS)}
     receiver = webhooks.receiver
     return [
-        *await wrong_now(database),
+        *await wrong_at_last(database),
         *wrong_receipts(stored, external_ids, receiver.got, receiver.accepted),
         *wrong_attempts(receiver.got, webhooks.secret),
     ]
+
+
+async def wrong_at_last(database: asyncpg.Connection) -> list[str]:
+    """Return what is wrong in PostgreSQL, whenever it has happened."""
+    reversals = await database.fetch(WRONG_REVERSALS)
+    return [
+        *await _wrong_since(database, EVER),
+        *(f"a wrong sum in a webhook: {dict(row)}" for row in reversals),
+    ]
+
+
+async def _wrong_since(database: asyncpg.Connection, since: datetime) -> list[str]:
+    looks = {
+        "a wrong webhook": WRONG_MESSAGES,
+        "two of an age": WRONG_SEQUENCES,
+        "a wrong delivery": WRONG_DELIVERIES,
+    }
+    async with database.transaction(isolation="repeatable_read", readonly=True):
+        found = [
+            f"{what}: {dict(row)}"
+            for what, statement in looks.items()
+            for row in await database.fetch(statement, since)
+        ]
+        disabled = await database.fetch(WRONG_ENDPOINTS)
+        return [*found, *(f"disabled: {dict(row)}" for row in disabled)]
 
 
 def wrong_receipts(
