@@ -16,7 +16,7 @@ RUN pip --python /opt/venv/bin/python install --no-cache-dir -r requirements.txt
 FROM build AS stand-ins
 WORKDIR /app
 COPY tests/requirements.txt tests/
-RUN grep '^aiosmtpd==' tests/requirements.txt > pins.txt \
+RUN grep -E '^(aiosmtpd|standardwebhooks)==' tests/requirements.txt > pins.txt \
  && pip --python /opt/venv/bin/python install --no-cache-dir -r pins.txt
 COPY tests/stand_ins tests/stand_ins
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

@@ -2,7 +2,10 @@
 
 import json
 import re
+import subprocess
+import sys
 from fnmatch import fnmatchcase
+from importlib.metadata import packages_distributions
 
 import pytest
 
@@ -76,4 +79,17 @@ def test_the_builder_gets_neither_secrets_nor_what_developers_need() -> None:
     service = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("service/**/*.py")]
     assert {path for path in service if not is_sent(path)} == {
         path for path in service if path.startswith("service/embedded/")
+    }
+
+
+def test_the_image_of_the_stand_ins_has_what_they_import() -> None:
+    """Of what only tests need; the rest is there, because it begins with the service's."""
+    command = [sys.executable, "-c", "import sys, tests.stand_ins.__main__; print(*sys.modules)"]
+    loaded = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    packages = packages_distributions()
+    imported = {name for module in loaded.split() for name in packages.get(module, [])}
+    pins = (ROOT / "tests" / "requirements.txt").read_text().splitlines()
+    [pattern] = re.findall(r"grep -E '(\S+)' tests/requirements", (ROOT / "Dockerfile").read_text())
+    assert {pin.partition("==")[0] for pin in pins if re.match(pattern, pin)} == {
+        pin.partition("==")[0] for pin in pins if pin.partition("==")[0] in imported
     }
