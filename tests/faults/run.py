@@ -209,7 +209,7 @@ async def _new_client(environment: Mapping[str, str]) -> tuple[str, str]:
     made = await asyncio.to_thread(
         run_command, "clients", "create", "Shop", *options, environment=environment
     )
-    assert made.returncode == 0, made.stderr
+    assert made.returncode == 0, made
     found = dict(line.split("=", 1) for line in made.stdout.splitlines() if "=" in line)
     return found["client_id"], found["client_secret"].split()[0]
 
