@@ -34,9 +34,9 @@ REPORTING: Final = 16
 WORKERS: Final = 3
 WARM_UP_SECONDS: Final = 1.0
 RECOVERY_SECONDS: Final = 20.0
-"""Within these the service is ready again, and has no job left, or it never will be."""
+"""Within these the service is ready again, with no job and no due reward left, or never."""
 LOOKS: Final = 5
-"""How often all codes are looked at until the newest referrals are, which takes longer."""
+"""How often codes are looked at until the newest referrals are, which takes longer."""
 CLOCKS_OFF: Final = timedelta(hours=1, seconds=1)
 """How far a machine's clock is off at most, where clocks are moved."""
 FAKETIME: Final = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
@@ -47,8 +47,7 @@ UNHANDLED: Final = (
     "was answered 500",
 )
 """Words of the service's log, or of a complaint, that stand for an exception nobody caught."""
-
-
+# What sweeps release, however far their clocks are behind.
 DUE: Final = """
     SELECT count(*)
       FROM rewards
@@ -218,7 +217,7 @@ async def _new_client(environment: Mapping[str, str]) -> tuple[str, str]:
     made = await asyncio.to_thread(
         run_command, "clients", "create", "Shop", *options, environment=environment
     )
-    assert made.returncode == 0, made.stderr
+    assert made.returncode == 0, made
     found = dict(line.split("=", 1) for line in made.stdout.splitlines() if "=" in line)
     return found["client_id"], found["client_secret"].split()[0]
 

@@ -118,7 +118,7 @@ class Buyers:
 
     def choose(self, rng: random.Random) -> int:
         """Return a buyer, mostly one of the newest."""
-        if rng.random() < 0.12:
+        if rng.random() < 0.15:
             self.newest += 1
         return max(0, self.newest - int(rng.expovariate(0.1)))
 
