@@ -110,12 +110,15 @@ CHANGE: Final = """
 
 # `held` is looked at again: whoever holds rewards does so without the referral's lock.
 RELEASE: Final = """
-    UPDATE rewards
+    UPDATE rewards r
        SET state = 'available'
-     WHERE reward_id = ANY ($1)
-       AND state = 'pending'
-       AND NOT held
-    RETURNING reward_id
+      FROM programmes g
+     WHERE r.reward_id = ANY ($1)
+       AND r.state = 'pending'
+       AND NOT r.held
+       AND g.programme_id = r.programme_id
+       AND NOT g.paused
+    RETURNING r.reward_id
 """
 
 # Up to so many of each programme, the longest due first.
@@ -274,7 +277,7 @@ class RewardRepository(Repository):
         )
 
     async def release(self, reward_ids: Sequence[UUID]) -> set[UUID]:
-        """Make pending rewards available; return which of them nothing holds."""
+        """Make pending rewards available; return which of them nothing holds, no pause either."""
         rows = await self._connection.fetch(RELEASE, reward_ids)
         return {row["reward_id"] for row in rows}
 

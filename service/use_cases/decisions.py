@@ -16,7 +16,13 @@ from service.domain.programmes import (
     Rules,
     assess,
 )
-from service.domain.referrals import Decision, ProgrammeReferral, ReferralReason, ReferralState
+from service.domain.referrals import (
+    Decision,
+    ProgrammeReferral,
+    ReferralReason,
+    ReferralState,
+    Review,
+)
 from service.domain.rewards import may_matter
 from service.domain.settlement import Case
 from service.domain.webhooks import referral_created, referral_decided
@@ -79,7 +85,8 @@ class Decisions:
             referral, qualified = await self.decide(repositories, referral, decision)
             decisions.append(decision)
             standing = standing if qualified is None else qualified
-        if change.reviewed:
+        opened = change.is_new and referral.review is Review.OPEN
+        if change.reviewed or opened:
             await lock_standing(
                 repositories, referral.referrer_id, referral.programme_id, change.now
             )

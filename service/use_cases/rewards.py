@@ -225,7 +225,7 @@ class Rewards:
     async def _release(
         self, repositories: Repositories, rewards: Iterable[Reward], now: datetime, made_by: str
     ) -> list[Reward]:
-        """Make available what is due and nothing holds; return that."""
+        """Make available what is due and nothing holds, no pause either; return that."""
         due = [
             reward
             for reward in rewards

@@ -184,6 +184,23 @@ async def test_nothing_becomes_available_while_a_programme_is_paused_or_its_refe
     assert await balance(company, referrer["external_id"]) == {"EUR": (0, 500, 0)}
 
 
+async def test_neither_a_review_nor_an_event_releases_while_a_programme_is_paused(
+    api: Api, company: Company
+) -> None:
+    await use_rewards(company, FRIEND, SHARE)
+    referrer = await company.new_referrer()
+    await company.patch("/programmes/default", {"paused": True})
+    referee, order, said = await bought(company, referrer)
+    await company.post(
+        f"/referees/{said['referral']['id']}/decisions", {"decision": "approve", "reason": "Fine."}
+    )
+    await refunded(company, referee, order, amount=1000, unit="EUR")
+    assert await balance(company, referrer["external_id"]) == {"EUR": (890, 0, 0)}
+    await company.patch("/programmes/default", {"paused": False})
+    await api.app[SERVICES].sweeps.release_due()
+    assert await balance(company, referrer["external_id"]) == {"EUR": (0, 890, 0)}
+
+
 async def test_what_an_account_is_given_waits_while_it_is_disabled(
     api: Api, company: Company
 ) -> None:
