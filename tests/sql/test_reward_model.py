@@ -270,7 +270,7 @@ def test_a_programme_does_what_the_model_says(machine: type[Programme]) -> None:
         run_state_machine_as_test(
             machine,
             settings=profile(
-                max_examples=100 if SECONDS else 25,
+                max_examples=100 if SECONDS else 50,
                 stateful_step_count=40,
                 deadline=None,
                 derandomize=False,
