@@ -230,7 +230,7 @@ def _build(
         referrals=referrals,
         programmes=programmes,
         participants=participants,
-        sign_ups=SignUps(shared, programmes, participants),
+        sign_ups=SignUps(shared, participants),
         links=Links(shared, programmes),
         events=Events(shared, programmes, participants),
         personal_data=PersonalData(shared),

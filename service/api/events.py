@@ -68,7 +68,7 @@ class EventMembersSchema(RequestSchema):
         is_refund = original.get("type") == REFUND
         if is_refund and "refunds" not in given:
             faults["refunds"] = ["A refund names the event that it takes back."]
-        if not is_refund and "refunds" in given:
+        if not is_refund and "refunds" in data:
             faults["refunds"] = ["Only a refund takes an event back."]
         if faults:
             raise ValidationError(faults)
@@ -81,7 +81,15 @@ class EventReportSchema(EventMembersSchema, WhoSchema):
 class ReportedSchema(Schema):
     event = fields.Nested(EventSchema)
     outcome = fields.Enum(
-        Outcome, by_value=True, metadata={"description": "What followed from the event."}
+        Outcome,
+        by_value=True,
+        metadata={
+            "description": "What followed from the event. `qualified`: the referral counts now, "
+            "and what that earns is given; `referral.state` is `rewarded` already if some of it "
+            "has no hold. `rewarded`: a rule gave something for the event itself. `reversed`: the "
+            "referral no longer counts. `changed`: rewards were taken back, in whole or in part. "
+            "The others say why nothing follows, or what it waits for."
+        },
     )
     referral = fields.Nested(
         ProgrammeReferralSchema,

@@ -12,7 +12,7 @@ from service.api.company import CompanyId, WhoSchema, answer_client_once, finger
 from service.api.docs.describe import IDEMPOTENCY_KEY, in_path
 from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_client, needs
-from service.api.http.fields import BETWEEN, Moment, TrimmedText, WholeNumber
+from service.api.http.fields import BETWEEN, Moment, TrimmedText, WholeNumber, readable
 from service.api.http.requests import read_body, read_id, read_page, read_query
 from service.api.http.responses import PageSchema, answer, respond
 from service.api.rewards import WhoseQuery, whose
@@ -35,11 +35,15 @@ from service.use_cases.ledger import Movement
 LONGEST_NOTE: Final = 500
 
 
-def _note(**options: Any) -> TrimmedText:
+def _note(example: str, **options: Any) -> TrimmedText:
     return TrimmedText(
+        metadata={
+            "description": "In your own words. The participant can read it: see *List transfers*.",
+            "example": example,
+        },
         validate=[
             validate.Length(1, LONGEST_NOTE, error="A note has {min} to {max} characters."),
-            validate.ContainsNoneOf("\0", error="A note has no NUL."),
+            readable("A note", lines=True),
         ],
         **options,
     )
@@ -56,7 +60,7 @@ class RedemptionSchema(WhoSchema):
     )
     unit = Unit(required=True, metadata={"example": "EUR"})
     amount = whole(1, LARGEST_AMOUNT, required=True, metadata={"example": 500})
-    note = _note(metadata={"description": "In your own words.", "example": "Bank transfer"})
+    note = _note("Bank transfer")
 
 
 class AdjustmentSchema(WhoSchema):
@@ -73,9 +77,7 @@ class AdjustmentSchema(WhoSchema):
         ],
         metadata={"description": "Below 0 to take something away.", "example": 250},
     )
-    note = _note(
-        required=True, metadata={"description": "In your own words.", "example": "Goodwill"}
-    )
+    note = _note("Goodwill", required=True)
 
 
 class TransferSchema(Schema):
@@ -94,7 +96,17 @@ class TransferSchema(Schema):
         allow_none=True,
         metadata={"description": "Your own id of the payout or adjustment.", "example": "payout-7"},
     )
-    note = fields.String(allow_none=True)
+    cancels = fields.UUID(
+        allow_none=True, metadata={"description": "The payout that a cancellation takes back."}
+    )
+    cancelled_at = Moment(
+        allow_none=True,
+        metadata={"description": "When a payout was taken back: it is not paid then."},
+    )
+    note = fields.String(
+        allow_none=True,
+        metadata={"description": "Your words about it, which the participant can read."},
+    )
     created_at = Moment()
 
 
@@ -140,8 +152,8 @@ LIABILITIES_SCHEMA = LiabilitiesSchema()
 @docs(
     tags=["Rewards"],
     summary="List balances",
-    description="Users see their own; clients and admins see a participant's, or all of a "
-    "programme, those of the newest participants first.",
+    description="Users see their own, and may not name anyone else; clients and admins see a "
+    "participant's, or all of a programme, those of the newest participants first.",
     refuses=(NotAllowed,),
 )
 @querystring_schema(WhoseQuery)
@@ -161,7 +173,8 @@ async def list_balances(request: web.Request) -> web.Response:
 @docs(
     tags=["Rewards"],
     summary="List transfers",
-    description="Newest first. All that ever moved: a balance is the sum of its transfers.",
+    description="Newest first. All that ever moved: a balance is the sum of its transfers. Users "
+    "see their own, notes included, and may not name anyone else.",
     refuses=(NotAllowed,),
 )
 @querystring_schema(WhoseQuery)
@@ -176,7 +189,8 @@ async def list_transfers(request: web.Request) -> web.Response:
     tags=["Rewards"],
     summary="Pay out",
     description="Moves what is available to what is redeemed: a payout, or the use of credit. The "
-    "same id and content gets the first transfer again.",
+    "same id and content gets the first transfer again, with `cancelled_at` if it has been taken "
+    "back: pay it again under a new id.",
     parameters=[IDEMPOTENCY_KEY],
     refuses=(BalanceTooLow, IdReused, NotAllowed),
 )

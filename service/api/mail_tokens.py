@@ -78,7 +78,7 @@ async def forgot_password(request: web.Request) -> web.Response:
     summary="Set a new password",
     description="Ends all sessions, confirms the email address, and notifies the owner by email.",
     responses={204: {"description": "The new password is set."}},
-    refuses=(TokenUnusable, PasswordUnacceptable, HashingQueueFull),
+    refuses=(TokenUnusable, PasswordUnacceptable(field="new_password"), HashingQueueFull),
 )
 @request_schema(
     PasswordResetSchema,

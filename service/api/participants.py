@@ -25,8 +25,9 @@ from service.api.http.fields import (
     Text,
     TrimmedText,
     TrueOrFalse,
+    readable,
 )
-from service.api.http.requests import read_body, read_id, read_query
+from service.api.http.requests import Rule, read_body, read_id, read_query
 from service.api.http.responses import PageSchema, answer, no_content, respond
 from service.api.referral_codes import (
     REFERRAL_CODE_SCHEMA,
@@ -58,8 +59,7 @@ class PublicName(TrimmedText):
         name = super()._deserialize(value, attr, data, **kwargs)
         if len(name) > LONGEST_PUBLIC_NAME:
             raise ValidationError(f"A name has at most {LONGEST_PUBLIC_NAME} characters.")
-        if not name.isprintable():
-            raise ValidationError("A name has no control characters and no bidirectional marks.")
+        readable("A name")(name)
         return name
 
 
@@ -92,7 +92,11 @@ class ParticipantSchema(Schema):
     programme = fields.String(metadata={"example": "default"})
     code = fields.String(
         allow_none=True,
-        metadata={"description": "The live referral code.", "example": "7GXKQ2MPRT"},
+        metadata={
+            "description": "The live referral code; none is live of a blocked participant, or in a "
+            "programme that has ended.",
+            "example": "7GXKQ2MPRT",
+        },
     )
     share_url = fields.String(
         allow_none=True, metadata={"example": "https://referrals.example.com/r/7GXKQ2MPRT"}
@@ -122,7 +126,7 @@ PARTICIPANTS_SCHEMA = ParticipantsSchema()
     description="A person whom only you know, by your own id; with `code`, also a referral code to "
     "share. Accounts of this service take part in the programme `default` without this call.",
     parameters=[IDEMPOTENCY_KEY],
-    refuses=(ReferralCodeTaken, ParticipantErased, NotAllowed),
+    refuses=(ReferralCodeTaken(field="code/code"), ParticipantErased, NotAllowed),
     locates=(201,),
 )
 @request_schema(
@@ -133,7 +137,8 @@ PARTICIPANTS_SCHEMA = ParticipantsSchema()
 @needs(Scope.EVENTS_WRITE)
 async def create_participant(request: web.Request) -> web.Response:
     made_by = await current_client(request)
-    members = with_parsed_email(await read_body(request, email_rule("email")))
+    members = await read_body(request, email_rule("email"), _code_expiry_rule(request))
+    members = with_parsed_email(members)
     code = members.pop("code", None)
     who = Who(external_id=members.pop("external_id"), programme=members.pop("programme", None))
     new = NewParticipant(who=who, code=code and NewReferralCode(**code), **members)
@@ -227,6 +232,11 @@ async def erase_participant(request: web.Request) -> web.Response:
     await current_client(request)
     await request.app[SERVICES].participants.erase(_id_in(request))
     return no_content()
+
+
+def _code_expiry_rule(request: web.Request) -> Rule:
+    codes = request.app[SERVICES].referral_codes
+    return "code/expires_at", lambda its: codes.check_expiry(its["code"]["expires_at"])
 
 
 def _id_in(request: web.Request) -> UUID:

@@ -22,7 +22,15 @@ from service.api.company import (
 from service.api.docs.describe import IDEMPOTENCY_KEY
 from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_client, current_reader, needs
-from service.api.http.fields import Moment, OneOf, PageQuery, RequestSchema, Text, TrimmedText
+from service.api.http.fields import (
+    Moment,
+    OneOf,
+    PageQuery,
+    RequestSchema,
+    Text,
+    TrimmedText,
+    readable,
+)
 from service.api.http.requests import find_id, read_body, read_id, read_page, read_query
 from service.api.http.responses import PageSchema, answer, respond
 from service.api.users import email_rule
@@ -110,9 +118,9 @@ class VerdictSchema(RequestSchema):
         required=True,
         validate=[
             validate.Length(1, LONGEST_REASON, error="A reason has {min} to {max} characters."),
-            validate.ContainsNoneOf("\0", error="A reason has no NUL."),
+            readable("A reason", lines=True),
         ],
-        metadata={"description": "In your own words, for whoever asks later."},
+        metadata={"description": "In your own words. Referees do not see it."},
     )
 
 
@@ -130,7 +138,7 @@ OWN_REFERRAL_SCHEMA = ReferralHistorySchema(
     description="A participant of yours signed up with a code. Events that were reported before "
     "count from now on. The same sign-up again gets the referral as it is.",
     parameters=[IDEMPOTENCY_KEY],
-    refuses=(AlreadyReferred, ReferralCodeUnusable, SelfReferral, NotAllowed),
+    refuses=(AlreadyReferred, ReferralCodeUnusable(field="code"), SelfReferral, NotAllowed),
     locates=(201,),
 )
 @request_schema(SignUpSchema, example={"code": "7GXKQ2MPRT", "external_id": "u-2"})

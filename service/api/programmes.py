@@ -23,6 +23,7 @@ from service.api.http.fields import (
     TrimmedText,
     TrueOrFalse,
     by_rule,
+    readable,
 )
 from service.api.http.front import API
 from service.api.http.requests import public_path, read_body, read_page
@@ -41,6 +42,7 @@ from service.domain.programmes import (
     PROGRAMME_KEY,
     Supposed,
     check_landing_url,
+    in_full,
     rules_of,
 )
 from service.domain.referrals import ReferralReason, ReferralState
@@ -58,7 +60,7 @@ def _name(**options: Any) -> TrimmedText:
     return TrimmedText(
         validate=[
             validate.Length(1, 100, error="A name has {min} to {max} characters."),
-            validate.Predicate("isprintable", error="A name has no control characters."),
+            readable("A name"),
         ],
         **options,
     )
@@ -138,7 +140,16 @@ class ProgrammeSchema(Schema):
     key = fields.String(attribute="programme.key", metadata={"example": "default"})
     name = fields.String(attribute="programme.name")
     version = fields.Integer(attribute="programme.version")
-    rules = fields.Dict(metadata={"example": RULES_EXAMPLE})
+    rules = fields.Dict(
+        metadata={"description": "The newest rules, as they were put.", "example": RULES_EXAMPLE}
+    )
+    effective_rules = fields.Dict(
+        metadata={
+            "description": "The same with what applies where they are silent: `hold_days` of each "
+            "reward, and what follows from each sign of fraud.",
+            "example": in_full(RULES_EXAMPLE),
+        }
+    )
     landing_url = fields.String(attribute="programme.landing_url", allow_none=True)
     paused = fields.Boolean(attribute="programme.paused")
     leaderboard = fields.Boolean(attribute="programme.leaderboard")

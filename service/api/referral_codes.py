@@ -219,7 +219,12 @@ async def change_referral_code(request: web.Request) -> web.Response:
     return respond(REFERRAL_CODE_SCHEMA, code)
 
 
-@docs(tags=["Referral codes"], summary="Show my referral code", refuses=(ReferralCodeNotFound,))
+@docs(
+    tags=["Referral codes"],
+    summary="Show my referral code",
+    description="None is live while a company has blocked the user or ended the programme.",
+    refuses=(ReferralCodeNotFound,),
+)
 @response_schema(ReferralCodeSchema, 200, description="The caller's live code.")
 @needs(Scope.CODES_READ)
 async def show_referral_code(request: web.Request) -> web.Response:

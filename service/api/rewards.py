@@ -55,7 +55,7 @@ class RewardsSchema(PageSchema):
 
 
 class WhoseQuery(PageQuery):
-    """Whose rewards or transfers are wanted. A user's are always their own."""
+    """Whose rewards or transfers are wanted: a user may only name themselves."""
 
     external_id = CompanyId(
         load_default=None, metadata={"description": "Only this participant's, by your own id."}
@@ -88,22 +88,30 @@ REWARDS_SCHEMA = RewardsSchema()
 
 
 async def whose(request: web.Request) -> Whose:
-    """Return whose things are asked for: the user's own, a participant's, or all."""
+    """Return whose things are asked for: the user's own, a participant's, or all.
+
+    Raises NotAllowed for a user who asks for another participant's.
+    """
     reader = await current_reader(request)
-    if reader is not None:
+    if reader is not None and not request.query_string:
         return Whose(user_id=reader)
     query = read_query(request)
     names = {name: query[name] for name in ("external_id", "participant_id", "programme")}
+    programme = names["programme"] or DEFAULT_PROGRAMME
+    if reader is not None:
+        if names["external_id"] is not None or names["participant_id"] not in {None, reader}:
+            raise NotAllowed("Users see their own only; leave external_id and participant_id out.")
+        return Whose(user_id=reader, programme=programme)
     if names["external_id"] is None and names["participant_id"] is None:
-        return Whose(programme=names["programme"] or DEFAULT_PROGRAMME)
+        return Whose(programme=programme)
     return Whose(who=Who(**names))
 
 
 @docs(
     tags=["Rewards"],
     summary="List rewards",
-    description="Newest first. Users see their own; clients and admins see a participant's, or all "
-    "of a programme.",
+    description="Newest first. Users see their own, and may not name anyone else; clients and "
+    "admins see a participant's, or all of a programme.",
     refuses=(NotAllowed,),
 )
 @querystring_schema(RewardQuery)

@@ -23,6 +23,7 @@ from service.domain.programmes import (
     SIGN_UP,
     WITHOUT_AMOUNT,
     FraudAction,
+    FraudRules,
 )
 from service.domain.units import check_unit
 
@@ -129,7 +130,12 @@ class RewardRuleSchema(RequestSchema):
     )
     max_amount = Amount(metadata={"description": "The most that basis_points can give."})
     hold_days = whole(
-        0, 366, metadata={"description": "How long after the event the reward stays pending."}
+        0,
+        366,
+        metadata={
+            "description": "How long after the event the reward stays pending; 0 if omitted: what "
+            "has been paid out by the time of a refund is a debt."
+        },
     )
     tiers = fields.List(fields.Nested(TierSchema), validate=validate.Length(max=MOST_REWARDS))
     max_per_referrer = whole(1, LARGEST_COUNT)
@@ -147,23 +153,44 @@ class RewardRuleSchema(RequestSchema):
     def _check(self, data: Mapping[str, Any], original: Any, **_: Any) -> None:
         if not isinstance(original, dict):
             return
-        given = {name for name, value in original.items() if value is not None}
+        given = _given(original)
         faults = dict(_faults_of_reward(data, given))
+        if isinstance(tiers := original.get("tiers"), list):
+            worth = "basis_points" if "basis_points" in given else "amount"
+            faults["tiers"] = list(_faults_of_tiers(data, tiers, worth))
+        faults = {member: found for member, found in faults.items() if found}
         if faults:
             raise ValidationError(faults)
 
 
-def _action() -> Text:
+_DEFAULT: Final = FraudRules()
+
+
+def _action(sign: str, default: FraudAction) -> Text:
     actions = get_args(FraudAction)
-    return Text(validate=validate.OneOf(actions, error="This is off, flag, hold or reject."))
+    return Text(
+        validate=validate.OneOf(actions, error="This is off, flag, hold or reject."),
+        metadata={"description": f"If {sign}. `{default}` if omitted."},
+    )
 
 
 class FraudRulesSchema(RequestSchema):
-    self_referral = _action()
-    same_device = _action()
-    same_ip = _action()
-    disposable_email = _action()
-    velocity = _action()
+    self_referral = _action(
+        "the email address is of the referrer's mailbox, or of that of another referee of theirs",
+        _DEFAULT.self_referral,
+    )
+    same_device = _action(
+        "the referrer, or another referee of theirs, has the device", _DEFAULT.same_device
+    )
+    same_ip = _action(
+        "the referrer had the network address within 30 days, or two other referees of theirs "
+        "within 7",
+        _DEFAULT.same_ip,
+    )
+    disposable_email = _action(
+        "the email address is of a service of throw-away ones", _DEFAULT.disposable_email
+    )
+    velocity = _action("the referrer has more than 20 sign-ups within an hour", _DEFAULT.velocity)
 
 
 class RulesSchema(RequestSchema):
@@ -172,32 +199,56 @@ class RulesSchema(RequestSchema):
         fields.Nested(RewardRuleSchema),
         validate=validate.Length(max=MOST_REWARDS, error="There are at most {max} rewards."),
     )
-    fraud = fields.Nested(FraudRulesSchema)
+    fraud = fields.Nested(
+        FraudRulesSchema,
+        metadata={
+            "description": "What follows from signs of fraud at a sign-up: nothing (`off`), it is "
+            "shown (`flag`), its rewards also wait for a review (`hold`), or it is rejected "
+            "(`reject`). A referrer who is trusted is not looked at."
+        },
+    )
 
-    @validates_schema(skip_on_field_errors=False)
-    def _check(self, data: Mapping[str, Any], **_: Any) -> None:
-        rewards, qualify = data.get("rewards", ()), data.get("qualify", {})
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def _check(self, data: Mapping[str, Any], original: Any, **_: Any) -> None:
+        rewards, qualify = data.get("rewards"), data.get("qualify", {})
+        if not rewards:
+            return
+        # Of what is null nothing is in `rewards`.
+        places = [place for place, one in enumerate(original["rewards"]) if one is not None]
         faults: dict[int, dict[str, list[str]]] = {}
         names: set[str] = set()
-        for place, reward in enumerate(rewards):
+        for place, reward in zip(places, rewards, strict=True):
+            found = dict(_faults_of_percentage(reward, qualify))
             name = reward.get("name")
             if name is not None and name in names:
-                faults[place] = {"name": ["Another reward has this name."]}
+                found["name"] = ["Another reward has this name."]
             names.add(name)
-            if "basis_points" in reward and reward.get("on") == QUALIFIED:
-                minimum = qualify.get("minimum", {})
-                if qualify.get("on") in WITHOUT_AMOUNT:
-                    faults[place] = {"basis_points": [f"{qualify['on']} has no amount."]}
-                elif minimum.get("unit", reward.get("unit")) != reward.get("unit"):
-                    faults[place] = {"unit": ["What qualifies is in another unit."]}
+            if found:
+                faults[place] = found
         if faults:
             raise ValidationError({"rewards": faults})
+
+
+def _faults_of_percentage(
+    reward: Mapping[str, Any], qualify: Mapping[str, Any]
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield why the reward cannot be a part of what qualifies, by member."""
+    if "basis_points" not in reward or reward.get("on") != QUALIFIED:
+        return
+    unit = qualify.get("minimum", {}).get("unit")
+    if qualify.get("on") in WITHOUT_AMOUNT:
+        yield "basis_points", [f"{qualify['on']} has no amount."]
+    elif "unit" in reward and unit not in {None, reward["unit"]}:
+        yield "unit", ["What qualifies is in another unit."]
 
 
 def _faults_of_reward(
     reward: Mapping[str, Any], has: Collection[str]
 ) -> Iterator[tuple[str, list[str]]]:
-    """Yield what contradicts itself in a reward, by member."""
+    """Yield what contradicts itself in a reward, by member, but for its tiers.
+
+    `has` are the members that are given, also if what they are is wrong.
+    """
     on, by_percentage = reward.get("on"), "basis_points" in has
     milestone = on == MILESTONE
     wrong = {
@@ -207,37 +258,39 @@ def _faults_of_reward(
         "basis_points": by_percentage
         and on in WITHOUT_AMOUNT - {QUALIFIED}
         and f"{on} has no amount.",
-        "max_amount": "max_amount" in has
+        "max_amount": "max_amount" in reward
         and not by_percentage
         and "Only basis_points need a largest amount.",
         "at": milestone
         and ("at" in has) is ("every" in has)
         and "Give exactly one of at and every.",
         "to": milestone and reward.get("to") == "referee" and "A milestone is the referrer's.",
-        "tiers": "tiers" in has and _fault_of_tiers(reward.get("tiers", ()), on, by_percentage),
     }
     only = [("at", not milestone), ("every", not milestone)]
     only += [("times", on in WITHOUT_AMOUNT), ("within_days", on in WITHOUT_AMOUNT)]
     wrong |= {
         name: "Rewards on this have no such member."
         for name, fault in only
-        if fault and name in has
+        if fault and name in reward
     }
     yield from ((name, [fault]) for name, fault in wrong.items() if fault)
 
 
-def _fault_of_tiers(
-    tiers: Sequence[Mapping[str, Any]], on: str | None, by_percentage: bool
-) -> str | None:
-    if on in {SIGN_UP, EMAIL_CONFIRMED, MILESTONE}:
-        return "A referral has no place among those that have qualified yet."
-    starts = [tier.get("from", 0) for tier in tiers]
+def _faults_of_tiers(reward: Mapping[str, Any], given: Sequence[Any], worth: str) -> Iterator[str]:
+    """Yield what contradicts itself in a reward's tiers; what they hold is checked already."""
+    if reward.get("on") in {SIGN_UP, EMAIL_CONFIRMED, MILESTONE}:
+        yield "A referral has no place among those that have qualified yet."
+    starts = [tier["from"] for tier in reward.get("tiers", ()) if "from" in tier]
     if any(later <= earlier for earlier, later in pairwise(starts)):
-        return "Each tier starts at a higher referral than the one before."
-    worth = "basis_points" if by_percentage else "amount"
-    if any(set(tier) - {"from"} != {worth} for tier in tiers):
-        return f"Each tier has `from` and, like the reward, {worth}."
-    return None
+        yield "Each tier starts at a higher referral than the one before."
+    tiers = [_given(tier) for tier in given if isinstance(tier, dict)]
+    if any(members & {"amount", "basis_points"} != {worth} for members in tiers):
+        yield f"Each tier has `from` and, like the reward, {worth}."
+
+
+def _given(document: Mapping[str, Any]) -> set[str]:
+    """Return the members that are not null."""
+    return {name for name, value in document.items() if value is not None}
 
 
 RULES_EXAMPLE: Final = {

@@ -25,6 +25,7 @@ from service.api.http.fields import (
 from service.api.http.requests import Rule, read_body, read_id, read_page, read_query
 from service.api.http.responses import PageSchema, answer, no_content, respond
 from service.domain.errors import (
+    Conflict,
     NotAllowed,
     NotFound,
     RotationUnderWay,
@@ -52,8 +53,15 @@ def _url(**options: Any) -> Text:
     )
 
 
-def _types() -> fields.List[EventType]:
-    return fields.List(
+class _Types(fields.List[EventType]):
+    """Each type once, in the order of the request."""
+
+    def _deserialize(self, *arguments: Any, **options: Any) -> list[EventType | None]:
+        return list(dict.fromkeys(super()._deserialize(*arguments, **options)))
+
+
+def _types() -> _Types:
+    return _Types(
         fields.Enum(EventType, by_value=True, error_messages={"unknown": "There is no such type."}),
         metadata={"description": "What it is sent. All types if there are none."},
     )
@@ -290,7 +298,7 @@ async def rotate_secret(request: web.Request) -> web.Response:
     tags=["Webhooks"],
     summary="Send a test",
     description="A message of the type `webhook.test`, whatever the endpoint's types are.",
-    refuses=_REFUSES,
+    refuses=(Conflict, *_REFUSES),
 )
 @response_schema(MessageSchema, 202, description="The test will be sent.")
 @needs(Scope.PROGRAMME_MANAGE)
@@ -305,7 +313,7 @@ async def send_test(request: web.Request) -> web.Response:
     summary="Send messages again",
     description="What failed since then, under the same ids. What nobody listened to at the time "
     "was not kept.",
-    refuses=_REFUSES,
+    refuses=(Conflict, *_REFUSES),
 )
 @request_schema(ReplaySchema, example={"since": "2026-11-21T09:30:00Z"})
 @response_schema(ReplayedSchema, 202, description="The messages will be sent.")
@@ -336,7 +344,7 @@ async def list_deliveries(request: web.Request) -> web.Response:
     tags=["Webhooks"],
     summary="Send a message again",
     description="Now, whatever became of it.",
-    refuses=(NotFound, *_REFUSES),
+    refuses=(NotFound, Conflict, *_REFUSES),
 )
 @response_schema(MessageSchema, 202, description="The message will be sent.")
 @needs(Scope.PROGRAMME_MANAGE)

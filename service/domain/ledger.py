@@ -29,7 +29,7 @@ class Transfer:
     """An amount, at least 1, that moved from one account to another. It never changes.
 
     `external_id` is the company's id of a redemption or an adjustment; `cancels` is the redemption
-    that a cancellation takes back.
+    that a cancellation takes back. `cancelled_at` is when a redemption was, by another transfer.
     """
 
     transfer_id: UUID
@@ -46,6 +46,7 @@ class Transfer:
     note: str | None = None
     made_by: str
     created_at: datetime
+    cancelled_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, Literal, Protocol
@@ -283,6 +283,19 @@ def rules_of(document: Mapping[str, Any]) -> Rules:
         rewards=tuple(map(_reward_of, document.get("rewards", ()))),
         fraud=FraudRules(**document.get("fraud", {})),
     )
+
+
+def in_full(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a document of rules with what applies where it is silent."""
+    rules, rewards = rules_of(document), document.get("rewards", ())
+    return {
+        **document,
+        "rewards": [
+            {**one, "hold_days": rule.hold_days}
+            for one, rule in zip(rewards, rules.rewards, strict=True)
+        ],
+        "fraud": asdict(rules.fraud),
+    }
 
 
 def _reward_of(document: Mapping[str, Any]) -> RewardRule:

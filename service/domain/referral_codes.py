@@ -70,12 +70,17 @@ class PublicReferralCode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakenReferralCode:
-    """A code of which a use was just counted; `used_up` if it was the last one."""
+    """A code of which a use was just counted; `used_up` if it was the last one.
+
+    `version` is the newest one of the rules of its programme.
+    """
 
     referral_code_id: UUID
     owner_id: UUID
     owner_email_key: str | None
     programme_id: UUID
+    programme: str
+    version: int
     code: str
     max_uses: int | None
     used_up: bool

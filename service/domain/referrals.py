@@ -65,35 +65,6 @@ SYSTEM: Final = "system"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NewReferral:
-    """A sign-up with a code. The hashes are keyed, and None where no email address is known."""
-
-    referee_id: UUID
-    referrer_id: UUID
-    code: str
-    registered_at: datetime
-    made_by: str
-    email_hash: bytes | None = None
-    mailbox_hash: bytes | None = None
-    flagged: bool = False
-    """Whether the mailbox is the referrer's own."""
-    signals: Mapping[str, bytes] = field(default_factory=dict)
-    """Keyed hashes of what is known of the person, by kind."""
-    disposable_email: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReferralFilter:
-    """Which referrals of a programme are wanted; None stands for all."""
-
-    programme: str
-    state: ReferralState | None = None
-    review: Review | None = None
-    referrer_id: UUID | None = None
-    oldest_first: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ProgrammeReferral:
     """A referral as its programme sees it, under the rules of `version`.
 
@@ -114,6 +85,60 @@ class ProgrammeReferral:
     nth: int | None
     registered_at: datetime
     window_ends_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewReferral:
+    """A sign-up with a code. The hashes are keyed, and None where no email address is known."""
+
+    referee_id: UUID
+    referrer_id: UUID
+    programme_id: UUID
+    programme: str
+    version: int
+    """Of the programme's rules: the newest."""
+    code: str
+    registered_at: datetime
+    made_by: str
+    email_hash: bytes | None = None
+    mailbox_hash: bytes | None = None
+    flagged: bool = False
+    """Whether the mailbox is the referrer's own."""
+    signals: Mapping[str, bytes] = field(default_factory=dict)
+    """Keyed hashes of what is known of the person, by kind."""
+    disposable_email: bool = False
+
+    def begin(
+        self, flags: Sequence[ReferralFlag], window_ends_at: datetime | None
+    ) -> ProgrammeReferral:
+        """Return the referral before the first decision about it."""
+        return ProgrammeReferral(
+            referral_id=self.referee_id,
+            programme_id=self.programme_id,
+            programme=self.programme,
+            version=self.version,
+            referrer_id=self.referrer_id,
+            code=self.code,
+            state=ReferralState.PENDING,
+            reason=ReferralReason.SIGNED_UP,
+            review=Review.NONE,
+            flags=flags,
+            sequence=0,
+            nth=None,
+            registered_at=self.registered_at,
+            window_ends_at=window_ends_at,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferralFilter:
+    """Which referrals of a programme are wanted; None stands for all."""
+
+    programme: str
+    state: ReferralState | None = None
+    review: Review | None = None
+    referrer_id: UUID | None = None
+    oldest_first: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,10 +1,13 @@
 """Webhooks: the catalogue of what is announced, and the data of each announcement.
 
-Data holds ids, states and amounts: never an email address, an IP address or free text.
+Data holds ids, states and amounts: never an email address, an IP address or free text. A company's
+id of a person is put in when a message is sent, and stored in none: it has one place, from which it
+can be erased.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -18,6 +21,8 @@ from service.domain.rewards import Reward
 
 LARGEST_BODY: Final = 4096
 """In bytes; no message comes near it."""
+# With a space, which no id of a company has; no other text of a message begins so.
+_EXTERNAL_ID: Final = re.compile(rb'"participant ([0-9a-f-]{36})"')
 
 
 class EventType(StrEnum):
@@ -66,7 +71,7 @@ _MEANINGS: Final[Mapping[EventType, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class ExternalId:
-    """Stands for a company's id of a participant until the message is written."""
+    """Stands for a company's id of a participant until the message is sent."""
 
     participant_id: UUID
 
@@ -78,33 +83,34 @@ class Announcement:
     type: EventType
     data: Mapping[str, Any]
 
-    @property
-    def participant_ids(self) -> set[UUID]:
-        """The participants whose external ids the message will have."""
-        return set(_participants_in(self.data))
-
-    def body(self, external_ids: Mapping[UUID, str | None], now: datetime) -> bytes:
-        """Return the message's bytes, which are the same at each attempt."""
-
-        def plain(value: object) -> str | None:
-            if isinstance(value, ExternalId):
-                return external_ids.get(value.participant_id)
-            if isinstance(value, datetime):
-                return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
-            return str(value)
-
+    def body(self, now: datetime) -> bytes:
+        """Return the message's bytes as they are stored."""
         document = {"type": self.type, "timestamp": now, "data": self.data}
         return json.dumps(
-            document, default=plain, ensure_ascii=False, separators=(",", ":")
+            document, default=_plain, ensure_ascii=False, separators=(",", ":")
         ).encode()
 
 
-def _participants_in(data: Mapping[str, Any]) -> Iterator[UUID]:
-    for value in data.values():
-        if isinstance(value, ExternalId):
-            yield value.participant_id
-        elif isinstance(value, Mapping):
-            yield from _participants_in(value)
+def _plain(value: object) -> str:
+    if isinstance(value, ExternalId):
+        return f"participant {value.participant_id}"
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return str(value)
+
+
+def participants_in(body: bytes) -> set[UUID]:
+    """Return the participants whose external ids a stored message is sent with."""
+    return {UUID(found.decode()) for found in _EXTERNAL_ID.findall(body)}
+
+
+def as_sent(body: bytes, external_ids: Mapping[UUID, str | None]) -> bytes:
+    """Return the bytes to send of a stored message: the same ones until a participant is erased."""
+
+    def external_id(found: re.Match[bytes]) -> bytes:
+        return json.dumps(external_ids.get(UUID(found[1].decode()))).encode()
+
+    return _EXTERNAL_ID.sub(external_id, body)
 
 
 def participant_created(programme: str, participant_id: UUID) -> Announcement:
@@ -147,24 +153,21 @@ _OF_STATE: Final = {
 }
 
 
-def referral_created(referral: ProgrammeReferral) -> list[Announcement]:
-    """Return what a new referral announces: itself, and its flags if it has any."""
-    kinds = [EventType.REFERRAL_CREATED]
+def referral_created(begun: ProgrammeReferral, referral: ProgrammeReferral) -> list[Announcement]:
+    """Return what a new referral announces: how it began, and what fraud rules made of it."""
+    announced = [referral_announcement(EventType.REFERRAL_CREATED, begun)]
     if referral.flags:
-        kinds.append(EventType.REFERRAL_FLAGGED)
-    return [referral_announcement(kind, referral) for kind in kinds]
+        announced.append(referral_announcement(EventType.REFERRAL_FLAGGED, referral))
+    return [*announced, *referral_decided(begun, referral)]
 
 
 def referral_decided(
     before: ProgrammeReferral, referral: ProgrammeReferral, event_id: str | None = None
 ) -> list[Announcement]:
-    """Return what a decision about a referral announces: its new state, and new flags."""
-    kinds = []
-    if referral.state is not before.state and referral.state in _OF_STATE:
-        kinds.append(_OF_STATE[referral.state])
-    if set(referral.flags) - set(before.flags):
-        kinds.append(EventType.REFERRAL_FLAGGED)
-    return [referral_announcement(kind, referral, event_id) for kind in kinds]
+    """Return what a decision about a referral announces: its new state."""
+    if referral.state is before.state or referral.state not in _OF_STATE:
+        return []
+    return [referral_announcement(_OF_STATE[referral.state], referral, event_id)]
 
 
 def reward_announcement(kind: EventType, programme: str, reward: Reward) -> Announcement:

@@ -14,7 +14,7 @@ CLAIM: Final = """
     VALUES ($1, $2, $3, $4)
     ON CONFLICT (scope, idempotency_key) DO UPDATE
        SET fingerprint = excluded.fingerprint, created_at = excluded.created_at,
-           status = NULL, body = NULL, user_id = NULL
+           status = NULL, body = NULL, user_id = NULL, participant_id = NULL
      WHERE k.created_at <= $5
     RETURNING k.scope
 """
@@ -29,7 +29,7 @@ FIND: Final = """
 
 KEEP: Final = """
     UPDATE idempotency_keys
-       SET status = $3, body = $4, user_id = $5
+       SET status = $3, body = $4, user_id = $5, participant_id = $6
      WHERE scope = $1
        AND idempotency_key = $2
 """
@@ -56,6 +56,11 @@ DELETE_OF_USER: Final = """
         OR scope = $2
 """
 
+DELETE_OF_PARTICIPANT: Final = """
+    DELETE FROM idempotency_keys
+     WHERE participant_id = $1
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -79,10 +84,16 @@ class IdempotencyKeyRepository(Repository):
         row = await self._connection.fetchrow(FIND, key.scope, key.key, forgotten_before)
         return None if row is None else (row["fingerprint"], Answer(row["status"], row["body"]))
 
-    async def keep(self, key: IdempotencyKey, answer: Answer, user_id: UUID | None) -> None:
-        """Store the answer to repeat, which holds data of `user_id`."""
+    async def keep(
+        self,
+        key: IdempotencyKey,
+        answer: Answer,
+        user_id: UUID | None,
+        participant_id: UUID | None = None,
+    ) -> None:
+        """Store the answer to repeat, which holds data of `user_id` or of `participant_id`."""
         await self._connection.execute(
-            KEEP, key.scope, key.key, answer.status, answer.body, user_id
+            KEEP, key.scope, key.key, answer.status, answer.body, user_id, participant_id
         )
 
     async def delete_surplus(self, key: IdempotencyKey, most_kept: int) -> None:
@@ -95,3 +106,7 @@ class IdempotencyKeyRepository(Repository):
     async def delete_of_user(self, user_id: UUID) -> None:
         """Delete the keys of the user, and those whose answers hold the user's data."""
         await self._connection.execute(DELETE_OF_USER, user_id, str(user_id))
+
+    async def delete_of_participant(self, participant_id: UUID) -> None:
+        """Delete the keys whose answers name the participant as a company does."""
+        await self._connection.execute(DELETE_OF_PARTICIPANT, participant_id)

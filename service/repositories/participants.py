@@ -1,6 +1,6 @@
 """The SQL of participants."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -116,6 +116,18 @@ SET_PUBLIC_NAME: Final = """
     ON CONFLICT (participant_id) DO UPDATE SET public_name = excluded.public_name
 """
 
+REMOVE_PUBLIC_NAME: Final = """
+    UPDATE standings
+       SET public_name = NULL
+     WHERE participant_id = $1
+"""
+
+EXTERNAL_IDS: Final = """
+    SELECT participant_id, external_id
+      FROM participants
+     WHERE participant_id = ANY ($1)
+"""
+
 # The keyed hash of the company's id stays: an erased id that comes back is nobody new.
 ERASE: Final = """
     WITH unnamed AS (
@@ -190,6 +202,11 @@ class ParticipantRepository(Repository):
             await self._connection.fetchrow(FIND_EXTERNAL, programme_id, external_hash)
         )
 
+    async def external_ids(self, participant_ids: Collection[UUID]) -> Mapping[UUID, str | None]:
+        """Return the companies' ids of participants; None of accounts and of those erased."""
+        rows = await self._connection.fetch(EXTERNAL_IDS, list(participant_ids))
+        return {row["participant_id"]: row["external_id"] for row in rows}
+
     async def update(
         self, participant_id: UUID, trusted: bool | None, blocked: bool | None, now: datetime
     ) -> None:
@@ -200,6 +217,10 @@ class ParticipantRepository(Repository):
         self, participant_id: UUID, programme_id: UUID, public_name: str | None
     ) -> None:
         await self._connection.execute(SET_PUBLIC_NAME, participant_id, programme_id, public_name)
+
+    async def remove_public_name(self, participant_id: UUID) -> None:
+        """Like `set_public_name` with None, of somebody who may take part in nothing."""
+        await self._connection.execute(REMOVE_PUBLIC_NAME, participant_id)
 
     async def erase(self, participant_id: UUID, now: datetime) -> bool:
         """Remove who the participant is; return False if that was done before."""

@@ -44,6 +44,23 @@ MAIL_TOKENS: Final = """
      ORDER BY created_at
 """
 
+# Not the identity that was linked: who refuses one may not be whose it is.
+ACCOUNT_CHANGES: Final = """
+    SELECT kind, email, issuer, undone,
+           CASE WHEN isfinite(expires_at) THEN expires_at END AS expires_at
+      FROM account_changes
+     WHERE user_id = $1
+     ORDER BY number
+"""
+
+# Of the address: by whom they were made is decided when one is confirmed.
+CLAIMS: Final = """
+    SELECT email, issuer, created_at, expires_at
+      FROM claims
+     WHERE email_key = (SELECT email_key FROM users WHERE user_id = $1)
+     ORDER BY created_at, claim_id
+"""
+
 CODES: Final = """
     SELECT c.code, c.created_at, c.expires_at, c.ended_at, c.max_uses,
            c.uses + COALESCE((SELECT sum(u.uses) FROM referral_code_uses u
@@ -132,6 +149,8 @@ _OF_USER: Final = {
     "sessions": SESSIONS,
     "granted_to_clients": GRANTS,
     "mails_under_way": MAIL_TOKENS,
+    "account_changes": ACCOUNT_CHANGES,
+    "unconfirmed_registrations": CLAIMS,
     "referral_codes": CODES,
     "security_events": SECURITY_EVENTS,
     "participant": PARTICIPANT,

@@ -54,7 +54,9 @@ def _of_owner(account: str = "") -> str:
            AND p.erased_at IS NULL
            FOR KEY SHARE OF p
     )
-    SELECT * FROM of_account UNION ALL SELECT * FROM of_participant
+    SELECT taken.*, p.key AS programme, p.version
+      FROM (SELECT * FROM of_account UNION ALL SELECT * FROM of_participant) AS taken
+      JOIN programmes p ON p.programme_id = taken.programme_id
 """
 
 

@@ -102,6 +102,12 @@ FIND_LIVE: Final = """
        AND c.expires_at > $2
 """
 
+# Live as the contract means it: good for a sign-up.
+FIND_USABLE: Final = f"""
+    {FIND_LIVE}
+       AND {not_withdrawn()}
+"""
+
 # Codes ended by older releases have no reason: those ended an expired code at its expiry or later,
 # a replaced one at the instant its successor was made.
 NEWEST_OF_OWNER: Final = """
@@ -286,6 +292,11 @@ class ReferralCodeRepository(Repository):
 
     async def find_live(self, owner_id: UUID, now: datetime) -> ReferralCode | None:
         row = await self._connection.fetchrow(FIND_LIVE, owner_id, now)
+        return None if row is None else ReferralCode(**row)
+
+    async def find_usable(self, owner_id: UUID, now: datetime) -> ReferralCode | None:
+        """Like `find_live`; None also while the owner is blocked, or the programme has ended."""
+        row = await self._connection.fetchrow(FIND_USABLE, owner_id, now)
         return None if row is None else ReferralCode(**row)
 
     async def newest_of_owner(

@@ -1,20 +1,18 @@
 """The SQL of referrals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 from service.domain.errors import AlreadyReferred
 from service.domain.pages import Cursor
-from service.domain.programmes import Programme
 from service.domain.referrals import (
     Decision,
     NewReferral,
     ProgrammeReferral,
     Referral,
     ReferralFilter,
-    ReferralFlag,
     ReferralReason,
     ReferralState,
     Review,
@@ -22,41 +20,29 @@ from service.domain.referrals import (
 from service.repositories.connection import FIRST_ID, LAST_ID, Repository
 from service.repositories.constraints import on_violation
 
-# The first of a mailbox is without a flag, unless $7. If another transaction stores one of the same
-# mailbox at this instant, `plain` waits for it and then finds its place taken.
-ADD: Final = """
+_DECISIONS: Final = """
+    INSERT INTO decisions
+           (referral_id, sequence, state, review, reason, made_by, event_id, detail, decided_at)
+    SELECT $1, decision.*, $2
+      FROM unnest($3::integer[], $4::text[], $5::text[], $6::text[], $7::text[], $8::uuid[],
+                  $9::text[]) AS decision
+"""
+
+ADD: Final = f"""
     WITH taking_part AS (
         INSERT INTO participants (participant_id, programme_id, user_id, created_at)
-        SELECT user_id, $9, user_id, $13
+        SELECT user_id, $10, user_id, $2
           FROM users
          WHERE user_id = $1
         ON CONFLICT (participant_id) DO NOTHING
-    ), plain AS (
-        INSERT INTO referrals
-               (user_id, referrer_id, code, registered_at, email_hash, mailbox_hash, flags,
-                programme_id, version, state, reason, sequence, window_ends_at, state_changed_at)
-        SELECT $1, $2, $3, $4, $5, $6, '{}', $9, $10, 'pending', 'signed-up', 1, $11, $13
-         WHERE NOT ($7 OR EXISTS (
-                SELECT FROM referrals WHERE referrer_id = $2 AND mailbox_hash = $6))
-        ON CONFLICT DO NOTHING
-        RETURNING flags
-    ), flagged AS (
-        INSERT INTO referrals
-               (user_id, referrer_id, code, registered_at, email_hash, mailbox_hash, flags,
-                programme_id, version, state, reason, sequence, window_ends_at, state_changed_at)
-        SELECT $1, $2, $3, $4, $5, $6, ARRAY[$8::text],
-               $9, $10, 'pending', 'signed-up', 1, $11, $13
-         WHERE NOT EXISTS (SELECT FROM plain)
-        ON CONFLICT (email_hash) DO NOTHING
-        RETURNING flags
     ), stored AS (
-        SELECT flags FROM plain UNION ALL SELECT flags FROM flagged
-    ), decided AS (
-        INSERT INTO decisions (referral_id, sequence, state, review, reason, made_by, decided_at)
-        SELECT $1, 1, 'pending', 'none', 'signed-up', $12, $13
-          FROM stored
+        INSERT INTO referrals
+               (user_id, programme_id, version, referrer_id, code, state, reason, review, flags,
+                sequence, registered_at, window_ends_at, state_changed_at, email_hash,
+                mailbox_hash)
+        VALUES ($1, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $2, $21, $22)
     )
-    SELECT flags FROM stored
+    {_DECISIONS}
 """
 
 _SELECT: Final = """
@@ -122,12 +108,6 @@ FIND_OVERDUE: Final = """
      LIMIT $2
 """
 
-FLAG: Final = """
-    UPDATE referrals
-       SET flags = $2
-     WHERE user_id = $1
-"""
-
 REVIEWS: Final = """
     SELECT count(*) AS open, min(registered_at) AS oldest
       FROM referrals
@@ -139,19 +119,17 @@ HAS_OPEN_REVIEW: Final = """
 """
 
 # The sequence decides between two that decide at once: the second finds no row to move.
-DECIDE: Final = """
+DECIDE: Final = f"""
     WITH moved AS (
         UPDATE referrals
-           SET state = $3, review = $4, reason = $5, sequence = $2, nth = $6,
-               state_changed_at = CASE WHEN state = $3 THEN state_changed_at ELSE $10 END
+           SET state = $10, review = $11, reason = $12, sequence = $13,
+               state_changed_at = CASE WHEN state = $10 THEN state_changed_at ELSE $2 END
          WHERE user_id = $1
-           AND sequence = $2 - 1
+           AND sequence = ($3::integer[])[1] - 1
         RETURNING user_id
     )
-    INSERT INTO decisions
-           (referral_id, sequence, state, review, reason, made_by, event_id, detail, decided_at)
-    SELECT user_id, $2, $3, $4, $5, $7, $8, $9, $10
-      FROM moved
+    {_DECISIONS}
+     WHERE EXISTS (SELECT FROM moved)
     RETURNING sequence
 """
 
@@ -190,58 +168,46 @@ NEWEST_OF_SEVERAL: Final = """
 """
 
 
+class MailboxJustReferred(Exception):
+    """Another transaction has stored a referral of the same mailbox and referrer meanwhile."""
+
+
 class ReferralRepository(Repository):
     """Referrals, one statement per method."""
 
     async def add(
-        self, new: NewReferral, programme: Programme, window_ends_at: datetime | None, now: datetime
-    ) -> ProgrammeReferral:
-        """Store a pending referral and its first decision.
+        self, new: NewReferral, referral: ProgrammeReferral, decisions: Sequence[Decision]
+    ) -> None:
+        """Store a new referral as its first decisions have left it.
 
-        It has a flag if `new` is flagged, or another referral of the referrer has the mailbox.
         Raises AlreadyReferred if the referee, the email address, or the referrer by the referee,
-        was referred before.
+        was referred before, and MailboxJustReferred.
         """
-        errors = {
+        errors: dict[str, Callable[[], Exception]] = {
             "referrals_pkey": AlreadyReferred,
             "referrals_email_referred_once": _email_referred,
             "referrals_of_a_pair_once": _referrer_referred,
+            "referrals_one_unflagged_of_a_mailbox": MailboxJustReferred,
         }
+        last = decisions[-1]
         with on_violation(errors):
-            flags: Sequence[str] | None = await self._connection.fetchval(
+            await self._connection.execute(
                 ADD,
-                new.referee_id,
-                new.referrer_id,
-                new.code,
-                new.registered_at,
+                *_arguments(decisions),
+                referral.programme_id,
+                referral.version,
+                referral.referrer_id,
+                referral.code,
+                last.state,
+                last.reason,
+                last.review,
+                referral.flags,
+                last.sequence,
+                referral.registered_at,
+                referral.window_ends_at,
                 new.email_hash,
                 new.mailbox_hash,
-                new.flagged,
-                ReferralFlag.SELF_REFERRAL,
-                programme.programme_id,
-                programme.version,
-                window_ends_at,
-                new.made_by,
-                now,
             )
-        if flags is None:
-            raise _email_referred()
-        return ProgrammeReferral(
-            referral_id=new.referee_id,
-            programme_id=programme.programme_id,
-            programme=programme.key,
-            version=programme.version,
-            referrer_id=new.referrer_id,
-            code=new.code,
-            state=ReferralState.PENDING,
-            reason=ReferralReason.SIGNED_UP,
-            review=Review.NONE,
-            flags=flags,
-            sequence=1,
-            nth=None,
-            registered_at=new.registered_at,
-            window_ends_at=window_ends_at,
-        )
 
     async def lock(self, referral_id: UUID) -> ProgrammeReferral | None:
         """Return a referral that nobody else decides about until the transaction ends."""
@@ -283,10 +249,6 @@ class ReferralRepository(Repository):
         """Return pending referrals whose window has passed, the longest overdue first."""
         return [row["user_id"] for row in await self._connection.fetch(FIND_OVERDUE, now, limit)]
 
-    async def flag(self, referral_id: UUID, flags: Sequence[str]) -> None:
-        """Say what is suspicious about a referral."""
-        await self._connection.execute(FLAG, referral_id, flags)
-
     async def reviews(self) -> tuple[int, datetime | None]:
         """Return how many referrals wait for a review, and the sign-up of the oldest."""
         row = await self._connection.fetchrow(REVIEWS)
@@ -298,23 +260,14 @@ class ReferralRepository(Repository):
         found: bool = await self._connection.fetchval(HAS_OPEN_REVIEW, referrer_id)
         return found
 
-    async def decide(self, decision: Decision, nth: int | None) -> bool:
-        """Write a decision and what it makes of its referral.
+    async def decide(self, decisions: Sequence[Decision]) -> bool:
+        """Write decisions about one referral, and what they make of it.
 
-        Returns False, and writes nothing, unless it follows the referral's last decision.
+        Returns False, and writes nothing, unless they follow the referral's last decision.
         """
+        last = decisions[-1]
         sequence = await self._connection.fetchval(
-            DECIDE,
-            decision.referral_id,
-            decision.sequence,
-            decision.state,
-            decision.review,
-            decision.reason,
-            nth,
-            decision.made_by,
-            decision.event_id,
-            decision.detail,
-            decision.decided_at,
+            DECIDE, *_arguments(decisions), last.state, last.review, last.reason, last.sequence
         )
         return sequence is not None
 
@@ -338,6 +291,21 @@ class ReferralRepository(Repository):
         for row in rows:
             found[row["place"] - 1].append(make(row[1:]))
         return found
+
+
+def _arguments(decisions: Sequence[Decision]) -> Sequence[Any]:
+    """Return the arguments of _DECISIONS. Decisions that are written at once are of one instant."""
+    return (
+        decisions[0].referral_id,
+        decisions[0].decided_at,
+        [decision.sequence for decision in decisions],
+        [decision.state for decision in decisions],
+        [decision.review for decision in decisions],
+        [decision.reason for decision in decisions],
+        [decision.made_by for decision in decisions],
+        [decision.event_id for decision in decisions],
+        [decision.detail for decision in decisions],
+    )
 
 
 def _email_referred() -> AlreadyReferred:

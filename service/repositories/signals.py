@@ -21,34 +21,46 @@ NOTE: Final = """
     ON CONFLICT (participant_id, kind, hash) DO UPDATE SET seen_at = excluded.seen_at
 """
 
-# What a sign-up has in common with its referrer $1, and with others of the referrer than $2.
-COMPARE: Final = """
+_KNOWN: Final = f"""
     SELECT COALESCE((SELECT trusted FROM participants WHERE participant_id = $1), false) AS trusted,
+           EXISTS (SELECT FROM referrals
+                    WHERE referrer_id = $1 AND mailbox_hash = $3) AS same_mailbox,
+           (SELECT count(*)
+              FROM (SELECT
+                      FROM referrals
+                     WHERE referrer_id = $1
+                       AND registered_at > $2::timestamptz - interval '1 hour'
+                       AND registered_at <= $2
+                     LIMIT {MOST_WITHIN_AN_HOUR}) AS others) = {MOST_WITHIN_AN_HOUR} AS velocity
+"""
+
+# What a new sign-up has in common with its referrer $1, and with the referrer's other referees.
+COMPARE: Final = f"""
+    {_KNOWN},
            EXISTS (SELECT FROM signals
-                    WHERE participant_id = $1 AND kind = 'email' AND hash = $3) AS self_referral,
+                    WHERE participant_id = $1 AND kind = 'email' AND hash = $4) AS same_email,
            EXISTS (SELECT FROM signals
-                    WHERE participant_id = $1 AND kind = 'device' AND hash = $4)
+                    WHERE participant_id = $1 AND kind = 'device' AND hash = $5)
            OR EXISTS (SELECT
                         FROM signals s
                         JOIN referrals r ON r.user_id = s.participant_id
-                       WHERE s.hash = $4 AND s.kind = 'device'
-                         AND r.referrer_id = $1 AND r.user_id <> $2) AS same_device,
+                       WHERE s.hash = $5 AND s.kind = 'device' AND r.referrer_id = $1)
+           AS same_device,
            EXISTS (SELECT FROM signals
-                    WHERE participant_id = $1 AND kind = 'ip' AND hash = $5 AND seen_at >= $6)
+                    WHERE participant_id = $1 AND kind = 'ip' AND hash = $6 AND seen_at >= $7)
            OR (SELECT count(*)
                  FROM (SELECT
                          FROM signals s
                          JOIN referrals r ON r.user_id = s.participant_id
-                        WHERE s.hash = $5 AND s.kind = 'ip' AND s.seen_at >= $7
-                          AND r.referrer_id = $1 AND r.user_id <> $2
-                        LIMIT 2) AS others) = 2 AS same_ip,
-           (SELECT count(*)
-              FROM (SELECT
-                      FROM referrals
-                     WHERE referrer_id = $1 AND user_id <> $2
-                       AND registered_at > $8::timestamptz - interval '1 hour'
-                       AND registered_at <= $8
-                     LIMIT $9) AS others) = $9 AS velocity
+                        WHERE s.hash = $6 AND s.kind = 'ip' AND s.seen_at >= $8
+                          AND r.referrer_id = $1
+                        LIMIT 2) AS others) = 2 AS same_ip
+"""
+
+# The same where nothing is known of the person: PostgreSQL plans COMPARE anew each time.
+COMPARE_UNKNOWN: Final = f"""
+    {_KNOWN},
+           false AS same_email, false AS same_device, false AS same_ip
 """
 
 DELETE_OF_PARTICIPANT: Final = """
@@ -83,29 +95,28 @@ class SignalRepository(Repository):
 
     async def compare(self, new: NewReferral, now: datetime) -> Suspicions | None:
         """Return what is suspicious about a sign-up; None: its referrer is trusted."""
-        row = await self._connection.fetchrow(
-            COMPARE,
-            new.referrer_id,
-            new.referee_id,
-            new.signals.get("email"),
-            new.signals.get("device"),
-            new.signals.get("ip"),
-            now - REFERRER_SEEN_WITHIN,
-            now - REFEREES_SEEN_WITHIN,
-            new.registered_at,
-            MOST_WITHIN_AN_HOUR,
-        )
-        assert row is not None
-        return (
-            None
-            if row["trusted"]
-            else Suspicions(
-                self_referral=row["self_referral"] or new.flagged,
-                same_device=row["same_device"],
-                same_ip=row["same_ip"],
-                disposable_email=new.disposable_email,
-                velocity=row["velocity"],
+        known = new.referrer_id, new.registered_at, new.mailbox_hash
+        if new.signals:
+            row = await self._connection.fetchrow(
+                COMPARE,
+                *known,
+                new.signals.get("email"),
+                new.signals.get("device"),
+                new.signals.get("ip"),
+                now - REFERRER_SEEN_WITHIN,
+                now - REFEREES_SEEN_WITHIN,
             )
+        else:
+            row = await self._connection.fetchrow(COMPARE_UNKNOWN, *known)
+        assert row is not None
+        if row["trusted"]:
+            return None
+        return Suspicions(
+            self_referral=new.flagged or row["same_mailbox"] or row["same_email"],
+            same_device=row["same_device"],
+            same_ip=row["same_ip"],
+            disposable_email=new.disposable_email,
+            velocity=row["velocity"],
         )
 
     async def delete_of_participant(self, participant_id: UUID) -> None:

@@ -14,6 +14,14 @@ _COLUMNS: Final = """
     reward_id, external_id, cancels, note, made_by, created_at
 """
 
+# With when it was taken back, which only a redemption can be.
+_SHOWN: Final = f"""
+    {_COLUMNS},
+    CASE kind WHEN 'redemption'
+         THEN (SELECT c.created_at FROM transfers c WHERE c.cancels = transfers.transfer_id)
+          END AS cancelled_at
+"""
+
 # What transfers in `posted` add to each account of each balance.
 _MOVED: Final = """
     SELECT participant_id, unit,
@@ -134,14 +142,14 @@ FIND_CANCELLATION: Final = f"""
 """
 
 FIND_EXTERNAL: Final = f"""
-    SELECT {_COLUMNS}, fingerprint
+    SELECT {_SHOWN}, fingerprint
       FROM transfers
      WHERE programme_id = $1
        AND external_id = $2
 """
 
 NEWEST_OF_PARTICIPANT: Final = f"""
-    SELECT {_COLUMNS}
+    SELECT {_SHOWN}
       FROM transfers
      WHERE participant_id = $1
        AND (created_at, transfer_id) < (COALESCE($2::timestamptz, 'infinity'), $3)
@@ -150,7 +158,7 @@ NEWEST_OF_PARTICIPANT: Final = f"""
 """
 
 NEWEST: Final = f"""
-    SELECT {_COLUMNS}
+    SELECT {_SHOWN}
       FROM transfers
      WHERE programme_id = $1
        AND (created_at, transfer_id) < (COALESCE($2::timestamptz, 'infinity'), $3)

@@ -1,6 +1,6 @@
 """The SQL of webhook messages."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -12,14 +12,9 @@ from service.repositories.connection import Connection
 
 MOST_ENDPOINTS: Final = 20
 
-# No row where nobody listens; one without an id where somebody does and there is no participant.
-FIND_LISTENERS: Final = """
-    SELECT p.participant_id, p.external_id
-      FROM (SELECT
-             WHERE EXISTS (SELECT FROM webhook_endpoints
-                            WHERE disabled_at IS NULL AND (types = '{}' OR types && $1))
-           ) AS listening
-      LEFT JOIN participants p ON p.participant_id = ANY ($2)
+HAS_LISTENERS: Final = """
+    SELECT EXISTS (SELECT FROM webhook_endpoints
+                    WHERE disabled_at IS NULL AND (types = '{}' OR types && $1))
 """
 
 
@@ -58,7 +53,7 @@ ADD_FOR_ONE: Final = _add("e.endpoint_id = $6 AND e.deleted_at IS NULL")
 
 @dataclass(frozen=True, slots=True)
 class NewMessage:
-    """The exact bytes that endpoints are sent."""
+    """What endpoints are sent, once the companies' ids of participants have been put in."""
 
     message_id: UUID
     type: str
@@ -71,14 +66,10 @@ class WebhookMessageRepository:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def find_listeners(
-        self, types: Collection[str], participant_ids: Collection[UUID]
-    ) -> Mapping[UUID, str | None] | None:
-        """Return the companies' ids of participants; None if nobody listens to these types."""
-        rows = await self._connection.fetch(FIND_LISTENERS, list(types), list(participant_ids))
-        if not rows:
-            return None
-        return {row["participant_id"]: row["external_id"] for row in rows}
+    async def has_listeners(self, types: Collection[str]) -> bool:
+        """Whether anybody listens to one of these types."""
+        listened: bool = await self._connection.fetchval(HAS_LISTENERS, list(types))
+        return listened
 
     async def add(self, messages: Sequence[NewMessage], now: datetime) -> None:
         """Store messages, and their deliveries to all who listen."""

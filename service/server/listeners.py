@@ -47,6 +47,12 @@ class Listeners(NamedTuple):
     requests: list[socket.socket]
     metrics: list[socket.socket]
 
+    @property
+    def addresses(self) -> str:
+        """Where requests are taken, as people write it."""
+        names = [each.getsockname()[:2] for each in self.requests]
+        return ", ".join(f"{_written(host)}:{port}" for host, port in names)
+
     def close(self) -> None:
         for listener in [*self.requests, *self.metrics]:
             listener.close()
@@ -116,5 +122,8 @@ def _open(place: _Place, *, dual: bool, shared: bool) -> socket.socket:
 def _not_listening(host: str, port: int, error: Exception) -> OperatorError:
     # Python adds the address to the system's words.
     reason = str(getattr(error, "strerror", None) or "not a host name").partition(" (while")[0]
-    shown = f"[{host}]" if ":" in host else host
-    return OperatorError(f"Cannot listen on {shown}:{port}: {reason}.")
+    return OperatorError(f"Cannot listen on {_written(host)}:{port}: {reason}.")
+
+
+def _written(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

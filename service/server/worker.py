@@ -73,7 +73,7 @@ async def serve(
             closing.push_async_callback(metrics.cleanup)
             for each in listeners.metrics:
                 await web.SockSite(metrics, each.dup(), backlog=BACKLOG).start()
-        log.info("listening on %s", settings.public_url)
+        log.info("listening on %s for %s", listeners.addresses, settings.public_url)
         when_ready()
         await stop.wait()
         log.info("stopping")

@@ -25,7 +25,7 @@ from service.domain.referrals import (
 )
 from service.domain.rewards import may_matter
 from service.domain.settlement import Case
-from service.domain.webhooks import referral_created, referral_decided
+from service.domain.webhooks import referral_decided
 from service.postgresql.database import Repositories, TryAgain
 from service.use_cases.locks import lock_standing
 from service.use_cases.rewards import Rewards, Settled
@@ -68,23 +68,21 @@ class Decisions:
         self,
         repositories: Repositories,
         referral: ProgrammeReferral,
-        planned: Sequence[tuple[ReferralState, ReferralReason]],
+        planned: Sequence[Decision],
         change: Change,
     ) -> Assessed:
-        """Write the planned decisions and what they mean for rewards, in the order of locks."""
+        """Write the planned decisions and what they mean for rewards, in the order of locks.
+
+        A new referral has been stored with its decisions.
+        """
         before = referral
-        if change.is_new:
-            announce(repositories, change.now, *referral_created(referral))
         is_whole = bool(planned) or change.reviewed or change.is_new
         concerned = is_whole or (
             change.event is not None and may_matter(change.rules, change.event)
         )
-        decisions, standing = [], None
-        for state, reason in planned:
-            decision = next_decision(referral, change, state, reason)
-            referral, qualified = await self.decide(repositories, referral, decision)
-            decisions.append(decision)
-            standing = standing if qualified is None else qualified
+        if planned and not change.is_new:
+            await _write(repositories, planned)
+        referral, standing = await _follow(repositories, referral, planned)
         opened = change.is_new and referral.review is Review.OPEN
         if change.reviewed or opened:
             await lock_standing(
@@ -110,30 +108,38 @@ class Decisions:
                 rose=rose,
             )
             settled = await self._rewards.settle(repositories, case)
-        for further in _consequences(referral, change, settled):
-            referral, _ = await self.decide(repositories, referral, further)
-            decisions.append(further)
-        return Assessed(referral=referral, decisions=decisions, settled=settled)
+        further = list(_consequences(referral, change, settled))
+        if further:
+            await _write(repositories, further)
+            referral, _ = await _follow(repositories, referral, further)
+        return Assessed(referral=referral, decisions=[*planned, *further], settled=settled)
 
-    async def decide(
-        self, repositories: Repositories, referral: ProgrammeReferral, decision: Decision
-    ) -> tuple[ProgrammeReferral, int | None]:
-        """Write a decision, count the referral in its referrer's standing, and announce it.
 
-        Returns the referral, and how many of the referrer's have qualified if that has changed.
-        """
+async def _write(repositories: Repositories, decisions: Sequence[Decision]) -> None:
+    if not await repositories.referrals.decide(decisions):
+        raise TryAgain  # somebody else has decided: never so under its lock
+
+
+async def _follow(
+    repositories: Repositories, referral: ProgrammeReferral, decisions: Sequence[Decision]
+) -> tuple[ProgrammeReferral, int | None]:
+    """Count the referral in its referrer's standing as decided, and announce what was decided.
+
+    Returns the referral, and how many of the referrer's have qualified if that has changed.
+    """
+    standing = None
+    for decision in decisions:
         counted = decision.state in HAVE_QUALIFIED
-        nth, qualified = referral.nth, None
+        nth = referral.nth
         if counted is not _counts(referral):
-            qualified = await repositories.standings.move(
+            standing = await repositories.standings.move(
                 referral.referrer_id,
                 referral.programme_id,
                 1 if counted else -1,
                 decision.decided_at,
+                referral.referral_id,
             )
-            nth = nth or (qualified if counted else None)
-        if not await repositories.referrals.decide(decision, nth):
-            raise TryAgain  # somebody else has decided: never so under its lock
+            nth = nth or standing
         decided = replace(
             referral,
             state=decision.state,
@@ -144,7 +150,8 @@ class Decisions:
         )
         told = referral_decided(referral, decided, decision.event_external_id)
         announce(repositories, decision.decided_at, *told)
-        return decided, qualified
+        referral = decided
+    return referral, standing
 
 
 async def assessment_of(
@@ -182,6 +189,20 @@ def _consequences(
         yield next_decision(referral, change, ReferralState.REWARDED, ReferralReason.HOLD_OVER)
     if not settled.rewarded and referral.state is ReferralState.REWARDED:
         yield next_decision(referral, change, ReferralState.QUALIFIED, ReferralReason.REFUNDED)
+
+
+def plan(
+    referral: ProgrammeReferral,
+    change: Change,
+    steps: Sequence[tuple[ReferralState, ReferralReason]],
+) -> Sequence[Decision]:
+    """Return the decisions that lead the referral through these states."""
+    decisions = []
+    for state, reason in steps:
+        decision = next_decision(referral, change, state, reason)
+        referral = replace(referral, sequence=decision.sequence)
+        decisions.append(decision)
+    return decisions
 
 
 def next_decision(

@@ -68,7 +68,8 @@ async def reclaim(
     """Lock an account whose email address was never confirmed, for the owner of the address.
 
     What a stranger may have put there ends: password, identities, sessions, grants, mailed tokens,
-    the live code, and the account's own referral. The caller has proof that the owner is there, and
+    the live code, the account's own referral, its public name, and what the stranger could be
+    recognized by. The caller has proof that the owner is there, and
     gives the account its new way in.
     """
     user = await end_code_and_lock(repositories, user_id, now)
@@ -84,7 +85,10 @@ async def strip(
     """Do what `reclaim` does after the lock."""
     user_id = user.user_id
     await repositories.users.set_password_hash(user_id, None)
+    # First: what the referral earned is taken back, from balances, which come after standings.
+    await repositories.participants.remove_public_name(user_id)
     await shared.referrals.remove(repositories, user_id, now)
+    await repositories.signals.delete_of_participant(user_id)
     await repositories.identities.delete_of_user(user_id)
     await repositories.mail_tokens.delete_of_user(user_id)
     old_keys = shared.keys_of_email(user.email.key)

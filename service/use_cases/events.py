@@ -159,6 +159,7 @@ class Events:
         if taken_back is None:
             taken_back = await _has_taken_back(repositories, event, rewards)
         outcome = _outcome_of(
+            event,
             decisions,
             referral,
             granted=[reward for reward in rewards if reward.created_at == event.received_at],
@@ -174,6 +175,7 @@ class Events:
 
 
 def _outcome_of(
+    event: Event,
     decisions: Sequence[Decision],
     referral: ProgrammeReferral,
     *,
@@ -192,7 +194,8 @@ def _outcome_of(
         return Outcome.CAP_REACHED
     if ReferralReason.QUALIFIED in reasons:
         return Outcome.QUALIFIED
-    if granted:
+    # Of a rule for the first few events, a refund makes room for the next one.
+    if granted and not (taken_back and event.refunds is not None):
         return Outcome.REWARDED
     return Outcome.CHANGED if taken_back else None
 

@@ -49,10 +49,21 @@ class AnswerOnce(Generic[T]):
         if self._key is not None:
             await _claim(repositories, self._key, now)
 
-    async def keep(self, repositories: Repositories, result: T, user_id: UUID | None) -> None:
-        """Keep the answer, last thing in the transaction; it holds data of `user_id`."""
+    async def keep(
+        self,
+        repositories: Repositories,
+        result: T,
+        user_id: UUID | None,
+        participant_id: UUID | None = None,
+    ) -> None:
+        """Keep the answer, last thing in the transaction.
+
+        It holds data of `user_id`, or names `participant_id` as a company does.
+        """
         if self._key is not None:
-            await repositories.idempotency_keys.keep(self._key, self._render(result), user_id)
+            await repositories.idempotency_keys.keep(
+                self._key, self._render(result), user_id, participant_id
+            )
 
 
 class Refusals:

@@ -19,7 +19,7 @@ from service.domain.participants import Participant
 from service.domain.programmes import DEFAULT_PROGRAMME, DEFAULT_PROGRAMME_ID
 from service.domain.rewards import Reward, RewardFilter, RewardState
 from service.domain.webhooks import EventType, redemption_announcement
-from service.postgresql.database import Repositories, retried
+from service.postgresql.database import Repositories, TryAgain, retried
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.participants import Participants, Who
 from service.use_cases.programmes import Programmes
@@ -46,7 +46,7 @@ class Movement:
 class Whose:
     """Whose rewards, balances or transfers are looked at: an account's, a participant's, or all.
 
-    All are those of the programme with the key.
+    An account's and all are those of the programme with the key.
     """
 
     user_id: UUID | None = None
@@ -87,11 +87,12 @@ class Ledger:
             transfer = _transfer(asked, TransferKind.REDEMPTION, accounts, whose, made_by, now)
             is_new, enough = await repositories.transfers.redeem(transfer, asked.fingerprint)
             if is_new and not enough:
-                raise BalanceTooLow(
-                    await repositories.balances.find_available(
-                        transfer.participant_id, transfer.unit
-                    )
+                available = await repositories.balances.find_available(
+                    transfer.participant_id, transfer.unit
                 )
+                if available >= transfer.amount:
+                    raise TryAgain  # it has come in this very moment
+                raise BalanceTooLow(available)
             if is_new:
                 await self._announce(repositories, EventType.REDEMPTION_CREATED, transfer, now)
             else:
@@ -212,13 +213,14 @@ class Ledger:
     ) -> tuple[UUID, UUID | None] | None:
         """Return the programme, and whose participant's it is if it is one's.
 
-        None: somebody whom nobody has reported, who has nothing.
+        None: somebody whom nobody has reported, or an account in another programme than its own,
+        who have nothing.
         """
-        if whose.user_id is not None:
-            return DEFAULT_PROGRAMME_ID, whose.user_id
         if whose.who is None:
-            programme = await self._programmes.resolve(repositories, whose.programme)
-            return programme.programme_id, None
+            programme_id = await self._programmes.id_of(repositories, whose.programme)
+            if whose.user_id is not None and programme_id != DEFAULT_PROGRAMME_ID:
+                return None
+            return programme_id, whose.user_id
         found = await self._participants.find_known(repositories, whose.who)
         return None if found is None else (found.programme_id, found.participant_id)
 

@@ -147,7 +147,7 @@ class Participants:
                     await self._store_wanted_code(repositories, participant, new.code, now)
             key = new.who.programme or DEFAULT_PROGRAMME
             shown = await self._show(repositories, participant, key, now)
-            await once.keep(repositories, (shown, is_new), None)
+            await once.keep(repositories, (shown, is_new), None, participant.participant_id)
         return shown, is_new
 
     async def find_external(self, who: Who) -> list[ShownParticipant]:
@@ -251,6 +251,7 @@ class Participants:
             await repositories.participant_codes.end(participant_id, now)
             await repositories.referral_codes.disown_names(participant_id)
             await repositories.signals.delete_of_participant(participant_id)
+            await repositories.idempotency_keys.delete_of_participant(participant_id)
             await repositories.participants.erase(participant_id, now)
 
     async def _lock(
@@ -294,10 +295,8 @@ class Participants:
     async def _show(
         self, repositories: Repositories, participant: Participant, programme: str, now: datetime
     ) -> ShownParticipant:
-        code = await repositories.referral_codes.find_live(participant.participant_id, now)
-        return ShownParticipant(
-            participant=participant, programme=programme, code=None if participant.blocked else code
-        )
+        code = await repositories.referral_codes.find_usable(participant.participant_id, now)
+        return ShownParticipant(participant=participant, programme=programme, code=code)
 
     async def _store_code(
         self,

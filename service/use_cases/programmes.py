@@ -13,7 +13,7 @@ from service.domain.clock import Clock
 from service.domain.errors import ProgrammeNotFound, ProgrammeUnknown
 from service.domain.events import Event, with_refunds
 from service.domain.pages import Cursor, Page
-from service.domain.programmes import PROGRAMME_KEY, Programme, Rules, Supposed, rules_of
+from service.domain.programmes import PROGRAMME_KEY, Programme, Rules, Supposed, in_full, rules_of
 from service.domain.rewards import Trial, try_out
 from service.domain.webhooks import programme_changed
 from service.postgresql.database import Database, Repositories, retried
@@ -32,6 +32,10 @@ class ShownProgramme:
 
     programme: Programme
     rules: Document
+
+    @property
+    def effective_rules(self) -> Document:
+        return in_full(self.rules)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

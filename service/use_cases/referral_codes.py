@@ -117,7 +117,7 @@ class ReferralCodes:
     async def find(self, owner_id: UUID) -> ReferralCode:
         """Return the owner's live code; raise ReferralCodeNotFound."""
         async with self._database.autocommit() as repositories:
-            code = await repositories.referral_codes.find_live(owner_id, self._clock())
+            code = await repositories.referral_codes.find_usable(owner_id, self._clock())
         if code is None:
             raise ReferralCodeNotFound
         return code

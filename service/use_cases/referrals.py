@@ -11,7 +11,7 @@ from service.domain.errors import NotAllowed, ReferralNotFound, UserNotFound
 from service.domain.events import Event
 from service.domain.fraud import Suspicions, judge
 from service.domain.pages import Cursor, Page
-from service.domain.programmes import DEFAULT_PROGRAMME, Programme, Rules, steps
+from service.domain.programmes import steps
 from service.domain.referrals import (
     SYSTEM,
     Decision,
@@ -19,16 +19,25 @@ from service.domain.referrals import (
     ProgrammeReferral,
     Referral,
     ReferralFilter,
-    ReferralFlag,
     ReferralReason,
     ReferralState,
     Review,
 )
 from service.domain.users import Role
+from service.domain.webhooks import referral_created
 from service.postgresql.batch_loader import BatchLoader
-from service.postgresql.database import Database, Repositories, retried
-from service.use_cases.decisions import Assessed, Change, Decisions, assessment_of, next_decision
+from service.postgresql.database import Database, Repositories, TryAgain, retried
+from service.repositories.referrals import MailboxJustReferred
+from service.use_cases.decisions import (
+    Assessed,
+    Change,
+    Decisions,
+    assessment_of,
+    next_decision,
+    plan,
+)
 from service.use_cases.programmes import Programmes
+from service.use_cases.webhooks import announce
 
 MOST_PAGES: Final = 50
 """Pages read by one statement; a page has up to a hundred rows."""
@@ -107,56 +116,37 @@ class Referrals:
         )
 
     async def add(
-        self, repositories: Repositories, new: NewReferral, programme: Programme, now: datetime
+        self, repositories: Repositories, new: NewReferral, now: datetime
     ) -> ProgrammeReferral:
-        """Store a referral under the newest rules, and assess it, in the caller's transaction.
+        """Store a referral and assess it, in the caller's transaction.
 
         Raises AlreadyReferred if the referee, or the email address, was referred before.
         """
-        rules = await self._programmes.rules(
-            repositories, programme.programme_id, programme.version
-        )
+        rules = await self._programmes.rules(repositories, new.programme_id, new.version)
         suspicions = await repositories.signals.compare(new, now)
         if suspicions is None or rules.fraud.self_referral == "off":
-            new = replace(new, flagged=False, mailbox_hash=None)
-        referral = await repositories.referrals.add(
-            new, programme, rules.window_end(new.registered_at), now
-        )
-        if suspicions is not None:
-            referral = await self._suspect(repositories, rules, referral, suspicions, now)
+            new = replace(new, mailbox_hash=None)
+        verdict = judge(rules.fraud, suspicions or Suspicions())
+        referral = new.begin(verdict.flags, rules.window_end(new.registered_at))
+        change = Change(rules=rules, now=now, made_by=new.made_by, is_new=True)
+        decisions = [next_decision(referral, change, referral.state, referral.reason)]
+        begun = referral = replace(referral, sequence=1)
+        if verdict.review is not None and verdict.reason is not None:
+            rejected = verdict.review is Review.REJECTED
+            state = ReferralState.REJECTED if rejected else referral.state
+            referral = replace(referral, state=state, reason=verdict.reason, review=verdict.review)
+            decision = next_decision(referral, change, state, verdict.reason)
+            decisions.append(replace(decision, made_by=SYSTEM))
+            referral = replace(referral, sequence=decision.sequence)
         wanted = await assessment_of(repositories, rules, referral, now)
-        change = Change(rules=rules, now=now, made_by=new.made_by, cause=wanted.cause, is_new=True)
-        planned = steps(referral.state, wanted)
+        change = replace(change, cause=wanted.cause)
+        planned = plan(referral, change, steps(referral.state, wanted))
+        try:
+            await repositories.referrals.add(new, referral, [*decisions, *planned])
+        except MailboxJustReferred as error:
+            raise TryAgain from error  # and find it
+        announce(repositories, now, *referral_created(begun, referral))
         return (await self._decisions.carry_out(repositories, referral, planned, change)).referral
-
-    async def _suspect(
-        self,
-        repositories: Repositories,
-        rules: Rules,
-        referral: ProgrammeReferral,
-        suspicions: Suspicions,
-        now: datetime,
-    ) -> ProgrammeReferral:
-        """Show what is suspicious about a new referral; have it wait for a review, or reject it."""
-        # The mailbox of another referral is found as the referral is stored.
-        is_known = ReferralFlag.SELF_REFERRAL in referral.flags
-        suspicions = replace(suspicions, self_referral=suspicions.self_referral or is_known)
-        verdict = judge(rules.fraud, suspicions)
-        if list(verdict.flags) != list(referral.flags):
-            await repositories.referrals.flag(referral.referral_id, verdict.flags)
-            referral = replace(referral, flags=verdict.flags)
-        if verdict.review is None or verdict.reason is None:
-            return referral
-        change = Change(rules=rules, now=now, made_by=SYSTEM)
-        referral = replace(referral, review=verdict.review)
-        rejected = verdict.review is Review.REJECTED
-        state = ReferralState.REJECTED if rejected else referral.state
-        decision = next_decision(referral, change, state, verdict.reason)
-        return (await self._decisions.decide(repositories, referral, decision))[0]
-
-    async def default_programme(self, repositories: Repositories) -> Programme:
-        """Return the programme that accounts take part in."""
-        return await self._programmes.resolve(repositories, DEFAULT_PROGRAMME)
 
     async def names(
         self, repositories: Repositories, referral: ProgrammeReferral, event_type: str
@@ -181,9 +171,8 @@ class Referrals:
         rules = await self._programmes.rules(repositories, referral.programme_id, referral.version)
         wanted = await assessment_of(repositories, rules, referral, now)
         change = Change(rules=rules, cause=wanted.cause, event=event, now=now, made_by=made_by)
-        return await self._decisions.carry_out(
-            repositories, referral, steps(referral.state, wanted), change
-        )
+        planned = plan(referral, change, steps(referral.state, wanted))
+        return await self._decisions.carry_out(repositories, referral, planned, change)
 
     async def remove(self, repositories: Repositories, referee_id: UUID, now: datetime) -> None:
         """Forget who referred a participant, in the caller's transaction: it never was so."""
@@ -194,7 +183,8 @@ class Referrals:
         gone = ReferralState.REJECTED, ReferralReason.REVIEW_REJECTED
         change = Change(rules=rules, now=now, made_by=SYSTEM, reviewed=True)
         refused = replace(referral, review=Review.REJECTED)
-        await self._decisions.carry_out(repositories, refused, [gone], change)
+        planned = plan(refused, change, [gone])
+        await self._decisions.carry_out(repositories, refused, planned, change)
         await repositories.referrals.delete(referee_id)
 
     @retried
@@ -230,7 +220,7 @@ class Referrals:
                     detail=verdict.reason,
                     reviewed=True,
                 )
-                planned = [(state, reason) for state, _ in changes]
+                planned = plan(referral, change, [(state, reason) for state, _ in changes])
                 assessed = await self._decisions.carry_out(repositories, referral, planned, change)
                 referral = assessed.referral
             history = await _history(repositories, referral)

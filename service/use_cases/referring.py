@@ -142,6 +142,9 @@ async def _store_referral(
     new = NewReferral(
         referee_id=user_id,
         referrer_id=taken.owner_id,
+        programme_id=taken.programme_id,
+        programme=taken.programme,
+        version=taken.version,
         code=taken.code,
         registered_at=now,
         made_by=SYSTEM,
@@ -150,15 +153,16 @@ async def _store_referral(
         flagged=owner_key is not None and fold_mailbox(email.key) == fold_mailbox(owner_key),
         disposable_email=is_disposable(email),
     )
-    programme = await shared.referrals.default_programme(repositories)
     try:
-        referral = await shared.referrals.add(repositories, new, programme, now)
+        referral = await shared.referrals.add(repositories, new, now)
         await note_confirmation(shared, repositories, referral, now)
     except AlreadyReferred as error:
         raise ReferralCodeUnusable from error
     if referral.flags:
-        event, reason = SecurityEvent.REFERRAL_FLAGGED, ",".join(referral.flags)
-        await shared.events.record(repositories, event, user_id, now, reason=reason)
+        # For operators alone: a row would show it to the account, which could learn to avoid it.
+        shared.events.log_when_committed(
+            repositories, SecurityEvent.REFERRAL_FLAGGED, user_id, reason=",".join(referral.flags)
+        )
     await count_use(shared, repositories, taken, now)
     return taken.owner_id
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from service.domain.email_verification import is_disposable
-from service.domain.emails import Email, fold_mailbox, hash_email
+from service.domain.emails import Email, fold_mailbox, hash_email, hash_mailbox
 from service.domain.errors import AlreadyReferred, InvalidInput, ReferralCodeUnusable, SelfReferral
 from service.domain.events import check_moment
 from service.domain.referral_codes import TakenReferralCode, are_alike, normalise_code
@@ -12,7 +12,6 @@ from service.domain.referrals import NewReferral, ProgrammeReferral
 from service.postgresql.database import Repositories, retried
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.participants import Participants, Who
-from service.use_cases.programmes import Programmes
 from service.use_cases.referring import count_use, note_confirmation
 from service.use_cases.shared import Shared
 
@@ -40,11 +39,10 @@ class SignUp:
 class SignUps:
     """Sign-ups that companies report."""
 
-    def __init__(self, shared: Shared, programmes: Programmes, participants: Participants) -> None:
+    def __init__(self, shared: Shared, participants: Participants) -> None:
         self._shared = shared
         self._database = shared.database
         self._clock = shared.clock
-        self._programmes = programmes
         self._participants = participants
 
     @retried
@@ -81,20 +79,25 @@ class SignUps:
             new = NewReferral(
                 referee_id=participant.participant_id,
                 referrer_id=taken.owner_id,
+                programme_id=taken.programme_id,
+                programme=taken.programme,
+                version=taken.version,
                 code=taken.code,
                 registered_at=sign_up.signed_up_at or now,
                 made_by=made_by,
                 email_hash=None
                 if email is None
                 else hash_email(email, participant.programme_id, self._shared.hash_key),
+                mailbox_hash=None
+                if email is None
+                else hash_mailbox(email.key, self._shared.hash_key),
                 flagged=email is not None
                 and taken.owner_email_key is not None
                 and fold_mailbox(email.key) == fold_mailbox(taken.owner_email_key),
                 signals=signals,
                 disposable_email=email is not None and is_disposable(email),
             )
-            programme = await self._programmes.find_by_id(repositories, participant.programme_id)
-            referral = await self._shared.referrals.add(repositories, new, programme, now)
+            referral = await self._shared.referrals.add(repositories, new, now)
             if participant.user_id is not None:
                 referral = await note_confirmation(self._shared, repositories, referral, now)
             await count_use(self._shared, repositories, taken, now)

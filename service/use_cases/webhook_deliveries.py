@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -28,7 +29,7 @@ from service.domain.webhook_deliveries import (
     rest_after,
     wait_after,
 )
-from service.domain.webhooks import endpoint_disabled
+from service.domain.webhooks import as_sent, endpoint_disabled, participants_in
 from service.postgresql.database import Database, retried
 from service.providers.webhooks import WebhookSender
 from service.telemetry.metrics import WEBHOOK_ATTEMPTS
@@ -105,9 +106,15 @@ class WebhookDeliveries:
         if room <= 0:
             return []
         async with self._database.autocommit() as repositories:
-            return await repositories.webhook_deliveries.claim(
+            claimed = await repositories.webhook_deliveries.claim(
                 now, now + CLAIMED_FOR, room, FIRST_PLACES, self._places_left()
             )
+            named = set[UUID]().union(*(participants_in(each.body or b"") for each in claimed))
+            external_ids = await repositories.participants.external_ids(named) if named else {}
+        return [
+            replace(each, body=None if each.body is None else as_sent(each.body, external_ids))
+            for each in claimed
+        ]
 
     def _places_left(self) -> Mapping[UUID, int]:
         """Return how many more may be under way to each endpoint that was sent something."""

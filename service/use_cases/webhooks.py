@@ -13,6 +13,7 @@ from uuid6 import uuid7
 
 from service.domain.clock import Clock
 from service.domain.errors import (
+    Conflict,
     NotFound,
     RotationUnderWay,
     WebhookEndpointNotFound,
@@ -55,13 +56,9 @@ def announce(repositories: Repositories, now: datetime, *announcements: Announce
 async def _write(repositories: Repositories, now: datetime) -> None:
     announcements = repositories.announcements
     types = {each.type for each in announcements}
-    participants = set[UUID]().union(*(each.participant_ids for each in announcements))
-    external_ids = await repositories.webhook_messages.find_listeners(types, participants)
-    if external_ids is None:
+    if not await repositories.webhook_messages.has_listeners(types):
         return
-    messages = [
-        NewMessage(uuid7(), each.type, each.body(external_ids, now)) for each in announcements
-    ]
+    messages = [NewMessage(uuid7(), each.type, each.body(now)) for each in announcements]
     await repositories.webhook_messages.add(messages, now)
 
 
@@ -193,22 +190,26 @@ class Webhooks:
 
     @retried
     async def test(self, endpoint_id: UUID) -> UUID:
-        """Send a test to one endpoint; return the message's id. Raises WebhookEndpointNotFound."""
+        """Send a test to one endpoint; return the message's id.
+
+        Raises WebhookEndpointNotFound, or Conflict if it is disabled.
+        """
         now = self._clock()
         announcement = endpoint_test(endpoint_id)
-        message = NewMessage(uuid7(), announcement.type, announcement.body({}, now))
+        message = NewMessage(uuid7(), announcement.type, announcement.body(now))
         async with self._database.transaction() as repositories:
-            await _find(repositories, endpoint_id)
+            await _find_enabled(repositories, endpoint_id)
             await repositories.webhook_messages.add_for_one(message, now, endpoint_id)
         return message.message_id
 
     async def replay(self, endpoint_id: UUID, since: datetime, *, only_failed: bool) -> int:
         """Send again what failed since then, or all that was sent; return how many messages.
 
-        Raises WebhookEndpointNotFound.
+        Raises WebhookEndpointNotFound, or Conflict if the endpoint is disabled.
         """
         now = self._clock()
-        await self.find(endpoint_id)
+        async with self._database.autocommit() as repositories:
+            await _find_enabled(repositories, endpoint_id)
         replayed = 0
         after: Cursor | None = Cursor(since, _FIRST_ID)
         while after is not None:
@@ -248,11 +249,12 @@ class Webhooks:
     async def retry(self, endpoint_id: UUID, message_id: UUID) -> None:
         """Send a message again now, whatever became of it.
 
-        Raises WebhookEndpointNotFound, or NotFound if the endpoint was never sent it.
+        Raises WebhookEndpointNotFound, NotFound if the endpoint was never sent it, or Conflict if
+        the endpoint is disabled.
         """
         now = self._clock()
         async with self._database.autocommit() as repositories:
-            await _find(repositories, endpoint_id)
+            await _find_enabled(repositories, endpoint_id)
             if not await repositories.webhook_deliveries.retry(endpoint_id, message_id, now):
                 raise NotFound("The endpoint has no delivery of this message.")
 
@@ -276,3 +278,9 @@ async def _find(repositories: Repositories, endpoint_id: UUID) -> Endpoint:
     if endpoint is None:
         raise WebhookEndpointNotFound
     return endpoint
+
+
+async def _find_enabled(repositories: Repositories, endpoint_id: UUID) -> None:
+    """Raise what `_find` does, or Conflict if the endpoint is disabled: nothing would be sent."""
+    if (await _find(repositories, endpoint_id)).disabled_at is not None:
+        raise Conflict("The endpoint is disabled, and is sent nothing until it is enabled.")

@@ -13,6 +13,7 @@ from service.domain.clock import utc_now
 from service.domain.errors import ParticipantNotFound
 from service.domain.events import Outcome
 from service.domain.referrals import SYSTEM
+from service.use_cases.erasure import reclaim
 from service.use_cases.events import EventReport
 from service.use_cases.participants import ParticipantChange, Who
 from tests.factories import PASSWORD, WITHOUT_KEY, Api, Person
@@ -67,8 +68,6 @@ STAYS: Final = {
 }
 
 NOT_EXPORTED: Final = {
-    "account_changes": "For as long as a change can be undone: what was changed.",
-    "claims": "Of addresses that nobody has confirmed: of no account yet.",
     "confirmations": "Hashes of tokens that were used.",
     "idempotency_keys": "Answers that the user has had, kept for a day.",
     "jobs": "What is being done; deleted when it is, or when it has been parked too long.",
@@ -78,6 +77,26 @@ NOT_EXPORTED: Final = {
     "reward_counts": "How many rewards of a rule there are: they are shown themselves.",
     "referral_code_names": "The names of the codes that are shown.",
     "sign_ins": "Of no account, kept for ten minutes.",
+}
+
+LEFT_TO_THE_OWNER: Final = {
+    "account_changes": "An identity that was refused is not to be linked again.",
+    "balances": "The books stay, whoever has the account.",
+    "claims": "Deleted by the confirmation of one of them.",
+    "confirmations": "Of none: the address was never confirmed.",
+    "enrichments": "Of the address, which is the owner's.",
+    "events": "What a company has reported of the account.",
+    "idempotency_keys": "Answers, which only their keys lead to, kept for a day.",
+    "jobs": "What is being done; mailed tokens are no good any more.",
+    "mailboxes": "Of the address; keyed hashes and counts, kept for a day.",
+    "oauth_clients": "Applications, not persons.",
+    "participants": "The row is the account's; a company decides whether it is trusted.",
+    "programme_versions": "Of programmes: the admin who made them is named by an id.",
+    "referral_code_names": "The names stay the account's for ever.",
+    "reward_counts": "Counts, without a name.",
+    "security_events": "The owner is to see what was done before.",
+    "sign_ins": "Of no account, kept for ten minutes.",
+    "transfers": "The books stay.",
 }
 
 
@@ -109,6 +128,36 @@ async def test_every_column_about_a_user_is_erased_or_excused(
     personal = {tuple(row) for row in await database.fetch(PERSONAL)}
     left = {(table, column) for table, column in personal - emptied if table not in deleted}
     assert left == set(STAYS)
+
+
+async def test_every_table_about_a_user_is_stripped_of_a_stranger_or_excused(
+    api: Api, anna: Person, database: asyncpg.Connection
+) -> None:
+    """Without one of the deletions in `strip` its table is left over here."""
+    bert = await api.new_person(referral_code=await api.new_code(anna))
+    services = api.app[SERVICES]
+    with recorded_statements() as statements:
+        async with services.database.transaction() as repositories:
+            await reclaim(services.users._shared, repositories, UUID(bert.user_id), utc_now())
+    emptied = {
+        table
+        for text, _ in statements
+        for table in re.findall(r"(?:DELETE FROM|UPDATE) (\w+)", text)
+    }
+    personal = {table for table, _ in await database.fetch(PERSONAL)}
+    assert personal - emptied == set(LEFT_TO_THE_OWNER)
+
+
+async def test_who_takes_over_an_unconfirmed_account_is_not_taken_for_the_stranger(
+    api: Api, anna: Person, database: asyncpg.Connection
+) -> None:
+    services, anna_id = api.app[SERVICES], UUID(anna.user_id)
+    await services.participants.change(anna_id, ParticipantChange(public_name="The stranger"))
+    async with services.database.transaction() as repositories:
+        await repositories.signals.note(anna_id, {"device": b"a hash"}, utc_now())
+        await reclaim(services.users._shared, repositories, anna_id, utc_now())
+    assert (await services.participants.find(anna_id)).participant.public_name is None
+    assert await database.fetchval("SELECT count(*) FROM signals") == 0
 
 
 async def test_an_erased_account_takes_part_no_more(

@@ -130,6 +130,28 @@ async def test_referees_of_one_referrer_are_compared_and_not_those_of_others(
     assert flags == [[], [], ["same-device"], ["same-device", "same-ip"]]
 
 
+async def test_several_addresses_of_one_mailbox_are_flagged_but_for_the_first(
+    company: Company,
+) -> None:
+    """As those of accounts are: test_referral_flags.py."""
+    one, other = await company.new_referrer(), await company.new_referrer()
+    found = [
+        await signed_up(company, referrer, email=email)
+        for referrer, email in (
+            (one, "carl@gmail.com"),
+            (one, "c.arl+1@gmail.com"),
+            (one, "carl+2@googlemail.com"),
+            (other, "carl+3@gmail.com"),
+        )
+    ]
+    assert [(one["flags"], one["review"]) for one in found] == [
+        ([], "none"),
+        (["self-referral"], "open"),
+        (["self-referral"], "open"),
+        ([], "none"),
+    ]
+
+
 async def test_an_address_is_compared_for_a_while_only(api: Api, company: Company) -> None:
     referrer = await company.new_referrer(ip=IP)
     for days, flags in ((29, ["same-ip"]), (31, [])):

@@ -44,6 +44,8 @@ async def test_what_is_available_is_paid_out_and_a_failed_payout_comes_back(
         "amount": 500,
         "reward_id": None,
         "external_id": asked["id"],
+        "cancels": None,
+        "cancelled_at": None,
         "note": "Bank transfer",
         "created_at": transfer["created_at"],
     }
@@ -65,6 +67,21 @@ async def test_what_is_available_is_paid_out_and_a_failed_payout_comes_back(
     ]
 
 
+async def test_a_cancelled_payout_says_so_wherever_it_is_seen(company: Company) -> None:
+    """Without `cancelled_at`, a job that repeats the payout would take it for paid."""
+    referrer = await company.new_referrer()
+    await bought(company, referrer)
+    asked = payout(referrer)
+    paid = (await company.post("/redemptions", asked)).json()
+    back = (await company.post(f"/redemptions/{paid['id']}/cancel")).json()
+    assert (back["cancels"], back["cancelled_at"]) == (paid["id"], None)
+    now = {**paid, "cancelled_at": back["created_at"]}
+    again = await company.post("/redemptions", asked)
+    assert (again.status, again.json()) == (200, now)
+    page = (await company.get(f"/transfers?external_id={referrer['external_id']}")).json()
+    assert page["items"][:2] == [back, now]
+
+
 async def test_more_than_is_available_is_not_paid_out(company: Company) -> None:
     referrer = await company.new_referrer()
     referee, order, _ = await bought(company, referrer)
@@ -75,6 +92,14 @@ async def test_more_than_is_available_is_not_paid_out(company: Company) -> None:
     await refunded(company, referee, order)
     assert (await company.post("/redemptions", payout(referrer, 1))).json()["available"] == -500
     assert await balance(company, referrer["external_id"]) == {"EUR": (0, -500, 500)}
+
+
+async def test_a_note_may_have_lines_and_what_scripts_need(company: Company) -> None:
+    """Only what would hide or reverse the text beside it is refused."""
+    referrer = await company.new_referrer()
+    note = "Sorry,\r\n\tlate: 5\u00a0€, \u0646\u0645\u06cc\u200c\u062f\u0627\u0646\u0645"
+    given = await company.post("/adjustments", payout(referrer, note=note))
+    assert (given.status, given.json()["note"]) == (201, note)
 
 
 async def test_an_id_means_the_same_for_ever(company: Company) -> None:
@@ -124,6 +149,9 @@ async def test_an_adjustment_gives_or_takes(company: Company) -> None:
         ("/redemptions", {"external_id": None, "participant_id": NOBODY}, "#/participant_id"),
         ("/redemptions", {"programme": "nobody"}, "#/programme"),
         ("/redemptions", {"note": "a\0b"}, "#/note"),
+        ("/redemptions", {"note": "a\u0007b"}, "#/note"),
+        ("/redemptions", {"note": "a\u202eb"}, "#/note"),
+        ("/redemptions", {"note": "\u200b"}, "#/note"),
         ("/redemptions", {"note": "x" * 501}, "#/note"),
         ("/redemptions", {"more": 1}, "#/more"),
         ("/adjustments", {"amount": 0, "note": "x"}, "#/amount"),

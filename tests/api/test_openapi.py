@@ -158,6 +158,29 @@ def test_every_problem_is_one_that_the_service_knows(document: Document) -> None
             assert not list(errors.iter_errors(problem)), told
 
 
+def members_of(document: Document, schema: dict[str, Any], parent: str = "#") -> Iterator[str]:
+    """Yield the JSON pointers of all members of an object, and of the objects in it."""
+    for name, member in resolved(document, schema).get("properties", {}).items():
+        yield f"{parent}/{name}"
+        for choice in (member, *member.get("anyOf", ())):
+            yield from members_of(document, choice, f"{parent}/{name}")
+
+
+def test_every_problem_points_to_a_member_of_its_call(document: Document) -> None:
+    for method, path, operation in operations_of(document):
+        known = {f"#/{one['name']}" for one in operation["parameters"] if "name" in one}
+        if "requestBody" in operation:
+            [content] = operation["requestBody"]["content"].values()
+            known |= set(members_of(document, content["schema"]))
+        else:
+            known.add("#/member")  # that was not expected
+        if path.endswith("/callback"):
+            known.add("#/referral_code")  # of the call that started the sign-in
+        for _, code, problem in problems_of(document, operation):
+            pointers = {error["pointer"] for error in problem.get("errors", ())}
+            assert pointers <= known, f"{method} {path}: {code}"
+
+
 def test_every_example_of_a_body_passes_its_schema(document: Document) -> None:
     kinds = set()
     for method, path, operation in operations_of(document):

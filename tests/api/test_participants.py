@@ -80,6 +80,14 @@ async def test_the_same_id_in_another_programme_is_somebody_else(company: Compan
             ["#/code/expires_at"],
         ),
         ({"external_id": "", "email": "nonsense"}, ["#/external_id", "#/email"]),
+        (
+            {"external_id": "u", "code": {"expires_at": "2020-01-01T00:00:00Z", "code": "a!"}},
+            ["#/code/code", "#/code/expires_at"],
+        ),
+        (
+            {"external_id": "u", "email": "x", "code": {"expires_at": "2020-01-01T00:00:00Z"}},
+            ["#/code/expires_at", "#/email"],
+        ),
     ],
 )
 async def test_what_cannot_be_is_refused(
@@ -128,8 +136,11 @@ async def test_a_blocked_accounts_code_is_gone_from_look_ups(company: Company, a
     assert (await api.get(f"/referral-code/{person.email}")).status == 200
     await company.patch(f"/participants/{person.user_id}", {"blocked": True})
     assert (await api.get(f"/referral-code/{person.email}")).status == 404
+    own = await api.get("/referral-code", by=person)
+    assert_problem(own, 404, "referral-code-not-found")
     await company.patch(f"/participants/{person.user_id}", {"blocked": False})
-    assert (await api.get(f"/referral-code/{person.email}")).status == 200
+    for path in (f"/referral-code/{person.email}", "/referral-code"):
+        assert (await api.get(path, by=person)).status == 200
 
 
 async def test_a_public_name_is_given_and_taken_away(company: Company) -> None:

@@ -25,6 +25,17 @@ async def test_the_default_programme_does_what_the_mission_says(company: Company
         "name": "Default",
         "version": 1,
         "rules": {"qualify": {"on": "signup"}, "rewards": []},
+        "effective_rules": {
+            "qualify": {"on": "signup"},
+            "rewards": [],
+            "fraud": {
+                "self_referral": "hold",
+                "same_device": "hold",
+                "same_ip": "flag",
+                "disposable_email": "flag",
+                "velocity": "flag",
+            },
+        },
         "landing_url": None,
         "paused": False,
         "leaderboard": False,
@@ -33,6 +44,19 @@ async def test_the_default_programme_does_what_the_mission_says(company: Company
     }
     referrer = await company.new_referrer()
     assert (await company.sign_up(referrer["code"])).json()["state"] == "qualified"
+
+
+async def test_a_programme_shows_what_applies_where_its_rules_are_silent(company: Company) -> None:
+    rules = {**QUALIFY, "rewards": [FRIEND], "fraud": {"velocity": "reject"}}
+    await company.use_rules(rules)
+    shown = (await company.get("/programmes/default")).json()
+    assert shown["rules"] == rules
+    full = shown["effective_rules"]
+    assert full["rewards"] == [{**FRIEND, "hold_days": 0}]
+    assert (full["fraud"]["velocity"], full["fraud"]["same_device"]) == ("reject", "hold")
+    assert await company.use_rules(full) == 3  # so it can be put as it is
+    again = (await company.get("/programmes/default")).json()
+    assert again["rules"] == again["effective_rules"] == full
 
 
 async def test_a_programme_is_created_listed_and_changed(company: Company) -> None:
@@ -107,6 +131,9 @@ async def test_the_codes_of_an_ended_programme_are_unusable(company: Company, ap
     assert ended.json()["ended_at"]
     assert (await api.get(f"/referral-code/{person.email}")).status == 404
     assert (await api.get(f"/codes/{code}")).status == 404
+    assert (await api.get("/referral-code", by=person)).status == 404
+    shown = (await company.get(f"/participants/{referrer['participant_id']}")).json()
+    assert (shown["code"], shown["share_url"]) == (None, None)
     assert (await api.register(referral_code=code)).status == 422
     assert (await company.sign_up(referrer["code"])).status == 422
     assert (await company.report("purchase", "u-1")).json()["outcome"] == "qualified"
@@ -184,6 +211,27 @@ def reward(**members: Any) -> dict[str, Any]:
         (reward(hold_days=367), [f"{REWARDS}/0/hold_days"]),
         (reward(max_amount=5), [f"{REWARDS}/0/max_amount"]),
         (reward(on="refund"), [f"{REWARDS}/0/on"]),
+        # Several at once, each where it is, and none because of another one.
+        (
+            {
+                "qualify": {"on": "purchase", "minimum": {"amount": 0, "unit": "points"}},
+                "rewards": [None, FRIEND, {**FRIEND, "amount": None, "basis_points": 1}],
+            },
+            [
+                "#/rules/qualify/minimum/amount",
+                f"{REWARDS}/0",
+                f"{REWARDS}/2/name",
+                f"{REWARDS}/2/unit",
+            ],
+        ),
+        (
+            reward(times=0, max_amount=0, tiers=["x", {"from": 2, "amount": 0}]),
+            [f"{REWARDS}/0/{at}" for at in ("max_amount", "tiers/0", "tiers/1/amount", "times")],
+        ),
+        (
+            reward(tiers=[{}, {"from": 3, "amount": 1}, {"from": 3, "amount": 1}]),
+            [f"{REWARDS}/0/tiers", f"{REWARDS}/0/tiers/0/from"],
+        ),
     ],
 )
 async def test_rules_that_contradict_themselves_are_refused(
@@ -191,6 +239,13 @@ async def test_rules_that_contradict_themselves_are_refused(
 ) -> None:
     answer = await company.put("/programmes/default/rules", {"version": 1, "rules": rules})
     assert_problem(answer, 422, "validation-failed", pointers)
+
+
+async def test_a_member_that_is_wrong_in_itself_is_named_once(company: Company) -> None:
+    for members in ({"times": 0}, {"max_amount": 0}, {"tiers": [{"from": 2, "amount": 0}]}):
+        body = {"version": 1, "rules": reward(**members)}
+        answer = await company.put("/programmes/default/rules", body)
+        assert len(answer.json()["errors"]) == 1, answer.body
 
 
 async def test_the_rules_of_the_design_are_accepted(company: Company) -> None:

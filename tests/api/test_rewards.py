@@ -121,6 +121,20 @@ async def test_what_an_event_does_has_a_name_which_it_keeps(
     assert again.json()["rewards"] == last.json()["rewards"]
 
 
+async def test_a_refund_that_makes_room_for_a_later_event_changes_what_was_given(
+    company: Company,
+) -> None:
+    await use_rewards(company, {**SHARE, "times": 1})
+    referee, order, _ = await bought(company, await company.new_referrer(), amount=9000)
+    await company.report("purchase", referee, **PAID)
+    refund = {"id": new_id("refund"), "type": "refund", "external_id": referee, "refunds": order}
+    for status in (201, 200):
+        answer = await company.post("/events", refund)
+        assert (answer.status, answer.json()["outcome"]) == (status, "changed")
+    left = [one["amount"] - one["reversed"] for one in answer.json()["rewards"]]
+    assert sorted(left) == [0, 490]
+
+
 async def test_what_a_cap_refuses_is_said_and_never_given_later(company: Company) -> None:
     await use_rewards(company, {**FRIEND, "max_per_referrer": 1})
     referrer = await company.new_referrer()
@@ -280,8 +294,32 @@ async def test_users_see_their_own_rewards_and_not_what_a_friend_has_spent(
     [shown] = await seen("/balances", anna)
     assert (shown["participant_id"], shown["available"]) == (anna.user_id, 990)
     assert len(await seen("/transfers", anna)) == 2
-    for path in ("/rewards", "/balances", "/transfers", f"/rewards?participant_id={anna.user_id}"):
+    for path in ("/rewards", "/balances", "/transfers"):
         assert await seen(path, bert) == []
+
+
+@pytest.mark.parametrize("path", ["/rewards", "/balances", "/transfers"])
+async def test_a_user_who_names_somebody_is_answered_about_nobody_else(
+    api: Api, company: Company, path: str
+) -> None:
+    await use_rewards(company, FRIEND)
+    spring = {"key": "spring", "name": "Spring", "rules": {"qualify": QUALIFY}}
+    assert (await company.post("/programmes", spring)).status == 201
+    anna, bert = await api.new_person(), await api.new_person()
+    await bought(company, {"code": await api.new_code(anna)})
+
+    async def seen(query: str) -> int:
+        answer = await api.get(f"{path}?{query}", by=anna)
+        assert answer.status == 200, answer.body
+        return len(answer.json()["items"])
+
+    assert await seen(f"participant_id={anna.user_id}") == 1
+    assert await seen("programme=default") == 1
+    assert await seen("programme=spring") == 0
+    unknown = await api.get(f"{path}?programme=nobody", by=anna)
+    assert_problem(unknown, 422, "validation-failed", ["#/programme"])
+    for other in (f"participant_id={bert.user_id}", "external_id=u-1"):
+        assert_problem(await api.get(f"{path}?{other}", by=anna), 403, "not-allowed")
 
 
 async def test_trying_rules_says_what_the_service_then_does(company: Company) -> None:

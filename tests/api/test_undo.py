@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -114,6 +115,17 @@ async def test_the_old_address_gets_the_account_back(
     # The address that lost it is told, and can do nothing.
     [told] = await mailed(smtp, THIEF, "Your email address for referrals was changed")
     assert told.links == []
+
+
+async def test_a_change_that_can_be_undone_is_exported_with_the_account(
+    api: Api, smtp: SmtpServer, anna: Person
+) -> None:
+    token = await changed(api, smtp, anna, THIEF)
+    told = await api.app[SERVICES].personal_data.export(UUID(anna.user_id))
+    [change] = told["account_changes"]
+    assert (change["kind"], change["email"], change["undone"]) == ("email", ANNA, False)
+    assert set(change) == {"kind", "email", "issuer", "undone", "expires_at"}, "no token's hash"
+    assert (await undo(api, token)).status == 204
 
 
 @pytest.mark.parametrize("token", ["", "x", "\u0000", "ü" * 2000, "a" * 43])

@@ -103,6 +103,19 @@ def test_it_listens_on_each_address_of_each_host_and_on_no_other(
             assert {address for address in EVERY if answer_at(address, port) == 200} == heard
 
 
+def test_the_log_says_where_it_listens_and_for_which_address(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    port, host = free_port(), "127.0.0.1,127.0.0.2"
+    told = {**environment, "HOST": host, "PORT": str(port), "PUBLIC_URL": "https://a.example"}
+    line = f"listening on 127.0.0.1:{port}, 127.0.0.2:{port} for https://a.example"
+    with (
+        (tmp_path / "log").open("w+") as log,
+        started([*COMMAND, "serve"], told | {"WORKERS": "1"}, stderr=log),
+    ):
+        wait_until(lambda: line in (tmp_path / "log").read_text(), "nothing is said")
+
+
 def resolving_to(*addresses: str) -> Callable[..., list[Any]]:
     """Return what takes getaddrinfo's place for a name that stands for these addresses."""
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in addresses]

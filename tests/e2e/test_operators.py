@@ -501,7 +501,8 @@ def test_all_that_is_held_about_a_person_is_exported_and_no_secret(operator: Ope
     told = json.loads(text)
     assert set(told) == {
         *("account", "identities", "sessions", "granted_to_clients", "mails_under_way"),
-        *("referral_codes", "referral", "referrals", "security_events", "enrichment"),
+        *("account_changes", "unconfirmed_registrations", "security_events", "enrichment"),
+        *("referral_codes", "referral", "referrals"),
         *("participant", "signals", "decisions", "events", "rewards", "balances", "transfers"),
     }
     assert told["account"]["id"] == tokens["user_id"]

@@ -35,6 +35,8 @@ FAULTS: Final = [scenario.fault.__name__ for scenario in SCENARIOS]
 HEAD: Final = (
     "fault",
     "requests",
+    "new sign-ups",
+    "new events",
     "errors",
     "longest s without a look-up",
     "… a write",
@@ -113,6 +115,8 @@ def _figures(verdict: Verdict) -> tuple[Any, ...]:
     tally = verdict.tally
     return (
         tally.requests,
+        tally.new["sign_up"],
+        tally.new["report"],
         ", ".join(f"{kind} {count}" for kind, count in sorted(tally.errors.items())),
         round(tally.longest_gap(verdict.begun, verdict.ended, "look_up"), 1),
         round(tally.longest_gap(verdict.begun, verdict.ended, *WRITES), 1),

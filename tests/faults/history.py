@@ -6,13 +6,25 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Kind = Literal[
-    "create", "replace", "delete", "show", "register", "look_up", "take_part", "sign_up", "report"
+    "create",
+    "replace",
+    "delete",
+    "show",
+    "register",
+    "look_up",
+    "take_part",
+    "sign_up",
+    "report",
+    "redeem",
+    "cancel",
+    "adjust",
+    "review",
 ]
 UNKNOWN = 0
 """The status of a request without an answer, or with one that leaves open what happened."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Operation:
     """One request, or a request and its repetitions with one Idempotency-Key.
 
@@ -51,17 +63,25 @@ class Operation:
         return self.status != UNKNOWN
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Call:
-    """What a company reported, and the answer: a request, or repetitions with one key."""
+    """What a company reported, and the answer: a request, or repetitions with one key.
+
+    Times are monotonic seconds.
+    """
 
     kind: Kind
     body: Mapping[str, Any]
+    about: str = ""
+    """The referral or the redemption that its path names."""
     status: int = UNKNOWN
     answer: Any = None
+    begun: float = 0.0
+    ended: float = math.inf
 
     def __str__(self) -> str:
-        return f"{self.kind} {dict(self.body)} was answered {self.status or 'nothing'}"
+        answer = f"{self.status or 'nothing'} {self.answer or ''}".strip()
+        return f"{self.kind} {self.about}{dict(self.body)} was answered {answer}"
 
     @property
     def acknowledged(self) -> bool:

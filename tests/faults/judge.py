@@ -24,13 +24,28 @@ TWO_LIVE_CODES = """
     HAVING count(*) > 1
 """
 
-TOO_MANY_USES = "SELECT code, uses, max_uses FROM referral_codes WHERE uses > max_uses"
+# Of the newest codes, which are the ones that change.
+TOO_MANY_USES = """
+    SELECT code, uses, max_uses
+      FROM (SELECT code, uses, max_uses
+              FROM referral_codes
+             ORDER BY referral_code_id DESC
+             LIMIT 500) AS newest
+     WHERE uses > max_uses
+"""
+
+TOO_MANY_USES_AT_LAST = "SELECT code, uses, max_uses FROM referral_codes WHERE uses > max_uses"
 
 USES_WITHOUT_REFERRALS = """
-    SELECT c.code, c.uses + COALESCE((SELECT sum(s.uses) FROM referral_code_uses s
-                                       WHERE s.referral_code_id = c.referral_code_id), 0) AS uses,
-           (SELECT count(*) FROM referrals r WHERE r.code = c.code) AS referrals
+    SELECT c.code, c.uses + COALESCE(s.uses, 0) AS uses, COALESCE(r.referrals, 0) AS referrals
       FROM referral_codes c
+      LEFT JOIN (SELECT referral_code_id, sum(uses) AS uses
+                   FROM referral_code_uses
+                  GROUP BY referral_code_id) AS s USING (referral_code_id)
+      LEFT JOIN (SELECT code, count(*) AS referrals
+                   FROM referrals
+                  GROUP BY code) AS r USING (code)
+     WHERE c.uses + COALESCE(s.uses, 0) <> COALESCE(r.referrals, 0)
 """
 
 ACCOUNTS = """
@@ -119,13 +134,12 @@ def _listed(operations: list[Operation]) -> str:
 
 
 async def _wrong_rows(database: asyncpg.Connection) -> list[str]:
+    too_many = await database.fetch(TOO_MANY_USES_AT_LAST)
+    not_referrals = await database.fetch(USES_WITHOUT_REFERRALS)
     return [
         *await wrong_now(database),
-        *(
-            f"uses that are not referrals: {dict(row)}"
-            for row in await database.fetch(USES_WITHOUT_REFERRALS)
-            if row["uses"] != row["referrals"]
-        ),
+        *(f"too many uses: {dict(row)}" for row in too_many),
+        *(f"uses that are not referrals: {dict(row)}" for row in not_referrals),
     ]
 
 

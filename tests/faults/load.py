@@ -68,6 +68,8 @@ class Tally:
     errors: Counter[str] = field(default_factory=Counter)
     answered: list[tuple[float, Kind]] = field(default_factory=list)
     """When look-ups and writes were answered properly."""
+    new: Counter[Kind] = field(default_factory=Counter)
+    """How often a company was answered that what it reported is new."""
 
     def longest_gap(self, begin: float, end: float, *kinds: Kind) -> float:
         """Return the longest time in which no request of the kinds was answered."""
@@ -112,9 +114,10 @@ class Wire:
             raise Unanswered("503")
         return status, answer
 
-    def answered(self, kind: Kind) -> None:
+    def answered(self, kind: Kind, *, new: bool = False) -> None:
         """Note that a request was answered properly."""
         self.tally.answered.append((monotonic(), kind))
+        self.tally.new[kind] += new
 
     def complain(self, method: str, path: str, status: int, answer: Any) -> Unanswered:
         """Note an answer that no rule allows."""

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from time import monotonic
 from typing import Final
@@ -19,22 +20,25 @@ from tests.e2e.processes import run as run_command
 from tests.engines import killable
 from tests.engines.killable import Engine
 from tests.factories import new_secrets
-from tests.faults import conversion_judge
+from tests.faults import conversion_judge, ledger_judge, webhook_judge
 from tests.faults.conversions import SCOPES, Conversions
 from tests.faults.faults import STALE_SECONDS, Fault, World
 from tests.faults.history import History
 from tests.faults.judge import judge, wrong_now
 from tests.faults.load import Load, Tally, Wire
+from tests.faults.webhooks import UnreliableReceiver, Webhooks
 
 CLIENTS: Final = 12
-REPORTING: Final = 8
+REPORTING: Final = 16
 """How many clients of a company report at once what its users do."""
 WORKERS: Final = 3
 WARM_UP_SECONDS: Final = 1.0
 RECOVERY_SECONDS: Final = 20.0
 """Within these the service is ready again, and has no job left, or it never will be."""
-LOOKS: Final = 15
-"""How often all codes are looked at until all referrals are, which takes longer."""
+LOOKS: Final = 5
+"""How often all codes are looked at until the newest referrals are, which takes longer."""
+CLOCKS_OFF: Final = timedelta(hours=1, seconds=1)
+"""How far a machine's clock is off at most, where clocks are moved."""
 FAKETIME: Final = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 UNHANDLED: Final = (
     "unhandled error",
@@ -43,6 +47,15 @@ UNHANDLED: Final = (
     "was answered 500",
 )
 """Words of the service's log, or of a complaint, that stand for an exception nobody caught."""
+
+
+DUE: Final = """
+    SELECT count(*)
+      FROM rewards
+     WHERE state = 'pending'
+       AND NOT held
+       AND available_at <= clock_timestamp() - $1::interval
+"""
 
 
 class Skipped(Exception):
@@ -63,6 +76,11 @@ class Scenario:
     durable: bool = True
     run_id: str | None = None
     """With `ways`, what Valkey's run id looks like to the service, also after a restart."""
+
+    @property
+    def clocks_off(self) -> timedelta:
+        """How far the service's clocks may be off."""
+        return CLOCKS_OFF if self.movable_clocks else timedelta()
 
     @property
     def name(self) -> str:
@@ -111,6 +129,7 @@ async def run(
             "RATE_LIMIT_LOGIN": "off",
             "RATE_LIMIT_LOOKUP": "off",
             "RATE_LIMIT_WRITE": "off",
+            "WEBHOOK_NETWORKS": "127.0.0.0/8",
             "LOG_LEVEL": "warning",
             **scenario.environment,
         }
@@ -127,6 +146,8 @@ async def run(
             )
             environment["REDIS_URL"] = to_valkey.url
         log = stack.enter_context((folder / "service.log").open("w"))
+        receiver = UnreliableReceiver(random.Random(rng.random()))
+        await stack.enter_async_context(receiver.serving())
         machines = [environment]
         if scenario.movable_clocks:
             machines = [
@@ -155,16 +176,20 @@ async def run(
                 seconds=seconds,
             )
             wire = Wire(urls, history, rng)
-            load, conversions = Load(wire), Conversions(wire, *await _new_client(environment))
+            client = await _new_client(environment)
+            load, conversions = Load(wire), Conversions(wire, *client)
+            webhooks = Webhooks(wire, receiver, *client)
+            await webhooks.listen()
             await load.prepare()
             await conversions.prepare()
             begun = monotonic()
-            async with _watched(postgresql.url, history):
+            async with _watched(postgresql.url, history, scenario.clocks_off):
                 await _under_load(scenario.fault, world, load, conversions)
             ended = monotonic()
-            await _calm(urls, postgresql.url, history)
+            await _calm(urls, postgresql.url, history, scenario.clocks_off)
             await load.look_at_all()
-            await conversions.repeat_all(REPORTING)
+            await conversions.repeat(REPORTING)
+            await webhooks.settle(postgresql.url)
         history.complaints += [
             line
             for line in (folder / "service.log").read_text().splitlines()
@@ -174,6 +199,9 @@ async def run(
         violations = [
             *await judge(history, connection),
             *await conversion_judge.judge(history.calls, connection),
+            *await ledger_judge.wrong_at_last(connection, scenario.clocks_off),
+            *await _wrong_ledger(environment),
+            *await webhook_judge.judge(webhooks, connection),
         ]
         await connection.close()
         return Verdict(wire.tally, violations, begun, ended)
@@ -195,6 +223,14 @@ async def _new_client(environment: Mapping[str, str]) -> tuple[str, str]:
     return found["client_id"], found["client_secret"].split()[0]
 
 
+async def _wrong_ledger(environment: Mapping[str, str]) -> list[str]:
+    """Have the ledger prove itself, as operators do; return what it says if it cannot."""
+    checked = await asyncio.to_thread(run_command, "ledger", "check", environment=environment)
+    if checked.returncode == 0:
+        return []
+    return [f"ledger check: {checked.stdout}{checked.stderr}"]
+
+
 async def _under_load(fault: Fault, world: World, load: Load, conversions: Conversions) -> None:
     clients = asyncio.gather(load.run(CLIENTS), conversions.run(REPORTING))
     await asyncio.sleep(WARM_UP_SECONDS)
@@ -205,17 +241,24 @@ async def _under_load(fault: Fault, world: World, load: Load, conversions: Conve
     await clients
 
 
-async def _calm(urls: list[str], database_url: str, history: History) -> None:
-    """Wait until the service is ready and no job is left; complain if that does not happen."""
+async def _calm(
+    urls: list[str], database_url: str, history: History, clocks_off: timedelta
+) -> None:
+    """Wait until the service is ready and nothing is left to do; complain if that never is.
+
+    Webhooks apart, which may have to wait for longer than anybody wants to.
+    """
     connection = await asyncpg.connect(database_url)
     deadline = monotonic() + RECOVERY_SECONDS
     while True:
         ready = all([await _is_ready(url) for url in urls])
-        jobs = await connection.fetchval("SELECT count(*) FROM jobs")
-        if ready and not jobs:
+        jobs = await connection.fetchval("SELECT count(*) FROM jobs WHERE kind <> 'delivery'")
+        due = await connection.fetchval(DUE, clocks_off)
+        if ready and not jobs and not due:
             break
         if monotonic() > deadline:
-            history.complaints.append(f"no recovery: ready {ready}, {jobs} jobs left")
+            left = f"{jobs} jobs and {due} rewards are left"
+            history.complaints.append(f"no recovery: ready {ready}, {left}")
             break
         await asyncio.sleep(0.1)
     await connection.close()
@@ -233,7 +276,9 @@ async def _is_ready(url: str) -> bool:
 
 
 @asynccontextmanager
-async def _watched(database_url: str, history: History) -> AsyncIterator[None]:
+async def _watched(
+    database_url: str, history: History, clocks_off: timedelta
+) -> AsyncIterator[None]:
     """Look all the while whether anything holds in PostgreSQL that may hold at no instant."""
 
     async def watch() -> None:
@@ -242,7 +287,8 @@ async def _watched(database_url: str, history: History) -> AsyncIterator[None]:
                 connection = await asyncpg.connect(database_url, timeout=2, command_timeout=2)
                 try:
                     while not history.complaints:
-                        history.complaints += await conversion_judge.wrong_now(connection)
+                        history.complaints += await ledger_judge.wrong_now(connection, clocks_off)
+                        history.complaints += await webhook_judge.wrong_now(connection)
                         for _ in range(LOOKS):
                             history.complaints += await wrong_now(connection)
                             await asyncio.sleep(0.05)

@@ -15,20 +15,39 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
 
+from service.domain.webhook_deliveries import Outcome
 from service.postgresql import database
 from service.redis import cache
-from service.repositories import events, participants, referral_code_uses, referral_codes, referrals
+from service.repositories import (
+    events,
+    participants,
+    referral_code_uses,
+    referral_codes,
+    referrals,
+    reward_counts,
+    rewards,
+    transfers,
+)
 from service.repositories.referral_code_uses import ReferralCodeUseRepository
+from service.repositories.referrals import ReferralRepository
+from service.repositories.reward_counts import RewardCountRepository
+from service.repositories.rewards import RewardRepository
+from service.repositories.transfers import TransferRepository
 from service.use_cases import events as event_use_cases
+from service.use_cases import webhooks
 from service.use_cases.cache_invalidation import CacheInvalidation, code_key
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.referral_codes import ReferralCodes
 from service.use_cases.referrals import Referrals
+from service.use_cases.webhook_deliveries import WebhookDeliveries
 from tests.faults import faults
 from tests.faults.run import UNHANDLED, Scenario, run
 
 TRIES: Final = 8
 """How many seeds are tried, because some races are lost by chance only."""
+
+SLOWLY: Final = 0.1
+"""Seconds in which another transaction can come in between."""
 
 
 @dataclass(frozen=True)
@@ -182,8 +201,101 @@ def commit_between_event_and_decision() -> Replacements:
     return [replaced(Referrals, "assess", committing)]
 
 
+def commit_between_cause_and_webhook() -> Replacements:
+    def committing(real: Any) -> Any:
+        async def write(repositories: Any, *arguments: Any) -> None:
+            await repositories._connection.execute("COMMIT")
+            await repositories._connection.execute("BEGIN")
+            await real(repositories, *arguments)
+
+        return write
+
+    return [replaced(webhooks, "_write", committing)]
+
+
+def end_deliveries_before_they_are_sent() -> Replacements:
+    def early(real: Any) -> Any:
+        async def deliver(self: Any, delivery: Any, *arguments: Any) -> None:
+            async with self._database.autocommit() as repositories:
+                sent = Outcome(status=204, milliseconds=0)
+                await repositories.webhook_deliveries.succeed(delivery, sent, self._clock())
+            await real(self, delivery, *arguments)
+
+        return deliver
+
+    return [replaced(WebhookDeliveries, "_deliver", early)]
+
+
 def take_a_cut_connection_for_a_bug() -> Replacements:
     return [replaced(database, "DatabaseUnavailable", lambda _: RuntimeError)]
+
+
+def overlook_what_is_pending() -> Replacements:
+    """With its index a reward that is given again is refused: an error, but no money."""
+    words, others = "state <> 'reversed'", "state = 'available'"
+    return [reworded(rewards, "LIVE_OF_CAUSES", words, others)]
+
+
+def read_the_cap_first() -> Replacements:
+    """And slowly, because two hit the moment by chance only."""
+    read = "SELECT given FROM reward_counts WHERE subject_id = $1 AND rule = $2"
+
+    async def take(self: Any, subject_id: Any, rule: str, cap: int) -> bool:
+        given = await self._connection.fetchval(read, subject_id, rule)
+        await asyncio.sleep(SLOWLY)
+        if given is not None and given >= cap:
+            return False
+        count = reward_counts.TAKE.replace("c.given < $3", "$3::int > 0")
+        return await self._connection.fetchval(count, subject_id, rule, cap) is not None
+
+    return [replaced(RewardCountRepository, "take", lambda _: take)]
+
+
+def release_without_a_lock() -> Replacements:
+    """And slowly, because a refund hits the moment by chance only."""
+
+    def slow(real: Any) -> Any:
+        async def release(self: Any, reward_ids: Any) -> Any:
+            await asyncio.sleep(SLOWLY)
+            return await real(self, reward_ids)
+
+        return release
+
+    return [
+        replaced(ReferralRepository, "lock_free", lambda _: ReferralRepository.find),
+        replaced(RewardRepository, "release", slow),
+    ]
+
+
+def pay_before_the_id() -> Replacements:
+    """The money is taken first, and given back where the id turns out to be known."""
+    move = """
+        UPDATE balances
+           SET available = available - $3::bigint, redeemed = redeemed + $3::bigint
+         WHERE participant_id = $1
+           AND unit = $2
+           AND available >= $3::bigint
+    """
+    note = """
+        INSERT INTO transfers
+               (transfer_id, programme_id, participant_id, unit, kind, from_account, to_account,
+                amount, external_id, fingerprint, note, made_by, created_at)
+        VALUES ($1, $2, $3, $4, 'redemption', 'available', 'redeemed', $5, $6, $7, $8, $9, $10)
+            ON CONFLICT (programme_id, external_id) WHERE external_id IS NOT NULL DO NOTHING
+    """
+
+    async def redeem(self: Any, transfer: Any, fingerprint: bytes) -> tuple[bool, bool]:
+        balance = transfer.participant_id, transfer.unit
+        taken = await self._connection.execute(move, *balance, transfer.amount)
+        if taken == "UPDATE 0":
+            return True, False
+        asked = transfers._asked_for(transfer, transfer.amount, fingerprint)
+        if await self._connection.execute(note, *asked) == "INSERT 0 0":
+            await self._connection.execute(move, *balance, -transfer.amount)
+            return False, True
+        return True, True
+
+    return [replaced(TransferRepository, "redeem", lambda _: redeem)]
 
 
 NO_JOB = """
@@ -203,6 +315,10 @@ NO_EVENT_ONCE = """
     ALTER TABLE events DROP CONSTRAINT events_happen_once;
     CREATE INDEX ON events (programme_id, external_id)
 """
+NO_REWARD_ONCE = """
+    DROP INDEX rewards_given_once;
+    CREATE INDEX ON rewards (rule, participant_id, cause_id, nth) WHERE state <> 'reversed'
+"""
 NO_MOST_USES = "ALTER TABLE referral_codes DROP CONSTRAINT referral_codes_used_at_most_max_uses"
 
 
@@ -217,8 +333,12 @@ class Sabotage:
     """Run on the migrated database."""
     unhandled: bool = False
     """Whether it shows as an unhandled error; otherwise the sabotage itself is what failed."""
+    words: str = ""
+    """What the violation says, where what is broken has other violations too."""
 
     def is_shown_by(self, violation: str) -> bool:
+        if self.words not in violation:
+            return False
         return self.unhandled or not any(words in violation for words in UNHANDLED)
 
 
@@ -264,6 +384,22 @@ SABOTAGES: Final = [
         take_any_event_for_a_repetition,
     ),
     Sabotage("event and decision in two transactions", SLOW, commit_between_event_and_decision),
+    Sabotage("webhook and cause in two transactions", SLOW, commit_between_cause_and_webhook),
+    Sabotage(
+        "a delivery ends before it is sent",
+        Scenario(faults.nothing),
+        end_deliveries_before_they_are_sent,
+    ),
+    Sabotage(
+        "no unique index of live rewards",
+        Scenario(faults.nothing),
+        overlook_what_is_pending,
+        sql=NO_REWARD_ONCE,
+        words="given twice",
+    ),
+    Sabotage("a cap is read before it is counted", SLOW, read_the_cap_first),
+    Sabotage("a release does not lock the referral", SLOW, release_without_a_lock),
+    Sabotage("a payout is taken before its id is", Scenario(faults.nothing), pay_before_the_id),
     Sabotage(
         "PostgreSQL acknowledges what it has not written",
         Scenario(faults.postgresql_killed, durable=False),

@@ -58,7 +58,13 @@ class Pause(AnswerOnce[Any]):
         self._reached = asyncio.Event()
         self.over = asyncio.Event()
 
-    async def keep(self, repositories: Repositories, result: Any, user_id: UUID | None) -> None:
+    async def keep(
+        self,
+        repositories: Repositories,
+        result: Any,
+        user_id: UUID | None,
+        participant_id: UUID | None = None,
+    ) -> None:
         self._reached.set()
         await self.over.wait()
 

@@ -13,18 +13,19 @@ from service.domain.claims import Claim
 from service.domain.emails import parse_email
 from service.domain.identities import Identity
 from service.domain.mails import MailToken, TokenPurpose
-from service.domain.programmes import DEFAULT_PROGRAMME
+from service.domain.programmes import DEFAULT_PROGRAMME, rules_of
 from service.domain.referral_codes import (
     NewReferralCode,
     ReferralCode,
     TakenReferralCode,
     issue_referral_code,
 )
-from service.domain.referrals import SYSTEM, NewReferral
+from service.domain.referrals import SYSTEM, NewReferral, ReferralFlag
 from service.domain.sessions import Session
 from service.domain.users import Role
 from service.postgresql.database import Database, Repositories
 from service.use_cases.cache_invalidation import CODE_KEY
+from service.use_cases.decisions import Change, next_decision
 from service.use_cases.locks import end_code
 from tests.factories import new_email
 
@@ -67,20 +68,27 @@ async def refer_to(
     referrer_id: UUID,
     email_hash: bytes,
     mailbox_hash: bytes | None = None,
-) -> Sequence[str]:
+    flags: Sequence[ReferralFlag] = (),
+) -> None:
     """Store a referral; it has a mailbox of its own unless one is given."""
+    programme = await repositories.programmes.find(DEFAULT_PROGRAMME)
+    assert programme is not None
     new = NewReferral(
         referee_id=user_id,
         referrer_id=referrer_id,
+        programme_id=programme.programme_id,
+        programme=programme.key,
+        version=programme.version,
         code="CODE",
         registered_at=NOW,
         made_by=SYSTEM,
         email_hash=email_hash,
         mailbox_hash=mailbox_hash or user_id.bytes,
     )
-    programme = await repositories.programmes.find(DEFAULT_PROGRAMME)
-    assert programme is not None
-    return (await repositories.referrals.add(new, programme, None, NOW)).flags
+    referral = new.begin(flags, None)
+    change = Change(rules=rules_of({"qualify": {"on": "signup"}}), now=NOW, made_by=SYSTEM)
+    decision = next_decision(referral, change, referral.state, referral.reason)
+    await repositories.referrals.add(new, referral, [decision])
 
 
 async def refer(repositories: Repositories, code: ReferralCode, slot: int) -> None:

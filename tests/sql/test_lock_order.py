@@ -40,9 +40,11 @@ ORDER: Final = {
     "user": {"users.LOCK"},
     "referral": {"referrals.LOCK", "referrals.LOCK_FREE", "referrals.ADD"},
     "standing": {
+        "standings.BEGIN",
         "standings.MOVE",
         "standings.LOCK",
         "participants.ERASE",
+        "participants.REMOVE_PUBLIC_NAME",
         "participants.SET_PUBLIC_NAME",
         "standings.LOCK_FREE",
     },
@@ -72,7 +74,6 @@ WAIT_FOR_NOBODY: Final = {
     "participants.UPDATE",
     "referrals.DECIDE",
     "referrals.DELETE",
-    "referrals.FLAG",
     "signals.NOTE",
     "signals.DELETE_OF_PARTICIPANT",
 }
@@ -85,7 +86,7 @@ NAME_OF: Final = {
     text: f"{module}.{name}"
     for module in MODULES
     for name, text in vars(importlib.import_module(f"{repositories.__name__}.{module}")).items()
-    if name.isupper() and isinstance(text, str)
+    if name.isupper() and not name.startswith("_") and isinstance(text, str)
 }
 LOCK_OF: Final = {name: lock for lock, names in ORDER.items() for name in names}
 LOCKS: Final = list(ORDER)

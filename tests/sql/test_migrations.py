@@ -397,3 +397,40 @@ def test_the_standing_of_a_referrer_with_many_referrals_is_counted_when_migratin
     move(empty_database, "apply", "0021_programmes")
     standings = run(empty_database, "SELECT participant_id, qualified FROM standings")
     assert standings == [(many, 10_001)]
+
+
+def test_of_the_referrals_of_a_mailbox_all_but_the_first_become_self_referrals(
+    empty_database: str,
+) -> None:
+    """Whatever other flags they have: these hid them from the rule."""
+    for name in NAMES[: NAMES.index("0024_self_referrals")]:
+        move(empty_database, "apply", name)
+    statements = (
+        """
+        INSERT INTO users (user_id, email, email_key, password_hash, role, created_at)
+        SELECT ('00000000-0000-0000-0000-' || lpad(to_hex(n), 12, '0'))::uuid,
+               n || '@a.example', n || '@a.example', 'x', 'user', now()
+          FROM generate_series(1, 6) AS n
+        """,
+        """
+        INSERT INTO referrals
+               (user_id, referrer_id, code, registered_at, email_hash, mailbox_hash, flags)
+        SELECT ('00000000-0000-0000-0000-' || lpad(to_hex(n), 12, '0'))::uuid,
+               '00000000-0000-0000-0000-000000000001', 'ANNA', now() + n * interval '1 second',
+               n::text::bytea, mailbox::bytea, flags::text[]
+          FROM (VALUES (2, 'a', '{velocity}'), (3, 'a', '{velocity}'), (4, 'a', '{self-referral}'),
+                       (5, 'b', '{velocity}'), (6, 'a', '{}'))
+               AS referral (n, mailbox, flags)
+        """,
+    )
+    for statement in statements:
+        run(empty_database, statement)
+    move(empty_database, "apply", "0024_self_referrals")
+    flags = [flags for (flags,) in run(empty_database, "SELECT flags FROM referrals ORDER BY 1")]
+    assert sorted(flags) == [
+        ["self-referral"],
+        ["self-referral"],
+        ["self-referral", "velocity"],
+        ["velocity"],
+        ["velocity"],
+    ]

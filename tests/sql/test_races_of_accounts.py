@@ -4,7 +4,6 @@ Each race says what to remove from the SQL in order to see it lost.
 """
 
 import asyncio
-from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -15,9 +14,11 @@ from uuid6 import uuid7
 from service.domain.emails import parse_email
 from service.domain.errors import AlreadyReferred, EmailTaken
 from service.domain.mails import MailToken, Share, TokenPurpose
+from service.domain.referrals import ReferralFlag
 from service.domain.security_events import Origin
 from service.domain.users import Role
 from service.postgresql.database import Database, Repositories
+from service.repositories.referrals import MailboxJustReferred
 from service.use_cases.locks import hold_user_of
 from tests.factories import new_email
 from tests.sql.racing import (
@@ -186,26 +187,31 @@ async def test_a_mail_that_is_tried_again_counts_once(transactions: Database) ->
         assert not await mailboxes.count(b"a mailbox", job_id, Share.OTHER, NOW)
 
 
-async def test_of_two_referrals_of_one_mailbox_at_once_one_is_without_a_flag(
-    transactions: Database, database: asyncpg.Connection
+@pytest.mark.parametrize("flags", [[], [ReferralFlag.VELOCITY]])
+async def test_of_two_referrals_of_one_mailbox_at_once_one_is_no_self_referral(
+    flags: list[ReferralFlag], transactions: Database, database: asyncpg.Connection
 ) -> None:
-    """Without the index referrals_one_unflagged_of_a_mailbox both are."""
+    """Without the index referrals_one_unflagged_of_a_mailbox neither is."""
     async with transactions.transaction() as repositories:
         referrer_id, another = [await new_user(repositories) for _ in range(2)]
 
-    async def add(repositories: Repositories, referrer_id: UUID) -> Sequence[str]:
+    async def add(
+        repositories: Repositories, referrer_id: UUID, flags: list[ReferralFlag] = flags
+    ) -> None:
         user_id = await new_user(repositories)
-        return await refer_to(repositories, user_id, referrer_id, user_id.bytes, b"a mailbox")
+        await refer_to(repositories, user_id, referrer_id, user_id.bytes, b"a mailbox", flags)
 
-    async def add_alone(referrer_id: UUID) -> Sequence[str]:
+    async def add_alone(referrer_id: UUID) -> None:
         async with transactions.transaction() as repositories:
-            return await add(repositories, referrer_id)
+            await add(repositories, referrer_id)
 
     async with transactions.transaction() as repositories:
-        assert await add(repositories, referrer_id) == []
+        await add(repositories, referrer_id)
         adding = await until_blocked(database, add_alone(referrer_id))
-        assert await add_alone(another) == []  # with whom it is the first
-    assert await adding == ["self-referral"]
+        await add_alone(another)  # with whom it is the first
+        await add(repositories, referrer_id, [ReferralFlag.SELF_REFERRAL, *flags])
+    with pytest.raises(MailboxJustReferred):
+        await adding
 
 
 async def test_an_identity_that_is_being_removed_signs_nobody_in(

@@ -206,7 +206,7 @@ async def test_a_decision_waits_for_the_one_being_made(company: Company, first: 
 
 
 async def test_of_two_that_decide_unlocked_one_does(company: Company) -> None:
-    """Without `sequence = $2 - 1` in DECIDE the second would fail, at the primary key
+    """Without the comparison of `sequence` in DECIDE the second would fail, at the primary key
     decisions_follow_each_other; without that, too, both would decide."""
     referral_id = await company.refer(await company.share("u-1"), "u-2")
     decision = Decision(
@@ -223,7 +223,7 @@ async def test_of_two_that_decide_unlocked_one_does(company: Company) -> None:
 
     async def decide() -> bool:
         async with company.services.database.transaction() as repositories:
-            return await repositories.referrals.decide(decision, None)
+            return await repositories.referrals.decide([decision])
 
     assert sorted(await asyncio.gather(decide(), decide())) == [False, True]
     assert (await company.look(referral_id))["states"] == ["pending", "rejected"]

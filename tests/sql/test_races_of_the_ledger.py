@@ -73,6 +73,39 @@ async def test_of_40_payouts_of_100_from_500_five_succeed(shop: Shop) -> None:
     assert await shop.balance(referrer) == (0, 0, 500)
 
 
+async def test_what_comes_while_a_payout_is_refused_is_paid_out(
+    shop: Shop, database: asyncpg.Connection, settings: Settings
+) -> None:
+    """Without TryAgain in `redeem` it would be refused, as if 500 were more than 500."""
+    referrer = await rich(shop, 100)
+    barrier = await asyncpg.connect(settings.database_url)
+    try:
+        under_way = barrier.transaction()
+        await under_way.start()
+        await barrier.execute(
+            """
+            INSERT INTO transfers
+                   (transfer_id, programme_id, participant_id, unit, kind, from_account, to_account,
+                    amount, external_id, fingerprint, made_by, created_at)
+            SELECT $1, programme_id, participant_id, unit, 'redemption', 'available', 'redeemed',
+                   1, 'payout', '', 'system', created_at
+              FROM transfers
+             WHERE participant_id = $2
+            """,
+            uuid7(),
+            referrer.participant.participant_id,
+        )
+        # It has begun with what is available now, and waits for whoever else uses the id.
+        payout = await until_blocked(database, shop.redeem("payout", referrer, 500))
+        await shop.adjust(new_id("adjustment"), referrer, 400)
+        await under_way.rollback()
+        _, is_new = await payout
+    finally:
+        await barrier.close()
+    assert is_new
+    assert await shop.balance(referrer) == (0, 0, 500)
+
+
 async def test_two_cancellations_at_once_pay_back_once(shop: Shop) -> None:
     """Without `transfers_cancelled_once` both would. (Promise 8)"""
     referrer = await rich(shop)

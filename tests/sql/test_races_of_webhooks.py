@@ -162,7 +162,7 @@ async def test_what_a_savepoint_undoes_is_not_announced(
                 await undo(repositories)
             announce(repositories, NOW, after)
     bodies = [row["body"] for row in await database.fetch("SELECT body FROM webhook_messages")]
-    assert sorted(bodies) == sorted(one.body({}, NOW) for one in (before, after, after))
+    assert sorted(bodies) == sorted(one.body(NOW) for one in (before, after, after))
 
 
 async def test_of_two_that_retry_a_delivery_one_plans_it(

@@ -90,7 +90,7 @@ REDEMPTION = Transfer(
 )
 ANNOUNCEMENTS = [
     webhooks.participant_created("default", uuid4()),
-    *webhooks.referral_created(referral()),
+    *webhooks.referral_created(referral(), referral()),
     *(
         announced
         for state in (
@@ -121,13 +121,30 @@ ANNOUNCEMENTS = [
 
 @pytest.mark.parametrize("announced", ANNOUNCEMENTS, ids=lambda one: one.type)
 def test_a_message_is_small_and_names_its_participants(announced: Announcement) -> None:
-    body = announced.body(dict.fromkeys(announced.participant_ids, LONGEST), NOW)
+    stored = announced.body(NOW)
+    named = webhooks.participants_in(stored)
+    body = webhooks.as_sent(stored, dict.fromkeys(named, LONGEST))
     assert len(body) < webhooks.LARGEST_BODY / 2
     document = json.loads(body)
     assert list(document) == ["type", "timestamp", "data"]
     assert document["timestamp"] == "2026-11-26T09:30:00Z"
-    assert body.count(json.dumps(LONGEST).encode()) >= len(announced.participant_ids)
-    assert b"ExternalId" not in body
+    assert body.count(json.dumps(LONGEST).encode()) >= len(named)
+    assert webhooks.participants_in(body) == set()
+    assert body.count(b'external_id":"') == stored.count(b'external_id":"participant ')
+
+
+def test_a_message_is_sent_with_the_companys_ids_whatever_they_are() -> None:
+    """What looks like one of ours is the company's own: its ids have no spaces."""
+    referee, referrer = uuid4(), uuid4()
+    made = referral(referral_id=referee, referrer_id=referrer)
+    event_id = f'"participant-{referee}"'
+    announced = webhooks.referral_announcement(EventType.REFERRAL_QUALIFIED, made, event_id)
+    stored = announced.body(NOW)
+    assert webhooks.participants_in(stored) == {referee, referrer}
+    sent = json.loads(webhooks.as_sent(stored, {referee: '\\1"\\g<0>', referrer: None}))["data"]
+    assert sent["referral"]["external_id"] == '\\1"\\g<0>'
+    assert sent["referral"]["referrer_external_id"] is None
+    assert sent["event_id"] == event_id
 
 
 def test_every_type_of_the_catalogue_is_announced_by_something() -> None:

@@ -1,7 +1,8 @@
 """What handlers say about themselves in OpenAPI's own words, for `@docs(parameters=, responses=)`.
 
 `@docs` takes two more keywords: `refuses`, the errors that the handler raises besides those of
-every handler, and `locates`, the statuses whose response has a `Location`.
+every handler (an instance where it points to another member than usual), and `locates`, the
+statuses whose response has a `Location`.
 """
 
 from typing import Any, Final

@@ -29,7 +29,7 @@ from service.api.docs.components import (
     ProblemSchema,
 )
 from service.api.docs.describe import EXAMPLE_ID, IDEMPOTENCY_KEY, id_in_path, json_of
-from service.api.docs.refusals import problems_of
+from service.api.docs.refusals import Refusal, problems_of
 from service.api.docs.webhooks import describe_webhooks
 from service.api.http.app_keys import SETTINGS
 from service.api.http.authentication import is_limited, own_scope_of, scope_of
@@ -37,7 +37,7 @@ from service.api.http.fields import RequestSchema
 from service.api.http.problems import CONTENT_TYPE
 from service.api.http.responses import JSON, to_json
 from service.api.http.static_files import StaticFile
-from service.domain.errors import ServiceError, TooMany
+from service.domain.errors import TooMany
 from service.domain.scopes import OF_CLIENTS
 
 EXAMPLE_OF_FORMAT: Final = {"uuid": EXAMPLE_ID, "date-time": "2026-11-21T09:30:00Z"}
@@ -137,22 +137,28 @@ class _Writer:
             if int(status) in said.get("locates", ()):
                 headers.append("Location")
             operation["responses"][str(status)] = self._response(response, headers)
-        self._add_failures(path, operation, refusals, said["schemas"])
+        validated = [request["schema"] for request in said["schemas"]]
+        reads_body = method == "post" or "requestBody" in operation
+        if reads_body and "requestBody" not in operation:
+            validated.append(RequestSchema())  # which has no members: `check_no_body`
+        self._add_failures(path, operation, refusals, validated, reads_body=reads_body)
         self._spec.path(path=path, operations={method: operation})
 
     def _add_failures(
         self,
         path: str,
         operation: dict[str, Any],
-        refusals: list[type[ServiceError]],
-        requests: Iterable[Mapping[str, Any]],
+        refusals: list[Refusal],
+        validated: Iterable[Schema],
+        *,
+        reads_body: bool,
     ) -> None:
         if path.startswith("/oauth/"):
             _add_oauth_errors(operation)
             failure = {JSON: OAUTH_ERROR_CONTENT}
         else:
-            validated = [request["schema"] for request in requests]
-            for status, examples in problems_of(path, operation, refusals, validated).items():
+            problems = problems_of(path, operation, refusals, validated, reads_body=reads_body)
+            for status, examples in problems.items():
                 operation["responses"][str(status)] = self._problem_response(status, examples)
             failure = {CONTENT_TYPE: PROBLEM_CONTENT}
         # In order, because generators take the first success for the type of the result.

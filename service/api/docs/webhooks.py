@@ -159,7 +159,7 @@ def _operation(announced: Announcement) -> dict[str, Any]:
                         "properties": properties,
                         "required": list(properties),
                     },
-                    "example": json.loads(announced.body(_EXTERNAL_IDS, _NOW)),
+                    "example": json.loads(webhooks.as_sent(announced.body(_NOW), _EXTERNAL_IDS)),
                 }
             },
         },

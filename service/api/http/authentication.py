@@ -13,6 +13,7 @@ from aiohttp import web
 
 from service.api.http.app_keys import CONTEXT, SERVICES
 from service.api.http.rate_limits import LOGIN, count_client, count_request, count_write
+from service.api.http.requests import check_no_body
 from service.domain.errors import (
     ClientSecretWrong,
     InsufficientScope,
@@ -45,7 +46,8 @@ def needs(
     `first_party` call refuses the tokens of other applications. RATE_LIMIT_WRITE counts a user's
     writes unless `limited` is false, and only after the token is accepted: a refused one uses up
     nobody's limit. RATE_LIMIT_CLIENT counts each call of a client on its own behalf. Raises
-    TokenMissing, InvalidToken, ClientSecretWrong, InsufficientScope, NotAllowed or TooMany.
+    TokenMissing, InvalidToken, ClientSecretWrong, InsufficientScope, NotAllowed or TooMany, and
+    what `check_no_body` does.
     """
 
     def decorate(handler: Handler[T]) -> Handler[T]:
@@ -62,6 +64,7 @@ def needs(
             elif limited and writes:
                 await count_write(request, token.user_id)
             request[_TOKEN] = token
+            await check_no_body(request)
             return await handler(request)
 
         checked.needs = scope  # type: ignore[attr-defined]

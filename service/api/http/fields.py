@@ -22,6 +22,8 @@ from service.domain.events import LARGEST_AMOUNT
 
 LARGEST_PAGE: Final = 100
 BETWEEN: Final = "This must lie between {min} and {max}."
+_IN_LINES: Final = str.maketrans("", "", "\n\r\t\u00a0\u202f\u200c\u200d")
+"""Line breaks and tabs, spaces that do not break a line, and joiners, which some scripts need."""
 
 
 def by_rule(check: Callable[[str], object]) -> Callable[[str], None]:
@@ -32,6 +34,19 @@ def by_rule(check: Callable[[str], object]) -> Callable[[str], None]:
             check(text)
         except InvalidInput as error:
             raise ValidationError(error.detail) from error
+
+    return validator
+
+
+def readable(what: str, *, lines: bool = False) -> Callable[[str], None]:
+    """Validate that nothing in a text hides or reverses it, or what people read beside it.
+
+    `what` begins the message. A text may have several `lines`, a name not.
+    """
+
+    def validator(text: str) -> None:
+        if not (text.translate(_IN_LINES) if lines else text).isprintable():
+            raise ValidationError(f"{what} has no control characters and no bidirectional marks.")
 
     return validator
 

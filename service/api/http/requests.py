@@ -13,7 +13,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from marshmallow import Schema, ValidationError
 
 from service.api.http.app_keys import SETTINGS
-from service.api.http.fields import PageQuery
+from service.api.http.fields import PageQuery, RequestSchema
 from service.api.http.problem_types import BadRequest, RequestTimeout, UnsupportedMediaType
 from service.domain.errors import InvalidInput, ServiceError
 from service.domain.pages import Cursor
@@ -21,7 +21,7 @@ from service.domain.pages import Cursor
 LARGEST_BODY: Final = 16 * 1024
 BODY_SECONDS: Final = 10.0
 Rule: TypeAlias = tuple[str, Callable[[Mapping[str, Any]], object]]
-"""A member, and a check of it, given all members, that raises InvalidInput."""
+"""The path of a member, and a check of it, given all members, that raises InvalidInput."""
 _Repeating: TypeAlias = dict[int, tuple[dict[str, Any], set[str]]]
 """Objects with repeated members, by `id`, and the names of those members."""
 
@@ -35,6 +35,7 @@ class InvalidBody(ValidationError):
 
 
 _FIRST_PAGE: Final = (PageQuery().load({})["limit"], None)
+_NO_MEMBERS: Final = RequestSchema()
 
 
 async def read_body(request: web.Request, *rules: Rule) -> dict[str, Any]:
@@ -61,12 +62,28 @@ async def read_body(request: web.Request, *rules: Rule) -> dict[str, Any]:
 
 
 def _broken(rules: Sequence[Rule], members: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for name, check in rules:
+    for path, check in rules:
+        value: Any = members
+        for name in path.split("/"):
+            value = (value or {}).get(name)
         try:
-            if members.get(name) is not None:
+            if value is not None:
                 check(members)
         except InvalidInput as error:
-            yield f"#/{name}", error.detail
+            yield f"#/{path}", error.detail
+
+
+async def check_no_body(request: web.Request) -> None:
+    """Refuse members in the body of a POST whose handler declares none: `{}` is as good as nothing.
+
+    Raises as `read_body` does. A body of GET or DELETE has no meaning, and is not looked at
+    (RFC 9110, 9.3).
+    """
+    if request.method != "POST" or not request.body_exists or _declared(request, "json"):
+        return
+    if await read_bytes(request):  # not an empty chunked one
+        document, _ = await _read_json(request)
+        _NO_MEMBERS.load(document)
 
 
 def read_query(request: web.Request) -> dict[str, Any]:
@@ -77,9 +94,13 @@ def read_query(request: web.Request) -> dict[str, Any]:
 
 def _schema_of(request: web.Request, location: str) -> Schema:
     """Return what aiohttp-apispec's decorators have declared: what is documented is validated."""
-    declared = request.match_info.handler.__schemas__  # type: ignore[attr-defined]
-    schema: Schema = next(each["schema"] for each in declared if each["location"] == location)
+    [schema] = _declared(request, location)
     return schema
+
+
+def _declared(request: web.Request, location: str) -> list[Schema]:
+    declared = getattr(request.match_info.handler, "__schemas__", ())
+    return [each["schema"] for each in declared if each["location"] == location]
 
 
 def read_page(request: web.Request) -> tuple[int, Cursor | None]:

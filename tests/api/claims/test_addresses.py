@@ -3,6 +3,7 @@
 import asyncio
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -45,6 +46,17 @@ async def test_a_claim_comes_too_late_where_the_address_was_confirmed_otherwise(
     for claimed, email in ((of_anna, ANNA), (of_root, "root@example.com")):
         assert_unusable(await confirm(strict, claimed))
         assert await passwords(strict, email) == {ATTACKERS: 401, VICTIMS: 200}
+
+
+async def test_claims_of_an_address_are_exported_with_its_account(
+    strict: Api, postman: Postman
+) -> None:
+    anna = await new_person(strict, postman, ANNA)
+    await register(strict, password=ATTACKERS)
+    told = await strict.app[SERVICES].personal_data.export(UUID(anna.user_id))
+    [claim] = told["unconfirmed_registrations"]
+    assert claim["email"] == ANNA
+    assert set(claim) == {"email", "issuer", "created_at", "expires_at"}, "no password hash"
 
 
 async def test_claims_of_an_address_are_erased_with_its_account(

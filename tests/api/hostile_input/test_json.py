@@ -10,6 +10,7 @@ from tests.api.hostile_input.conftest import (
     CALLS,
     LATIN_1,
     UTF_16,
+    Call,
     assert_refused,
     post_text,
     with_literal,
@@ -210,3 +211,27 @@ async def test_a_byte_order_mark_is_no_part_of_the_document(api: Api, anna: Pers
         assert_problem(
             await api.post("/auth/login", data=body, headers=headers), 400, "bad-request"
         )
+
+
+async def test_a_call_without_a_body_takes_none_or_an_empty_object(api: Api, anna: Person) -> None:
+    """Without `check_no_body` a member that nobody reads is answered as if it had been heeded."""
+    logout = Call("POST", "/auth/logout", {})
+    refused = {
+        '{"everywhere": true}': (422, ["#/everywhere"]),
+        '{"a": null, "a": null}': (422, ["#/a"]),
+        "[]": (422, ["#"]),
+        "null": (422, ["#"]),
+        "{": (400, []),
+        " ": (400, []),
+    }
+    for text, (status, pointers) in refused.items():
+        answer = await post_text(api, logout, text, anna)
+        assert answer.status == status, (text, answer.body)
+        assert [error["pointer"] for error in answer.json().get("errors", [])] == pointers, text
+    form = await api.call("POST", "/auth/logout", by=anna, data={"a": "b"})
+    assert_problem(form, 415, "unsupported-media-type")
+    assert (await api.get("/users/me", by=anna)).status == 200
+    assert (await api.delete("/auth/sessions", {"not": "looked at"}, by=anna)).status == 204
+    for text in ("{}", ""):
+        person = await api.new_person()
+        assert (await post_text(api, logout, text, person)).status == 204
