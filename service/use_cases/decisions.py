@@ -80,8 +80,10 @@ class Decisions:
         concerned = is_whole or (
             change.event is not None and may_matter(change.rules, change.event)
         )
-        if planned and not change.is_new:
-            await _write(repositories, planned)
+        unwritten = [] if change.is_new else list(planned)
+        if change.reviewed and unwritten:  # before it is looked at what the review holds
+            await _write(repositories, unwritten)
+            unwritten = []
         referral, standing = await _follow(repositories, referral, planned)
         opened = change.is_new and referral.review is Review.OPEN
         if change.reviewed or opened:
@@ -109,9 +111,9 @@ class Decisions:
             )
             settled = await self._rewards.settle(repositories, case)
         further = list(_consequences(referral, change, settled))
-        if further:
-            await _write(repositories, further)
-            referral, _ = await _follow(repositories, referral, further)
+        if unwritten or further:
+            await _write(repositories, [*unwritten, *further])
+        referral, _ = await _follow(repositories, referral, further)
         return Assessed(referral=referral, decisions=[*planned, *further], settled=settled)
 
 
