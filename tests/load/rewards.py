@@ -1,7 +1,9 @@
 """The rows of `make bench` about rewards: giving, reading, releasing, reviewing."""
 
 import itertools
+import json
 import time
+import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -72,6 +74,7 @@ def measure(bench: Bench) -> None:
         _events(bench, pair, database)
         for path, goal in (("balances", 0.35), ("rewards", 0.25), ("transfers", 0.25)):
             name = {"balances": "an account's balances"}.get(path, f"an account's {path}, 20")
+            _check(pair, own(path))
             closed_loop(bench, pair, name, goal, own(path))
         _reviews(bench, pair)
         _release(bench, pair, database)
@@ -81,8 +84,14 @@ def measure(bench: Bench) -> None:
 
 def _events(bench: Bench, pair: Pair, database: "psycopg.Connection[Any]") -> None:
     def anew() -> None:
-        with database.transaction():
-            database.execute(AS_BEFORE.encode())
+        while True:
+            time.sleep(0.2)  # wrk leaves requests under way
+            try:
+                with database.transaction():
+                    database.execute(AS_BEFORE.encode())
+            except psycopg.errors.DeadlockDetected:
+                continue
+            break
 
     def refer(referrers: range, version: int) -> None:
         ids = [row_id(8, number) for number in referrers]
@@ -116,8 +125,20 @@ def _reviews(bench: Bench, pair: Pair) -> None:
         path = f"{API}/referrals?review=open&order=oldest&programme={programme}"
         return lambda _: [Request(path, authorization=basic(CLIENT))]
 
+    for programme in ("bench-reviews", "default"):
+        _check(pair, reviews(programme))
     few = closed_loop(bench, pair, "reviews, 20 of 10³ referrals", 0.0, reviews("bench-reviews"))
     compared(bench, pair, "the same, of 10⁷", reviews("default"), 1 / 1.2, few)
+
+
+def _check(pair: Pair, workload: Workload) -> None:
+    """Raise HTTPError unless the first request is answered well."""
+    first = pair.requests(workload)[0]
+    headers = {"Authorization": first.authorization}
+    request = urllib.request.Request(f"{pair.service.url}{first.path}", headers=headers)
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        found = json.loads(answer.read())["items"]
+    assert found, f"{first.path} finds nothing"
 
 
 def compared(

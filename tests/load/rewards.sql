@@ -33,6 +33,12 @@ VALUES (pg_temp.id(5, 2), 'bench-rewards', 'Bench', 2, false, now()),
        (pg_temp.id(5, 3), 'bench-reviews', 'Bench', 1, false, now()),
        (pg_temp.id(5, 4), 'bench-due', 'Bench', 1, true, now())
     ON CONFLICT (key) DO UPDATE SET paused = excluded.paused;
+INSERT INTO programmes (programme_id, key, name, version, created_at)
+VALUES ('00000000-0000-7000-8000-000000000001', 'default', 'Default', 1, now())
+    ON CONFLICT DO NOTHING;
+INSERT INTO programme_versions (programme_id, version, rules, made_by, created_at)
+VALUES ('00000000-0000-7000-8000-000000000001', 1, '{"qualify": {"on": "signup"}}', 'system', now())
+    ON CONFLICT DO NOTHING;
 INSERT INTO programme_versions (programme_id, version, rules, made_by, created_at)
 SELECT programme_id, version,
        json_build_object(
