@@ -68,7 +68,7 @@ VALUES ('00000000-0000-7000-8000-000000000001', 1,
 """The rows that the migrations leave."""
 
 
-def _empty(tables: Sequence[str]) -> str:
+def empty(tables: Sequence[str]) -> str:
     """Return SQL that removes all rows: TRUNCATE makes new files, which takes ten times as long.
 
     It locks first, because an abandoned request may still be writing. It deletes in one statement,
@@ -108,7 +108,7 @@ async def database(servers: Servers) -> AsyncIterator[asyncpg.Connection]:
     try:
         yield connection
     finally:
-        await connection.execute(_empty(servers.tables))
+        await connection.execute(empty(servers.tables))
         await connection.close()
 
 

@@ -10,7 +10,7 @@ from service.api.http.authentication import current_token, needs
 from service.api.http.fields import Moment, PageQuery
 from service.api.http.prebuilt import PrebuiltResponse
 from service.api.http.requests import find_id, read_page
-from service.api.http.responses import PageSchema, to_json
+from service.api.http.responses import PageSchema, write_items
 from service.domain.clock import moment_text
 from service.domain.errors import NotAllowed, UserNotFound
 from service.domain.pages import Page
@@ -83,5 +83,4 @@ def write_page(page: Page[Referral]) -> bytes:
         }
         for user_id, email, registered_at, code, flags, state, state_changed_at in page.items
     ]
-    next_cursor = page.next_cursor and page.next_cursor.encode()
-    return to_json({"items": items, "next_cursor": next_cursor})
+    return write_items(items, page.next_cursor)

@@ -85,12 +85,6 @@ def cause_id(referral: ProgrammeReferral, want: WantedReward) -> UUID:
     return referral.referral_id if want.cause is None else want.cause.event_id
 
 
-def grant_of(case: Case, reward: Reward) -> Transfer:
-    """Return the transfer with which a reward enters the ledger."""
-    accounts = Account.PROGRAMME, Account(reward.state)
-    return _transfer(reward, TransferKind.GRANT, accounts, reward.amount, case.made_by, case.now)
-
-
 def release_of(reward: Reward, made_by: str, now: datetime) -> Transfer:
     """Return the transfer with which what is left of a reward becomes available."""
     accounts = Account.PENDING, Account.AVAILABLE

@@ -1,8 +1,8 @@
 """The SQL of participants."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from uuid import UUID
 
 from service.domain.participants import Participant
@@ -55,15 +55,6 @@ LOCK_EXTERNAL: Final = """
            blocked_at IS NOT NULL AS blocked, erased_at IS NOT NULL AS erased,
            NULL AS public_name, created_at
       FROM locked
-"""
-
-RECIPIENTS: Final = """
-    SELECT p.participant_id, p.blocked_at IS NOT NULL OR u.disabled_at IS NOT NULL AS held,
-           g.paused
-      FROM participants p
-      JOIN programmes g USING (programme_id)
-      LEFT JOIN users u ON u.user_id = p.user_id
-     WHERE p.participant_id = ANY ($1)
 """
 
 # Also an account that has not taken part in anything yet, and was created when it registered.
@@ -141,15 +132,6 @@ ERASE: Final = """
 """
 
 
-class Recipient(NamedTuple):
-    """A participant, whether a block or a disabled account holds what is given, and whether the
-    programme is paused."""
-
-    participant_id: UUID
-    held: bool
-    paused: bool
-
-
 class ParticipantRepository(Repository):
     """Participants, one statement a method."""
 
@@ -181,11 +163,6 @@ class ParticipantRepository(Repository):
         members = dict(row)
         is_new: bool = members.pop("is_new")
         return Participant(**members), is_new
-
-    async def recipients(self, participant_ids: Sequence[UUID]) -> list[Recipient]:
-        """Return what keeps things from these participants."""
-        rows = await self._connection.fetch(RECIPIENTS, participant_ids)
-        return [Recipient(*row) for row in rows]
 
     async def find(self, participant_id: UUID) -> Participant | None:
         """Return a participant who is not erased."""

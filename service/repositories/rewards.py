@@ -1,9 +1,12 @@
 """The SQL of rewards."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
+
+from uuid6 import uuid7
 
 from service.domain.pages import Cursor
 from service.domain.rewards import Reward, RewardFilter, RewardState
@@ -14,25 +17,53 @@ _COLUMNS: Final = """
     amount, reversed, state, held, available_at, created_at
 """
 
-# With the balances that the transfers of the rewards are then added to.
-ADD: Final = """
-    WITH given AS (
+# Rewards, the transfers with which they enter the ledger, and the balances, which only grow: an
+# upsert does where nothing is subtracted. A block, and a pause, is looked for under the lock that a
+# block takes, too.
+GIVE: Final = """
+    WITH wanted AS (
+        SELECT new.*,
+               new.doubtful OR p.blocked_at IS NOT NULL OR u.disabled_at IS NOT NULL AS held,
+               g.paused
+          FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], $5::uuid[], $6::int[],
+                      $7::text[], $8::bigint[], $9::boolean[], $10::timestamptz[], $11::uuid[])
+               AS new (reward_id, rule, participant_id, referral_id, cause_id, nth, unit, amount,
+                       doubtful, available_at, transfer_id)
+          JOIN participants p USING (participant_id)
+          LEFT JOIN users u ON u.user_id = p.user_id
+          JOIN programmes g ON g.programme_id = $12
+    ), decided AS (
+        SELECT *, CASE WHEN held OR paused OR available_at > $14 THEN 'pending' ELSE 'available' END
+               AS state
+          FROM wanted
+    ), given AS (
         INSERT INTO rewards
                (reward_id, programme_id, version, rule, participant_id, referral_id, cause_id, nth,
                 unit, amount, state, held, available_at, created_at)
         SELECT reward_id, $12, $13, rule, participant_id, referral_id, cause_id, nth, unit, amount,
                state, held, available_at, $14
-          FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], $5::uuid[], $6::int[],
-                      $7::text[], $8::bigint[], $9::text[], $10::boolean[], $11::timestamptz[])
-               AS new (reward_id, rule, participant_id, referral_id, cause_id, nth, unit, amount,
-                       state, held, available_at)
-        RETURNING participant_id, unit
+          FROM decided
+    ), posted AS (
+        INSERT INTO transfers
+               (transfer_id, programme_id, participant_id, unit, kind, from_account, to_account,
+                amount, reward_id, made_by, created_at)
+        SELECT transfer_id, $12, participant_id, unit, 'grant', 'programme', state, amount,
+               reward_id, $15, $14
+          FROM decided
+    ), moved AS (
+        INSERT INTO balances AS b (participant_id, unit, programme_id, pending, available)
+        SELECT participant_id, unit, $12,
+               COALESCE(sum(amount) FILTER (WHERE state = 'pending'), 0),
+               COALESCE(sum(amount) FILTER (WHERE state = 'available'), 0)
+          FROM decided
+         GROUP BY participant_id, unit
+         ORDER BY participant_id, unit
+            ON CONFLICT (participant_id, unit)
+            DO UPDATE SET pending = b.pending + excluded.pending,
+                          available = b.available + excluded.available
     )
-    INSERT INTO balances (participant_id, unit, programme_id)
-    SELECT DISTINCT participant_id, unit, $12
-      FROM given
-     ORDER BY participant_id, unit
-        ON CONFLICT (participant_id, unit) DO NOTHING
+    SELECT reward_id, state, held
+      FROM decided
 """
 
 LIVE_OF_REFERRAL: Final = f"""
@@ -110,12 +141,15 @@ CHANGE: Final = """
 
 # `held` is looked at again: whoever holds rewards does so without the referral's lock.
 RELEASE: Final = """
-    UPDATE rewards
+    UPDATE rewards r
        SET state = 'available'
-     WHERE reward_id = ANY ($1)
-       AND state = 'pending'
-       AND NOT held
-    RETURNING reward_id
+      FROM programmes g
+     WHERE r.reward_id = ANY ($1)
+       AND r.state = 'pending'
+       AND NOT r.held
+       AND g.programme_id = r.programme_id
+       AND NOT g.paused
+    RETURNING r.reward_id
 """
 
 # Up to so many of each programme, the longest due first.
@@ -218,11 +252,15 @@ class Due(NamedTuple):
 class RewardRepository(Repository):
     """Rewards, one statement a method."""
 
-    async def add(self, rewards: Sequence[Reward]) -> None:
-        """Store rewards of one programme, version and time, which are not yet in the ledger."""
+    async def give(self, rewards: Sequence[Reward], made_by: str) -> list[Reward]:
+        """Store rewards of one programme, version and time, and post their grants.
+
+        Returns them as they are: available only if they are due and nothing holds them. Pass those
+        as `held` that a review holds.
+        """
         one = rewards[0]
-        await self._connection.execute(
-            ADD,
+        rows = await self._connection.fetch(
+            GIVE,
             [reward.reward_id for reward in rewards],
             [reward.rule for reward in rewards],
             [reward.participant_id for reward in rewards],
@@ -231,13 +269,20 @@ class RewardRepository(Repository):
             [reward.nth for reward in rewards],
             [reward.unit for reward in rewards],
             [reward.amount for reward in rewards],
-            [reward.state for reward in rewards],
             [reward.held for reward in rewards],
             [reward.available_at for reward in rewards],
+            [uuid7() for _ in rewards],
             one.programme_id,
             one.version,
             one.created_at,
+            made_by,
         )
+        stored = {row["reward_id"]: row for row in rows}
+        return [
+            replace(reward, state=RewardState(row["state"]), held=row["held"])
+            for reward in rewards
+            for row in [stored[reward.reward_id]]
+        ]
 
     async def live_of_referral(self, referral_id: UUID) -> list[Reward]:
         return await self._rewards(LIVE_OF_REFERRAL, referral_id)
@@ -274,7 +319,7 @@ class RewardRepository(Repository):
         )
 
     async def release(self, reward_ids: Sequence[UUID]) -> set[UUID]:
-        """Make pending rewards available; return which of them nothing holds."""
+        """Make pending rewards available; return which of them nothing holds, no pause either."""
         rows = await self._connection.fetch(RELEASE, reward_ids)
         return {row["reward_id"] for row in rows}
 

@@ -16,7 +16,13 @@ from service.domain.programmes import (
     Rules,
     assess,
 )
-from service.domain.referrals import Decision, ProgrammeReferral, ReferralReason, ReferralState
+from service.domain.referrals import (
+    Decision,
+    ProgrammeReferral,
+    ReferralReason,
+    ReferralState,
+    Review,
+)
 from service.domain.rewards import may_matter
 from service.domain.settlement import Case
 from service.domain.webhooks import referral_decided
@@ -74,10 +80,13 @@ class Decisions:
         concerned = is_whole or (
             change.event is not None and may_matter(change.rules, change.event)
         )
-        if planned and not change.is_new:
-            await _write(repositories, planned)
+        unwritten = [] if change.is_new else list(planned)
+        if change.reviewed and unwritten:  # before it is looked at what the review holds
+            await _write(repositories, unwritten)
+            unwritten = []
         referral, standing = await _follow(repositories, referral, planned)
-        if change.reviewed:
+        opened = change.is_new and referral.review is Review.OPEN
+        if change.reviewed or opened:
             await lock_standing(
                 repositories, referral.referrer_id, referral.programme_id, change.now
             )
@@ -102,9 +111,9 @@ class Decisions:
             )
             settled = await self._rewards.settle(repositories, case)
         further = list(_consequences(referral, change, settled))
-        if further:
-            await _write(repositories, further)
-            referral, _ = await _follow(repositories, referral, further)
+        if unwritten or further:
+            await _write(repositories, [*unwritten, *further])
+        referral, _ = await _follow(repositories, referral, further)
         return Assessed(referral=referral, decisions=[*planned, *further], settled=settled)
 
 

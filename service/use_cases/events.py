@@ -117,12 +117,15 @@ class Events:
         assessed = await self._referrals.assess(
             repositories, referral, now, made_by=made_by, event=event
         )
+        settled = assessed.settled
+        given = [one for one in settled.granted if one.referral_id is not None]  # no milestones
         return await self._report(
             repositories,
             event,
             assessed.referral,
             assessed.decisions,
-            taken_back=assessed.settled.taken_back,
+            known=given[::-1] if settled.are_all else None,
+            taken_back=settled.taken_back,
             is_new=True,
         )
 
@@ -137,7 +140,7 @@ class Events:
         """Return what a known event did, and the referral as it is now."""
         decisions = await repositories.decisions.of_event(referral.referral_id, event.event_id)
         return await self._report(
-            repositories, event, referral, decisions, taken_back=None, is_new=False
+            repositories, event, referral, decisions, known=None, taken_back=None, is_new=False
         )
 
     async def _report(
@@ -147,12 +150,14 @@ class Events:
         referral: ProgrammeReferral,
         decisions: Sequence[Decision],
         *,
+        known: Sequence[Reward] | None,
         taken_back: bool | None,
         is_new: bool,
     ) -> Reported:
+        """`known` are all rewards of the referral, newest first, unless they have to be read."""
         rules = await self._programmes.rules(repositories, referral.programme_id, referral.version)
-        rewards: Sequence[Reward] = ()
-        if rules.rewards:
+        rewards = known or ()
+        if known is None and rules.rewards:
             rewards = await repositories.rewards.newest_of_referral(
                 referral.referral_id, MOST_SHOWN
             )

@@ -26,7 +26,7 @@ from service.domain.rewards import (
     span_of,
     wanted_rewards,
 )
-from service.domain.settlement import Case, Changes, cause_id, grant_of, release_of
+from service.domain.settlement import Case, Changes, cause_id, release_of
 from service.domain.webhooks import rewards_settled
 from service.postgresql.database import Repositories
 from service.use_cases.locks import lock_standing
@@ -35,25 +35,19 @@ from service.use_cases.webhooks import announce
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Recipients:
-    """Whom nothing becomes available for: those who are blocked or disabled, or all."""
-
-    held: frozenset[UUID] = frozenset()
-    paused: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
     """What has been done about a referral's rewards.
 
     `refused` are rules of which a cap is reached, with the event that they would have given
-    something for. `rewarded`: something is available, other than for signing up.
+    something for. `rewarded`: something is available, other than for signing up. `are_all`: what is
+    granted is all that the referral has ever been given.
     """
 
     rewarded: bool
     granted: Sequence[Reward] = ()
     taken_back: bool = False
     refused: Sequence[tuple[str, UUID | None]] = ()
+    are_all: bool = False
 
 
 class Rewards:
@@ -80,9 +74,10 @@ class Rewards:
         changes = Changes(case)
         changes.compare(live, wanted_rewards(case.rules, referral, case.cause, events, case.now))
         await self._compare_milestones(repositories, case, changes)
-        recipients = await _lock_recipients(repositories, case, changes)
+        if changes.missing and case.standing is None:  # a block waits until this ends, or is seen
+            await lock_standing(repositories, referral.referrer_id, referral.programme_id, case.now)
         refused = await self._take_places(repositories, case, changes)
-        return await self._write(repositories, case, changes, live, refused, recipients)
+        return await self._write(repositories, case, changes, live, refused)
 
     async def release_milestones(
         self, repositories: Repositories, participant_id: UUID, now: datetime, made_by: str
@@ -151,18 +146,14 @@ class Rewards:
         changes: Changes,
         live: Sequence[Reward],
         refused: Sequence[tuple[str, UUID | None]],
-        recipients: _Recipients,
     ) -> Settled:
         if changes.changed:
             await repositories.rewards.change(changes.changed)
         current = {reward.reward_id: reward for reward in [*live, *changes.changed]}
         released = await self._release(repositories, current.values(), case.now, case.made_by)
-        granted = await self._grants(repositories, case, changes.missing, recipients)
-        if granted:
-            await repositories.rewards.add(granted)
-        transfers = [*changes.transfers, *(grant_of(case, reward) for reward in granted)]
-        if transfers:
-            await repositories.transfers.post(transfers)
+        if changes.transfers:
+            await repositories.transfers.post(changes.transfers)
+        granted = await self._grant(repositories, case, changes.missing)
         told = rewards_settled(
             case.referral.programme,
             granted=granted,
@@ -184,24 +175,20 @@ class Rewards:
             granted=granted,
             taken_back=bool(changes.transfers),
             refused=refused,
+            are_all=_has_nothing(case),
         )
 
-    async def _grants(
-        self,
-        repositories: Repositories,
-        case: Case,
-        missing: Iterable[WantedReward],
-        recipients: _Recipients,
-    ) -> list[Reward]:
+    async def _grant(
+        self, repositories: Repositories, case: Case, missing: Iterable[WantedReward]
+    ) -> Sequence[Reward]:
         referral, granted = case.referral, []
         for want in missing:
             is_milestone = want.nth > 0
             to_referrer = want.rule.to == "referrer"
             participant_id = referral.referrer_id if to_referrer else referral.referral_id
-            held = participant_id in recipients.held or referral.review is Review.OPEN
+            held = referral.review is Review.OPEN
             if is_milestone and not held:
                 held = await repositories.referrals.has_open_review(participant_id)
-            at_once = not held and not recipients.paused and want.available_at <= case.now
             granted.append(
                 Reward(
                     reward_id=uuid7(),
@@ -214,18 +201,18 @@ class Rewards:
                     nth=want.nth,
                     unit=want.unit,
                     amount=want.amount,
-                    state=RewardState.AVAILABLE if at_once else RewardState.PENDING,
+                    state=RewardState.PENDING,
                     held=held,
                     available_at=want.available_at,
                     created_at=case.now,
                 )
             )
-        return granted
+        return await repositories.rewards.give(granted, case.made_by) if granted else ()
 
     async def _release(
         self, repositories: Repositories, rewards: Iterable[Reward], now: datetime, made_by: str
     ) -> list[Reward]:
-        """Make available what is due and nothing holds; return that."""
+        """Make available what is due and nothing holds, no pause either; return that."""
         due = [
             reward
             for reward in rewards
@@ -275,12 +262,17 @@ async def _events_of(repositories: Repositories, case: Case) -> list[Event]:
     return events
 
 
+def _has_nothing(case: Case) -> bool:
+    """Whether nothing has ever been given for the referral."""
+    for_signing_up = any(rule.on == SIGN_UP for rule in case.rules.rewards)
+    return not case.rules.rewards or case.is_new or (case.first and not for_signing_up)
+
+
 async def _live(repositories: Repositories, case: Case, events: Sequence[Event]) -> list[Reward]:
     """Return the rewards to compare with what is wanted for the events."""
     referral = case.referral
-    for_signing_up = any(rule.on == SIGN_UP for rule in case.rules.rewards)
-    if not case.rules.rewards or case.is_new or (case.first and not for_signing_up):
-        return []  # nothing has ever been given for it
+    if _has_nothing(case):
+        return []
     if case.whole:
         return await repositories.rewards.live_of_referral(referral.referral_id)
     # Of these rules all that the first few events of a type have given is compared.
@@ -294,21 +286,6 @@ async def _live(repositories: Repositories, case: Case, events: Sequence[Event])
         [rule.name for rule in case.rules.rewards],
         [referral.referral_id, *(event.event_id for event in events)],
         of_the_first,
-    )
-
-
-async def _lock_recipients(repositories: Repositories, case: Case, changes: Changes) -> _Recipients:
-    """Return who gets nothing at once; a block waits until the transaction ends, or is seen."""
-    referral = case.referral
-    if not changes.missing:
-        return _Recipients()
-    if case.standing is None:
-        referrer_id, programme_id = referral.referrer_id, referral.programme_id
-        await lock_standing(repositories, referrer_id, programme_id, case.now)
-    found = await repositories.participants.recipients([referral.referrer_id, referral.referral_id])
-    return _Recipients(
-        held=frozenset(one.participant_id for one in found if one.held),
-        paused=any(one.paused for one in found),
     )
 
 

@@ -14,12 +14,15 @@ from service.domain.clock import Clock
 from service.domain.errors import Unavailable
 from service.domain.referrals import SYSTEM
 from service.postgresql.database import Database, retried
+from service.repositories.rewards import Due
 from service.use_cases.referrals import Referrals
 from service.use_cases.rewards import Rewards
 
 PERIOD_SECONDS: Final = 0.5
 REST_SECONDS: Final = 5.0
 """How long the database is left alone when it does not answer."""
+AT_ONCE: Final = 4
+"""Releases under way at once: each is waiting for PostgreSQL most of its time."""
 MOST_DUE: Final = 100
 """Rewards of each programme that a sweep looks at."""
 log = logging.getLogger(__name__)
@@ -41,12 +44,22 @@ class Sweeps:
         now = self._clock()
         async with self._database.autocommit() as repositories:
             due = await repositories.rewards.find_due(now, MOST_DUE)
-        for referral_id, participant_id in due:
-            if referral_id is not None:
-                await self._release(referral_id, now)
-            elif participant_id is not None:
-                await self._release_milestones(participant_id, now)
+        for place in range(0, len(due), AT_ONCE):
+            some = due[place : place + AT_ONCE]
+            # The others of them end before an error is told, or they would outlive the sweep.
+            done = await asyncio.gather(
+                *(self._release_of(one, now) for one in some), return_exceptions=True
+            )
+            for error in done:
+                if error is not None:
+                    raise error
         return len(due)
+
+    async def _release_of(self, due: Due, now: datetime) -> None:
+        if due.referral_id is not None:
+            await self._release(due.referral_id, now)
+        elif due.participant_id is not None:
+            await self._release_milestones(due.participant_id, now)
 
     @retried
     async def _release(self, referral_id: UUID, now: datetime) -> None:

@@ -192,6 +192,26 @@ async def test_a_milestone_waits_for_the_reviews_of_those_who_led_to_it(company:
     assert await balance(company, referrer["external_id"]) == {"EUR": (0, 7, 0)}
 
 
+async def test_a_milestone_that_is_still_pending_waits_for_a_new_review(
+    api: Api, company: Company
+) -> None:
+    one = {"name": "one", "to": "referrer", "on": "milestone", "at": 1, "unit": "EUR", "amount": 7}
+    await company.use_rules({"qualify": {"on": "signup"}, "rewards": [{**one, "hold_days": 3}]})
+    referrer = await company.new_referrer(device_id=DEVICE)
+    await signed_up(company, referrer)
+    held = await signed_up(company, referrer, device_id=DEVICE)
+    [reward] = (await company.get("/rewards")).json()["items"]
+    assert reward["held"]
+    api.clock.ahead = timedelta(days=4)
+    await company.api.app[SERVICES].sweeps.release_due()
+    assert await balance(company, referrer["external_id"]) == {"EUR": (7, 0, 0)}
+    await company.post(
+        f"/referees/{held['id']}/decisions", {"decision": "approve", "reason": "Fine."}
+    )
+    await company.api.app[SERVICES].sweeps.release_due()
+    assert await balance(company, referrer["external_id"]) == {"EUR": (0, 7, 0)}
+
+
 async def test_a_referrer_does_not_see_what_fraud_rules_have_found(api: Api) -> None:
     company = await new_company(api)
     person = await api.new_person()

@@ -4,6 +4,7 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
+import asyncpg
 import pytest
 
 from service.api.http.app_keys import SERVICES
@@ -12,6 +13,7 @@ from tests.api.assertions import assert_problem
 from tests.company import Company, new_company, new_id
 from tests.factories import Api, Person
 from tests.oauth import new_admin
+from tests.recorded import recorded_statements
 
 DAY = timedelta(days=1)
 EUR = {"unit": "EUR"}
@@ -198,6 +200,23 @@ async def test_nothing_becomes_available_while_a_programme_is_paused_or_its_refe
     assert await balance(company, referrer["external_id"]) == {"EUR": (0, 500, 0)}
 
 
+async def test_neither_a_review_nor_an_event_releases_while_a_programme_is_paused(
+    api: Api, company: Company
+) -> None:
+    await use_rewards(company, FRIEND, SHARE)
+    referrer = await company.new_referrer()
+    await company.patch("/programmes/default", {"paused": True})
+    referee, order, said = await bought(company, referrer)
+    await company.post(
+        f"/referees/{said['referral']['id']}/decisions", {"decision": "approve", "reason": "Fine."}
+    )
+    await refunded(company, referee, order, amount=1000, unit="EUR")
+    assert await balance(company, referrer["external_id"]) == {"EUR": (890, 0, 0)}
+    await company.patch("/programmes/default", {"paused": False})
+    await api.app[SERVICES].sweeps.release_due()
+    assert await balance(company, referrer["external_id"]) == {"EUR": (0, 890, 0)}
+
+
 async def test_what_an_account_is_given_waits_while_it_is_disabled(
     api: Api, company: Company
 ) -> None:
@@ -336,6 +355,27 @@ async def test_trying_rules_says_what_the_service_then_does(company: Company) ->
         "share": order,
         "welcome": None,
     }
+
+
+async def test_an_event_that_gives_two_rewards_takes_twelve_round_trips(
+    company: Company, database: asyncpg.Connection
+) -> None:
+    """With the look-up of the client, BEGIN, COMMIT, and a message for an endpoint that listens."""
+    await use_rewards(company, FRIEND, {**WELCOME, "on": "qualified"})
+    made = await company.post("/webhook-endpoints", {"url": "https://hooks.example.com/"})
+    assert made.status == 201
+    await database.execute(
+        "UPDATE webhook_endpoints SET failing_since = now(), resume_at = now() + interval '1 day'"
+    )
+    referrer = await company.new_referrer()
+    await bought(company, referrer)
+    await company.sign_up(referrer["code"], referee := new_id("referee"))
+    with recorded_statements() as statements:
+        said = (await company.report("purchase", referee, **PAID)).json()
+    assert len(said["rewards"]) == 2
+    of_workers = ("FROM jobs", "WITH ready", "SELECT DISTINCT due", "ORDER BY window_ends_at")
+    took = [text for text, _ in statements if not any(one in text for one in of_workers)]
+    assert len(took) == 12
 
 
 async def test_tiers_and_milestones_can_be_tried_as_a_later_referral(company: Company) -> None:

@@ -25,7 +25,18 @@ from typing import Final
 
 import psycopg
 
-from tests.load import bodies, events, explain, open_loop, report, servers, webhooks, workloads, wrk
+from tests.load import (
+    bodies,
+    events,
+    explain,
+    open_loop,
+    report,
+    rewards,
+    servers,
+    webhooks,
+    workloads,
+    wrk,
+)
 from tests.load.machine import OTHER_CORES, SERVER_CORE, busy_seconds, cpu_of, pinned_to, pss_mib
 from tests.load.pairs import FOREIGN, Bench, Pair, closed_loop
 from tests.load.report import CONTROL, NEW, OLD, Row
@@ -35,7 +46,7 @@ OPEN_LOOP_RATE: Final = 1000.0
 MIXED_RATE: Final = 500.0
 REGISTERING_CLIENTS: Final = 8
 NOWHERE: Final = "redis://127.0.0.1:1"
-SMOKE: Final = ("hits", "proxied", "codes", "events", "webhooks", "start-up")
+SMOKE: Final = ("hits", "proxied", "codes", "events", "rewards", "webhooks", "start-up")
 """The parts that --smoke runs: each kind of measurement that does not take long."""
 END_CODES: Final = """
     UPDATE referral_codes
@@ -245,6 +256,7 @@ PARTS: Final = {
     "registering": registering,
     "registering-with-codes": registering_with_codes,
     "events": events.measure,
+    "rewards": rewards.measure,
     "webhooks": webhooks.measure,
     "start-up": start_up,
 }

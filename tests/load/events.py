@@ -33,6 +33,7 @@ REFERRED_BY: Final = """
       FROM given
      WHERE programme_id = %(programme)s
 """
+ANALYZED: Final = ("participants", "referrals", "decisions", "events", "standings")
 AS_BEFORE: Final = (
     "DELETE FROM events WHERE programme_id = %(programme)s AND external_id NOT LIKE 'kept-%%'",
     """
@@ -54,7 +55,8 @@ AS_BEFORE: Final = (
 def measure(bench: Bench) -> None:
     with ExitStack() as stack:
         database = stack.enter_context(psycopg.connect(bench.data.database_url, autocommit=True))
-        _make_data(database, bench.secrets.environment["HASH_KEY"].encode())
+        numbers = itertools.chain(REFERRERS, BUYERS, FEW, MANY, NOBODYS)
+        make_data(bench, database, EVENTS_SQL, PROGRAMME, numbers)
         pair = stack.enter_context(bench.pair())
 
         def anew() -> None:
@@ -93,9 +95,18 @@ def measure(bench: Bench) -> None:
         row("the same, with 10⁴", events_of(MANY, "more-{n}", 100), 1 / 1.3, few)
 
 
-def events_of(numbers: Iterable[int], name: str, amount: int = 4900) -> Workload:
-    """Report a purchase of each participant, whose id begins with the participant's number."""
-    basic = b64encode(b"bench:bench").decode()
+def basic(client_id: str) -> str:
+    """Return the Authorization of a client of the data set, whose secret is `bench`."""
+    return f"Basic {b64encode(f'{client_id}:bench'.encode()).decode()}"
+
+
+def events_of(
+    numbers: Iterable[int], name: str, amount: int = 4900, programme: str = "bench"
+) -> Workload:
+    """Report a purchase of each participant, whose id begins with the participant's number.
+
+    The client has the name of the programme.
+    """
 
     def requests(_: Any) -> list[Request]:
         bodies = [
@@ -103,30 +114,37 @@ def events_of(numbers: Iterable[int], name: str, amount: int = 4900) -> Workload
                 "id": f"{number}-{name}",
                 "type": "purchase",
                 "external_id": str(number),
-                "programme": "bench",
+                "programme": programme,
                 "amount": amount,
                 "unit": "EUR",
             }
             for number in numbers
         ]
         return [
-            Request(f"{API}/events", "POST", f"Basic {basic}", body=json.dumps(body))
+            Request(f"{API}/events", "POST", basic(programme), body=json.dumps(body))
             for body in bodies
         ]
 
     return requests
 
 
-def _make_data(database: "psycopg.Connection[Any]", hash_key: bytes) -> None:
+def make_data(
+    bench: Bench,
+    database: "psycopg.Connection[Any]",
+    file: Path,
+    programme: UUID,
+    numbers: Iterable[int],
+) -> None:
     """Make what is reported about, anew: the hashes of the company's ids depend on the key."""
+    hash_key = bench.secrets.environment["HASH_KEY"].encode()
     with database.transaction(), database.cursor() as cursor:
         cursor.execute(
             "CREATE TEMPORARY TABLE people (number int, external_id text, external_hash bytea)"
         )
         with cursor.copy("COPY people FROM STDIN") as copy:
-            for number in itertools.chain(REFERRERS, BUYERS, FEW, MANY, NOBODYS):
-                hashed = external_hash(hash_key, PROGRAMME, str(number))
+            for number in numbers:
+                hashed = external_hash(hash_key, programme, str(number))
                 copy.write_row((number, str(number), hashed))
-        cursor.execute(EVENTS_SQL.read_bytes())
-    for table in ("participants", "referrals", "decisions", "events", "standings"):
+        cursor.execute(file.read_bytes())
+    for table in ANALYZED:
         database.execute(f"ANALYZE {table}".encode())

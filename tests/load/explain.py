@@ -10,7 +10,7 @@ from tests.sql.plans import BESIDE_REQUESTS, explained, plan_of, prepared, state
 
 LARGE: Final = ("users", "referrals", "referral_codes")
 """The tables of the data set; small ones may be read whole (tests/sql/test_plans.py)."""
-ONCE: Final = {("standings", "MOVE"), ("differences", "STANDINGS")}
+ONCE: Final = {("standings", "BEGIN"), ("differences", "STANDINGS")}
 """What reads all of a referrer's referrals: once, when it begins to count them, and the ledger's
 check, which counts them again."""
 ARGUMENTS: Final = {

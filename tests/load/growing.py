@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 import aiohttp
@@ -36,6 +36,13 @@ SIZES: Final = """
      WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND reltuples > 0
      ORDER BY 5 DESC
 """
+REWARDED: Final = 100_000
+"""Referrals of rewarded.sql."""
+OF_THEM: Final = """
+    SELECT sum(pg_total_relation_size(c.oid))
+      FROM pg_class c
+     WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND reltuples >= 1000
+"""
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 CLIENTS: Final = 32
 MEGABYTE: Final = 1_000_000
@@ -49,9 +56,12 @@ def main(seconds: float) -> None:
         redis_url = stack.enter_context(embedded.valkey(folder))
         apply_migrations(database_url)
         with psycopg.connect(database_url, autocommit=True) as connection:
-            for statement in Path(__file__).with_suffix(".sql").read_text().split(";\n"):
-                if statement.strip():
-                    connection.execute(statement.encode())
+            _run(connection, Path(__file__).with_name("rewarded.sql"))
+            size = connection.execute(OF_THEM).fetchone()
+            assert size is not None
+            print(f"A rewarded referral with all of its own: {size[0] / REWARDED:.0f} bytes.\n")
+            connection.execute("TRUNCATE participants, referrals, decisions, events CASCADE")
+            _run(connection, Path(__file__).with_suffix(".sql"))
             print("| table | rows | table MB | indexes MB | bytes a row |\n|---|---|---|---|---|")
             for name, rows, table, indexes, total in connection.execute(SIZES):
                 print(
@@ -79,6 +89,12 @@ def main(seconds: float) -> None:
             "Valkey": int((folder / "valkey/valkey.pid").read_text()),
         }
         asyncio.run(_measure(url, pids, seconds))
+
+
+def _run(connection: "psycopg.Connection[Any]", file: Path) -> None:
+    for statement in file.read_text().split(";\n"):
+        if statement.strip():
+            connection.execute(statement.encode())
 
 
 async def _measure(url: str, pids: dict[str, int], seconds: float) -> None:
@@ -119,15 +135,15 @@ async def _measure(url: str, pids: dict[str, int], seconds: float) -> None:
             "page of 20 referrals": list_own,
         }
         for name, act in acts.items():
-            await _run(act, session, 1.0)
+            await _have_done(act, session, 1.0)
             before, begun = {name: _cpu(pid) for name, pid in pids.items()}, time.monotonic()
-            done = await _run(act, session, seconds)
+            done = await _have_done(act, session, seconds)
             took = time.monotonic() - begun
             costs = [(_cpu(pid) - before[server]) / done * 1e6 for server, pid in pids.items()]
             print(f"| {name} | {done / took:.0f} | {' | '.join(f'{cost:.0f}' for cost in costs)} |")
 
 
-async def _run(act: Act, session: aiohttp.ClientSession, seconds: float) -> int:
+async def _have_done(act: Act, session: aiohttp.ClientSession, seconds: float) -> int:
     """Have the clients act for so long; return how often they did."""
     until = time.monotonic() + seconds
 

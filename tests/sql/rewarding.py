@@ -10,6 +10,7 @@ from uuid import UUID
 import asyncpg
 
 from service.domain.ledger import Transfer
+from service.domain.programmes import DEFAULT_PROGRAMME
 from service.domain.referral_codes import NewReferralCode
 from service.domain.referrals import SYSTEM, ProgrammeReferral
 from service.services import Services, open_services
@@ -35,26 +36,35 @@ def new_id(prefix: str) -> str:
 
 
 class Shop:
-    """A company in the programme `default`, by the use cases that its calls lead to."""
+    """A company in a programme, by the use cases that its calls lead to."""
 
     def __init__(
-        self, services: Services, database: asyncpg.Connection, clock: MovableClock
+        self,
+        services: Services,
+        database: asyncpg.Connection,
+        clock: MovableClock,
+        programme: str = DEFAULT_PROGRAMME,
     ) -> None:
         self.services = services
         self.database = database
         self.clock = clock
+        self.programme = programme
 
-    async def use_rules(self, *rewards: dict[str, Any], **rules: Any) -> None:
-        """Replace the rules; referrals qualify with a purchase of 20 euros."""
+    def who(self, external_id: str) -> Who:
+        return Who(external_id=external_id, programme=self.programme)
+
+    async def use_rules(self, *rewards: dict[str, Any], **rules: Any) -> int:
+        """Replace the rules; referrals qualify with a purchase of 20 euros. Return the version."""
         programmes = self.services.programmes
-        version = (await programmes.find("default")).programme.version
+        version = (await programmes.find(self.programme)).programme.version
         document = {"qualify": ON_PURCHASE, "rewards": list(rewards), **rules}
-        await programmes.replace_rules("default", version, document, SYSTEM)
+        version, _ = await programmes.replace_rules(self.programme, version, document, SYSTEM)
+        return version
 
     async def referrer(self, **signals: Any) -> ShownParticipant:
         """Make a participant with a code."""
         days = NewReferralCode(expires_at=self.clock().replace(year=2027))
-        new = NewParticipant(who=Who(external_id=new_id("referrer")), code=days, **signals)
+        new = NewParticipant(who=self.who(new_id("referrer")), code=days, **signals)
         shown, _ = await self.services.participants.create(new, once())
         return shown
 
@@ -62,8 +72,7 @@ class Shop:
         self, referrer: ShownParticipant, referee: str, **members: Any
     ) -> ProgrammeReferral:
         assert referrer.code is not None
-        who = Who(external_id=referee)
-        sign_up = SignUp(code=referrer.code.code, who=who, **members)
+        sign_up = SignUp(code=referrer.code.code, who=self.who(referee), **members)
         referral, _ = await self.services.sign_ups.report(sign_up, SYSTEM, once())
         return referral
 
@@ -72,7 +81,7 @@ class Shop:
         what = {"type": "purchase", "amount": 4900, "unit": "EUR", **members}
         report = EventReport(
             external_id=event_id,
-            who=Who(external_id=referee),
+            who=self.who(referee),
             fingerprint=json.dumps(what, sort_keys=True, default=str).encode(),
             **what,
         )
@@ -148,7 +157,9 @@ def once() -> AnswerOnce[Any]:
 
 
 @asynccontextmanager
-async def open_shop(settings: Settings, database: asyncpg.Connection) -> AsyncIterator[Shop]:
-    clock = MovableClock()
+async def open_shop(
+    settings: Settings, database: asyncpg.Connection, clock: MovableClock | None = None
+) -> AsyncIterator[Shop]:
+    clock = clock or MovableClock()
     async with open_services(settings, clock, connections=CONNECTIONS) as services:
         yield Shop(services, database, clock)

@@ -57,7 +57,7 @@ ORDER: Final = {
         "rewards.HOLD_MILESTONES",
     },
     "balance": {
-        "rewards.ADD",
+        "rewards.GIVE",
         "balances.OPEN",
         "transfers.POST",
         "transfers.REDEEM",

@@ -6,9 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api.http.responses import to_json
+from service.api.ledger import TransfersSchema, write_transfers
 from service.api.referrals import ReferralsSchema, write_page
+from service.api.rewards import RewardsSchema, write_rewards
+from service.domain.ledger import Transfer
 from service.domain.pages import Cursor, Page
 from service.domain.referrals import Referral, ReferralFlag, ReferralState
+from service.domain.rewards import Reward
 
 MOMENTS = st.datetimes(
     datetime(1970, 1, 1),  # noqa: DTZ001  # hypothesis adds the zone
@@ -28,9 +32,28 @@ REFERRALS = st.builds(
 )
 
 
-@given(
-    st.lists(REFERRALS, max_size=3), st.none() | st.builds(Cursor, at=MOMENTS, row_id=st.uuids())
+REWARDS = st.builds(
+    Reward, available_at=MOMENTS, created_at=MOMENTS, rule=st.text(), unit=st.text()
 )
+TRANSFERS = st.builds(
+    Transfer, created_at=MOMENTS, cancelled_at=st.none() | MOMENTS, note=st.none() | st.text()
+)
+CURSORS = st.none() | st.builds(Cursor, at=MOMENTS, row_id=st.uuids())
+
+
+@given(st.lists(REFERRALS, max_size=3), CURSORS)
 def test_a_page_of_referrals(items: list[Referral], cursor: Cursor | None) -> None:
     page = Page(items, cursor)
     assert write_page(page) == to_json(ReferralsSchema().dump(page))
+
+
+@given(st.lists(REWARDS, max_size=3), CURSORS)
+def test_a_page_of_rewards(items: list[Reward], cursor: Cursor | None) -> None:
+    page = Page(items, cursor)
+    assert write_rewards(page) == to_json(RewardsSchema().dump(page))
+
+
+@given(st.lists(TRANSFERS, max_size=3), CURSORS)
+def test_a_page_of_transfers(items: list[Transfer], cursor: Cursor | None) -> None:
+    page = Page(items, cursor)
+    assert write_transfers(page) == to_json(TransfersSchema().dump(page))

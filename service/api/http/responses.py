@@ -1,12 +1,14 @@
 """Writing an answer."""
 
 import json
+from collections.abc import Sequence
 from typing import Any, Final
 
 from aiohttp import web
 from marshmallow import Schema, fields
 
 from service.api.http.prebuilt import PrebuiltResponse
+from service.domain.pages import Cursor
 from service.repositories.idempotency_keys import Answer
 
 JSON: Final = "application/json"
@@ -30,6 +32,11 @@ class PageSchema(Schema):
 def to_json(document: Any) -> bytes:
     """Return the document as it is sent."""
     return _ENCODER.encode(document).encode()
+
+
+def write_items(items: Sequence[Any], next_cursor: Cursor | None) -> bytes:
+    """Return a page of items, which are written already, as it is sent."""
+    return to_json({"items": items, "next_cursor": next_cursor and next_cursor.encode()})
 
 
 def answer(schema: Schema, thing: Any, status: int = 200) -> Answer:
