@@ -98,14 +98,16 @@ class Cache:
     ) -> bytes | None:
         """Return what `read_through` does, of a read that has been started."""
         kind, result, lease = lookup.key.partition(":")[0], "away", None
-        if lookup.reply is not None:
-            with suppress(RedisAway):
+        try:
+            if lookup.reply is not None:
                 value = self._valid(await lookup.reply)
                 if value is not None:
                     CACHE_READS[kind, "hit"] += 1
                     return value or None
                 lease = await self._take_lease(lookup.name)
                 result = "miss"
+        except RedisAway:
+            result = "away"
         CACHE_READS[kind, result] += 1
         entry = await load()
         if lease is not None:

@@ -13,11 +13,11 @@ from itertools import chain
 from time import monotonic
 from typing import Any, Final
 
+from hiredis import pack_command
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.connection import HiredisRespSerializer
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from service.redis import TIMEOUT_SECONDS, RedisAway
@@ -36,9 +36,9 @@ PROBE_SECONDS: Final = 0.3
 """The interval between questions to the sentinels."""
 _REFUSED: Final = (AuthenticationError, ResponseError)
 """A wrong user, password or database."""
-_pack: Final[Callable[..., list[bytes]]] = HiredisRespSerializer().pack
-"""A connection's own `pack_command` takes four times as long for an MGET of 64 keys."""
 Argument = str | bytes | int
+_pack: Final[Callable[[tuple[Argument, ...]], bytes]] = pack_command  # type: ignore[assignment]  # of one
+"""A connection's own `pack_command` takes four times as long for an MGET of 64 keys."""
 Reply = asyncio.Future[Any]
 _Counted = tuple[int, int]
 
@@ -157,8 +157,9 @@ class RedisClient:
 
         Raises RedisAway at once, or in the future: so do the other requests.
         """
-        future = self._ask(self._reads, allowed=not self.away)
-        self._reads.batch.reads[key].append(future)
+        lane = self._reads
+        future = self._ask(lane, self.away)
+        lane.batch.reads[key].append(future)
         return future
 
     def count(self, key: str, milliseconds: int) -> "asyncio.Future[_Counted]":
@@ -166,20 +167,21 @@ class RedisClient:
 
         Returns how many there are, this one included, and the milliseconds until the window ends.
         """
-        future = self._ask(self._reads, allowed=not self.away)
-        self._reads.batch.counts[key, milliseconds].append(future)
+        lane = self._reads
+        future = self._ask(lane, self.away)
+        lane.batch.counts[key, milliseconds].append(future)
         return future
 
     def call(self, *command: Argument) -> Reply:
         """Return the reply to any other command."""
-        return self._call(command, allowed=not self.away)
+        return self._call(command, self.away)
 
     def delete(self, *keys: str) -> Reply:
         """Delete keys, even while the breaker is open, provided that Redis answers.
 
         This process may not trust what it would read there yet; others may be reading it.
         """
-        return self._call(("DEL", *keys), allowed=self.answers)
+        return self._call(("DEL", *keys), not self.answers)
 
     async def probe(self) -> None:
         """Find the primary and check that it answers, whatever the breaker says.
@@ -234,25 +236,28 @@ class RedisClient:
         finally:
             self._watch = None
 
-    def _call(self, command: tuple[Argument, ...], *, allowed: bool) -> Reply:
-        future = self._ask(self._calls, allowed=allowed)
+    def _call(self, command: tuple[Argument, ...], refused: bool) -> Reply:
+        future = self._ask(self._calls, refused)
         self._calls.batch.calls.append((command, future))
         return future
 
-    def _ask(self, lane: _Lane, *, allowed: bool) -> Reply:
+    def _ask(self, lane: _Lane, refused: bool) -> Reply:
         """Return the future of one more reply in the lane's next exchange."""
-        if not allowed or not self._topology.is_believed:
+        if refused:
             raise RedisAway
         if self._waiting >= MOST_UNDER_WAY:
             raise RedisAway("Too many requests are waiting for Redis.")
-        self._waiting += 1
         batch = lane.batch
         if not batch.size:
+            if not self._topology.is_believed:  # nor is it used if this ends before the exchange
+                raise RedisAway
             batch.generation = self.generation
+        self._waiting += 1
         if lane.task is None:
             lane.task = asyncio.create_task(self._run(lane))
         batch.size += 1
-        return asyncio.get_running_loop().create_future()
+        # asyncio.get_running_loop() would ask the system for the process id each time.
+        return lane.task.get_loop().create_future()
 
     async def _run(self, lane: _Lane) -> None:
         """Make one exchange after another until nothing more is asked for."""
@@ -294,7 +299,7 @@ class RedisClient:
                         if batch.generation not in ("", self.generation):
                             raise RedisAway("Redis was restarted.")
                         self._unanswered.add(batch)
-                        packed = [each for command in commands for each in _pack(*command)]
+                        packed = [_pack(command) for command in commands]
                         await connection.send_packed_command(packed, check_health=False)
                     async with self._receiving:
                         batch.resolve([await connection.read_response() for _ in commands])

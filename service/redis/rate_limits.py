@@ -104,19 +104,17 @@ class RateLimiter:
         pass a check that counts afterwards.
         """
         milliseconds = limit.seconds * 1000
-        keys = [_key(self._hash_key, name, subject) for name, subject in subjects]
-        away = False
+        asked, windows = [], []
         try:
-            replies = [self._redis.count(key, milliseconds) for key in keys]
-            counts = [await reply for reply in replies]
+            for name, subject in subjects:
+                key = _key(self._hash_key, name, subject)
+                asked.append((name, key, self._redis.count(key, milliseconds)))
+            for name, key, reply in asked:
+                count, left = await reply
+                windows.append(_window(name, limit, key, count, left))
         except RedisAway:
-            away = True
-            counts = [self._count_here(key, milliseconds) for key in keys]
-        now = monotonic()
-        return [
-            Window(name, limit, count, -(-left // 1000) or 1, key, now + left / 1000, away)
-            for (name, _), key, (count, left) in zip(subjects, keys, counts, strict=True)
-        ]
+            return [self._count_here(limit, name, subject) for name, subject in subjects]
+        return windows
 
     async def take_back(self, windows: Sequence[Window]) -> None:
         """Uncount a request, except in windows that have ended."""
@@ -129,10 +127,20 @@ class RateLimiter:
             with suppress(RedisAway):
                 await self._redis.call("EVAL", TAKE_BACK, len(keys), *keys)
 
-    def _count_here(self, key: str, milliseconds: int) -> tuple[int, int]:
+    def _count_here(self, limit: RateLimit, name: str, subject: str) -> Window:
+        key = _key(self._hash_key, name, subject)
         count, left = self.local.find(key)
-        self.local.keep(key, count + 1, left or milliseconds)
-        return count + 1, left or milliseconds
+        left = left or limit.seconds * 1000
+        self.local.keep(key, count + 1, left)
+        return _window(name, limit, key, count + 1, left, is_local=True)
+
+
+def _window(
+    name: str, limit: RateLimit, key: str, count: int, left: int, *, is_local: bool = False
+) -> Window:
+    """Return the window with this key, which has so many milliseconds left."""
+    ends_at = monotonic() + left / 1000
+    return Window(name, limit, count, -(-left // 1000) or 1, key, ends_at, is_local)
 
 
 @functools.lru_cache(4096)

@@ -175,10 +175,9 @@ class ReferralCodes:
         """
         if lookup is None:
             raise ReferralCodeNotFound
-        email_key = lookup.key.removeprefix(CODE_KEY)
 
         async def load() -> Entry | None:
-            code = await self._live_by_email.find(email_key)
+            code = await self._live_by_email.find(lookup.key.removeprefix(CODE_KEY))
             return None if code is None else Entry(write(code), code.expires_at)
 
         kept = await self._cache.finish(lookup, load)
