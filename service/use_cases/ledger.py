@@ -1,5 +1,6 @@
 """What can be done with the ledger: paying out, taking that back, adjusting, looking."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
@@ -164,7 +165,7 @@ class Ledger:
             )
             rewards = await repositories.rewards.newest(wanted, limit + 1, after)
             if whose.user_id is not None:
-                rewards = [await self._discreet(repositories, reward) for reward in rewards]
+                rewards = await self._discreet(repositories, rewards)
         return Page.of(rewards, limit, lambda last: Cursor(last.created_at, last.reward_id))
 
     async def transfers(self, whose: Whose, limit: int, after: Cursor | None) -> Page[Transfer]:
@@ -201,12 +202,26 @@ class Ledger:
         programme = await self._programmes.find_by_id(repositories, redemption.programme_id)
         announce(repositories, now, redemption_announcement(kind, programme.key, redemption))
 
-    async def _discreet(self, repositories: Repositories, reward: Reward) -> Reward:
-        """Return a reward as its owner sees it: whose amount a percentage is of is not told."""
-        rules = await self._programmes.rules(repositories, reward.programme_id, reward.version)
-        [rule] = [one for one in rules.rewards if one.name == reward.rule]
-        is_part = rule.basis_points is not None and reward.to == "referrer"
-        return replace(reward, referral_id=None) if is_part else reward
+    async def _discreet(
+        self, repositories: Repositories, rewards: Sequence[Reward]
+    ) -> list[Reward]:
+        """Return rewards as their owner sees them: whose amount a percentage is of is not told."""
+        parts = set()
+        for programme_id, version in {(one.programme_id, one.version) for one in rewards}:
+            rules = await self._programmes.rules(repositories, programme_id, version)
+            parts |= {
+                (programme_id, version, rule.name)
+                for rule in rules.rewards
+                if rule.basis_points is not None
+            }
+        if not parts:
+            return list(rewards)
+        return [
+            replace(one, referral_id=None)
+            if one.to == "referrer" and (one.programme_id, one.version, one.rule) in parts
+            else one
+            for one in rewards
+        ]
 
     async def _resolve(
         self, repositories: Repositories, whose: Whose

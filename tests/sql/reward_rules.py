@@ -28,9 +28,13 @@ TERMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"max_amount": 120, "hold_days": 1, "max_per_referrer": 2},
     ),
     "share": (
-        {**TO_REFERRER, "on": "purchase", "basis_points": 1234},
-        {"tiers": [{"from": 2, "basis_points": 2001}], "max_amount": 400, "times": 2}
+        {**TO_REFERRER, "on": "purchase", "basis_points": 1234, "times": 2},
+        {"tiers": [{"from": 2, "basis_points": 2001}], "max_amount": 400}
         | {"within_days": 10, "hold_days": 3, "max_per_referrer": 3},
+    ),
+    "each": (
+        {**TO_REFEREE, "unit": "EUR", "on": "purchase", "basis_points": 300},
+        {"hold_days": 1},
     ),
     "visit": (
         {**TO_REFEREE, "on": "visit", "amount": 7},

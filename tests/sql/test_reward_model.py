@@ -54,9 +54,15 @@ SECONDS: Final = float(os.environ.get("MODEL_SECONDS", "0"))
 class Programme(ProgrammeUnderTest):
     """Two referrers, and four referees with six orders each: so few that much happens to one."""
 
-    @initialize(document=documents(), bought=st.lists(BOUGHT, min_size=1, max_size=REFEREES))
-    def begin(self, document: dict[str, Any], bought: list[list[Purchase]]) -> None:
-        """Begin with some who have signed up, and with what they have bought."""
+    @initialize(
+        document=documents(),
+        bought=st.lists(BOUGHT, min_size=1, max_size=REFEREES),
+        suspicious=st.booleans(),
+    )
+    def begin(
+        self, document: dict[str, Any], bought: list[list[Purchase]], suspicious: bool
+    ) -> None:
+        """Begin with some who have signed up, the first perhaps suspiciously, and have bought."""
         self.version, self.document = 1, document
         self.orders: dict[tuple[str, int], Order] = {}
         self.payouts: list[tuple[str, Transfer]] = []
@@ -64,7 +70,7 @@ class Programme(ProgrammeUnderTest):
         self.do(self.begin_with(document))
         self.referees = [new_id("referee") for _ in range(REFEREES)]
         for referee, purchases in enumerate(bought):
-            self.sign_up(0, referee, 6, suspicious=False)
+            self.sign_up(0, referee, 6, suspicious=suspicious and referee == 0)
             self.buy(referee, purchases)
 
     @rule(
@@ -270,7 +276,7 @@ def test_a_programme_does_what_the_model_says(machine: type[Programme]) -> None:
         run_state_machine_as_test(
             machine,
             settings=profile(
-                max_examples=100 if SECONDS else 50,
+                max_examples=100 if SECONDS else 30,
                 stateful_step_count=40,
                 deadline=None,
                 derandomize=False,
