@@ -72,7 +72,8 @@ class PublicReferralCode:
 class TakenReferralCode:
     """A code of which a use was just counted; `used_up` if it was the last one.
 
-    `version` is the newest one of the rules of its programme.
+    `version` is the newest one of the rules of its programme. The owner's standing has been locked,
+    unless there is none yet.
     """
 
     referral_code_id: UUID
@@ -81,6 +82,7 @@ class TakenReferralCode:
     programme_id: UUID
     programme: str
     version: int
+    is_standing_locked: bool
     code: str
     max_uses: int | None
     used_up: bool

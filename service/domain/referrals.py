@@ -97,6 +97,8 @@ class NewReferral:
     programme: str
     version: int
     """Of the programme's rules: the newest."""
+    is_standing_locked: bool
+    """Whether other sign-ups of the referrer wait for this one already."""
     code: str
     registered_at: datetime
     made_by: str

@@ -37,7 +37,11 @@ _OWNER_IS_THERE: Final = """
 
 
 def _of_owner(account: str = "") -> str:
-    """Return the last part of a statement that takes a code: its owner, locked against an end."""
+    """Return the last part of a statement that takes a code: its owner, locked against an end.
+
+    The owner's standing is locked as well: what fraud rules compare a sign-up with are those before
+    it, also those at the same instant.
+    """
     return f"""
     of_account AS (
         SELECT t.*, u.email_key AS owner_email_key
@@ -53,8 +57,14 @@ def _of_owner(account: str = "") -> str:
          WHERE p.user_id IS NULL
            AND p.erased_at IS NULL
            FOR KEY SHARE OF p
+    ), standing AS (
+        SELECT s.participant_id
+          FROM taken t
+          JOIN standings s ON s.participant_id = t.owner_id
+           FOR NO KEY UPDATE OF s
     )
-    SELECT taken.*, p.key AS programme, p.version
+    SELECT taken.*, p.key AS programme, p.version,
+           EXISTS (SELECT FROM standing) AS is_standing_locked
       FROM (SELECT * FROM of_account UNION ALL SELECT * FROM of_participant) AS taken
       JOIN programmes p ON p.programme_id = taken.programme_id
 """

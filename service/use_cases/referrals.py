@@ -36,6 +36,7 @@ from service.use_cases.decisions import (
     next_decision,
     plan,
 )
+from service.use_cases.locks import lock_standing
 from service.use_cases.programmes import Programmes
 from service.use_cases.webhooks import announce
 
@@ -123,6 +124,8 @@ class Referrals:
         Raises AlreadyReferred if the referee, or the email address, was referred before.
         """
         rules = await self._programmes.rules(repositories, new.programme_id, new.version)
+        if not new.is_standing_locked:
+            await lock_standing(repositories, new.referrer_id, new.programme_id, now)
         suspicions = await repositories.signals.compare(new, now)
         if suspicions is None or rules.fraud.self_referral == "off":
             new = replace(new, mailbox_hash=None)

@@ -145,6 +145,7 @@ async def _store_referral(
         programme_id=taken.programme_id,
         programme=taken.programme,
         version=taken.version,
+        is_standing_locked=taken.is_standing_locked,
         code=taken.code,
         registered_at=now,
         made_by=SYSTEM,

@@ -82,6 +82,7 @@ class SignUps:
                 programme_id=taken.programme_id,
                 programme=taken.programme,
                 version=taken.version,
+                is_standing_locked=taken.is_standing_locked,
                 code=taken.code,
                 registered_at=sign_up.signed_up_at or now,
                 made_by=made_by,

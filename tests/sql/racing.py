@@ -79,6 +79,7 @@ async def refer_to(
         programme_id=programme.programme_id,
         programme=programme.key,
         version=programme.version,
+        is_standing_locked=False,
         code="CODE",
         registered_at=NOW,
         made_by=SYSTEM,

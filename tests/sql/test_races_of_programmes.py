@@ -289,6 +289,27 @@ async def test_of_two_who_refer_each_other_one_does(company: Company) -> None:
         assert [type(error) for error in refused] == [AlreadyReferred]
 
 
+@pytest.mark.parametrize("begun", [True, False], ids=["with a standing", "the first ones"])
+@pytest.mark.parametrize(
+    ("of_each", "plain"),
+    [({"device_id": "d-1"}, 1), ({"ip": "203.0.113.7"}, 2), ({}, 20)],
+    ids=["device", "ip", "velocity"],
+)
+async def test_sign_ups_at_once_are_compared_with_each_other(
+    company: Company, begun: bool, of_each: dict[str, str], plain: int
+) -> None:
+    """Without FOR NO KEY UPDATE OF s in TAKE, or lock_standing before COMPARE, they are not."""
+    code = await company.share("u-1")
+    if begun:
+        await company.refer(code, "u-2")
+    work = [company.sign_up(code, f"r-{number}", **of_each) for number in range(28)]
+    signed_up, refused = await outcomes(*work)
+    assert refused == []
+    flags = [list(referral.flags) for referral, _ in signed_up]
+    expected = plain - (begun and not of_each)  # who came before counts for the velocity alone
+    assert sum(not one or (one == ["velocity"] and bool(of_each)) for one in flags) == expected
+
+
 async def test_max_uses_counts_sign_ups_exactly(company: Company) -> None:
     """Without the WHERE of the UPDATE in TAKE more would be let in; and those who say that they
     followed the link in time are too late as well."""
