@@ -12,6 +12,7 @@ from aiohttp import web
 
 from service.api.health import METRICS, metrics_of
 from service.api.http import app_keys
+from service.api.http.client_address import CLIENT_ADDRESSES, ClientAddresses
 from service.api.http.load_shedding import LoadShedder
 from service.api.http.origin import current_origin
 from service.api.http.rate_limits import CLIENT, LOGIN, LOOKUP, MAIL, REGISTER, VERIFICATION, WRITE
@@ -39,6 +40,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> web.Application:
     """
     app = web.Application(client_max_size=LARGEST_BODY, handler_args=PARSER_LIMITS)
     app[app_keys.SETTINGS] = settings
+    app[CLIENT_ADDRESSES] = ClientAddresses(settings.trusted_proxies)
     app[app_keys.ACCESS_LOG] = access_log = AccessLog(measure_requests)
     app[app_keys.LOAD_SHEDDER] = load_shedder = LoadShedder()
     app[app_keys.STOPPING] = asyncio.Event()

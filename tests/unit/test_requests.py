@@ -11,11 +11,9 @@ from marshmallow import ValidationError
 from multidict import CIMultiDict
 
 from service.api.http import client_address as client_address_module
-from service.api.http.app_keys import SETTINGS
-from service.api.http.client_address import client_address
+from service.api.http.client_address import CLIENT_ADDRESSES, ClientAddresses, client_address
 from service.api.http.fields import Moment, RequestSchema, Text, TypedCode, WholeNumber
-from service.settings.settings import read_settings
-from tests.factories import new_secrets
+from service.settings import values
 
 CLIENT, OTHER, PROXY, FAR_PROXY = "203.0.113.5", "198.51.100.6", "10.0.0.1", "10.0.0.2"
 
@@ -23,14 +21,7 @@ CLIENT, OTHER, PROXY, FAR_PROXY = "203.0.113.5", "198.51.100.6", "10.0.0.1", "10
 def app_trusting(networks: str) -> web.Application:
     """Return an application behind these proxies."""
     app = web.Application()
-    app[SETTINGS] = read_settings(
-        {
-            **new_secrets(),
-            "DATABASE_URL": "postgresql://localhost",
-            "REDIS_URL": "redis://localhost",
-            "TRUSTED_PROXIES": networks,
-        }
-    )
+    app[CLIENT_ADDRESSES] = ClientAddresses(values.networks(networks))
     return app
 
 
@@ -112,7 +103,7 @@ def test_that_a_proxy_writes_no_address_is_told_once(
 
 def test_only_short_headers_are_remembered() -> None:
     """Or clients, who begin the header as they like, would fill the memory."""
-    kept = client_address_module._address_of.cache_info
+    kept = BEHIND_PROXIES[CLIENT_ADDRESSES].remembered.cache_info
     invented = f"{OTHER}, " * 100
     assert address_of(BEHIND_PROXIES, PROXY, invented + CLIENT) == CLIENT
     before = kept()
