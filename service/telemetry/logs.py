@@ -95,7 +95,8 @@ def _redact_id(request_id: str) -> str:
 
 
 def _time(at: float) -> str:
-    return f"{_second(int(at))}.{int(at % 1 * 1000):03d}Z"
+    milliseconds = int(at * 1000)
+    return f"{_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
 
 
 @functools.lru_cache(2)

@@ -72,7 +72,8 @@ class Front:
             await _answer_expectation(request)
         # The template and not the path, which may hold an email address. Without a route the
         # answer is a problem, whatever the client accepts.
-        template, has_json = self._routes.about.get(match.route, ("", False))
+        route = match.route
+        template, has_json = self._routes.about.get(route, ("", False))
         path = template or request.path
         method = request.method if request.method in METH_ALL else "other"
         self._load_shedder.begin()
@@ -83,7 +84,7 @@ class Front:
             preflight = self._cors.preflight(request) if self._cors else None
             if of_api and has_json:
                 check_accepts_json(request)
-            response = preflight or await match.handler(request)
+            response = preflight or await route.handler(request)
         except Exception as error:
             if not isinstance(error, _FORESEEN):
                 about = {"request_id": request_id, "method": method, "route": template or "none"}
@@ -96,9 +97,9 @@ class Front:
         if self._cors:
             self._cors.add_headers(request, response.headers)
         self._headers.add(request, response, context)
-        status, seconds = response.status, perf_counter() - started
-        about_it = request_id, method, template or "none", status, seconds, context.user_id
-        self._access_log.add((time(), *about_it))
+        status, seconds, user_id = response.status, perf_counter() - started, context.user_id
+        about_it = time(), request_id, method, template or "none", status, seconds, user_id
+        self._access_log.add(about_it)
         return response
 
     def _check_has_time(self, method: str) -> None:

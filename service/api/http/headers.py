@@ -30,22 +30,24 @@ class Headers:
         self._lines = "".join([f"{name}: {value}\r\n" for name, value in self._same.items()])
 
     def add(self, request: web.BaseRequest, response: web.StreamResponse, context: Context) -> None:
-        if type(response) is PrebuiltResponse and response.is_usual(request):
+        policy, state = _rate_limit(context.windows)
+        if type(response) is PrebuiltResponse:
             lines = f"{self._lines}X-Request-Id: {context.request_id}\r\n"
-            if context.windows:
-                policy, state = _rate_limit(context.windows)
+            if policy:
                 lines += f"RateLimit-Policy: {policy}\r\nRateLimit: {state}\r\n"
-            response.build_head(lines)
-            return
+            if response.build_head(request, lines):
+                return
         own = {"X-Request-Id": context.request_id}
-        if context.windows:
-            own["RateLimit-Policy"], own["RateLimit"] = _rate_limit(context.windows)
+        if policy:
+            own |= {"RateLimit-Policy": policy, "RateLimit": state}
         for name, value in (self._same | own).items():
             response.headers.setdefault(name, value)
 
 
 def _rate_limit(windows: Sequence[Window]) -> tuple[str, str]:
     """Return RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers-10)."""
-    policies = [f'"{each.name}";q={each.limit.requests};w={each.limit.seconds}' for each in windows]
-    states = [f'"{each.name}";r={each.remaining};t={each.reset}' for each in windows]
-    return ", ".join(policies), ", ".join(states)
+    policy = state = ""
+    for each in windows:
+        policy += f', "{each.name}";q={each.limit.requests};w={each.limit.seconds}'
+        state += f', "{each.name}";r={each.remaining};t={each.reset}'
+    return policy[2:], state[2:]

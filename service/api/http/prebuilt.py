@@ -17,28 +17,29 @@ class PrebuiltResponse(web.Response):
     def __init__(
         self, body: bytes, content_type: str = "application/json", status: int = 200
     ) -> None:
-        # What Response itself does here is for bodies of other kinds.
+        # What Response itself does here, and for each access to `body`, is for other kinds.
         web.StreamResponse.__init__(self, status=status)
-        self.body: bytes = body
+        self._body: bytes = body
         self._type = content_type
         self._head = ""
 
-    def is_usual(self, request: web.BaseRequest) -> bool:
-        """Whether the head needs no other headers than those that every answer has."""
-        return (
-            not (self.headers or self._cookies or self._keep_alive is False)
-            and request.keep_alive
-            and request.method != METH_HEAD
-            and request.version == HttpVersion11
-        )
-
-    def build_head(self, lines: str) -> None:
-        """Build the head with these headers, as they are sent."""
+    def build_head(self, request: web.BaseRequest, lines: str) -> bool:
+        """Build the head with these headers, as sent; return whether it needs no others."""
+        if (
+            self._headers
+            or self._cookies
+            or self._keep_alive is False
+            or not request.keep_alive
+            or request.method == METH_HEAD
+            or request.version != HttpVersion11
+        ):
+            return False
         self._head = (
-            f"HTTP/1.1 {self.status} {self.reason}\r\nContent-Type: {self._type}\r\n{lines}"
-            f"Date: {rfc822_formatted_time()}\r\nContent-Length: {len(self.body)}\r\n\r\n"
+            f"HTTP/1.1 {self._status} {self._reason}\r\nContent-Type: {self._type}\r\n{lines}"
+            f"Date: {rfc822_formatted_time()}\r\nContent-Length: {len(self._body)}\r\n\r\n"
         )
         self._keep_alive = True
+        return True
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         if not self._head:
@@ -47,11 +48,11 @@ class PrebuiltResponse(web.Response):
         transport = request.transport
         if transport is None:
             raise ConnectionResetError
-        transport.write(self._head.encode() + self.body)
+        transport.write(self._head.encode() + self._body)
         # Or a client that sends on and on, and reads nothing, would fill the memory.
         if transport.get_write_buffer_size():
             await request.writer.drain()
-        return request.writer
+        return None
 
     async def write_eof(self, data: bytes = b"") -> None:
         if not self._head:

@@ -4,6 +4,7 @@ The headers show only the windows of the client's address and of the signed-in u
 window would reveal what others do there.
 """
 
+from collections.abc import Awaitable
 from typing import Final
 from uuid import UUID
 
@@ -24,9 +25,9 @@ WRITE: Final = "write"
 CLIENT: Final = "client"
 
 
-async def count_request(
+def count_request(
     request: web.Request, name: str, account: str | None = None
-) -> Window | None:
+) -> Awaitable[Window | None]:
     """Count the request for its client's address and, if given, for an account.
 
     Returns the window of the address, or None where there is no limit. Raises TooMany if the limit
@@ -35,7 +36,7 @@ async def count_request(
     subjects = [(name, client_address(request))]
     if account is not None:
         subjects.append((f"{name}-account", account))
-    return await _count(request, name, subjects)
+    return _count(request, name, subjects)
 
 
 async def count_write(request: web.Request, user_id: UUID) -> None:
@@ -50,14 +51,16 @@ async def count_client(request: web.Request, client_id: str) -> None:
 
 async def _count(request: web.Request, name: str, subjects: list[tuple[str, str]]) -> Window | None:
     """Count the request for all subjects; show and return the window of the first one."""
-    limit = request.app[RATE_LIMITS][name]
+    app = request.app
+    limit = app[RATE_LIMITS][name]
     if limit is None:
         return None
-    windows = await request.app[SERVICES].rate_limiter.count(limit, subjects)
+    windows = await app[SERVICES].rate_limiter.count(limit, subjects)
     context = request[CONTEXT]
     context.windows = [*context.windows, windows[0]]
-    if resets := [window.reset for window in windows if window.exceeded]:
-        raise refusal(name, max(resets))
+    for window in windows:
+        if window.exceeded:
+            raise refusal(name, max(each.reset for each in windows if each.exceeded))
     return windows[0]
 
 
