@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -49,14 +49,14 @@ def problem(
     error: ServiceError,
     request_id: str,
     *,
-    errors: Iterable[tuple[str, str]] = (),
+    errors: Sequence[tuple[str, str]] = (),
     **extensions: Any,
 ) -> web.Response:
     """Return the response; `errors` are JSON pointers and what is wrong there."""
     if error.field:
         errors = [(f"#/{error.field}", error.detail)]
-    if members := [{"pointer": pointer, "detail": text} for pointer, text in errors]:
-        extensions["errors"] = members
+    if errors:
+        extensions["errors"] = [{"pointer": pointer, "detail": text} for pointer, text in errors]
     if isinstance(error, BalanceTooLow):
         extensions["available"] = error.available
     status = status_of(type(error))
