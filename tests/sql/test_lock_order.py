@@ -38,7 +38,7 @@ ORDER: Final = {
         "referral_code_uses.TAKE_BY_ID",
     },
     "user": {"users.LOCK"},
-    "referral": {"referrals.LOCK", "referrals.LOCK_FREE", "referrals.ADD"},
+    "referral": {"referrals.LOCK", "referrals.LOCK_FREE"},
     "standing": {
         "standings.BEGIN",
         "standings.MOVE",
@@ -48,6 +48,7 @@ ORDER: Final = {
         "participants.SET_PUBLIC_NAME",
         "standings.LOCK_FREE",
     },
+    "new referral": {"referrals.ADD"},
     "count of rewards": {"reward_counts.TAKE", "reward_counts.GIVE_BACK"},
     "reward": {
         "rewards.CHANGE",
@@ -104,8 +105,12 @@ def locks_of(statements: list[tuple[str, Any]]) -> list[list[str]]:
             found.append([])
         elif name == "referral_codes.END_OF_OWNER" and not answer["ended"]:
             continue
+        elif name == "standings.MOVE" and "new referral" in found[-1]:
+            assert "standing" in found[-1], "of the new referral's referrer, and held already"
         elif name in LOCK_OF and found and answer is not None:
             found[-1].append(LOCK_OF[name])
+            if name.startswith("referral_code_uses.TAKE") and answer["is_standing_locked"]:
+                found[-1].append("standing")
     return found
 
 
@@ -241,11 +246,11 @@ EXPECTED: Final[dict[Callable[[Scene], Awaitable[None]], set[str]]] = {
         *("participant", "event", "referral", "standing", "count of rewards", "reward", "balance")
     },
     block_and_free: {"participant", "standing"},
-    sign_up: {"participant", "code", "referral", "standing", "uses of the code"},
-    sign_up_by_a_limited_code: {"participant", "code", "referral"},
-    sign_up_after_the_code_was_replaced: {"participant", "code", "referral"},
-    sign_up_an_account: {"participant", "code", "referral"},
-    register: {"code", "referral", "standing", "uses of the code"},
+    sign_up: {"participant", "code", "standing", "new referral", "uses of the code"},
+    sign_up_by_a_limited_code: {"participant", "code", "standing", "new referral"},
+    sign_up_after_the_code_was_replaced: {"participant", "code", "standing", "new referral"},
+    sign_up_an_account: {"participant", "code", "standing", "new referral"},
+    register: {"code", "standing", "new referral", "uses of the code"},
     reject: {"participant", "referral", "standing"},
     sweep: {"referral"},
     create_with_a_code: {"participant", "code"},

@@ -127,8 +127,8 @@ async def test_events_of_several_referees_count_once_each_for_their_referrer(
 
 
 async def test_the_first_two_of_a_referrer_of_before_are_both_counted(company: Company) -> None:
-    """With `excluded.qualified` in place of `s.qualified + $3` in MOVE, what those who wait for the
-    first row have counted would be lost."""
+    """With `excluded.qualified` in place of `s.qualified + $2` in BEGIN, what those who wait for
+    the first row have counted would be lost."""
     code = await company.share("u-1")
     people = [f"r-{number}" for number in range(8)]
     for one in people:
@@ -137,6 +137,7 @@ async def test_the_first_two_of_a_referrer_of_before_are_both_counted(company: C
     await company.database.execute(
         "UPDATE referrals SET state = 'qualified' WHERE user_id = ANY ($1)", before
     )
+    await company.database.execute("DELETE FROM standings")  # which were not kept then
     await outcomes(*(company.report(f"order-{one}", one) for one in people[2:]))
     assert await company.standing("u-1") == 8
 
@@ -296,7 +297,7 @@ async def test_of_two_who_refer_each_other_one_does(company: Company) -> None:
     ids=["device", "ip", "velocity"],
 )
 async def test_sign_ups_at_once_are_compared_with_each_other(
-    company: Company, begun: bool, of_each: dict[str, str], plain: int
+    company: Company, begun: bool, of_each: dict[str, Any], plain: int
 ) -> None:
     """Without FOR NO KEY UPDATE OF s in TAKE, or lock_standing before COMPARE, they are not."""
     code = await company.share("u-1")
