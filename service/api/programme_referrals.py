@@ -206,7 +206,7 @@ async def list_programme_referrals(request: web.Request) -> web.Response:
     tags=["Programmes"],
     summary="Show a referral",
     description="What became of a sign-up, and why. Referees see their own, without `review` and "
-    "`flags`.",
+    "`flags`, and without what was suspicious.",
     refuses=(ReferralNotFound, NotAllowed),
 )
 @response_schema(ReferralHistorySchema, 200, description="The referral.")
@@ -219,14 +219,15 @@ async def show_referral(request: web.Request) -> web.Response:
     if referral_id is None:
         raise ReferralNotFound
     history = await request.app[SERVICES].referrals.find(referral_id)
-    schema = REFERRAL_HISTORY_SCHEMA if reader is None else OWN_REFERRAL_SCHEMA
-    return respond(schema, _flat(history))
+    if reader is None:
+        return respond(REFERRAL_HISTORY_SCHEMA, _flat(history))
+    return respond(OWN_REFERRAL_SCHEMA, _flat(history.without_suspicions()))
 
 
 @docs(
     tags=["Programmes"],
     summary="Review a referral",
-    description="Approving lifts a rejection; rejecting takes back what can be taken back.",
+    description="Approving lifts flags and a rejection; rejecting takes back what can be.",
     refuses=(ReferralNotFound, NotAllowed),
 )
 @request_schema(

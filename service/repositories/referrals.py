@@ -108,6 +108,14 @@ FIND_OVERDUE: Final = """
      LIMIT $2
 """
 
+# The place of the first of its mailbox is another's, so that it no longer is of that mailbox.
+LIFT_FLAGS: Final = """
+    UPDATE referrals
+       SET flags = '{}',
+           mailbox_hash = CASE WHEN 'self-referral' = ANY (flags) THEN NULL ELSE mailbox_hash END
+     WHERE user_id = $1
+"""
+
 REVIEWS: Final = """
     SELECT count(*) AS open, min(registered_at) AS oldest
       FROM referrals
@@ -248,6 +256,10 @@ class ReferralRepository(Repository):
     async def find_overdue(self, now: datetime, limit: int) -> Sequence[UUID]:
         """Return pending referrals whose window has passed, the longest overdue first."""
         return [row["user_id"] for row in await self._connection.fetch(FIND_OVERDUE, now, limit)]
+
+    async def lift_flags(self, referral_id: UUID) -> None:
+        """Say that nothing about a referral is suspicious."""
+        await self._connection.execute(LIFT_FLAGS, referral_id)
 
     async def reviews(self) -> tuple[int, datetime | None]:
         """Return how many referrals wait for a review, and the sign-up of the oldest."""

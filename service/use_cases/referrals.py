@@ -19,6 +19,7 @@ from service.domain.referrals import (
     ProgrammeReferral,
     Referral,
     ReferralFilter,
+    ReferralFlag,
     ReferralReason,
     ReferralState,
     Review,
@@ -48,6 +49,12 @@ MOST_OVERDUE: Final = 100
 """Referrals of which a sweep sees at once that their window has passed."""
 
 
+_OF_REVIEWS: Final = frozenset(
+    {ReferralReason.REVIEW_APPROVED, *(ReferralReason(flag.value) for flag in ReferralFlag)}
+)
+"""Reasons that tell what was suspicious, or that something was."""
+
+
 class _Wanted(NamedTuple):
     referrer_id: UUID
     after: Cursor | None
@@ -61,6 +68,25 @@ class ReferralHistory:
     referral: ProgrammeReferral
     events: Sequence[Event]
     decisions: Sequence[Decision]
+
+    def without_suspicions(self) -> "ReferralHistory":
+        """Return what its referee may know: who is told what was noticed learns to avoid it."""
+        shown: list[Decision] = []
+        hidden, state = 0, ReferralState.PENDING
+        for decision in reversed(self.decisions):
+            if decision.reason in _OF_REVIEWS and decision.state is state:
+                hidden += 1
+                continue
+            reason = decision.reason
+            if reason in _OF_REVIEWS and decision.state is ReferralState.REJECTED:
+                reason = ReferralReason.REVIEW_REJECTED
+            state = decision.state
+            shown.append(replace(decision, sequence=decision.sequence - hidden, reason=reason))
+        reason = shown[-1].reason if shown else ReferralReason.SIGNED_UP
+        referral = replace(
+            self.referral, sequence=self.referral.sequence - hidden, reason=reason, flags=()
+        )
+        return replace(self, referral=referral, decisions=shown[::-1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +222,8 @@ class Referrals:
     ) -> tuple[ReferralHistory, bool]:
         """Approve or reject a referral; return it, and whether that is news.
 
-        Rejecting takes back what can be; approving lifts a rejection. Raises ReferralNotFound.
+        Rejecting takes back what can be; approving lifts a rejection, and flags. Raises
+        ReferralNotFound.
         """
         now = self._clock()
         approved = verdict.decision == "approve"
@@ -210,6 +237,9 @@ class Referrals:
             is_new = referral.review is not review
             if is_new:
                 referral = replace(referral, review=review)
+                if approved and referral.flags:
+                    await repositories.referrals.lift_flags(referral_id)
+                    referral = replace(referral, flags=())
                 rules = await self._programmes.rules(
                     repositories, referral.programme_id, referral.version
                 )

@@ -221,3 +221,50 @@ async def test_a_referrer_does_not_see_what_fraud_rules_have_found(api: Api) -> 
     assert signed_up.json()["flags"] == ["same-device"]
     listed = (await api.get("/referrals/me", by=person)).json()["items"]
     assert [one["flags"] for one in listed] == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("action", "seen", "known"),
+    [
+        ("hold", ["signed-up", "qualified"], ["signed-up", "self-referral", "qualified"]),
+        ("reject", ["signed-up", "review-rejected"], ["signed-up", "self-referral"]),
+    ],
+)
+async def test_a_referee_does_not_see_what_fraud_rules_have_found(
+    api: Api, company: Company, action: str, seen: list[str], known: list[str]
+) -> None:
+    await company.use_rules({"qualify": {"on": "signup"}, "fraud": {"self_referral": action}})
+    code = await api.new_code(await api.new_person("ann.smith@gmail.com"))
+    referee = await api.new_person("annsmith@gmail.com", referral_code=code)
+    path = f"/referees/{referee.user_id}"
+    for answer, reasons in (
+        (await company.get(path), known),
+        (await api.get(path, by=referee), seen),
+    ):
+        shown = answer.json()
+        told = sorted(shown["decisions"], key=lambda one: one["sequence"])
+        assert [one["reason"] for one in told] == reasons
+        assert [one["sequence"] for one in told] == list(range(1, len(reasons) + 1))
+        assert (shown["reason"], shown["sequence"]) == (reasons[-1], len(reasons))
+    await company.post(f"{path}/decisions", {"decision": "approve", "reason": "Two people."})
+    reasons = [one["reason"] for one in (await api.get(path, by=referee)).json()["decisions"]]
+    assert reasons[-1] == "signed-up"
+    assert "self-referral" not in reasons
+
+
+async def test_approving_lifts_flags(api: Api, company: Company) -> None:
+    referrer = await company.new_referrer()
+    first, second, third = [
+        await signed_up(company, referrer, email=f"me+{number}@example.com") for number in range(3)
+    ]
+    assert [one["flags"] for one in (first, second, third)] == [
+        [],
+        ["self-referral"],
+        ["self-referral"],
+    ]
+    for one in (second, third):
+        verdict = {"decision": "approve", "reason": "A family."}
+        approved = await company.post(f"/referees/{one['id']}/decisions", verdict)
+        assert (approved.json()["flags"], approved.json()["review"]) == ([], "approved")
+    fourth = await signed_up(company, referrer, email="me+4@example.com")
+    assert fourth["flags"] == ["self-referral"], "the first one still has the mailbox"

@@ -27,7 +27,8 @@ EVER: Final = datetime(2000, 1, 1, tzinfo=UTC)
 NAMED: Final = re.compile('"participant ([^"]+)"')
 """A participant in a stored message, whom the sent one names as the company does."""
 
-# A message is written at the time of its cause. What no table tells the cause of is not compared.
+# A message is written at the time of its cause. What no table tells the cause of is not compared,
+# such as flags that an approval has lifted.
 WRONG_MESSAGES: Final = """
     WITH recent AS (
         SELECT referral_id, sequence FROM decisions WHERE decided_at >= $1
@@ -51,6 +52,7 @@ WRONG_MESSAGES: Final = """
           JOIN referrals ON user_id = referral_id
          WHERE recent.sequence = 1
            AND cardinality(flags) > 0
+           AND review <> 'approved'
          UNION ALL
         SELECT 'referral.' || state, concat(referral_id, ' by ', sequence)
           FROM recent
@@ -79,6 +81,8 @@ WRONG_MESSAGES: Final = """
                     ELSE concat(data -> topic ->> 'id', ' by ', data -> topic ->> 'sequence') END
           FROM messages
          WHERE topic IN ('participant', 'referral', 'reward', 'redemption')
+           AND NOT (type = 'referral.flagged' AND data -> 'referral' ->> 'id' IN (
+                    SELECT user_id::text FROM referrals WHERE review = 'approved'))
     )
     SELECT type, about, happened.times AS happened, told.times AS told
       FROM (SELECT type, about, count(*) AS times FROM happened GROUP BY type, about) AS happened

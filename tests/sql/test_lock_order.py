@@ -75,6 +75,7 @@ WAIT_FOR_NOBODY: Final = {
     "participants.UPDATE",
     "referrals.DECIDE",
     "referrals.DELETE",
+    "referrals.LIFT_FLAGS",
     "signals.NOTE",
     "signals.DELETE_OF_PARTICIPANT",
 }
