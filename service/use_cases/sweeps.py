@@ -21,7 +21,7 @@ from service.use_cases.rewards import Rewards
 PERIOD_SECONDS: Final = 0.5
 REST_SECONDS: Final = 5.0
 """How long the database is left alone when it does not answer."""
-AT_ONCE: Final = 4
+AT_ONCE: Final = 2
 """Releases under way at once: each is waiting for PostgreSQL most of its time."""
 MOST_DUE: Final = 100
 """Rewards of each programme that a sweep looks at."""
