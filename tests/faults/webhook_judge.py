@@ -32,6 +32,8 @@ NAMED: Final = re.compile('"participant ([^"]+)"')
 WRONG_MESSAGES: Final = """
     WITH recent AS (
         SELECT referral_id, sequence FROM decisions WHERE decided_at >= $1
+    ), approved AS (
+        SELECT referral_id FROM decisions WHERE review = 'approved'
     ), states AS (
         SELECT referral_id, sequence, state,
                lag(state) OVER (PARTITION BY referral_id ORDER BY sequence) AS before
@@ -52,7 +54,7 @@ WRONG_MESSAGES: Final = """
           JOIN referrals ON user_id = referral_id
          WHERE recent.sequence = 1
            AND cardinality(flags) > 0
-           AND review <> 'approved'
+           AND referral_id NOT IN (SELECT referral_id FROM approved)
          UNION ALL
         SELECT 'referral.' || state, concat(referral_id, ' by ', sequence)
           FROM recent
@@ -82,7 +84,7 @@ WRONG_MESSAGES: Final = """
           FROM messages
          WHERE topic IN ('participant', 'referral', 'reward', 'redemption')
            AND NOT (type = 'referral.flagged' AND data -> 'referral' ->> 'id' IN (
-                    SELECT user_id::text FROM referrals WHERE review = 'approved'))
+                    SELECT referral_id::text FROM approved))
     )
     SELECT type, about, happened.times AS happened, told.times AS told
       FROM (SELECT type, about, count(*) AS times FROM happened GROUP BY type, about) AS happened
