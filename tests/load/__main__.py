@@ -294,7 +294,7 @@ def main() -> int:
         explain.show(data.database_url, folder / "plans.txt")
         bench = Bench(data, Secrets(), folder, parsed.pairs, parsed.seconds, parsed.against)
         if parsed.smoke:
-            bench.pairs, bench.seconds, bench.tries, bench.starts = 1, 1.0, 1, 1
+            bench.pairs, bench.seconds, bench.tries, bench.starts = 1, 0.5, 1, 1
             bench.refused, bench.requests_before_memory = 1.0, 0
         for name in parsed.only:
             if not parsed.smoke or name in SMOKE:
