@@ -9,11 +9,12 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
+from service.domain.clock import moment_text
 from service.domain.ledger import Transfer
 from service.domain.programmes import Programme
 from service.domain.referrals import ProgrammeReferral, ReferralState
@@ -95,7 +96,7 @@ def _plain(value: object) -> str:
     if isinstance(value, ExternalId):
         return f"participant {value.participant_id}"
     if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        return moment_text(value)
     return str(value)
 
 

@@ -85,12 +85,13 @@ class Decisions:
             await _write(repositories, unwritten)
             unwritten = []
         referral, standing = await _follow(repositories, referral, planned)
-        opened = change.is_new and referral.review is Review.OPEN
-        if change.reviewed or opened:
+        if change.reviewed:
             await lock_standing(
                 repositories, referral.referrer_id, referral.programme_id, change.now
             )
             await repositories.rewards.hold_of_referral(referral.referral_id)
+        # A new referral's standing is locked already, and it has no rewards.
+        if change.reviewed or (change.is_new and referral.review is Review.OPEN):
             await repositories.rewards.hold_milestones(referral.referrer_id)
         rose = _counts(referral) and not _counts(before)
         fell = _counts(before) and not _counts(referral)

@@ -74,7 +74,8 @@ class Rewards:
         changes = Changes(case)
         changes.compare(live, wanted_rewards(case.rules, referral, case.cause, events, case.now))
         await self._compare_milestones(repositories, case, changes)
-        if changes.missing and case.standing is None:  # a block waits until this ends, or is seen
+        # A block waits until this ends, or is seen. A sign-up has locked the standing before.
+        if changes.missing and case.standing is None and not case.is_new:
             await lock_standing(repositories, referral.referrer_id, referral.programme_id, case.now)
         refused = await self._take_places(repositories, case, changes)
         return await self._write(repositories, case, changes, live, refused)
