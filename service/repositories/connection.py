@@ -26,6 +26,16 @@ class Repository:
         return await self._connection.fetchval(statement, *arguments) is not None
 
 
+def unnested(*types: str) -> str:
+    """Return `unnest` of the first parameters, arrays of the types, as rows.
+
+    The planner does not see how many there are: knowing it, it would plan the statement anew each
+    time (sql/README.md, *Plans*).
+    """
+    arrays = (f"(SELECT ${number}::{each}[])" for number, each in enumerate(types, 1))
+    return f"unnest({', '.join(arrays)})"
+
+
 def rows_in(status: str) -> int:
     """Return how many rows a statement changed, from its status: `DELETE 12`."""
     return int(status.rpartition(" ")[2])

@@ -58,7 +58,7 @@ PARK: Final = """
 
 DELETE: Final = """
     DELETE FROM jobs
-     WHERE job_id = ANY ($1)
+     WHERE job_id = ANY (ARRAY(SELECT unnest($1::uuid[])))
 """
 
 GIVE_BACK: Final = """

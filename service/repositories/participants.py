@@ -117,7 +117,7 @@ REMOVE_PUBLIC_NAME: Final = """
 EXTERNAL_IDS: Final = """
     SELECT participant_id, external_id
       FROM participants
-     WHERE participant_id = ANY ($1)
+     WHERE participant_id = ANY (ARRAY(SELECT unnest($1::uuid[])))
 """
 
 # The keyed hash of the company's id stays: an erased id that comes back is nobody new.

@@ -40,16 +40,20 @@ def _planned(job_id: str, cache_prefix: str, now: str) -> str:
 
 
 def not_withdrawn() -> str:
-    """Return the condition that no block and no ended programme makes the code `c` unusable."""
+    """Return the condition that no block and no ended programme makes the code `c` unusable.
+
+    Programmes are too few for PostgreSQL to estimate a join with them: if most go on, it expects
+    that no code is left, and begins with all codes.
+    """
     return """NOT EXISTS (
         SELECT FROM participants p
          WHERE p.participant_id = c.owner_id
            AND p.blocked_at IS NOT NULL
     )
-    AND NOT EXISTS (
-        SELECT FROM programmes g
+    AND (
+        SELECT g.ended_at IS NULL
+          FROM programmes g
          WHERE g.programme_id = c.programme_id
-           AND g.ended_at IS NOT NULL
     )"""
 
 
@@ -141,7 +145,7 @@ FIND_LIVE_BY_EMAILS: Final = f"""
     SELECT u.email_key, c.code, c.expires_at, c.owner_id AS referrer_id
       FROM users u
       JOIN referral_codes c ON c.owner_id = u.user_id
-     WHERE u.email_key = ANY ($1)
+     WHERE u.email_key = ANY (ARRAY(SELECT unnest($1::text[])))
        AND u.disabled_at IS NULL
        AND (u.email_confirmed_at IS NOT NULL OR NOT $3)
        AND c.ended_at IS NULL

@@ -10,7 +10,7 @@ from uuid6 import uuid7
 
 from service.domain.pages import Cursor
 from service.domain.rewards import Reward, RewardFilter, RewardState
-from service.repositories.connection import LAST_ID, Repository
+from service.repositories.connection import LAST_ID, Repository, unnested
 
 _COLUMNS: Final = """
     reward_id, programme_id, version, rule, participant_id, referral_id, cause_id, nth, unit,
@@ -20,13 +20,26 @@ _COLUMNS: Final = """
 # Rewards, the transfers with which they enter the ledger, and the balances, which only grow: an
 # upsert does where nothing is subtracted. A block, and a pause, is looked for under the lock that a
 # block takes, too.
-GIVE: Final = """
+GIVE: Final = f"""
     WITH wanted AS (
         SELECT new.*,
                new.doubtful OR p.blocked_at IS NOT NULL OR u.disabled_at IS NOT NULL AS held,
                g.paused
-          FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], $5::uuid[], $6::int[],
-                      $7::text[], $8::bigint[], $9::boolean[], $10::timestamptz[], $11::uuid[])
+          FROM {
+    unnested(
+        "uuid",
+        "text",
+        "uuid",
+        "uuid",
+        "uuid",
+        "int",
+        "text",
+        "bigint",
+        "boolean",
+        "timestamptz",
+        "uuid",
+    )
+}
                AS new (reward_id, rule, participant_id, referral_id, cause_id, nth, unit, amount,
                        doubtful, available_at, transfer_id)
           JOIN participants p USING (participant_id)
@@ -130,11 +143,11 @@ HAS_AVAILABLE: Final = """
            AND rule = ANY ($2))
 """
 
-CHANGE: Final = """
+CHANGE: Final = f"""
     UPDATE rewards r
        SET reversed = c.reversed, state = c.state, available_at = c.available_at,
            held = r.held AND c.state = 'pending'
-      FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::timestamptz[])
+      FROM {unnested("uuid", "bigint", "text", "timestamptz")}
            AS c (reward_id, reversed, state, available_at)
      WHERE r.reward_id = c.reward_id
 """
@@ -144,7 +157,7 @@ RELEASE: Final = """
     UPDATE rewards r
        SET state = 'available'
       FROM programmes g
-     WHERE r.reward_id = ANY ($1)
+     WHERE r.reward_id = ANY (ARRAY(SELECT unnest($1::uuid[])))
        AND r.state = 'pending'
        AND NOT r.held
        AND g.programme_id = r.programme_id

@@ -53,7 +53,7 @@ EXPIRIES_IF_OPEN: Final = """
     SELECT s.session_id, s.expires_at
       FROM sessions s
       LEFT JOIN users u ON u.user_id = s.user_id
-     WHERE s.session_id = ANY ($1)
+     WHERE s.session_id = ANY (ARRAY(SELECT unnest($1::uuid[])))
        AND s.ended_at IS NULL
        AND s.expires_at > $2
        AND u.disabled_at IS NULL

@@ -37,7 +37,7 @@ _SELECT: Final = """
 
 FIND_SEVERAL: Final = f"""
     {_SELECT}
-     WHERE u.user_id = ANY ($1)
+     WHERE u.user_id = ANY (ARRAY(SELECT unnest($1::uuid[])))
        AND u.erased_at IS NULL
 """
 
