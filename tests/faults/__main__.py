@@ -66,6 +66,12 @@ def main() -> int:
         action="store_true",
         help="break the service on purpose; every break has to be noticed",
     )
+    parser.add_argument(
+        "--load",
+        choices=["all", "conversions"],
+        default="all",
+        help="conversions: little else, for long runs",
+    )
     parsed = parser.parse_args()
     known = [each.name for each in SABOTAGES] if parsed.sabotage else FAULTS
     if unknown := set(parsed.only).difference(known):
@@ -78,7 +84,7 @@ def main() -> int:
     rows = []
     for scenario in SCENARIOS:
         if not parsed.only or scenario.fault.__name__ in parsed.only:
-            rows.append(_row(scenario, parsed.seed, parsed.seconds))
+            rows.append(_row(scenario, parsed))
             print(_markdown([rows[-1]]), flush=True)
     table = _markdown([dict(zip(HEAD, HEAD, strict=True)), dict.fromkeys(HEAD, "---"), *rows])
     SAVED.mkdir(exist_ok=True)
@@ -100,9 +106,12 @@ def _sabotage(seed: int, seconds: float, only: list[str]) -> int:
     return any(violation is None for *_, violation in rows)
 
 
-def _row(scenario: Scenario, seed: int, seconds: float) -> dict[str, Any]:
+def _row(scenario: Scenario, parsed: argparse.Namespace) -> dict[str, Any]:
+    only_conversions = parsed.load == "conversions"
     try:
-        verdict = asyncio.run(run(scenario, seed, seconds))
+        verdict = asyncio.run(
+            run(scenario, parsed.seed, parsed.seconds, only_conversions=only_conversions)
+        )
     except Skipped as skipped:
         print(f"{scenario.name}: skipped, {skipped}")
         return {**dict.fromkeys(HEAD, ""), "fault": scenario.name, "violations": "skipped"}

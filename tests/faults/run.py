@@ -31,12 +31,18 @@ from tests.faults.webhooks import UnreliableReceiver, Webhooks
 CLIENTS: Final = 12
 REPORTING: Final = 16
 """How many clients of a company report at once what its users do."""
+REPORTING_ALONE: Final = 28
+"""How many there are when hardly anything else is asked, so that a run has many conversions."""
 WORKERS: Final = 3
 WARM_UP_SECONDS: Final = 1.0
 RECOVERY_SECONDS: Final = 20.0
 """Within these the service is ready again, with no job and no due reward left, or never."""
 LOOKS: Final = 5
 """How often codes are looked at until the newest referrals are, which takes longer."""
+SHORTEST_PAUSE: Final = 0.05
+"""Seconds between two looks."""
+PAUSE: Final = 4
+"""How many times as long as the look before it a pause is, however much there is to look at."""
 CLOCKS_OFF: Final = timedelta(hours=1, seconds=1)
 """How far a machine's clock is off at most, where clocks are moved."""
 FAKETIME: Final = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
@@ -97,11 +103,18 @@ class Verdict:
 
 
 async def run(
-    scenario: Scenario, seed: int, seconds: float, command: Sequence[str] = COMMAND, sql: str = ""
+    scenario: Scenario,
+    seed: int,
+    seconds: float,
+    *,
+    command: Sequence[str] = COMMAND,
+    sql: str = "",
+    only_conversions: bool = False,
 ) -> Verdict:
     """Run the service under load while the fault strikes for about `seconds`.
 
-    `command` starts the service; `sql` is run on the migrated database first. Raises Skipped.
+    `command` starts the service; `sql` is run on the migrated database first; with
+    `only_conversions` a single client does what has nothing to do with them. Raises Skipped.
     """
     rng = random.Random(f"{seed} {scenario.name}")
     history = History()
@@ -183,7 +196,8 @@ async def run(
             await conversions.prepare()
             begun = monotonic()
             async with _watched(postgresql.url, history, scenario.clocks_off):
-                await _under_load(scenario.fault, world, load, conversions)
+                clients = (1, REPORTING_ALONE) if only_conversions else (CLIENTS, REPORTING)
+                await _under_load(scenario.fault, world, load, conversions, clients)
             ended = monotonic()
             await _calm(urls, postgresql.url, history, scenario.clocks_off)
             await load.look_at_all()
@@ -230,14 +244,16 @@ async def _wrong_ledger(environment: Mapping[str, str]) -> list[str]:
     return [f"ledger check: {checked.stdout}{checked.stderr}"]
 
 
-async def _under_load(fault: Fault, world: World, load: Load, conversions: Conversions) -> None:
-    clients = asyncio.gather(load.run(CLIENTS), conversions.run(REPORTING))
+async def _under_load(
+    fault: Fault, world: World, load: Load, conversions: Conversions, clients: tuple[int, int]
+) -> None:
+    running = asyncio.gather(load.run(clients[0]), conversions.run(clients[1]))
     await asyncio.sleep(WARM_UP_SECONDS)
     await fault(world)
     await asyncio.sleep(STALE_SECONDS + 1)
     load.stop()
     conversions.stop()
-    await clients
+    await running
 
 
 async def _calm(
@@ -286,11 +302,13 @@ async def _watched(
                 connection = await asyncpg.connect(database_url, timeout=2, command_timeout=2)
                 try:
                     while not history.complaints:
+                        begun = monotonic()
                         history.complaints += await ledger_judge.wrong_now(connection, clocks_off)
                         history.complaints += await webhook_judge.wrong_now(connection)
                         for _ in range(LOOKS):
                             history.complaints += await wrong_now(connection)
-                            await asyncio.sleep(0.05)
+                            await asyncio.sleep(max(SHORTEST_PAUSE, PAUSE * (monotonic() - begun)))
+                            begun = monotonic()
                 finally:
                     connection.terminate()
             await asyncio.sleep(0.2)

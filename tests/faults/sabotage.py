@@ -411,7 +411,7 @@ def is_noticed(sabotage: Sabotage, seed: int, seconds: float) -> str | None:
     """Return the first violation that the sabotage leads to, None if there is none."""
     command = [sys.executable, "-m", "tests.faults.sabotaged", sabotage.name]
     for attempt in range(TRIES):
-        running = run(sabotage.scenario, seed + attempt, seconds, command, sabotage.sql)
+        running = run(sabotage.scenario, seed + attempt, seconds, command=command, sql=sabotage.sql)
         for violation in asyncio.run(running).violations:
             if sabotage.is_shown_by(violation):
                 return violation
