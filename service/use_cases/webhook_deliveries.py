@@ -59,7 +59,8 @@ class WebhookDeliveries:
         self._secrets = secrets
         self._sender = sender
         self._clock = clock
-        self._under_way: dict[UUID, tuple[UUID, float]] = {}
+        # By try as well: if the clock is set forward, a job is claimed while it is under way.
+        self._under_way: dict[tuple[UUID, int], tuple[UUID, float]] = {}
         self._places: dict[UUID, int] = {}
         self._ended = asyncio.Event()
         self._sweep_at = 0.0
@@ -82,7 +83,8 @@ class WebhookDeliveries:
                     log.exception("claiming deliveries failed")
                     failures += 1
                 for delivery in claimed:
-                    self._under_way[delivery.job_id] = delivery.endpoint_id, claimed_at
+                    attempt = delivery.job_id, delivery.tries
+                    self._under_way[attempt] = delivery.endpoint_id, claimed_at
                     tasks.create_task(self._attempt(delivery, claimed_at))
                 if failures:
                     with suppress(TimeoutError):
@@ -133,7 +135,7 @@ class WebhookDeliveries:
         except Exception:
             log.exception("delivering failed: %s", delivery.job_id)
         finally:
-            del self._under_way[delivery.job_id]
+            del self._under_way[delivery.job_id, delivery.tries]
             self._ended.set()
 
     async def _deliver(self, delivery: Delivery, claimed_at: float) -> None:

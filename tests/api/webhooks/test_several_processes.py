@@ -101,3 +101,21 @@ async def test_a_delivery_of_a_killed_process_is_made_again(
     company.api.clock.ahead = timedelta(seconds=31)
     await until_ended(company, endpoint_id)
     assert len({got.message_id for got in receiver.got}) == 1
+
+
+async def test_a_delivery_that_is_claimed_again_while_it_is_under_way_ends_once(
+    company: Company, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So it is by the same process, if its machine's clock is set forward."""
+    endpoint_id = await listen(company, receiver)
+    receiver.hanging = True
+    await send_test(company, endpoint_id)
+    await until(lambda: receiver.has_got(1))
+    company.api.clock.ahead = timedelta(seconds=31)
+    await until(lambda: receiver.has_got(2))
+    receiver.hanging = False
+    [delivery] = await until_ended(company, endpoint_id)
+    assert delivery["state"] == "delivered"
+    await send_test(company, endpoint_id)
+    await until_ended(company, endpoint_id)
+    assert "crashed" not in caplog.text
