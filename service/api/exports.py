@@ -2,12 +2,12 @@
 
 import csv
 import io
-import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+import orjson
 from aiohttp import web
 from aiohttp_apispec import docs, querystring_schema
 from marshmallow import fields, validate
@@ -74,8 +74,8 @@ async def export_table(request: web.Request) -> web.Response:
 
 
 def _to_ndjson(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    lines = (json.dumps(row, default=_text, separators=(",", ":")) + "\n" for row in rows)
-    return "".join(lines).encode()
+    option = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE
+    return b"".join(orjson.dumps(row, default=_text, option=option) for row in rows)
 
 
 def _csv_writer(columns: Sequence[str]) -> Callable[[Sequence[Mapping[str, Any]]], bytes]:

@@ -18,7 +18,6 @@ from service.api.http.requests import read_body, read_id, read_page, read_query
 from service.api.http.responses import PageSchema, answer, respond, write_items
 from service.api.rewards import WhoseQuery, whose
 from service.api.rules import Unit, whole
-from service.domain.clock import moment_text
 from service.domain.errors import (
     BalanceTooLow,
     IdReused,
@@ -214,9 +213,9 @@ def write_transfers(page: Page[Transfer]) -> bytes:
             "reward_id": None if one.reward_id is None else str(one.reward_id),
             "external_id": one.external_id,
             "cancels": None if one.cancels is None else str(one.cancels),
-            "cancelled_at": None if one.cancelled_at is None else moment_text(one.cancelled_at),
+            "cancelled_at": one.cancelled_at,
             "note": one.note,
-            "created_at": moment_text(one.created_at),
+            "created_at": one.created_at,
         }
         for one in page.items
     ]

@@ -14,7 +14,6 @@ from service.api.http.fields import MatchingText, Moment, PageQuery, Text
 from service.api.http.prebuilt import PrebuiltResponse
 from service.api.http.requests import read_page, read_query
 from service.api.http.responses import PageSchema, write_items
-from service.domain.clock import moment_text
 from service.domain.errors import NotAllowed
 from service.domain.pages import Page
 from service.domain.programmes import DEFAULT_PROGRAMME
@@ -150,8 +149,8 @@ def write_rewards(page: Page[Reward]) -> bytes:
             "reversed": reward.reversed,
             "state": reward.state.value,
             "held": reward.held,
-            "available_at": moment_text(reward.available_at),
-            "created_at": moment_text(reward.created_at),
+            "available_at": reward.available_at,
+            "created_at": reward.created_at,
         }
         for reward in page.items
     ]

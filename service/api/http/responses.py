@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
+import orjson
 from aiohttp import web
 from marshmallow import Schema, fields
 
@@ -12,8 +13,6 @@ from service.domain.pages import Cursor
 from service.repositories.idempotency_keys import Answer
 
 JSON: Final = "application/json"
-# Made once: json.dumps makes one for each document unless it is of the usual kind.
-_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 
 
 class PageSchema(Schema):
@@ -30,8 +29,12 @@ class PageSchema(Schema):
 
 
 def to_json(document: Any) -> bytes:
-    """Return the document as it is sent."""
-    return _ENCODER.encode(document).encode()
+    """Return the document as it is sent. Times are in UTC, and written like `moment_text`."""
+    try:
+        return orjson.dumps(document, option=orjson.OPT_UTC_Z)
+    except orjson.JSONEncodeError:
+        # Half of a surrogate pair, in the name of a member that a client sent and a problem names.
+        return json.dumps(document).encode()
 
 
 def write_items(items: Sequence[Any], next_cursor: Cursor | None) -> bytes:
