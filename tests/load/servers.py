@@ -6,7 +6,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,9 +18,8 @@ import psycopg
 
 from service import embedded
 from service.domain.clock import utc_now
-from service.domain.scopes import scopes_of
+from service.domain.scopes import Scope
 from service.domain.sessions import FIRST_PARTY
-from service.domain.users import Role
 from service.postgresql.migrations import apply_migrations
 from service.security.access_tokens import AccessTokens
 from service.security.signing_keys import SigningKey, SigningKeys
@@ -102,7 +101,9 @@ def _make_data(database_url: str, statements: str) -> None:
 class Secrets:
     """The service's secrets, with which the benchmark makes access tokens itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, scopes: Collection[Scope]) -> None:
+        """`scopes` are those of the access tokens."""
+        self._scopes = scopes
         self._key = SigningKey.generate()
         self.environment = {
             "SIGNING_KEYS": json.dumps({"keys": [self._key.to_jwk()]}),
@@ -116,7 +117,7 @@ class Secrets:
             subject=str(row_id(1, number)),
             client_id=FIRST_PARTY,
             session_id=row_id(3, number),
-            scopes=scopes_of(Role.USER),
+            scopes=self._scopes,
             now=utc_now(),
         )
 
