@@ -16,7 +16,7 @@ MOST_KEYS: Final = 1000
 """Keys of one statement."""
 FEW_KEYS: Final = 3
 """So few are read at once; more wait while turns of the loop add to them."""
-MANY_KEYS: Final = 64
+MANY_KEYS: Final = 32
 """So many wait no longer: with more, the share of each would hardly become smaller."""
 K = TypeVar("K")
 V = TypeVar("V")

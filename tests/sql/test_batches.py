@@ -47,7 +47,7 @@ async def test_what_turns_in_a_row_add_is_one_statement(
     batches: BatchLoader[str, int], source: Source
 ) -> None:
     found = []
-    for turn in range(10):
+    for turn in range(MANY_KEYS // (FEW_KEYS + 1) - 1):
         keys = [f"{turn} {number}" for number in range(FEW_KEYS + 1)]
         found += [asyncio.create_task(batches.find(key)) for key in keys]
         await asyncio.sleep(0)
