@@ -20,6 +20,8 @@ from service.postgresql.startup_check import wrong_encoding
 from service.postgresql.urls import DatabaseUrl, DatabaseUrlError, parse_database_url
 
 LONGEST_WAIT: Final = timedelta(minutes=5)
+TRIES: Final = 10
+"""How often a migration is tried that a running service deadlocks with."""
 _POLL_SECONDS: Final = 0.2
 log = logging.getLogger(__name__)
 
@@ -118,6 +120,10 @@ def apply_migrations(database_url: str) -> list[str]:
         raise MigrationError(
             f"The role lacks a right: {_first_line(error)}; migrate as the owner of the tables."
         ) from error
+    except psycopg.errors.DeadlockDetected as error:
+        raise MigrationError(
+            "A migration and requests keep waiting for each other: migrate when there are fewer."
+        ) from error
     except psycopg.OperationalError as error:
         raise MigrationError(f"PostgreSQL cannot be reached: {_first_line(error)}") from error
     except psycopg.Error as error:
@@ -128,9 +134,16 @@ def _apply(backend: _Backend) -> list[str]:
     migrations = read_migrations(str(FOLDER))
     backend.init_database()
     with backend.lock():
-        pending = backend.to_apply(migrations)
-        backend.apply_migrations(pending)
-        return [migration.id for migration in pending]
+        pending = [migration.id for migration in backend.to_apply(migrations)]
+        for attempt in range(1, TRIES + 1):
+            try:
+                backend.apply_migrations(backend.to_apply(migrations))
+                break
+            except psycopg.errors.DeadlockDetected:
+                if attempt == TRIES:
+                    raise
+                log.warning("a migration and a request waited for each other; it is tried again")
+        return pending
 
 
 def _check_encoding(connection: Any) -> None:

@@ -372,6 +372,24 @@ def test_the_sessions_of_clients_that_were_deleted_before_end(empty_database: st
     assert max(map(len, payloads)) <= 1000
 
 
+def test_a_migration_that_deadlocks_with_the_running_service_is_tried_again(
+    empty_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in NAMES[: NAMES.index("0021_programmes")]:
+        move(empty_database, "apply", name)
+    with ThreadPoolExecutor() as threads, psycopg.connect(empty_database) as request:
+        request.execute("SET deadlock_timeout = '1h'")  # so that it is the other one that loses
+        request.execute("LOCK TABLE referrals IN ACCESS SHARE MODE")
+        migrating = threads.submit(apply_migrations, empty_database)
+        while run(empty_database, WAITING) != [(1,)]:
+            assert not migrating.done(), migrating.exception()
+        request.execute("LOCK TABLE referral_codes IN ACCESS SHARE MODE")
+        request.rollback()
+        assert migrating.result() == NAMES[NAMES.index("0021_programmes") :]
+    assert applied(empty_database) == NAMES
+    assert "waited for each other" in caplog.text
+
+
 def test_the_standing_of_a_referrer_with_many_referrals_is_counted_when_migrating(
     empty_database: str,
 ) -> None:
