@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, Final
 
 import orjson
@@ -9,6 +10,7 @@ from aiohttp import web
 from marshmallow import Schema, fields
 
 from service.api.http.prebuilt import PrebuiltResponse
+from service.domain.clock import moment_text
 from service.domain.pages import Cursor
 from service.repositories.idempotency_keys import Answer
 
@@ -33,8 +35,16 @@ def to_json(document: Any) -> bytes:
     try:
         return orjson.dumps(document, option=orjson.OPT_UTC_Z)
     except orjson.JSONEncodeError:
-        # Half of a surrogate pair, in the name of a member that a client sent and a problem names.
-        return json.dumps(document).encode()
+        # Half of a surrogate pair, in the name of a member that a client sent and a problem names:
+        # no UTF-8 can have it, and not every client can read its escape. Or a very large number.
+        text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), default=_plain)
+        return text.encode("utf-8", "replace")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime):
+        return moment_text(value)
+    raise TypeError(type(value))
 
 
 def write_items(items: Sequence[Any], next_cursor: Cursor | None) -> bytes:
