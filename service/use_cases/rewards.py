@@ -252,8 +252,11 @@ async def _events_of(repositories: Repositories, case: Case) -> list[Event]:
         )
         if event is None:  # refunded before it was reported
             return []
-        rules = [rule for rule in rules if concerns(rule, referral, event)]
-        events = [event] if rules else []
+        if not any(concerns(rule, referral, event) for rule in rules):
+            return []
+        # The first few of one rule may be among those of another, too, that this event is not for.
+        rules = [rule for rule in rules if rule.on == event.type]
+        events = [event]
     for rule in rules:
         if case.whole or rule.times is not None:
             unit = None if rule.basis_points is None else rule.unit

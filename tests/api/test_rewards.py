@@ -1,7 +1,7 @@
 """Rewards as companies and users see them, and what events say about them."""
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -45,6 +45,10 @@ async def bought(company: Company, referrer: Any, **members: Any) -> tuple[str, 
 
 async def refunded(company: Company, referee: str, order: str, **members: Any) -> Any:
     return (await company.report("refund", referee, refunds=order, **members)).json()
+
+
+def ago(days: int) -> str:
+    return (datetime.now(UTC) - days * DAY).isoformat()
 
 
 async def balance(company: Company, external_id: str) -> dict[str, tuple[int, int, int]]:
@@ -135,6 +139,32 @@ async def test_a_refund_that_makes_room_for_a_later_event_changes_what_was_given
         assert (answer.status, answer.json()["outcome"]) == (status, "changed")
     left = [one["amount"] - one["reversed"] for one in answer.json()["rewards"]]
     assert sorted(left) == [0, 490]
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [{"amount": 50, "times": 1}, {"amount": 50, "times": 2, "within_days": 5}],
+        [{"amount": 50, "times": 1}, {"amount": 50, "times": 3, "within_days": 5}],
+        [{"amount": 50, "times": 2}, {"basis_points": 1000, "times": 2, "within_days": 5}],
+    ],
+)
+async def test_an_event_takes_nothing_back_of_a_rule_that_it_is_too_late_for(
+    company: Company, rules: list[dict[str, Any]]
+) -> None:
+    """It is looked at with the first few of the other rule, some of which this one is for, too."""
+    on = {"to": "referrer", "on": "purchase", "unit": "EUR"}
+    rewards = [{"name": f"rule-{at}", **on, **rule} for at, rule in enumerate(rules)]
+    await company.use_rules({"qualify": {"on": "signup"}, "rewards": rewards})
+    referrer, referee = await company.new_referrer(), new_id("referee")
+    await company.sign_up(referrer["code"], referee, signed_up_at=ago(20))
+    for days, unit in ((19, "USD"), (18, "EUR"), (17, "EUR")):
+        paid = {"amount": 3000, "unit": unit, "occurred_at": ago(days)}
+        assert (await company.report("purchase", referee, **paid)).status == 201
+    before = await balance(company, referrer["external_id"])
+    late = await company.report("purchase", referee, amount=9000, unit="EUR")
+    assert (late.status, late.json()["outcome"]) == (201, "recorded")
+    assert await balance(company, referrer["external_id"]) == before
 
 
 async def test_what_a_cap_refuses_is_said_and_never_given_later(company: Company) -> None:

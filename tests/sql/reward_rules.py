@@ -36,6 +36,10 @@ TERMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {**TO_REFEREE, "unit": "EUR", "on": "purchase", "basis_points": 300},
         {"hold_days": 1},
     ),
+    "early": (
+        {**TO_REFERRER, "on": "purchase", "amount": 50, "times": 3},
+        {"within_days": 5, "hold_days": 1, "max_total": 4},
+    ),
     "visit": (
         {**TO_REFEREE, "on": "visit", "amount": 7},
         {"tiers": [{"from": 2, "amount": 9}], "times": 1, "within_days": 10, "max_total": 2},
