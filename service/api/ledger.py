@@ -150,7 +150,11 @@ class LiabilitySchema(Schema):
     unit = fields.String(metadata={"example": "EUR"})
     pending = fields.Integer()
     available = fields.Integer(metadata={"description": "The sum of all balances above 0."})
-    debts = fields.Integer(metadata={"description": "The sum of all balances below 0, as given."})
+    debts = fields.Integer(
+        metadata={
+            "description": "What is owed: the sum of all balances below 0, as a positive number."
+        }
+    )
     redeemed = fields.Integer()
 
 

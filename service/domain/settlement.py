@@ -53,8 +53,15 @@ class Changes:
         missing = {(want.rule.name, cause_id(referral, want)): want for want in wanted}
         for reward in live:
             want = missing.get((reward.rule, reward.cause_id))
-            if want is None or want.unit != reward.unit or want.amount > reward.left:
-                self.take_back(reward, reward.left)  # one that grows is given anew
+            # One that grows is given anew, and so is one that was released, and would still be held
+            # if the later event, by which the referral qualifies now, had been the first.
+            if (
+                want is None
+                or want.unit != reward.unit
+                or want.amount > reward.left
+                or self._is_held_again(reward, want)
+            ):
+                self.take_back(reward, reward.left)
                 continue
             del missing[reward.rule, reward.cause_id]
             current = reward
@@ -65,6 +72,13 @@ class Changes:
             if want.amount < current.left:
                 self.take_back(current, current.left - want.amount)
         self.missing += missing.values()
+
+    def _is_held_again(self, reward: Reward, want: WantedReward) -> bool:
+        return (
+            reward.state is RewardState.AVAILABLE
+            and want.rule.hold_days > 0
+            and want.available_at > max(reward.available_at, self._case.now)
+        )
 
     def take_back(self, reward: Reward, amount: int) -> None:
         """Note that so much of a reward goes back to the programme."""

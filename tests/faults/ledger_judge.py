@@ -79,7 +79,8 @@ EVENTS: Final = """
 
 LIVE_REWARDS: Final = """
     SELECT referral_id, rule, cause_id, participant_id, unit, amount - reversed AS amount, state,
-           held, available_at, available_at > clock_timestamp() - $2::interval AS may_wait
+           held, available_at, available_at > clock_timestamp() - $2::interval AS may_wait,
+           GREATEST(available_at, clock_timestamp() + $2::interval) AS at_latest
       FROM rewards
      WHERE referral_id = ANY ($1)
        AND state <> 'reversed'
@@ -197,6 +198,8 @@ def _complaints(
             yield f"{reward.rule} waits for nothing"
         if waits and until is not None and row["available_at"] != until:
             yield f"{reward.rule} waits until {row['available_at']}, not {until}"
+        if not waits and until is not None and until > row["at_latest"]:
+            yield f"{reward.rule} is available before {until}"
 
 
 def _listed(complaint: str, rows: Iterable[Row]) -> list[str]:

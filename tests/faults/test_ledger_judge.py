@@ -47,6 +47,10 @@ WRONG = [
     ("in spite of its review", "UPDATE referrals SET review = 'open'"),
     ("waits for nothing", "UPDATE rewards SET state = 'pending' WHERE rule = 'thanks'"),
     ("waits until", "UPDATE rewards SET available_at = now() WHERE state = 'pending'"),
+    (
+        "friend is available before",
+        "UPDATE rewards SET state = 'available', available_at = created_at WHERE rule = 'friend'",
+    ),
 ]
 
 

@@ -182,7 +182,9 @@ class Model:
         wanted = dict(self._wanted(referral, cause))
         for key, given in list(referral.given.items()):
             want = wanted.get(key)
-            if want is None or want.left > given.left:  # one that grows is given anew
+            # One that grows is given anew, and one that was released and is to be held for longer.
+            longer = want and want.rule.get("hold_days") and want.due > max(given.due, now)
+            if want is None or want.left > given.left or (given.available and longer):
                 del referral.given[key]
             else:
                 given.left, given.due = want.left, given.due if given.available else want.due
