@@ -143,6 +143,13 @@ async def test_a_blocked_accounts_code_is_gone_from_look_ups(company: Company, a
         assert (await api.get(path, by=person)).status == 200
 
 
+@pytest.mark.parametrize("name", ["می\u200cخواهم", "👨\u200d👩\u200d👧", "Zoë Ł."])  # noqa: RUF001
+async def test_a_public_name_may_be_of_any_script(company: Company, name: str) -> None:
+    path = f"/participants/{(await company.new_referrer())['participant_id']}"
+    changed = await company.patch(path, {"public_name": name})
+    assert (changed.status, changed.json()["public_name"]) == (200, name)
+
+
 async def test_a_public_name_is_given_and_taken_away(company: Company) -> None:
     path = f"/participants/{(await company.new_referrer())['participant_id']}"
     assert (await company.patch(path, {"public_name": " Anna B. "})).json()[

@@ -22,8 +22,10 @@ from service.domain.events import LARGEST_AMOUNT
 
 LARGEST_PAGE: Final = 100
 BETWEEN: Final = "This must lie between {min} and {max}."
-_IN_LINES: Final = str.maketrans("", "", "\n\r\t\u00a0\u202f\u200c\u200d")
-"""Line breaks and tabs, spaces that do not break a line, and joiners, which some scripts need."""
+_JOINERS: Final = "\u200c\u200d"
+"""Some scripts need them, Persian for one, and so do emoji of several people."""
+_IN_NAMES: Final = str.maketrans("", "", _JOINERS)
+_IN_LINES: Final = str.maketrans("", "", f"{_JOINERS}\n\r\t\u00a0\u202f")
 
 
 def by_rule(check: Callable[[str], object]) -> Callable[[str], None]:
@@ -45,7 +47,7 @@ def readable(what: str, *, lines: bool = False) -> Callable[[str], None]:
     """
 
     def validator(text: str) -> None:
-        if not (text.translate(_IN_LINES) if lines else text).isprintable():
+        if not text.translate(_IN_LINES if lines else _IN_NAMES).isprintable():
             raise ValidationError(f"{what} has no control characters and no bidirectional marks.")
 
     return validator
