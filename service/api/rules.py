@@ -134,7 +134,8 @@ class RewardRuleSchema(RequestSchema):
         366,
         metadata={
             "description": "How long after the event the reward stays pending; 0 if omitted: what "
-            "has been paid out by the time of a refund is a debt."
+            "has been paid out by the time of a refund is a debt. If a refund makes a referral "
+            "qualify by a later event, the hold is that event's, even if the first one's had ended."
         },
     )
     tiers = fields.List(
