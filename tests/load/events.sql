@@ -13,6 +13,12 @@ DELETE FROM decisions USING referrals r
  WHERE r.user_id = decisions.referral_id AND r.programme_id = pg_temp.id(5, 1);
 DELETE FROM referrals WHERE programme_id = pg_temp.id(5, 1);
 DELETE FROM standings WHERE programme_id = pg_temp.id(5, 1);
+-- What rewards.sql gives a referrer that both have.
+CREATE TEMPORARY TABLE taking_part ON COMMIT DROP AS
+SELECT participant_id FROM participants WHERE programme_id = pg_temp.id(5, 1);
+DELETE FROM transfers WHERE participant_id IN (TABLE taking_part);
+DELETE FROM rewards WHERE participant_id IN (TABLE taking_part);
+DELETE FROM balances WHERE participant_id IN (TABLE taking_part);
 DELETE FROM participants WHERE programme_id = pg_temp.id(5, 1);
 INSERT INTO programmes (programme_id, key, name, version, created_at)
 VALUES (pg_temp.id(5, 1), 'bench', 'Bench', 1, now())
