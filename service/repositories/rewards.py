@@ -17,6 +17,13 @@ _COLUMNS: Final = """
     amount, reversed, state, held, available_at, created_at
 """
 
+# fmt: off
+_GIVEN: Final = unnested(
+    "uuid", "text", "uuid", "uuid", "uuid", "int", "text", "bigint", "boolean",
+    "timestamptz", "uuid",
+)
+# fmt: on
+
 # Rewards, the transfers with which they enter the ledger, and the balances, which only grow: an
 # upsert does where nothing is subtracted. A block, and a pause, is looked for under the lock that a
 # block takes, too.
@@ -25,21 +32,7 @@ GIVE: Final = f"""
         SELECT new.*,
                new.doubtful OR p.blocked_at IS NOT NULL OR u.disabled_at IS NOT NULL AS held,
                g.paused
-          FROM {
-    unnested(
-        "uuid",
-        "text",
-        "uuid",
-        "uuid",
-        "uuid",
-        "int",
-        "text",
-        "bigint",
-        "boolean",
-        "timestamptz",
-        "uuid",
-    )
-}
+          FROM {_GIVEN}
                AS new (reward_id, rule, participant_id, referral_id, cause_id, nth, unit, amount,
                        doubtful, available_at, transfer_id)
           JOIN participants p USING (participant_id)
