@@ -6,7 +6,7 @@ from typing import Any, Final
 import psycopg
 
 from tests.load.servers import row_id
-from tests.sql.plans import BESIDE_REQUESTS, explained, plan_of, prepared, statements
+from tests.sql.plans import BESIDE_REQUESTS, arguments_of, explained, plan_of, prepared, statements
 
 LARGE: Final = ("users", "referrals", "referral_codes")
 """The tables of the data set; small ones may be read whole (tests/sql/test_plans.py)."""
@@ -31,11 +31,7 @@ ARGUMENTS: Final = {
 def work_of(connection: "psycopg.Connection[Any]", statement: str) -> str:
     """Return how PostgreSQL does the statement for ARGUMENTS, and with how many buffers."""
     with prepared(connection, statement) as types:
-        values = [
-            f"ARRAY[{ARGUMENTS[of.removesuffix('[]')]}]::{of}" if "[]" in of else ARGUMENTS[of]
-            for of in types
-        ]
-        arguments = f"({', '.join(values)})" if values else ""
+        arguments = arguments_of(types, ARGUMENTS)
         try:
             with connection.transaction(force_rollback=True):
                 question = f"EXPLAIN (ANALYZE, BUFFERS) EXECUTE asked{arguments}"

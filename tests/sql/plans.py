@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -49,6 +49,15 @@ def prepared(connection: "psycopg.Connection[Any]", statement: str) -> Iterator[
         yield row[0]
     finally:
         connection.execute("DEALLOCATE asked")
+
+
+def arguments_of(types: Sequence[str], values: Mapping[str, str]) -> str:
+    """Return the arguments in brackets, by type; an array has one element."""
+    each = [
+        f"ARRAY[{values[of.removesuffix('[]')]}]::{of}" if "[]" in of else values[of]
+        for of in types
+    ]
+    return f"({', '.join(each)})" if each else ""
 
 
 def explained(connection: "psycopg.Connection[Any]", question: str) -> str:

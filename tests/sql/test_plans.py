@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from typing import Any
-from uuid import uuid4
+from uuid import UUID
 
 import psycopg
 import pytest
 
 from tests.conftest import Servers
-from tests.sql.plans import BESIDE_REQUESTS, explained, plan_of, prepared, statements
+from tests.sql.plans import BESIDE_REQUESTS, arguments_of, explained, plan_of, prepared, statements
 
 HOT_WITH_ARRAYS = [
     ("jobs", "DELETE"),
@@ -55,6 +55,14 @@ THOUSAND_USERS = """
            now() + interval '1 day'
       FROM owners
 """
+ARGUMENTS = {
+    "uuid": f"'{UUID(int=1)}'",
+    "text": "'text'",
+    "integer": "1",
+    "bigint": "1",
+    "boolean": "true",
+    "timestamp with time zone": "now()",
+}
 CUSTOM_PLANS = 5
 """How often PostgreSQL plans a statement for its arguments, before it compares."""
 
@@ -92,9 +100,9 @@ def test_it_is_planned_only_at_first(key: tuple[str, str], servers: Servers) -> 
         connection.execute(THOUSAND_USERS)
         connection.execute("ANALYZE")
         with prepared(connection, statements()[key]) as types:
-            arguments = ", ".join(_argument(of) for of in types)
+            question = f"EXPLAIN EXECUTE asked{arguments_of(types, ARGUMENTS)}"
             for _ in range(CUSTOM_PLANS + 3):
-                explained(connection, f"EXPLAIN EXECUTE asked({arguments})")
+                explained(connection, question)
             planned = "SELECT custom_plans FROM pg_prepared_statements WHERE name = 'asked'"
             assert connection.execute(planned).fetchone() == (CUSTOM_PLANS,)
 
@@ -110,16 +118,3 @@ def test_a_look_up_begins_with_the_email_addresses(servers: Servers) -> None:
         connection.execute(THOUSAND_USERS)
         connection.execute("ANALYZE")
         assert "Index Cond: (email_key = ANY" in plan_of(connection, look_up)
-
-
-def _argument(of: str) -> str:
-    """Return an argument of the type; an array has one element, and what is true costs more."""
-    one = {
-        "uuid": f"'{uuid4()}'",
-        "boolean": "true",
-        "bytea": "''",
-        "jsonb": "'{}'",
-        "text": "'text'",
-    }
-    element = one.get(of.removesuffix("[]"), "1" if "int" in of else "now()")
-    return f"ARRAY[{element}]::{of}" if of.endswith("[]") else f"{element}::{of}"

@@ -89,13 +89,19 @@ async def test_admins_are_mailed_about_an_endpoint_that_was_disabled(
             assert receiver.url not in mail.text
 
 
-async def test_a_delivery_of_a_killed_process_is_made_again(
-    company: Company, receiver: Receiver, database: asyncpg.Connection
-) -> None:
+async def begin_a_delivery(company: Company, receiver: Receiver) -> str:
+    """Have a test sent to the receiver, which hangs; return the endpoint's id."""
     endpoint_id = await listen(company, receiver)
     receiver.hanging = True
     await send_test(company, endpoint_id)
     await until(lambda: receiver.has_got(1))
+    return endpoint_id
+
+
+async def test_a_delivery_of_a_killed_process_is_made_again(
+    company: Company, receiver: Receiver, database: asyncpg.Connection
+) -> None:
+    endpoint_id = await begin_a_delivery(company, receiver)
     # As another process finds it: claimed, and not heard of since.
     receiver.hanging = False
     company.api.clock.ahead = timedelta(seconds=31)
@@ -107,10 +113,7 @@ async def test_a_delivery_that_is_claimed_again_while_it_is_under_way_ends_once(
     company: Company, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     """So it is by the same process, if its machine's clock is set forward."""
-    endpoint_id = await listen(company, receiver)
-    receiver.hanging = True
-    await send_test(company, endpoint_id)
-    await until(lambda: receiver.has_got(1))
+    endpoint_id = await begin_a_delivery(company, receiver)
     company.api.clock.ahead = timedelta(seconds=31)
     await until(lambda: receiver.has_got(2))
     receiver.hanging = False
