@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from time import monotonic
 from typing import Any, Final
@@ -44,11 +45,13 @@ _Counted = tuple[int, int]
 
 _COUNT: Final = """
 local replies = {}
+local next_argument = string.gmatch(ARGV[1], '%d+')
 for at, key in ipairs(KEYS) do
     local left = redis.call('PTTL', key)
-    replies[2 * at - 1] = redis.call('INCRBY', key, ARGV[2 * at - 1])
+    replies[2 * at - 1] = redis.call('INCRBY', key, next_argument())
+    local milliseconds = tonumber(next_argument())
     if left < 0 then
-        left = tonumber(ARGV[2 * at])
+        left = milliseconds
         redis.call('PEXPIRE', key, left)
     end
     replies[2 * at] = left
@@ -64,34 +67,28 @@ class _Batch:
     generation: str = ""
     """The only one of the server that may be asked; any, if empty."""
     size: int = 0
-    reads: defaultdict[str, list[Reply]] = field(default_factory=lambda: defaultdict(list))
-    counts: defaultdict[tuple[str, int], list[Reply]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
+    reads: list[tuple[str, Reply]] = field(default_factory=list)
+    counts: dict[tuple[str, int], list[Reply]] = field(default_factory=partial(defaultdict, list))
     calls: list[tuple[tuple[Argument, ...], Reply]] = field(default_factory=list)
 
     def commands(self) -> list[tuple[Argument, ...]]:
         commands: list[tuple[Argument, ...]] = []
         if self.reads:
-            commands.append(("MGET", *self.reads))
+            commands.append(("MGET", *[key for key, _ in self.reads]))
         if self.counts:
-            arguments = [
-                each
-                for (_, milliseconds), futures in self.counts.items()
-                for each in (len(futures), milliseconds)
-            ]
             keys = [key for key, _ in self.counts]
-            commands.append(("EVAL", _COUNT, len(keys), *keys, *arguments))
+            # In one argument, because packing takes its time for each.
+            numbers = [f"{len(each)} {window}" for (_, window), each in self.counts.items()]
+            commands.append(("EVAL", _COUNT, len(keys), *keys, " ".join(numbers)))
         commands += [command for command, _ in self.calls]
         return commands
 
     def resolve(self, replies: list[Any]) -> None:
         remaining = iter(replies)
         if self.reads:
-            for value, futures in zip(next(remaining), self.reads.values(), strict=True):
-                for future in futures:
-                    if not future.done():  # the caller may have been cancelled
-                        future.set_result(value)
+            for value, (_, future) in zip(next(remaining), self.reads, strict=True):
+                if not future.done():  # the caller may have been cancelled
+                    future.set_result(value)
         if self.counts:
             self._resolve_counts(next(remaining))
         for reply, (_, future) in zip(remaining, self.calls, strict=True):
@@ -106,8 +103,8 @@ class _Batch:
                     future.set_result((number, left))
 
     def fail(self, error: RedisAway) -> None:
-        of_calls = [future for _, future in self.calls]
-        for future in chain(*self.reads.values(), *self.counts.values(), of_calls):
+        alone = [future for _, future in (*self.reads, *self.calls)]
+        for future in chain(alone, *self.counts.values()):
             if not future.done():
                 future.set_exception(RedisAway(*error.args))
                 future.exception()  # counts as retrieved, should nobody wait for it
@@ -119,6 +116,8 @@ class _Lane:
 
     batch: _Batch = field(default_factory=_Batch)
     task: asyncio.Task[None] | None = None
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while the batch asks for something."""
 
 
 class RedisClient:
@@ -139,6 +138,10 @@ class RedisClient:
         self._calls = _Lane()
         """Apart: a write does not wait until the reads under way are answered."""
         self._unanswered: set[_Batch] = set()
+        self._limits: dict[asyncio.Timeout, float] = {}
+        """Those of the exchanges under way, oldest first, and when each is overdue."""
+        self._timer: asyncio.TimerHandle | None = None
+        """One for all of them: a timer of its own would cost each exchange as much as sending."""
         self._waiting = 0
         self._probing = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
@@ -159,7 +162,7 @@ class RedisClient:
         """
         lane = self._reads
         future = self._ask(lane, self.away)
-        lane.batch.reads[key].append(future)
+        lane.batch.reads.append((key, future))
         return future
 
     def count(self, key: str, milliseconds: int) -> "asyncio.Future[_Counted]":
@@ -221,6 +224,8 @@ class RedisClient:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        if self._timer is not None:
+            self._timer.cancel()
         for lane in (self._reads, self._calls):
             lane.batch.fail(RedisAway("The connection to Redis was closed."))
         await self._disconnect()
@@ -252,6 +257,7 @@ class RedisClient:
             if not self._topology.is_believed:  # nor is it used if this ends before the exchange
                 raise RedisAway
             batch.generation = self.generation
+            lane.asked.set()
         self._waiting += 1
         if lane.task is None:
             lane.task = asyncio.create_task(self._run(lane))
@@ -260,11 +266,13 @@ class RedisClient:
         return lane.task.get_loop().create_future()
 
     async def _run(self, lane: _Lane) -> None:
-        """Make one exchange after another until nothing more is asked for."""
+        """Make one exchange after another, for ever."""
         try:
-            while lane.batch.size:
+            while True:
+                await lane.asked.wait()
                 await _hold_back(lane)
                 batch, lane.batch = lane.batch, _Batch()
+                lane.asked.clear()
                 try:
                     await self._exchange(batch)
                 except RedisAway as error:
@@ -288,10 +296,9 @@ class RedisClient:
         connection: AbstractConnection | None = None
         try:
             async with asyncio.timeout(None) as limit:
-                # If it was this process that was held up, replies may have arrived unread.
-                overdue = loop.call_later(
-                    TIMEOUT_SECONDS, lambda: limit.reschedule(loop.time() + LAST_CHANCE_SECONDS)
-                )
+                self._limits[limit] = overdue_at = loop.time() + TIMEOUT_SECONDS
+                if self._timer is None:
+                    self._timer = loop.call_at(overdue_at, self._end_overdue)
                 try:
                     commands = batch.commands()
                     async with self._sending:
@@ -304,7 +311,7 @@ class RedisClient:
                     async with self._receiving:
                         batch.resolve([await connection.read_response() for _ in commands])
                 finally:
-                    overdue.cancel()
+                    del self._limits[limit]
                     self._unanswered.discard(batch)
         except BaseException as error:
             # Even if it was only cancelled: the next batch would get the replies to this one.
@@ -315,6 +322,19 @@ class RedisClient:
                 reason = str(error) or "no answer in time"
                 raise RedisAway(f"{type(error).__name__}: {reason}") from error
             raise
+
+    def _end_overdue(self) -> None:
+        """Give overdue exchanges a last chance, and look again when the next one is overdue."""
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for limit, overdue_at in self._limits.items():
+            if overdue_at > now:
+                self._timer = loop.call_at(overdue_at, self._end_overdue)
+                break
+            if limit.when() is None:
+                # If it was this process that was held up, replies may have arrived unread.
+                limit.reschedule(now + LAST_CHANCE_SECONDS)
 
     async def _connected(self) -> AbstractConnection:
         """Return the connection; make it if there is none, or if it was lost while idle."""
