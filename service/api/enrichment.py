@@ -5,7 +5,7 @@ from aiohttp_apispec import docs, response_schema
 from marshmallow import Schema, fields
 
 from service.api.http.app_keys import SERVICES
-from service.api.http.authentication import current_admin, current_user, needs
+from service.api.http.authentication import current_user, needs
 from service.api.http.fields import Moment
 from service.api.http.requests import read_id
 from service.api.http.responses import respond
@@ -57,6 +57,5 @@ async def show_my_enrichment(request: web.Request) -> web.Response:
 @response_schema(EnrichmentSchema, 200, description="The person, the company, and the source.")
 @needs(Scope.ADMIN)
 async def show_enrichment(request: web.Request) -> web.Response:
-    await current_admin(request)
     user_id = read_id(request, "user_id", EnrichmentNotFound)
     return respond(ENRICHMENT_SCHEMA, await request.app[SERVICES].enrichments.find(user_id))

@@ -128,7 +128,7 @@ REPORTED_SCHEMA = ReportedSchema()
 @response_schema(ReportedSchema, 201, description="The event, and what followed.")
 @needs(Scope.EVENTS_WRITE)
 async def report_event(request: web.Request) -> web.Response:
-    made_by = await current_client(request)
+    made_by = current_client(request)
     members = await read_body(request, moment_rule(request, "occurred_at"))
     fingerprint = fingerprint_of(request, members)
     report = EventReport(

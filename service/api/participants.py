@@ -145,7 +145,7 @@ PARTICIPANTS_SCHEMA = ParticipantsSchema()
 @response_schema(ParticipantSchema, 201, description="The new participant.")
 @needs(Scope.EVENTS_WRITE)
 async def create_participant(request: web.Request) -> web.Response:
-    made_by = await current_client(request)
+    made_by = current_client(request)
     members = await read_body(request, email_rule("email"), _code_expiry_rule(request))
     members = with_parsed_email(members)
     code = members.pop("code", None)
@@ -167,7 +167,6 @@ async def create_participant(request: web.Request) -> web.Response:
 @response_schema(ParticipantsSchema, 200, description="A list of one or none.")
 @needs(Scope.PROGRAMME_READ)
 async def find_participants(request: web.Request) -> web.Response:
-    await current_client(request)
     found = await request.app[SERVICES].participants.find_external(Who(**read_query(request)))
     return respond(PARTICIPANTS_SCHEMA, Page([_shared(request, one) for one in found], None))
 
@@ -176,7 +175,6 @@ async def find_participants(request: web.Request) -> web.Response:
 @response_schema(ParticipantSchema, 200, description="The participant.")
 @needs(Scope.PROGRAMME_READ)
 async def show_participant(request: web.Request) -> web.Response:
-    await current_client(request)
     shown = await request.app[SERVICES].participants.find(_id_in(request))
     return respond(PARTICIPANT_SCHEMA, _shared(request, shown))
 
@@ -191,7 +189,6 @@ async def show_participant(request: web.Request) -> web.Response:
 @response_schema(ParticipantSchema, 200, description="The changed participant.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def change_participant(request: web.Request) -> web.Response:
-    await current_client(request)
     change = ParticipantChange(**await read_body(request))
     shown = await request.app[SERVICES].participants.change(_id_in(request), change)
     return respond(PARTICIPANT_SCHEMA, _shared(request, shown))
@@ -208,7 +205,6 @@ async def change_participant(request: web.Request) -> web.Response:
 @response_schema(ReferralCodeSchema, 201, description="The code, if none was live.")
 @needs(Scope.EVENTS_WRITE)
 async def replace_participant_code(request: web.Request) -> web.Response:
-    await current_client(request)
     wish = NewReferralCode(**await read_body(request, expiry_rule(request)))
     code, replaced = await request.app[SERVICES].participants.replace_code(_id_in(request), wish)
     return respond(REFERRAL_CODE_SCHEMA, code, 200 if replaced else 201)
@@ -222,7 +218,6 @@ async def replace_participant_code(request: web.Request) -> web.Response:
 )
 @needs(Scope.EVENTS_WRITE)
 async def delete_participant_code(request: web.Request) -> web.Response:
-    await current_client(request)
     await request.app[SERVICES].participants.delete_code(_id_in(request))
     return no_content()
 
@@ -238,7 +233,6 @@ async def delete_participant_code(request: web.Request) -> web.Response:
 )
 @needs(Scope.EVENTS_WRITE)
 async def erase_participant(request: web.Request) -> web.Response:
-    await current_client(request)
     await request.app[SERVICES].participants.erase(_id_in(request))
     return no_content()
 

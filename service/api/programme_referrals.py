@@ -160,7 +160,7 @@ OWN_REFERRAL_SCHEMA = ReferralHistorySchema(
 @response_schema(ProgrammeReferralSchema, 201, description="The new referral.")
 @needs(Scope.EVENTS_WRITE)
 async def report_sign_up(request: web.Request) -> web.Response:
-    made_by = await current_client(request)
+    made_by = current_client(request)
     members = await read_body(
         request,
         moment_rule(request, "clicked_at"),
@@ -192,7 +192,6 @@ async def report_sign_up(request: web.Request) -> web.Response:
 @response_schema(ProgrammeReferralsSchema, 200, description="A page of referrals.")
 @needs(Scope.PROGRAMME_READ)
 async def list_programme_referrals(request: web.Request) -> web.Response:
-    await current_client(request)
     query = read_query(request)
     wanted = ReferralFilter(
         **{name: query[name] for name in ("state", "review", "referrer_id", "programme")},
@@ -237,7 +236,7 @@ async def show_referral(request: web.Request) -> web.Response:
 @response_schema(ReferralHistorySchema, 201, description="The referral as decided.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def review_referral(request: web.Request) -> web.Response:
-    made_by = await current_client(request)
+    made_by = current_client(request)
     verdict = Verdict(**await read_body(request))
     history, is_new = await request.app[SERVICES].referrals.review(
         read_id(request, "referral_id", ReferralNotFound), verdict, made_by

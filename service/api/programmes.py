@@ -198,7 +198,6 @@ ASSESSMENT_SCHEMA = AssessmentSchema()
 @response_schema(ProgrammesSchema, 200, description="A page of programmes, newest first.")
 @needs(Scope.PROGRAMME_READ)
 async def list_programmes(request: web.Request) -> web.Response:
-    await current_client(request)
     page = await request.app[SERVICES].programmes.page(*read_page(request))
     return respond(PROGRAMMES_SCHEMA, page)
 
@@ -212,7 +211,6 @@ async def list_programmes(request: web.Request) -> web.Response:
 @response_schema(ProgrammeSchema, 200, description="The programme and its newest rules.")
 @needs(Scope.PROGRAMME_READ)
 async def show_programme(request: web.Request) -> web.Response:
-    await current_client(request)
     found = await request.app[SERVICES].programmes.find(_key_in(request))
     return respond(PROGRAMME_SCHEMA, found)
 
@@ -230,7 +228,7 @@ async def show_programme(request: web.Request) -> web.Response:
 @response_schema(ProgrammeSchema, 201, description="The new programme.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def create_programme(request: web.Request) -> web.Response:
-    made_by = await current_client(request)
+    made_by = current_client(request)
     new = NewProgramme(**await read_body(request))
 
     def write(shown: ShownProgramme) -> Any:
@@ -255,7 +253,6 @@ async def create_programme(request: web.Request) -> web.Response:
 @response_schema(ProgrammeSchema, 200, description="The changed programme.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def change_programme(request: web.Request) -> web.Response:
-    await current_client(request)
     change = ProgrammeChange(**await read_body(request))
     shown = await request.app[SERVICES].programmes.change(_key_in(request), change)
     return respond(PROGRAMME_SCHEMA, shown)
@@ -273,7 +270,7 @@ async def change_programme(request: web.Request) -> web.Response:
 @response_schema(RulesVersionSchema, 201, description="The new version.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def replace_rules(request: web.Request) -> web.Response:
-    made_by = await current_client(request)
+    made_by = current_client(request)
     members = await read_body(request)
     key, rules = _key_in(request), members["rules"]
     version, created_at = await request.app[SERVICES].programmes.replace_rules(
@@ -295,7 +292,6 @@ async def replace_rules(request: web.Request) -> web.Response:
 @response_schema(RulesVersionSchema, 200, description="The version.")
 @needs(Scope.PROGRAMME_READ)
 async def show_rules(request: web.Request) -> web.Response:
-    await current_client(request)
     version = request.match_info["version"]
     number = int(version) if version.isascii() and version.isdigit() and len(version) < 10 else 0
     rules, created_at = await request.app[SERVICES].programmes.find_version(
@@ -324,7 +320,6 @@ async def show_rules(request: web.Request) -> web.Response:
 @response_schema(AssessmentSchema, 200, description="What the referral would be.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def try_rules(request: web.Request) -> web.Response:
-    await current_client(request)
     body = await read_body(request)
     now = request.app[SERVICES].clock()
     check_moment(body["referral"].get("signed_up_at"), now, "referral/signed_up_at")

@@ -203,7 +203,7 @@ _REFUSES: Final = (WebhookEndpointNotFound, NotAllowed)
 @response_schema(EndpointSchema, 201, description="The new endpoint.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def create_endpoint(request: web.Request) -> web.Response:
-    made_by = await current_client(request)
+    made_by = current_client(request)
     new = NewEndpoint(**await read_body(request, _url_rule(request)))
 
     def write(endpoint: Endpoint) -> Answer:
@@ -220,7 +220,6 @@ async def create_endpoint(request: web.Request) -> web.Response:
 @response_schema(EndpointsSchema, 200, description="A page of endpoints, newest first.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def list_endpoints(request: web.Request) -> web.Response:
-    await current_client(request)
     page = await request.app[SERVICES].webhooks.page(*read_page(request))
     return respond(ENDPOINTS_SCHEMA, page)
 
@@ -229,7 +228,6 @@ async def list_endpoints(request: web.Request) -> web.Response:
 @response_schema(EndpointSchema, 200, description="The endpoint.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def show_endpoint(request: web.Request) -> web.Response:
-    await current_client(request)
     return respond(ENDPOINT_SCHEMA, await request.app[SERVICES].webhooks.find(_id_in(request)))
 
 
@@ -244,7 +242,6 @@ async def show_endpoint(request: web.Request) -> web.Response:
 @response_schema(EndpointSchema, 200, description="The changed endpoint.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def change_endpoint(request: web.Request) -> web.Response:
-    await current_client(request)
     change = EndpointChange(**await read_body(request, _url_rule(request)))
     endpoint = await request.app[SERVICES].webhooks.change(_id_in(request), change)
     return respond(ENDPOINT_SCHEMA, endpoint)
@@ -258,7 +255,6 @@ async def change_endpoint(request: web.Request) -> web.Response:
 )
 @needs(Scope.PROGRAMME_MANAGE)
 async def delete_endpoint(request: web.Request) -> web.Response:
-    await current_client(request)
     await request.app[SERVICES].webhooks.delete(_id_in(request))
     return no_content()
 
@@ -272,7 +268,6 @@ async def delete_endpoint(request: web.Request) -> web.Response:
 @response_schema(SecretsSchema, 200, description="The secret.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def show_secret(request: web.Request) -> web.Response:
-    await current_client(request)
     secrets = await request.app[SERVICES].webhooks.secrets_of(_id_in(request))
     return respond(SECRETS_SCHEMA, secrets)
 
@@ -288,7 +283,6 @@ async def show_secret(request: web.Request) -> web.Response:
 @response_schema(EndpointSchema, 200, description="The endpoint, with another secret.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def rotate_secret(request: web.Request) -> web.Response:
-    await current_client(request)
     overlap = timedelta(hours=(await read_body(request))["overlap_hours"])
     endpoint = await request.app[SERVICES].webhooks.rotate(_id_in(request), overlap)
     return respond(ENDPOINT_SCHEMA, endpoint)
@@ -303,7 +297,6 @@ async def rotate_secret(request: web.Request) -> web.Response:
 @response_schema(MessageSchema, 202, description="The test will be sent.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def send_test(request: web.Request) -> web.Response:
-    await current_client(request)
     message_id = await request.app[SERVICES].webhooks.test(_id_in(request))
     return respond(MESSAGE_SCHEMA, {"message_id": message_id}, 202)
 
@@ -319,7 +312,6 @@ async def send_test(request: web.Request) -> web.Response:
 @response_schema(ReplayedSchema, 202, description="The messages will be sent.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def replay(request: web.Request) -> web.Response:
-    await current_client(request)
     body = await read_body(request)
     messages = await request.app[SERVICES].webhooks.replay(
         _id_in(request), body["since"], only_failed=body["only_failed"]
@@ -332,7 +324,6 @@ async def replay(request: web.Request) -> web.Response:
 @response_schema(DeliveriesSchema, 200, description="A page of deliveries, newest first.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def list_deliveries(request: web.Request) -> web.Response:
-    await current_client(request)
     state = read_query(request)["state"]
     page = await request.app[SERVICES].webhooks.deliveries(
         _id_in(request), state, *read_page(request)
@@ -349,7 +340,6 @@ async def list_deliveries(request: web.Request) -> web.Response:
 @response_schema(MessageSchema, 202, description="The message will be sent.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def retry_delivery(request: web.Request) -> web.Response:
-    await current_client(request)
     endpoint_id, message_id = _id_in(request), read_id(request, "message_id", NotFound)
     await request.app[SERVICES].webhooks.retry(endpoint_id, message_id)
     return respond(MESSAGE_SCHEMA, {"message_id": message_id}, 202)
