@@ -52,10 +52,6 @@ class UserChangeSchema(RequestSchema):
     disabled = TrueOrFalse(required=True)
 
 
-ADMIN_USER_SCHEMA = AdminUserSchema()
-ADMIN_USERS_SCHEMA = AdminUsersSchema()
-
-
 @docs(tags=["Admin"], summary="List the accounts", refuses=(NotAllowed,))
 @querystring_schema(UserSearch)
 @response_schema(AdminUsersSchema, 200, description="A page of accounts, newest first.")
@@ -67,7 +63,7 @@ async def list_users(request: web.Request) -> web.Response:
     page = await (
         users.page(limit, behind) if email is None else users.find_by_email(email.strip())
     )
-    return respond(ADMIN_USERS_SCHEMA, page)
+    return respond(request, page)
 
 
 @docs(tags=["Admin"], summary="Show an account", refuses=(NotAllowed, UserNotFound))
@@ -75,8 +71,7 @@ async def list_users(request: web.Request) -> web.Response:
 @needs(Scope.ADMIN)
 async def show_user(request: web.Request) -> web.Response:
     return respond(
-        ADMIN_USER_SCHEMA,
-        await request.app[SERVICES].users.find(read_id(request, "user_id", UserNotFound)),
+        request, await request.app[SERVICES].users.find(read_id(request, "user_id", UserNotFound))
     )
 
 
@@ -94,7 +89,7 @@ async def change_user(request: web.Request) -> web.Response:
     user = await request.app[SERVICES].users.set_disabled(
         read_id(request, "user_id", UserNotFound), body["disabled"], _reason(request)
     )
-    return respond(ADMIN_USER_SCHEMA, user)
+    return respond(request, user)
 
 
 @docs(

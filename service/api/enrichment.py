@@ -32,9 +32,6 @@ class EnrichmentSchema(Schema):
     source = fields.String(metadata={"example": "hunter"})
 
 
-ENRICHMENT_SCHEMA = EnrichmentSchema()
-
-
 @docs(
     tags=["Accounts"],
     summary="Show what is known about me",
@@ -46,7 +43,7 @@ ENRICHMENT_SCHEMA = EnrichmentSchema()
 @needs(Scope.PROFILE)
 async def show_my_enrichment(request: web.Request) -> web.Response:
     caller = current_user(request)
-    return respond(ENRICHMENT_SCHEMA, await request.app[SERVICES].enrichments.find(caller.user_id))
+    return respond(request, await request.app[SERVICES].enrichments.find(caller.user_id))
 
 
 @docs(
@@ -58,4 +55,4 @@ async def show_my_enrichment(request: web.Request) -> web.Response:
 @needs(Scope.ADMIN)
 async def show_enrichment(request: web.Request) -> web.Response:
     user_id = read_id(request, "user_id", EnrichmentNotFound)
-    return respond(ENRICHMENT_SCHEMA, await request.app[SERVICES].enrichments.find(user_id))
+    return respond(request, await request.app[SERVICES].enrichments.find(user_id))

@@ -17,7 +17,7 @@ from service.api.company import (
 )
 from service.api.docs.describe import IDEMPOTENCY_KEY
 from service.api.http.app_keys import SERVICES, SETTINGS
-from service.api.http.authentication import current_client, needs
+from service.api.http.authentication import needs
 from service.api.http.fields import (
     ChangeSchema,
     Moment,
@@ -29,12 +29,7 @@ from service.api.http.fields import (
 )
 from service.api.http.requests import Rule, read_body, read_id, read_query
 from service.api.http.responses import PageSchema, answer, no_content, respond
-from service.api.referral_codes import (
-    REFERRAL_CODE_SCHEMA,
-    ReferralCodeSchema,
-    ReferralCodeWishSchema,
-    expiry_rule,
-)
+from service.api.referral_codes import ReferralCodeSchema, ReferralCodeWishSchema, expiry_rule
 from service.api.users import email_rule
 from service.domain.errors import (
     NotAllowed,
@@ -125,10 +120,6 @@ class ParticipantQuery(QuerySchema):
     )
 
 
-PARTICIPANT_SCHEMA = ParticipantSchema()
-PARTICIPANTS_SCHEMA = ParticipantsSchema()
-
-
 @docs(
     tags=["Programmes"],
     summary="Create a participant",
@@ -145,7 +136,6 @@ PARTICIPANTS_SCHEMA = ParticipantsSchema()
 @response_schema(ParticipantSchema, 201, description="The new participant.")
 @needs(Scope.EVENTS_WRITE)
 async def create_participant(request: web.Request) -> web.Response:
-    made_by = current_client(request)
     members = await read_body(request, email_rule("email"), _code_expiry_rule(request))
     members = with_parsed_email(members)
     code = members.pop("code", None)
@@ -154,10 +144,10 @@ async def create_participant(request: web.Request) -> web.Response:
 
     def write(made: tuple[ShownParticipant, bool]) -> Answer:
         shown, is_new = made
-        return answer(PARTICIPANT_SCHEMA, _shared(request, shown), 201 if is_new else 200)
+        return answer(request, _shared(request, shown), 201 if is_new else 200)
 
     response = await answer_client_once(
-        request, made_by, lambda once: request.app[SERVICES].participants.create(new, once), write
+        request, lambda once: request.app[SERVICES].participants.create(new, once), write
     )
     return locate(request, response, "participants", "participant_id")
 
@@ -168,7 +158,7 @@ async def create_participant(request: web.Request) -> web.Response:
 @needs(Scope.PROGRAMME_READ)
 async def find_participants(request: web.Request) -> web.Response:
     found = await request.app[SERVICES].participants.find_external(Who(**read_query(request)))
-    return respond(PARTICIPANTS_SCHEMA, Page([_shared(request, one) for one in found], None))
+    return respond(request, Page([_shared(request, one) for one in found], None))
 
 
 @docs(tags=["Programmes"], summary="Show a participant", refuses=(ParticipantNotFound, NotAllowed))
@@ -176,7 +166,7 @@ async def find_participants(request: web.Request) -> web.Response:
 @needs(Scope.PROGRAMME_READ)
 async def show_participant(request: web.Request) -> web.Response:
     shown = await request.app[SERVICES].participants.find(_id_in(request))
-    return respond(PARTICIPANT_SCHEMA, _shared(request, shown))
+    return respond(request, _shared(request, shown))
 
 
 @docs(
@@ -191,7 +181,7 @@ async def show_participant(request: web.Request) -> web.Response:
 async def change_participant(request: web.Request) -> web.Response:
     change = ParticipantChange(**await read_body(request))
     shown = await request.app[SERVICES].participants.change(_id_in(request), change)
-    return respond(PARTICIPANT_SCHEMA, _shared(request, shown))
+    return respond(request, _shared(request, shown))
 
 
 @docs(
@@ -207,7 +197,7 @@ async def change_participant(request: web.Request) -> web.Response:
 async def replace_participant_code(request: web.Request) -> web.Response:
     wish = NewReferralCode(**await read_body(request, expiry_rule(request)))
     code, replaced = await request.app[SERVICES].participants.replace_code(_id_in(request), wish)
-    return respond(REFERRAL_CODE_SCHEMA, code, 200 if replaced else 201)
+    return respond(request, code, 200 if replaced else 201)
 
 
 @docs(

@@ -31,8 +31,9 @@ from service.api.http.fields import (
     TrimmedText,
     readable,
 )
+from service.api.http.prebuilt import PrebuiltResponse
 from service.api.http.requests import find_id, read_body, read_id, read_page, read_query
-from service.api.http.responses import PageSchema, answer, respond
+from service.api.http.responses import PageSchema, answer, respond, to_json
 from service.api.users import email_rule
 from service.domain.errors import (
     AlreadyReferred,
@@ -138,9 +139,6 @@ class VerdictSchema(RequestSchema):
     )
 
 
-PROGRAMME_REFERRAL_SCHEMA = ProgrammeReferralSchema()
-PROGRAMME_REFERRALS_SCHEMA = ProgrammeReferralsSchema()
-REFERRAL_HISTORY_SCHEMA = ReferralHistorySchema()
 OWN_REFERRAL_SCHEMA = ReferralHistorySchema(
     exclude=("review", "flags", "decisions.review", "decisions.made_by", "decisions.detail")
 )
@@ -171,13 +169,10 @@ async def report_sign_up(request: web.Request) -> web.Response:
 
     def write(made: tuple[ProgrammeReferral, bool]) -> Answer:
         referral, is_new = made
-        return answer(PROGRAMME_REFERRAL_SCHEMA, referral, 201 if is_new else 200)
+        return answer(request, referral, 201 if is_new else 200)
 
     response = await answer_client_once(
-        request,
-        made_by,
-        lambda once: request.app[SERVICES].sign_ups.report(sign_up, made_by, once),
-        write,
+        request, lambda once: request.app[SERVICES].sign_ups.report(sign_up, made_by, once), write
     )
     return locate(request, response, "referees", "id")
 
@@ -198,7 +193,7 @@ async def list_programme_referrals(request: web.Request) -> web.Response:
         oldest_first=query["order"] == "oldest",
     )
     page = await request.app[SERVICES].referrals.page_of_all(wanted, *read_page(request))
-    return respond(PROGRAMME_REFERRALS_SCHEMA, page)
+    return respond(request, page)
 
 
 @docs(
@@ -219,8 +214,9 @@ async def show_referral(request: web.Request) -> web.Response:
         raise ReferralNotFound
     history = await request.app[SERVICES].referrals.find(referral_id)
     if reader is None:
-        return respond(REFERRAL_HISTORY_SCHEMA, _flat(history))
-    return respond(OWN_REFERRAL_SCHEMA, _flat(history.without_suspicions()))
+        return respond(request, _flat(history))
+    shown = OWN_REFERRAL_SCHEMA.dump(_flat(history.without_suspicions()))
+    return PrebuiltResponse(to_json(shown))
 
 
 @docs(
@@ -241,7 +237,7 @@ async def review_referral(request: web.Request) -> web.Response:
     history, is_new = await request.app[SERVICES].referrals.review(
         read_id(request, "referral_id", ReferralNotFound), verdict, made_by
     )
-    return respond(REFERRAL_HISTORY_SCHEMA, _flat(history), 201 if is_new else 200)
+    return respond(request, _flat(history), 201 if is_new else 200)
 
 
 def _flat(history: ReferralHistory) -> dict[str, Any]:
