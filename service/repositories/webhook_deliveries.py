@@ -15,7 +15,7 @@ from service.domain.webhook_deliveries import (
     Outcome,
     ShownDelivery,
 )
-from service.repositories.connection import LAST_ID, Connection, rows_in
+from service.repositories.connection import LAST_ID, Repository, rows_in
 
 REPLAYED_AT_ONCE: Final = 1000
 
@@ -262,11 +262,8 @@ NEWEST_UNDELIVERED: Final = f"""
 """
 
 
-class WebhookDeliveryRepository:
+class WebhookDeliveryRepository(Repository):
     """Webhook deliveries, one statement a method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def claim(
         self, now: datetime, until: datetime, limit: int, places: int, places_of: Mapping[UUID, int]
