@@ -137,8 +137,7 @@ class ProgrammeRepository(Repository):
 
     async def find_with_rules(self, key: str) -> tuple[Programme, str] | None:
         """Return a programme and its newest rules."""
-        row = await self._connection.fetchrow(FIND_WITH_RULES, key)
-        return None if row is None else _with_rules(row)
+        return await self._one(_with_rules, FIND_WITH_RULES, key)
 
     async def lock(self, key: str) -> Programme | None:
         """Return a programme that nobody else changes until the transaction ends."""

@@ -328,8 +328,7 @@ class WebhookDeliveryRepository(Repository):
 
     async def retry(self, endpoint_id: UUID, message_id: UUID, now: datetime) -> bool:
         """Make a delivery due, whatever became of it; return False if there is none."""
-        found: bool = await self._connection.fetchval(RETRY, endpoint_id, message_id, now, uuid7())
-        return found
+        return bool(await self._connection.fetchval(RETRY, endpoint_id, message_id, now, uuid7()))
 
     async def replay(
         self, endpoint_id: UUID, after: Cursor, now: datetime, *, only_failed: bool
