@@ -289,11 +289,12 @@ class Referrals:
         async with self._database.autocommit() as repositories:
             overdue = await repositories.referrals.find_overdue(now, MOST_OVERDUE)
         for referral_id in overdue:
-            await self._reject_overdue(referral_id, now)
+            await self.follow_time(referral_id, now)
         return len(overdue)
 
     @retried
-    async def _reject_overdue(self, referral_id: UUID, now: datetime) -> None:
+    async def follow_time(self, referral_id: UUID, now: datetime) -> None:
+        """Bring a referral to the state that time alone has led to, unless it is locked."""
         async with self._database.transaction() as repositories:
             referral = await repositories.referrals.lock_free(referral_id)
             if referral is not None:  # otherwise an event, or another sweep, has it
