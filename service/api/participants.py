@@ -39,7 +39,7 @@ from service.domain.errors import (
     ReferralCodeTaken,
 )
 from service.domain.pages import Page
-from service.domain.referral_codes import NewReferralCode
+from service.domain.referral_codes import NewReferralCode, check_expiry
 from service.domain.scopes import Scope
 from service.repositories.idempotency_keys import Answer
 from service.use_cases.participants import NewParticipant, ParticipantChange, ShownParticipant, Who
@@ -228,8 +228,8 @@ async def erase_participant(request: web.Request) -> web.Response:
 
 
 def _code_expiry_rule(request: web.Request) -> Rule:
-    codes = request.app[SERVICES].referral_codes
-    return "code/expires_at", lambda its: codes.check_expiry(its["code"]["expires_at"])
+    now = request.app[SERVICES].clock()
+    return "code/expires_at", lambda its: check_expiry(its["code"]["expires_at"], now)
 
 
 def _id_in(request: web.Request) -> UUID:

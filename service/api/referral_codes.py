@@ -41,6 +41,7 @@ from service.domain.referral_codes import (
     NewReferralCode,
     ReferralCodeChange,
     ReferralCodeState,
+    check_expiry,
     normalise_code,
 )
 from service.domain.scopes import Scope
@@ -146,8 +147,8 @@ class PublicReferralCodeSchema(LiveReferralCodeSchema):
 
 
 def expiry_rule(request: web.Request) -> Rule:
-    codes = request.app[SERVICES].referral_codes
-    return "expires_at", lambda its: codes.check_expiry(its["expires_at"])
+    now = request.app[SERVICES].clock()
+    return "expires_at", lambda its: check_expiry(its["expires_at"], now)
 
 
 def _located(request: web.Request, response: web.Response) -> web.Response:
