@@ -45,8 +45,6 @@ class ParticipantId(fields.UUID):
 
 
 class ProgrammeKey(Text):
-    """The key of a programme."""
-
     def __init__(self, **options: Any) -> None:
         metadata = {"description": "The programme's key; `default` if omitted."}
         super().__init__(metadata=metadata, **options)

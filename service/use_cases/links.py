@@ -11,8 +11,6 @@ from service.use_cases.shared import Shared
 
 
 class Links:
-    """Share links."""
-
     def __init__(self, shared: Shared, programmes: Programmes) -> None:
         self._shared = shared
         self._programmes = programmes

@@ -317,7 +317,6 @@ class OAuth:
         )
 
     async def find_client(self, client_id: str) -> Client | None:
-        """Return the client of that id."""
         if built_in := self._built_in.get(client_id):
             return built_in
         if not client_id.isascii() or not client_id.isprintable():

@@ -326,7 +326,6 @@ class Users:
             )
 
     async def admins(self) -> list[Admin]:
-        """Return all admins."""
         return await self._database.read(lambda stored: stored.users.list_admins())
 
     async def _set_admin(
