@@ -61,7 +61,6 @@ class OAuth:
     def __init__(self, shared: Shared, sessions: Sessions, built_in: Mapping[str, Client]) -> None:
         self._shared = shared
         self._database = database = shared.database
-        self._invalidation = shared.invalidation
         self._sessions = sessions
         self._events = shared.events
         self._clock = shared.clock
@@ -134,7 +133,7 @@ class OAuth:
             ):
                 raise InvalidToken
             keys = [session_key(signed_in.session_id)]
-            await self._invalidation.invalidate(repositories, keys, now)
+            await self._shared.invalidation.invalidate(repositories, keys, now)
         return code
 
     async def find_signed_in(self, token: str) -> AccessToken | None:

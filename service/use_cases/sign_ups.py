@@ -40,8 +40,6 @@ class SignUps:
 
     def __init__(self, shared: Shared, participants: Participants) -> None:
         self._shared = shared
-        self._database = shared.database
-        self._clock = shared.clock
         self._participants = participants
 
     @retried
@@ -53,9 +51,9 @@ class SignUps:
         The code must have lived when its link was followed: `clicked_at`, or now. Raises
         AlreadyReferred, ReferralCodeUnusable, SelfReferral, ProgrammeUnknown or InvalidInput.
         """
-        now = self._clock()
+        now = self._shared.clock()
         sign_up.check(now)
-        async with self._database.transaction() as repositories:
+        async with self._shared.database.transaction() as repositories:
             await once.claim(repositories, now)
             participant = await self._participants.take_part(repositories, sign_up.who, now)
             if participant.erased:
