@@ -95,7 +95,7 @@ class SignalRepository(Repository):
 
     async def compare(self, new: NewReferral, now: datetime) -> Suspicions | None:
         """Return what is suspicious about a sign-up; None: its referrer is trusted."""
-        known = new.referrer_id, new.registered_at, new.mailbox_hash
+        known = new.taken.owner_id, new.registered_at, new.mailbox_hash
         if new.signals:
             row = await self._connection.fetchrow(
                 COMPARE,

@@ -149,9 +149,10 @@ class Referrals:
 
         Raises AlreadyReferred if the referee, or the email address, was referred before.
         """
-        rules = await self._programmes.rules(repositories, new.programme_id, new.version)
-        if not new.is_standing_locked:
-            await lock_standing(repositories, new.referrer_id, new.programme_id, now)
+        taken = new.taken
+        rules = await self._programmes.rules(repositories, taken.programme_id, taken.version)
+        if not taken.is_standing_locked:
+            await lock_standing(repositories, taken.owner_id, taken.programme_id, now)
         suspicions = await repositories.signals.compare(new, now)
         if suspicions is None or rules.fraud.self_referral == "off":
             new = replace(new, mailbox_hash=None)

@@ -169,16 +169,7 @@ def new_referral(
             "flagged": owner_key is not None and fold_mailbox(email.key) == fold_mailbox(owner_key),
             "disposable_email": is_disposable(email),
         }
-    return NewReferral(
-        referee_id=referee_id,
-        referrer_id=taken.owner_id,
-        programme_id=taken.programme_id,
-        programme=taken.programme,
-        version=taken.version,
-        is_standing_locked=taken.is_standing_locked,
-        code=taken.code,
-        **more,
-    )
+    return NewReferral(referee_id=referee_id, taken=taken, **more)
 
 
 async def count_use(
