@@ -169,7 +169,10 @@ def _build(
         events=SecurityEvents(postgresql, clock, origin, settings.hash_key),
         referrals=referrals,
         hasher=hasher,
-        password_rules=_password_rules(settings),
+        password_rules=PasswordRules(
+            min_length=settings.password_min_length,
+            names=names_in(settings.service_name, urlsplit(settings.public_url).hostname or ""),
+        ),
         hash_key=settings.hash_key,
         confirmation_required=settings.confirmation_required,
     )
@@ -281,13 +284,6 @@ async def invalidate(invalidation: CacheInvalidation) -> None:
     """Make Redis forget what is outdated; if it is away, a running service will do so later."""
     with suppress(RedisAway, Unavailable):
         await invalidation.work_off()
-
-
-def _password_rules(settings: Settings) -> PasswordRules:
-    host = urlsplit(settings.public_url).hostname or ""
-    return PasswordRules(
-        min_length=settings.password_min_length, names=names_in(settings.service_name, host)
-    )
 
 
 def _kinds_done(settings: Settings) -> list[JobKind]:

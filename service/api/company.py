@@ -11,7 +11,7 @@ from aiohttp import web
 from marshmallow import Schema, ValidationError, fields, validates_schema
 
 from service.api.http.app_keys import SERVICES, SETTINGS
-from service.api.http.authentication import current_token
+from service.api.http.authentication import current_client, current_token
 from service.api.http.fields import MatchingText, Moment, RequestSchema, Text, TrimmedText
 from service.api.http.front import API
 from service.api.http.idempotency import answer_once
@@ -45,8 +45,6 @@ class ParticipantId(fields.UUID):
 
 
 class ProgrammeKey(Text):
-    """The key of a programme."""
-
     def __init__(self, **options: Any) -> None:
         metadata = {"description": "The programme's key; `default` if omitted."}
         super().__init__(metadata=metadata, **options)
@@ -150,12 +148,12 @@ class ProgrammeReferralSchema(Schema):
 
 async def answer_client_once(
     request: web.Request,
-    made_by: str,
     work: Callable[[AnswerOnce[T]], Awaitable[T]],
     render: Callable[[T], Answer],
 ) -> web.Response:
     """Like `answer_once`; the key belongs to the client, or to the admin who calls like one."""
-    return await answer_once(request, current_token(request).user_id or made_by, work, render)
+    owner = current_token(request).user_id or current_client(request)
+    return await answer_once(request, owner, work, render)
 
 
 def locate(

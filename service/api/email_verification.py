@@ -21,9 +21,6 @@ class CheckedEmailSchema(EmailVerificationSchema):
     email = fields.String(metadata={"example": EXAMPLE_EMAIL})
 
 
-CHECKED_EMAIL_SCHEMA = CheckedEmailSchema()
-
-
 @docs(
     tags=["Email"],
     summary="Verify an email address",
@@ -41,4 +38,4 @@ async def verify_email(request: web.Request) -> web.Response:
     await count_request(request, VERIFICATION, account=str(caller.user_id))
     email = request.match_info["email"].strip()
     verification = await request.app[SERVICES].email_verification.check(email)
-    return respond(CHECKED_EMAIL_SCHEMA, {"email": email, **asdict(verification)})
+    return respond(request, {"email": email, **asdict(verification)})

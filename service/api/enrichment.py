@@ -5,7 +5,7 @@ from aiohttp_apispec import docs, response_schema
 from marshmallow import Schema, fields
 
 from service.api.http.app_keys import SERVICES
-from service.api.http.authentication import current_admin, current_user, needs
+from service.api.http.authentication import current_user, needs
 from service.api.http.fields import Moment
 from service.api.http.requests import read_id
 from service.api.http.responses import respond
@@ -32,9 +32,6 @@ class EnrichmentSchema(Schema):
     source = fields.String(metadata={"example": "hunter"})
 
 
-ENRICHMENT_SCHEMA = EnrichmentSchema()
-
-
 @docs(
     tags=["Accounts"],
     summary="Show what is known about me",
@@ -46,7 +43,7 @@ ENRICHMENT_SCHEMA = EnrichmentSchema()
 @needs(Scope.PROFILE)
 async def show_my_enrichment(request: web.Request) -> web.Response:
     caller = current_user(request)
-    return respond(ENRICHMENT_SCHEMA, await request.app[SERVICES].enrichments.find(caller.user_id))
+    return respond(request, await request.app[SERVICES].enrichments.find(caller.user_id))
 
 
 @docs(
@@ -57,6 +54,5 @@ async def show_my_enrichment(request: web.Request) -> web.Response:
 @response_schema(EnrichmentSchema, 200, description="The person, the company, and the source.")
 @needs(Scope.ADMIN)
 async def show_enrichment(request: web.Request) -> web.Response:
-    await current_admin(request)
     user_id = read_id(request, "user_id", EnrichmentNotFound)
-    return respond(ENRICHMENT_SCHEMA, await request.app[SERVICES].enrichments.find(user_id))
+    return respond(request, await request.app[SERVICES].enrichments.find(user_id))

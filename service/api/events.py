@@ -1,7 +1,6 @@
 """Events: what participants did, as a company reports it."""
 
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
@@ -29,8 +28,7 @@ from service.api.rules import EventType, Unit
 from service.domain.errors import IdReused, NotAllowed
 from service.domain.events import REFUND, Outcome
 from service.domain.scopes import Scope
-from service.repositories.idempotency_keys import Answer
-from service.use_cases.events import EventReport, Reported
+from service.use_cases.events import EventReport
 
 
 class EventMembersSchema(RequestSchema):
@@ -102,9 +100,6 @@ class ReportedSchema(Schema):
     )
 
 
-REPORTED_SCHEMA = ReportedSchema()
-
-
 @docs(
     tags=["Programmes"],
     summary="Report an event",
@@ -128,7 +123,7 @@ REPORTED_SCHEMA = ReportedSchema()
 @response_schema(ReportedSchema, 201, description="The event, and what followed.")
 @needs(Scope.EVENTS_WRITE)
 async def report_event(request: web.Request) -> web.Response:
-    made_by = await current_client(request)
+    made_by = current_client(request)
     members = await read_body(request, moment_rule(request, "occurred_at"))
     fingerprint = fingerprint_of(request, members)
     report = EventReport(
@@ -136,12 +131,6 @@ async def report_event(request: web.Request) -> web.Response:
     )
     return await answer_client_once(
         request,
-        made_by,
         lambda once: request.app[SERVICES].events.report(report, made_by, once),
-        _answer,
+        lambda reported: answer(request, reported, 201 if reported.is_new else 200),
     )
-
-
-def _answer(reported: Reported) -> Answer:
-    status = HTTPStatus.CREATED if reported.is_new else HTTPStatus.OK
-    return answer(REPORTED_SCHEMA, reported, status)

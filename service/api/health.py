@@ -6,6 +6,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp_apispec import docs
 
+from service.api.docs.describe import json_of
 from service.api.http.app_keys import ACCESS_LOG, CONTEXT, SERVICES, STOPPING
 from service.api.http.prebuilt import PrebuiltResponse
 from service.api.http.problems import problem
@@ -30,14 +31,13 @@ from service.use_cases.referrals import Referrals
 from service.use_cases.webhooks import Webhooks
 
 METRICS: Final = "/metrics"
-_JSON: Final = {"application/json": {"schema": {"type": "object"}}}
 
 
 @docs(
     tags=["Operating"],
     summary="Is the process alive?",
     description="Touches no dependency: a failure means that the process is to be restarted.",
-    responses={200: {"description": "The process is alive.", "content": _JSON}},
+    responses={200: json_of("The process is alive.")},
 )
 async def live(request: web.Request) -> web.Response:
     return PrebuiltResponse(to_json({"status": "ok"}))
@@ -46,16 +46,9 @@ async def live(request: web.Request) -> web.Response:
 @docs(
     tags=["Operating"],
     summary="Can the process answer?",
-    description=(
-        "It cannot without PostgreSQL, on a schema that is older than the release, and once it "
-        "is told to end; without Redis it can, from PostgreSQL."
-    ),
-    responses={
-        200: {
-            "description": "The process can answer; `checks` has the state of its servers.",
-            "content": _JSON,
-        }
-    },
+    description="It cannot without PostgreSQL, on a schema that is older than the release, and "
+    "once it is told to end; without Redis it can, from PostgreSQL.",
+    responses={200: json_of("The process can answer; `checks` has the state of its servers.")},
     refuses=(DatabaseUnavailable, MigrationsPending, Unavailable),
 )
 async def ready(request: web.Request) -> web.Response:

@@ -39,9 +39,6 @@ class IdentitiesSchema(PageSchema):
     items = fields.List(fields.Nested(IdentitySchema))
 
 
-IDENTITIES_SCHEMA = IdentitiesSchema()
-
-
 @docs(
     tags=["Accounts"],
     summary="List my identities",
@@ -53,7 +50,7 @@ IDENTITIES_SCHEMA = IdentitiesSchema()
 async def list_identities(request: web.Request) -> web.Response:
     caller = current_user(request)
     found = await request.app[SERVICES].identities.list_of(caller.user_id)
-    return respond(IDENTITIES_SCHEMA, Page(found, None))
+    return respond(request, Page(found, None))
 
 
 @docs(

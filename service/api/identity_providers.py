@@ -17,7 +17,7 @@ from service.api.http.rate_limits import LOGIN, count_request
 from service.api.http.requests import header_text, read_query
 from service.api.http.responses import PageSchema, respond
 from service.api.oauth.authorize import go_on_signed_in, read_continued, show_again
-from service.api.sessions import TOKENS_SCHEMA, TokensSchema
+from service.api.sessions import TokensSchema
 from service.domain.errors import (
     AccountDisabled,
     EmailWithheld,
@@ -79,9 +79,6 @@ class CallbackQuery(QuerySchema):
     iss = Text(load_default=None, metadata={"description": "RFC 9207."})
 
 
-PROVIDERS_SCHEMA = ProvidersSchema()
-
-
 @docs(
     tags=["Sessions"],
     summary="List the issuers to sign in with",
@@ -94,7 +91,7 @@ async def list_providers(request: web.Request) -> web.Response:
         {"name": name, "title": provider.title, "start_url": f"{base}/{name}/start"}
         for name, provider in request.app[SERVICES].identities.providers.items()
     ]
-    return respond(PROVIDERS_SCHEMA, Page(shown, None))
+    return respond(request, Page(shown, None))
 
 
 @docs(
@@ -164,7 +161,7 @@ async def finish_sign_in(request: web.Request) -> web.Response:
         return await show_again(request, continued, error)
     # The cookie stays: another tab may still need it on its way back.
     if continued is None:
-        return respond(TOKENS_SCHEMA, tokens)
+        return respond(request, tokens)
     return await go_on_signed_in(request, continued, tokens)
 
 

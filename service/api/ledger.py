@@ -162,11 +162,6 @@ class LiabilitiesSchema(Schema):
     items = fields.List(fields.Nested(LiabilitySchema))
 
 
-TRANSFER_SCHEMA = TransferSchema()
-BALANCES_SCHEMA = BalancesSchema()
-LIABILITIES_SCHEMA = LiabilitiesSchema()
-
-
 @docs(
     tags=["Rewards"],
     summary="List balances",
@@ -185,7 +180,7 @@ async def list_balances(request: web.Request) -> web.Response:
         query["limit"],
         None if cursor is None else BalanceCursor.decode(cursor),
     )
-    return respond(BALANCES_SCHEMA, page)
+    return respond(request, page)
 
 
 @docs(
@@ -279,10 +274,10 @@ async def adjust(request: web.Request) -> web.Response:
 @response_schema(TransferSchema, 201, description="The transfer back.")
 @needs(Scope.REWARDS_WRITE)
 async def cancel_redemption(request: web.Request) -> web.Response:
-    made_by = await current_client(request)
+    made_by = current_client(request)
     transfer_id = read_id(request, "transfer_id", TransferNotFound)
     made, is_new = await request.app[SERVICES].ledger.cancel(transfer_id, made_by)
-    return respond(TRANSFER_SCHEMA, made, HTTPStatus.CREATED if is_new else HTTPStatus.OK)
+    return respond(request, made, HTTPStatus.CREATED if is_new else HTTPStatus.OK)
 
 
 @docs(
@@ -294,16 +289,15 @@ async def cancel_redemption(request: web.Request) -> web.Response:
 @response_schema(LiabilitiesSchema, 200, description="The sums of all balances, by unit.")
 @needs(Scope.PROGRAMME_READ)
 async def show_liability(request: web.Request) -> web.Response:
-    await current_client(request)
     key = request.match_info["key"]
     if not PROGRAMME_KEY.fullmatch(key):
         raise ProgrammeNotFound
     items = await request.app[SERVICES].ledger.liability(key)
-    return respond(LIABILITIES_SCHEMA, {"items": items})
+    return respond(request, {"items": items})
 
 
 async def _move(request: web.Request, move: Callable[..., Any]) -> web.Response:
-    made_by = await current_client(request)
+    made_by = current_client(request)
     members = await read_body(request)
     fingerprint = fingerprint_of(request, members)
     asked = Movement(
@@ -312,8 +306,6 @@ async def _move(request: web.Request, move: Callable[..., Any]) -> web.Response:
 
     def write(made: tuple[Transfer, bool]) -> Answer:
         transfer, is_new = made
-        return answer(TRANSFER_SCHEMA, transfer, HTTPStatus.CREATED if is_new else HTTPStatus.OK)
+        return answer(request, transfer, HTTPStatus.CREATED if is_new else HTTPStatus.OK)
 
-    return await answer_client_once(
-        request, made_by, lambda once: move(asked, made_by, once), write
-    )
+    return await answer_client_once(request, lambda once: move(asked, made_by, once), write)

@@ -54,9 +54,6 @@ class AcceptedSchema(Schema):
     status = fields.Constant("accepted")
 
 
-ACCEPTED_SCHEMA = AcceptedSchema()
-
-
 @docs(
     tags=["Email"],
     summary="Send me a token to set a new password",
@@ -70,7 +67,7 @@ async def forgot_password(request: web.Request) -> web.Response:
     body = await read_body(request, email_rule("email"))
     await count_request(request, MAIL)
     await request.app[SERVICES].mail_tokens.forgot_password(body["email"])
-    return respond(ACCEPTED_SCHEMA, None, 202)
+    return respond(request, None, 202)
 
 
 @docs(
@@ -119,7 +116,7 @@ async def resend_confirmation(request: web.Request) -> web.Response:
     body = await read_body(request, email_rule("email"))
     await count_request(request, MAIL)
     await request.app[SERVICES].mail_tokens.resend_confirmation(body["email"])
-    return respond(ACCEPTED_SCHEMA, None, 202)
+    return respond(request, None, 202)
 
 
 @docs(
@@ -149,4 +146,4 @@ async def change_email(request: web.Request) -> web.Response:
         await request.app[SERVICES].mail_tokens.change_email(
             caller, body["new_email"], body["password"]
         )
-    return respond(ACCEPTED_SCHEMA, None, 202)
+    return respond(request, None, 202)

@@ -17,7 +17,7 @@ from service.api.company import (
 )
 from service.api.docs.describe import IDEMPOTENCY_KEY
 from service.api.http.app_keys import SERVICES, SETTINGS
-from service.api.http.authentication import current_client, needs
+from service.api.http.authentication import needs
 from service.api.http.fields import (
     ChangeSchema,
     Moment,
@@ -29,12 +29,7 @@ from service.api.http.fields import (
 )
 from service.api.http.requests import Rule, read_body, read_id, read_query
 from service.api.http.responses import PageSchema, answer, no_content, respond
-from service.api.referral_codes import (
-    REFERRAL_CODE_SCHEMA,
-    ReferralCodeSchema,
-    ReferralCodeWishSchema,
-    expiry_rule,
-)
+from service.api.referral_codes import ReferralCodeSchema, ReferralCodeWishSchema, expiry_rule
 from service.api.users import email_rule
 from service.domain.errors import (
     NotAllowed,
@@ -44,7 +39,7 @@ from service.domain.errors import (
     ReferralCodeTaken,
 )
 from service.domain.pages import Page
-from service.domain.referral_codes import NewReferralCode
+from service.domain.referral_codes import NewReferralCode, check_expiry
 from service.domain.scopes import Scope
 from service.repositories.idempotency_keys import Answer
 from service.use_cases.participants import NewParticipant, ParticipantChange, ShownParticipant, Who
@@ -125,10 +120,6 @@ class ParticipantQuery(QuerySchema):
     )
 
 
-PARTICIPANT_SCHEMA = ParticipantSchema()
-PARTICIPANTS_SCHEMA = ParticipantsSchema()
-
-
 @docs(
     tags=["Programmes"],
     summary="Create a participant",
@@ -145,7 +136,6 @@ PARTICIPANTS_SCHEMA = ParticipantsSchema()
 @response_schema(ParticipantSchema, 201, description="The new participant.")
 @needs(Scope.EVENTS_WRITE)
 async def create_participant(request: web.Request) -> web.Response:
-    made_by = await current_client(request)
     members = await read_body(request, email_rule("email"), _code_expiry_rule(request))
     members = with_parsed_email(members)
     code = members.pop("code", None)
@@ -154,10 +144,10 @@ async def create_participant(request: web.Request) -> web.Response:
 
     def write(made: tuple[ShownParticipant, bool]) -> Answer:
         shown, is_new = made
-        return answer(PARTICIPANT_SCHEMA, _shared(request, shown), 201 if is_new else 200)
+        return answer(request, _shared(request, shown), 201 if is_new else 200)
 
     response = await answer_client_once(
-        request, made_by, lambda once: request.app[SERVICES].participants.create(new, once), write
+        request, lambda once: request.app[SERVICES].participants.create(new, once), write
     )
     return locate(request, response, "participants", "participant_id")
 
@@ -167,18 +157,16 @@ async def create_participant(request: web.Request) -> web.Response:
 @response_schema(ParticipantsSchema, 200, description="A list of one or none.")
 @needs(Scope.PROGRAMME_READ)
 async def find_participants(request: web.Request) -> web.Response:
-    await current_client(request)
     found = await request.app[SERVICES].participants.find_external(Who(**read_query(request)))
-    return respond(PARTICIPANTS_SCHEMA, Page([_shared(request, one) for one in found], None))
+    return respond(request, Page([_shared(request, one) for one in found], None))
 
 
 @docs(tags=["Programmes"], summary="Show a participant", refuses=(ParticipantNotFound, NotAllowed))
 @response_schema(ParticipantSchema, 200, description="The participant.")
 @needs(Scope.PROGRAMME_READ)
 async def show_participant(request: web.Request) -> web.Response:
-    await current_client(request)
     shown = await request.app[SERVICES].participants.find(_id_in(request))
-    return respond(PARTICIPANT_SCHEMA, _shared(request, shown))
+    return respond(request, _shared(request, shown))
 
 
 @docs(
@@ -191,10 +179,9 @@ async def show_participant(request: web.Request) -> web.Response:
 @response_schema(ParticipantSchema, 200, description="The changed participant.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def change_participant(request: web.Request) -> web.Response:
-    await current_client(request)
     change = ParticipantChange(**await read_body(request))
     shown = await request.app[SERVICES].participants.change(_id_in(request), change)
-    return respond(PARTICIPANT_SCHEMA, _shared(request, shown))
+    return respond(request, _shared(request, shown))
 
 
 @docs(
@@ -208,10 +195,9 @@ async def change_participant(request: web.Request) -> web.Response:
 @response_schema(ReferralCodeSchema, 201, description="The code, if none was live.")
 @needs(Scope.EVENTS_WRITE)
 async def replace_participant_code(request: web.Request) -> web.Response:
-    await current_client(request)
     wish = NewReferralCode(**await read_body(request, expiry_rule(request)))
     code, replaced = await request.app[SERVICES].participants.replace_code(_id_in(request), wish)
-    return respond(REFERRAL_CODE_SCHEMA, code, 200 if replaced else 201)
+    return respond(request, code, 200 if replaced else 201)
 
 
 @docs(
@@ -222,7 +208,6 @@ async def replace_participant_code(request: web.Request) -> web.Response:
 )
 @needs(Scope.EVENTS_WRITE)
 async def delete_participant_code(request: web.Request) -> web.Response:
-    await current_client(request)
     await request.app[SERVICES].participants.delete_code(_id_in(request))
     return no_content()
 
@@ -238,14 +223,13 @@ async def delete_participant_code(request: web.Request) -> web.Response:
 )
 @needs(Scope.EVENTS_WRITE)
 async def erase_participant(request: web.Request) -> web.Response:
-    await current_client(request)
     await request.app[SERVICES].participants.erase(_id_in(request))
     return no_content()
 
 
 def _code_expiry_rule(request: web.Request) -> Rule:
-    codes = request.app[SERVICES].referral_codes
-    return "code/expires_at", lambda its: codes.check_expiry(its["code"]["expires_at"])
+    now = request.app[SERVICES].clock()
+    return "code/expires_at", lambda its: check_expiry(its["code"]["expires_at"], now)
 
 
 def _id_in(request: web.Request) -> UUID:

@@ -31,8 +31,9 @@ from service.api.http.fields import (
     TrimmedText,
     readable,
 )
+from service.api.http.prebuilt import PrebuiltResponse
 from service.api.http.requests import find_id, read_body, read_id, read_page, read_query
-from service.api.http.responses import PageSchema, answer, respond
+from service.api.http.responses import PageSchema, answer, respond, to_json
 from service.api.users import email_rule
 from service.domain.errors import (
     AlreadyReferred,
@@ -138,9 +139,6 @@ class VerdictSchema(RequestSchema):
     )
 
 
-PROGRAMME_REFERRAL_SCHEMA = ProgrammeReferralSchema()
-PROGRAMME_REFERRALS_SCHEMA = ProgrammeReferralsSchema()
-REFERRAL_HISTORY_SCHEMA = ReferralHistorySchema()
 OWN_REFERRAL_SCHEMA = ReferralHistorySchema(
     exclude=("review", "flags", "decisions.review", "decisions.made_by", "decisions.detail")
 )
@@ -160,7 +158,7 @@ OWN_REFERRAL_SCHEMA = ReferralHistorySchema(
 @response_schema(ProgrammeReferralSchema, 201, description="The new referral.")
 @needs(Scope.EVENTS_WRITE)
 async def report_sign_up(request: web.Request) -> web.Response:
-    made_by = await current_client(request)
+    made_by = current_client(request)
     members = await read_body(
         request,
         moment_rule(request, "clicked_at"),
@@ -171,13 +169,10 @@ async def report_sign_up(request: web.Request) -> web.Response:
 
     def write(made: tuple[ProgrammeReferral, bool]) -> Answer:
         referral, is_new = made
-        return answer(PROGRAMME_REFERRAL_SCHEMA, referral, 201 if is_new else 200)
+        return answer(request, referral, 201 if is_new else 200)
 
     response = await answer_client_once(
-        request,
-        made_by,
-        lambda once: request.app[SERVICES].sign_ups.report(sign_up, made_by, once),
-        write,
+        request, lambda once: request.app[SERVICES].sign_ups.report(sign_up, made_by, once), write
     )
     return locate(request, response, "referees", "id")
 
@@ -192,14 +187,13 @@ async def report_sign_up(request: web.Request) -> web.Response:
 @response_schema(ProgrammeReferralsSchema, 200, description="A page of referrals.")
 @needs(Scope.PROGRAMME_READ)
 async def list_programme_referrals(request: web.Request) -> web.Response:
-    await current_client(request)
     query = read_query(request)
     wanted = ReferralFilter(
         **{name: query[name] for name in ("state", "review", "referrer_id", "programme")},
         oldest_first=query["order"] == "oldest",
     )
     page = await request.app[SERVICES].referrals.page_of_all(wanted, *read_page(request))
-    return respond(PROGRAMME_REFERRALS_SCHEMA, page)
+    return respond(request, page)
 
 
 @docs(
@@ -220,8 +214,9 @@ async def show_referral(request: web.Request) -> web.Response:
         raise ReferralNotFound
     history = await request.app[SERVICES].referrals.find(referral_id)
     if reader is None:
-        return respond(REFERRAL_HISTORY_SCHEMA, _flat(history))
-    return respond(OWN_REFERRAL_SCHEMA, _flat(history.without_suspicions()))
+        return respond(request, _flat(history))
+    shown = OWN_REFERRAL_SCHEMA.dump(_flat(history.without_suspicions()))
+    return PrebuiltResponse(to_json(shown))
 
 
 @docs(
@@ -237,12 +232,12 @@ async def show_referral(request: web.Request) -> web.Response:
 @response_schema(ReferralHistorySchema, 201, description="The referral as decided.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def review_referral(request: web.Request) -> web.Response:
-    made_by = await current_client(request)
+    made_by = current_client(request)
     verdict = Verdict(**await read_body(request))
     history, is_new = await request.app[SERVICES].referrals.review(
         read_id(request, "referral_id", ReferralNotFound), verdict, made_by
     )
-    return respond(REFERRAL_HISTORY_SCHEMA, _flat(history), 201 if is_new else 200)
+    return respond(request, _flat(history), 201 if is_new else 200)
 
 
 def _flat(history: ReferralHistory) -> dict[str, Any]:

@@ -47,7 +47,7 @@ from service.domain.programmes import (
 )
 from service.domain.referrals import ReferralReason, ReferralState
 from service.domain.scopes import Scope
-from service.use_cases.programmes import NewProgramme, ProgrammeChange, ShownProgramme
+from service.use_cases.programmes import NewProgramme, ProgrammeChange
 
 LARGEST_VERSION: Final = 2**31 - 1
 _KEY: Final = in_path("key", "The programme's key.", "default")
@@ -187,20 +187,13 @@ class AssessmentSchema(Schema):
     rewards = fields.List(fields.Nested(TriedRewardSchema))
 
 
-PROGRAMME_SCHEMA = ProgrammeSchema()
-PROGRAMMES_SCHEMA = ProgrammesSchema()
-RULES_VERSION_SCHEMA = RulesVersionSchema()
-ASSESSMENT_SCHEMA = AssessmentSchema()
-
-
 @docs(tags=["Programmes"], summary="List the programmes", refuses=(NotAllowed,))
 @querystring_schema(PageQuery)
 @response_schema(ProgrammesSchema, 200, description="A page of programmes, newest first.")
 @needs(Scope.PROGRAMME_READ)
 async def list_programmes(request: web.Request) -> web.Response:
-    await current_client(request)
     page = await request.app[SERVICES].programmes.page(*read_page(request))
-    return respond(PROGRAMMES_SCHEMA, page)
+    return respond(request, page)
 
 
 @docs(
@@ -212,9 +205,8 @@ async def list_programmes(request: web.Request) -> web.Response:
 @response_schema(ProgrammeSchema, 200, description="The programme and its newest rules.")
 @needs(Scope.PROGRAMME_READ)
 async def show_programme(request: web.Request) -> web.Response:
-    await current_client(request)
     found = await request.app[SERVICES].programmes.find(_key_in(request))
-    return respond(PROGRAMME_SCHEMA, found)
+    return respond(request, found)
 
 
 @docs(
@@ -230,17 +222,12 @@ async def show_programme(request: web.Request) -> web.Response:
 @response_schema(ProgrammeSchema, 201, description="The new programme.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def create_programme(request: web.Request) -> web.Response:
-    made_by = await current_client(request)
+    made_by = current_client(request)
     new = NewProgramme(**await read_body(request))
-
-    def write(shown: ShownProgramme) -> Any:
-        return answer(PROGRAMME_SCHEMA, shown, 201)
-
     response = await answer_client_once(
         request,
-        made_by,
         lambda once: request.app[SERVICES].programmes.create(new, made_by, once),
-        write,
+        lambda shown: answer(request, shown, 201),
     )
     return locate(request, response, "programmes", "key")
 
@@ -255,10 +242,9 @@ async def create_programme(request: web.Request) -> web.Response:
 @response_schema(ProgrammeSchema, 200, description="The changed programme.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def change_programme(request: web.Request) -> web.Response:
-    await current_client(request)
     change = ProgrammeChange(**await read_body(request))
     shown = await request.app[SERVICES].programmes.change(_key_in(request), change)
-    return respond(PROGRAMME_SCHEMA, shown)
+    return respond(request, shown)
 
 
 @docs(
@@ -273,14 +259,14 @@ async def change_programme(request: web.Request) -> web.Response:
 @response_schema(RulesVersionSchema, 201, description="The new version.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def replace_rules(request: web.Request) -> web.Response:
-    made_by = await current_client(request)
+    made_by = current_client(request)
     members = await read_body(request)
     key, rules = _key_in(request), members["rules"]
     version, created_at = await request.app[SERVICES].programmes.replace_rules(
         key, members["version"], rules, made_by
     )
     shown = {"version": version, "rules": rules, "created_at": created_at}
-    response = respond(RULES_VERSION_SCHEMA, shown, 201)
+    response = respond(request, shown, 201)
     response.headers["Location"] = public_path(request, f"{API}/programmes/{key}/rules/{version}")
     return response
 
@@ -295,14 +281,13 @@ async def replace_rules(request: web.Request) -> web.Response:
 @response_schema(RulesVersionSchema, 200, description="The version.")
 @needs(Scope.PROGRAMME_READ)
 async def show_rules(request: web.Request) -> web.Response:
-    await current_client(request)
     version = request.match_info["version"]
     number = int(version) if version.isascii() and version.isdigit() and len(version) < 10 else 0
     rules, created_at = await request.app[SERVICES].programmes.find_version(
         _key_in(request), number
     )
     shown = {"version": number, "rules": rules, "created_at": created_at}
-    return respond(RULES_VERSION_SCHEMA, shown)
+    return respond(request, shown)
 
 
 @docs(
@@ -324,7 +309,6 @@ async def show_rules(request: web.Request) -> web.Response:
 @response_schema(AssessmentSchema, 200, description="What the referral would be.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def try_rules(request: web.Request) -> web.Response:
-    await current_client(request)
     body = await read_body(request)
     now = request.app[SERVICES].clock()
     check_moment(body["referral"].get("signed_up_at"), now, "referral/signed_up_at")
@@ -340,7 +324,7 @@ async def try_rules(request: web.Request) -> web.Response:
     trial = await request.app[SERVICES].programmes.try_rules(
         _key_in(request), body["rules"], referral, events
     )
-    return respond(ASSESSMENT_SCHEMA, trial)
+    return respond(request, trial)
 
 
 def _key_in(request: web.Request) -> str:

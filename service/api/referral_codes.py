@@ -26,7 +26,7 @@ from service.api.http.idempotency import answer_once
 from service.api.http.prebuilt import PrebuiltResponse
 from service.api.http.rate_limits import LOOKUP, count_request
 from service.api.http.requests import Rule, public_path, read_body, read_page
-from service.api.http.responses import PageSchema, answer, no_content, respond, to_json
+from service.api.http.responses import PageSchema, answer, no_content, respond
 from service.api.users import EXAMPLE_EMAIL
 from service.domain.errors import (
     EmailNotConfirmed,
@@ -41,6 +41,7 @@ from service.domain.referral_codes import (
     NewReferralCode,
     ReferralCodeChange,
     ReferralCodeState,
+    check_expiry,
     normalise_code,
 )
 from service.domain.scopes import Scope
@@ -145,15 +146,9 @@ class PublicReferralCodeSchema(LiveReferralCodeSchema):
     referrer_id = fields.UUID()
 
 
-REFERRAL_CODE_SCHEMA = ReferralCodeSchema()
-OWN_REFERRAL_CODES_SCHEMA = OwnReferralCodesSchema()
-CHECKED_REFERRAL_CODE_SCHEMA = CheckedReferralCodeSchema()
-PUBLIC_REFERRAL_CODE_SCHEMA = PublicReferralCodeSchema()
-
-
 def expiry_rule(request: web.Request) -> Rule:
-    codes = request.app[SERVICES].referral_codes
-    return "expires_at", lambda its: codes.check_expiry(its["expires_at"])
+    now = request.app[SERVICES].clock()
+    return "expires_at", lambda its: check_expiry(its["expires_at"], now)
 
 
 def _located(request: web.Request, response: web.Response) -> web.Response:
@@ -182,7 +177,7 @@ async def create_referral_code(request: web.Request) -> web.Response:
         request,
         caller.user_id,
         lambda once: request.app[SERVICES].referral_codes.create(caller.user_id, wish, once),
-        lambda code: answer(REFERRAL_CODE_SCHEMA, code, 201),
+        lambda code: answer(request, code, 201),
     )
     return _located(request, response)
 
@@ -202,7 +197,7 @@ async def replace_referral_code(request: web.Request) -> web.Response:
     caller = current_user(request)
     wish = NewReferralCode(**await read_body(request, expiry_rule(request)))
     code, replaced = await request.app[SERVICES].referral_codes.replace(caller.user_id, wish)
-    return _located(request, respond(REFERRAL_CODE_SCHEMA, code, 200 if replaced else 201))
+    return _located(request, respond(request, code, 200 if replaced else 201))
 
 
 @docs(
@@ -221,7 +216,7 @@ async def change_referral_code(request: web.Request) -> web.Response:
     code = await request.app[SERVICES].referral_codes.change(
         caller.user_id, ReferralCodeChange(**body)
     )
-    return respond(REFERRAL_CODE_SCHEMA, code)
+    return respond(request, code)
 
 
 @docs(
@@ -234,9 +229,7 @@ async def change_referral_code(request: web.Request) -> web.Response:
 @needs(Scope.CODES_READ)
 async def show_referral_code(request: web.Request) -> web.Response:
     caller = current_user(request)
-    return respond(
-        REFERRAL_CODE_SCHEMA, await request.app[SERVICES].referral_codes.find(caller.user_id)
-    )
+    return respond(request, await request.app[SERVICES].referral_codes.find(caller.user_id))
 
 
 @docs(
@@ -264,7 +257,7 @@ async def delete_referral_code(request: web.Request) -> web.Response:
 async def list_referral_codes(request: web.Request) -> web.Response:
     caller = current_user(request)
     page = await request.app[SERVICES].referral_codes.page(caller.user_id, *read_page(request))
-    return respond(OWN_REFERRAL_CODES_SCHEMA, page)
+    return respond(request, page)
 
 
 @docs(
@@ -286,7 +279,7 @@ async def check_referral_code(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     code = await services.referral_codes.find_by_code(request.match_info["code"])
     owner = await services.participants.find_owner(code) if of_client else None
-    return respond(CHECKED_REFERRAL_CODE_SCHEMA, {"code": code, "owner": owner})
+    return respond(request, {"code": code, "owner": owner})
 
 
 @docs(
@@ -302,7 +295,5 @@ async def find_referral_code(request: web.Request) -> web.Response:
     codes = request.app[SERVICES].referral_codes
     lookup = codes.look_up(request.match_info["email"])
     await count_request(request, LOOKUP)
-    body = await codes.find_by_email(
-        lookup, lambda code: to_json(PUBLIC_REFERRAL_CODE_SCHEMA.dump(code))
-    )
+    body = await codes.find_by_email(lookup, lambda code: answer(request, code).body)
     return PrebuiltResponse(body)

@@ -35,8 +35,6 @@ _NEVER_EVENTS: Final = frozenset({QUALIFIED, MILESTONE, REFUND})
 
 
 class EventType(MatchingText):
-    """The type of an event."""
-
     def __init__(self, **options: Any) -> None:
         error = "A type has 1 to 64 of a-z, 0-9, _ and ., the first of them a letter."
         super().__init__("[a-z][a-z0-9_.]{0,63}", error, **options)

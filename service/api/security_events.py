@@ -26,9 +26,6 @@ class ActivitiesSchema(PageSchema):
     items = fields.List(fields.Nested(ActivitySchema))
 
 
-ACTIVITIES_SCHEMA = ActivitiesSchema()
-
-
 @docs(
     tags=["Accounts"],
     summary="List my account's activity",
@@ -41,4 +38,4 @@ ACTIVITIES_SCHEMA = ActivitiesSchema()
 async def list_activity(request: web.Request) -> web.Response:
     caller = current_user(request)
     page = await request.app[SERVICES].security_events.page(caller.user_id, *read_page(request))
-    return respond(ACTIVITIES_SCHEMA, page)
+    return respond(request, page)

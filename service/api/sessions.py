@@ -67,10 +67,6 @@ class SessionsSchema(PageSchema):
     items = fields.List(fields.Nested(SessionSchema))
 
 
-TOKENS_SCHEMA = TokensSchema()
-SESSIONS_SCHEMA = SessionsSchema()
-
-
 @docs(
     tags=["Sessions"],
     summary="Sign in",
@@ -86,7 +82,7 @@ async def log_in(request: web.Request) -> web.Response:
         tokens = await request.app[SERVICES].sessions.log_in(
             body["email"], body["password"], header_text(request, "User-Agent")
         )
-    return respond(TOKENS_SCHEMA, tokens)
+    return respond(request, tokens)
 
 
 @docs(
@@ -100,9 +96,7 @@ async def log_in(request: web.Request) -> web.Response:
 @response_schema(TokensSchema, 200, description="The session's new tokens.")
 async def refresh(request: web.Request) -> web.Response:
     body = await read_body(request)
-    return respond(
-        TOKENS_SCHEMA, await request.app[SERVICES].sessions.refresh(body["refresh_token"])
-    )
+    return respond(request, await request.app[SERVICES].sessions.refresh(body["refresh_token"]))
 
 
 @docs(
@@ -129,7 +123,7 @@ async def list_sessions(request: web.Request) -> web.Response:
         {**asdict(session), "current": session.session_id == caller.session_id}
         for session in page.items
     ]
-    return respond(SESSIONS_SCHEMA, Page(shown, page.next_cursor))
+    return respond(request, Page(shown, page.next_cursor))
 
 
 @docs(

@@ -71,10 +71,6 @@ class ConfirmationSentSchema(Schema):
     status = fields.Constant("confirmation-sent")
 
 
-CONFIRMATION_SENT = ConfirmationSentSchema()
-USER_SCHEMA = UserSchema()
-
-
 @docs(
     tags=["Accounts"],
     summary="Register",
@@ -101,14 +97,14 @@ async def register(request: web.Request) -> web.Response:
             request,
             None,
             lambda once: request.app[SERVICES].users.register(registration, once),
-            lambda user: answer(USER_SCHEMA, user, 201),
+            lambda user: answer(request, user, 201),
         )
     await count_request(request, MAIL)  # whether or not the account exists, it sends one
     return await answer_once(
         request,
         None,
         lambda once: request.app[SERVICES].claims.register(registration, once),
-        lambda _: answer(CONFIRMATION_SENT, None, 202),
+        lambda _: answer(request, None, 202),
     )
 
 
@@ -136,7 +132,7 @@ def account_of(email: str) -> str:
 @needs(Scope.PROFILE)
 async def show_me(request: web.Request) -> web.Response:
     caller = current_user(request)
-    return respond(USER_SCHEMA, await request.app[SERVICES].users.find(caller.user_id))
+    return respond(request, await request.app[SERVICES].users.find(caller.user_id))
 
 
 @docs(

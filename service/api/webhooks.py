@@ -11,7 +11,7 @@ from marshmallow import Schema, fields, validate
 from service.api.company import answer_client_once, locate
 from service.api.docs.describe import IDEMPOTENCY_KEY
 from service.api.http.app_keys import SERVICES, SETTINGS
-from service.api.http.authentication import current_client, needs
+from service.api.http.authentication import needs
 from service.api.http.fields import (
     BETWEEN,
     ChangeSchema,
@@ -34,9 +34,8 @@ from service.domain.errors import (
 )
 from service.domain.scopes import Scope
 from service.domain.webhook_addresses import check_url
-from service.domain.webhook_deliveries import DeliveryState, Endpoint
+from service.domain.webhook_deliveries import DeliveryState
 from service.domain.webhooks import EventType
-from service.repositories.idempotency_keys import Answer
 from service.use_cases.webhooks import EndpointChange, NewEndpoint
 
 LONGEST_OVERLAP_HOURS: Final = 168
@@ -180,12 +179,6 @@ class DeliveryQuery(PageQuery):
     )
 
 
-ENDPOINT_SCHEMA = EndpointSchema()
-ENDPOINTS_SCHEMA = EndpointsSchema()
-SECRETS_SCHEMA = SecretsSchema()
-MESSAGE_SCHEMA = MessageSchema()
-REPLAYED_SCHEMA = ReplayedSchema()
-DELIVERIES_SCHEMA = DeliveriesSchema()
 _REFUSES: Final = (WebhookEndpointNotFound, NotAllowed)
 
 
@@ -203,14 +196,11 @@ _REFUSES: Final = (WebhookEndpointNotFound, NotAllowed)
 @response_schema(EndpointSchema, 201, description="The new endpoint.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def create_endpoint(request: web.Request) -> web.Response:
-    made_by = await current_client(request)
     new = NewEndpoint(**await read_body(request, _url_rule(request)))
-
-    def write(endpoint: Endpoint) -> Answer:
-        return answer(ENDPOINT_SCHEMA, endpoint, 201)
-
     response = await answer_client_once(
-        request, made_by, lambda once: request.app[SERVICES].webhooks.create(new, once), write
+        request,
+        lambda once: request.app[SERVICES].webhooks.create(new, once),
+        lambda endpoint: answer(request, endpoint, 201),
     )
     return locate(request, response, "webhook-endpoints", "id")
 
@@ -220,17 +210,15 @@ async def create_endpoint(request: web.Request) -> web.Response:
 @response_schema(EndpointsSchema, 200, description="A page of endpoints, newest first.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def list_endpoints(request: web.Request) -> web.Response:
-    await current_client(request)
     page = await request.app[SERVICES].webhooks.page(*read_page(request))
-    return respond(ENDPOINTS_SCHEMA, page)
+    return respond(request, page)
 
 
 @docs(tags=["Webhooks"], summary="Show an endpoint", refuses=_REFUSES)
 @response_schema(EndpointSchema, 200, description="The endpoint.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def show_endpoint(request: web.Request) -> web.Response:
-    await current_client(request)
-    return respond(ENDPOINT_SCHEMA, await request.app[SERVICES].webhooks.find(_id_in(request)))
+    return respond(request, await request.app[SERVICES].webhooks.find(_id_in(request)))
 
 
 @docs(
@@ -244,10 +232,9 @@ async def show_endpoint(request: web.Request) -> web.Response:
 @response_schema(EndpointSchema, 200, description="The changed endpoint.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def change_endpoint(request: web.Request) -> web.Response:
-    await current_client(request)
     change = EndpointChange(**await read_body(request, _url_rule(request)))
     endpoint = await request.app[SERVICES].webhooks.change(_id_in(request), change)
-    return respond(ENDPOINT_SCHEMA, endpoint)
+    return respond(request, endpoint)
 
 
 @docs(
@@ -258,7 +245,6 @@ async def change_endpoint(request: web.Request) -> web.Response:
 )
 @needs(Scope.PROGRAMME_MANAGE)
 async def delete_endpoint(request: web.Request) -> web.Response:
-    await current_client(request)
     await request.app[SERVICES].webhooks.delete(_id_in(request))
     return no_content()
 
@@ -272,9 +258,8 @@ async def delete_endpoint(request: web.Request) -> web.Response:
 @response_schema(SecretsSchema, 200, description="The secret.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def show_secret(request: web.Request) -> web.Response:
-    await current_client(request)
     secrets = await request.app[SERVICES].webhooks.secrets_of(_id_in(request))
-    return respond(SECRETS_SCHEMA, secrets)
+    return respond(request, secrets)
 
 
 @docs(
@@ -288,10 +273,9 @@ async def show_secret(request: web.Request) -> web.Response:
 @response_schema(EndpointSchema, 200, description="The endpoint, with another secret.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def rotate_secret(request: web.Request) -> web.Response:
-    await current_client(request)
     overlap = timedelta(hours=(await read_body(request))["overlap_hours"])
     endpoint = await request.app[SERVICES].webhooks.rotate(_id_in(request), overlap)
-    return respond(ENDPOINT_SCHEMA, endpoint)
+    return respond(request, endpoint)
 
 
 @docs(
@@ -303,9 +287,8 @@ async def rotate_secret(request: web.Request) -> web.Response:
 @response_schema(MessageSchema, 202, description="The test will be sent.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def send_test(request: web.Request) -> web.Response:
-    await current_client(request)
     message_id = await request.app[SERVICES].webhooks.test(_id_in(request))
-    return respond(MESSAGE_SCHEMA, {"message_id": message_id}, 202)
+    return respond(request, {"message_id": message_id}, 202)
 
 
 @docs(
@@ -319,12 +302,11 @@ async def send_test(request: web.Request) -> web.Response:
 @response_schema(ReplayedSchema, 202, description="The messages will be sent.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def replay(request: web.Request) -> web.Response:
-    await current_client(request)
     body = await read_body(request)
     messages = await request.app[SERVICES].webhooks.replay(
         _id_in(request), body["since"], only_failed=body["only_failed"]
     )
-    return respond(REPLAYED_SCHEMA, {"messages": messages}, 202)
+    return respond(request, {"messages": messages}, 202)
 
 
 @docs(tags=["Webhooks"], summary="List the deliveries to an endpoint", refuses=_REFUSES)
@@ -332,12 +314,11 @@ async def replay(request: web.Request) -> web.Response:
 @response_schema(DeliveriesSchema, 200, description="A page of deliveries, newest first.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def list_deliveries(request: web.Request) -> web.Response:
-    await current_client(request)
     state = read_query(request)["state"]
     page = await request.app[SERVICES].webhooks.deliveries(
         _id_in(request), state, *read_page(request)
     )
-    return respond(DELIVERIES_SCHEMA, page)
+    return respond(request, page)
 
 
 @docs(
@@ -349,10 +330,9 @@ async def list_deliveries(request: web.Request) -> web.Response:
 @response_schema(MessageSchema, 202, description="The message will be sent.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def retry_delivery(request: web.Request) -> web.Response:
-    await current_client(request)
     endpoint_id, message_id = _id_in(request), read_id(request, "message_id", NotFound)
     await request.app[SERVICES].webhooks.retry(endpoint_id, message_id)
-    return respond(MESSAGE_SCHEMA, {"message_id": message_id}, 202)
+    return respond(request, {"message_id": message_id}, 202)
 
 
 def _id_in(request: web.Request) -> UUID:

@@ -8,7 +8,6 @@ Clock = Callable[[], datetime]
 
 
 def utc_now() -> datetime:
-    """Return the present moment in UTC."""
     return datetime.now(UTC)
 
 

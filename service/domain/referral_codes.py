@@ -73,7 +73,7 @@ class TakenReferralCode:
     """A code of which a use was just counted; `used_up` if it was the last one.
 
     `version` is the newest one of the rules of its programme. The owner's standing has been locked,
-    unless there is none yet.
+    so that other sign-ups wait for this one, unless there is none yet.
     """
 
     referral_code_id: UUID

@@ -7,6 +7,8 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 from uuid import UUID
 
+from service.domain.referral_codes import TakenReferralCode
+
 
 class ReferralFlag(StrEnum):
     """What is suspicious about a referral, which counts all the same."""
@@ -89,17 +91,10 @@ class ProgrammeReferral:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewReferral:
-    """A sign-up with a code. The hashes are keyed, and None where no email address is known."""
+    """A sign-up with the code `taken`. The hashes are keyed; None: no email address is known."""
 
     referee_id: UUID
-    referrer_id: UUID
-    programme_id: UUID
-    programme: str
-    version: int
-    """Of the programme's rules: the newest."""
-    is_standing_locked: bool
-    """Whether other sign-ups of the referrer wait for this one already."""
-    code: str
+    taken: TakenReferralCode
     registered_at: datetime
     made_by: str
     email_hash: bytes | None = None
@@ -116,11 +111,11 @@ class NewReferral:
         """Return the referral before the first decision about it."""
         return ProgrammeReferral(
             referral_id=self.referee_id,
-            programme_id=self.programme_id,
-            programme=self.programme,
-            version=self.version,
-            referrer_id=self.referrer_id,
-            code=self.code,
+            programme_id=self.taken.programme_id,
+            programme=self.taken.programme,
+            version=self.taken.version,
+            referrer_id=self.taken.owner_id,
+            code=self.taken.code,
             state=ReferralState.PENDING,
             reason=ReferralReason.SIGNED_UP,
             review=Review.NONE,

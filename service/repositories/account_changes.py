@@ -97,7 +97,7 @@ class AccountChangeRepository(Repository):
         self, account_change_id: UUID, token_hash: bytes | None, expires_at: datetime
     ) -> AccountChange | None:
         """Give the change the token of its mail; return None if it can no longer be undone."""
-        return await self._one(OFFER, account_change_id, token_hash, expires_at)
+        return await self._one(_change, OFFER, account_change_id, token_hash, expires_at)
 
     async def find_user_id(self, token_hash: bytes, now: datetime) -> UUID | None:
         """Return the id of the user whose change the token can undo."""
@@ -106,7 +106,7 @@ class AccountChangeRepository(Repository):
 
     async def take(self, token_hash: bytes, now: datetime) -> AccountChange | None:
         """Mark the change that the token can undo as undone, and return it."""
-        return await self._one(TAKE, token_hash, now)
+        return await self._one(_change, TAKE, token_hash, now)
 
     async def note_new_password(self, user_id: UUID) -> None:
         """Note that the password has changed since the user's changes so far."""
@@ -114,10 +114,9 @@ class AccountChangeRepository(Repository):
 
     async def is_refused(self, user_id: UUID, identity: Identity) -> bool:
         """Return whether linking the identity to the account was undone before."""
-        refused: bool = await self._connection.fetchval(
-            IS_REFUSED, user_id, identity.issuer, identity.subject
+        return bool(
+            await self._connection.fetchval(IS_REFUSED, user_id, identity.issuer, identity.subject)
         )
-        return refused
 
     async def delete_from(self, change: AccountChange) -> None:
         """Delete the change and all later ones of the account."""
@@ -126,11 +125,9 @@ class AccountChangeRepository(Repository):
     async def delete_of_user(self, user_id: UUID) -> None:
         await self._connection.execute(DELETE_OF_USER, user_id)
 
-    async def _one(self, statement: str, *arguments: Any) -> AccountChange | None:
-        row = await self._connection.fetchrow(statement, *arguments)
-        if row is None:
-            return None
-        members = dict(row)
-        members["kind"] = ChangeKind(row["kind"])
-        members["email"] = Email(row["email"], members.pop("email_key"))
-        return AccountChange(**members)
+
+def _change(row: Any) -> AccountChange:
+    members = dict(row)
+    members["kind"] = ChangeKind(row["kind"])
+    members["email"] = Email(row["email"], members.pop("email_key"))
+    return AccountChange(**members)

@@ -37,8 +37,7 @@ class ConfirmationRepository(Repository):
 
     async def still_holds(self, token_hash: bytes) -> bool:
         """Return whether the token confirmed the address that its account still has."""
-        holds: bool = await self._connection.fetchval(STILL_HOLDS, token_hash)
-        return holds
+        return bool(await self._connection.fetchval(STILL_HOLDS, token_hash))
 
     async def delete_of_user(self, user_id: UUID) -> None:
         await self._connection.execute(DELETE_OF_USER, user_id)

@@ -1,6 +1,7 @@
 """What a repository works on."""
 
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias, TypeVar
 from uuid import UUID
 
 import asyncpg.pool
@@ -10,6 +11,7 @@ Connection: TypeAlias = (
     "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 )
 
+T = TypeVar("T")
 FIRST_ID: Final = UUID(int=0)
 LAST_ID: Final = UUID(int=2**128 - 1)
 """Comes after every id: where the first page of a list begins that has the newest first."""
@@ -20,6 +22,11 @@ class Repository:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+
+    async def _one(self, make: Callable[[Any], T], statement: str, *arguments: Any) -> T | None:
+        """Return what `make` makes of the row that the statement returns; None without a row."""
+        row = await self._connection.fetchrow(statement, *arguments)
+        return None if row is None else make(row)
 
     async def _found(self, statement: str, *arguments: Any) -> bool:
         """Return whether the statement returns a row."""

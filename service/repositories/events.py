@@ -222,10 +222,7 @@ class EventRepository(Repository):
         self, programme_id: UUID, external_id: str, participant_id: UUID
     ) -> Event | None:
         """Return a participant's event with what is known of its refunds."""
-        row = await self._connection.fetchrow(
-            FIND_COUNTED, participant_id, programme_id, external_id
-        )
-        return None if row is None else _event(row)
+        return await self._one(_event, FIND_COUNTED, participant_id, programme_id, external_id)
 
     async def newest_of_participant(self, participant_id: UUID, limit: int) -> Sequence[Event]:
         rows = await self._connection.fetch(NEWEST_OF_PARTICIPANT, participant_id, limit)

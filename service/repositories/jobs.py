@@ -149,8 +149,7 @@ class JobRepository(Repository):
 
     async def claim(self, kind: JobKind, now: datetime, until: datetime) -> Job | None:
         """Claim the job that has been due for longest `until` then, and return it."""
-        row = await self._connection.fetchrow(CLAIM, kind, now, until)
-        return None if row is None else _job(row)
+        return await self._one(_job, CLAIM, kind, now, until)
 
     async def postpone(
         self, job: Job, due_at: datetime, error: str | None, payload: Any = None

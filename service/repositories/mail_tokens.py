@@ -94,13 +94,13 @@ class MailTokenRepository(Repository):
     async def find(
         self, token_hash: bytes, purposes: Sequence[TokenPurpose], now: datetime
     ) -> MailToken | None:
-        return await self._one(FIND, token_hash, purposes, now)
+        return await self._one(_token, FIND, token_hash, purposes, now)
 
     async def take(
         self, token_hash: bytes, purposes: Sequence[TokenPurpose], now: datetime
     ) -> MailToken | None:
         """Delete the token and return it, if it is still good."""
-        return await self._one(TAKE, token_hash, purposes, now)
+        return await self._one(_token, TAKE, token_hash, purposes, now)
 
     async def hand_over(self, claim_id: UUID, user_id: UUID) -> None:
         """Give the claim's tokens to the account that the claim has become."""
@@ -112,10 +112,8 @@ class MailTokenRepository(Repository):
     async def delete_of_user(self, user_id: UUID) -> None:
         await self._connection.execute(DELETE_OF_USER, user_id)
 
-    async def _one(self, statement: str, *arguments: Any) -> MailToken | None:
-        row = await self._connection.fetchrow(statement, *arguments)
-        if row is None:
-            return None
-        members = dict(row)
-        email = Email(members.pop("email"), members.pop("email_key"))
-        return MailToken(**{**members, "purpose": TokenPurpose(row["purpose"]), "email": email})
+
+def _token(row: Any) -> MailToken:
+    members = dict(row)
+    email = Email(members.pop("email"), members.pop("email_key"))
+    return MailToken(**{**members, "purpose": TokenPurpose(row["purpose"]), "email": email})

@@ -71,13 +71,11 @@ class OAuthClientRepository(Repository):
 
     async def share(self, client_id: str) -> Client | None:
         """Return the client, which stays as it is until this transaction ends."""
-        row = await self._connection.fetchrow(SHARE, client_id)
-        return None if row is None else _client(row)
+        return await self._one(_client, SHARE, client_id)
 
     async def lock(self, client_id: str) -> Client | None:
         """Return the client, for this transaction alone to change until it ends."""
-        row = await self._connection.fetchrow(LOCK, client_id)
-        return None if row is None else _client(row)
+        return await self._one(_client, LOCK, client_id)
 
     async def list_all(self) -> list[Client]:
         """Return all clients: they are made by hand, and few."""

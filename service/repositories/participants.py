@@ -141,7 +141,7 @@ class ParticipantRepository(Repository):
 
     async def lock(self, participant_id: UUID) -> Participant | None:
         """Return a participant whose events and sign-up wait until the transaction ends."""
-        return _participant(await self._connection.fetchrow(LOCK, participant_id))
+        return await self._one(_participant, LOCK, participant_id)
 
     async def lock_external(
         self,
@@ -166,19 +166,15 @@ class ParticipantRepository(Repository):
 
     async def find(self, participant_id: UUID) -> Participant | None:
         """Return a participant who is not erased."""
-        return _participant(
-            await self._connection.fetchrow(FIND, participant_id, DEFAULT_PROGRAMME_ID)
-        )
+        return await self._one(_participant, FIND, participant_id, DEFAULT_PROGRAMME_ID)
 
     async def find_erased(self, participant_id: UUID) -> Participant | None:
         """Return a participant who is erased: what is owed to them stays."""
-        return _participant(await self._connection.fetchrow(FIND_ERASED, participant_id))
+        return await self._one(_participant, FIND_ERASED, participant_id)
 
     async def find_external(self, programme_id: UUID, external_hash: bytes) -> Participant | None:
         """Return a participant who is not erased, by the hash of the company's id."""
-        return _participant(
-            await self._connection.fetchrow(FIND_EXTERNAL, programme_id, external_hash)
-        )
+        return await self._one(_participant, FIND_EXTERNAL, programme_id, external_hash)
 
     async def external_ids(self, participant_ids: Collection[UUID]) -> Mapping[UUID, str | None]:
         """Return the companies' ids of participants; None of accounts and of those erased."""
@@ -205,5 +201,5 @@ class ParticipantRepository(Repository):
         return rows_in(await self._connection.execute(ERASE, participant_id, now)) == 1
 
 
-def _participant(row: Any) -> Participant | None:
-    return row and Participant(**row)
+def _participant(row: Any) -> Participant:
+    return Participant(**row)

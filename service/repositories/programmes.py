@@ -34,38 +34,23 @@ NEXT_VERSION: Final = """
     RETURNING version
 """
 
-FIND: Final = f"""
-    SELECT {_COLUMNS}
-      FROM programmes
-     WHERE key = $1
-"""
+FIND: Final = f"SELECT {_COLUMNS} FROM programmes WHERE key = $1"
 
-FIND_BY_ID: Final = f"""
-    SELECT {_COLUMNS}
-      FROM programmes
-     WHERE programme_id = $1
-"""
+FIND_BY_ID: Final = f"SELECT {_COLUMNS} FROM programmes WHERE programme_id = $1"
 
-FIND_WITH_RULES: Final = """
+LOCK: Final = f"{FIND} FOR NO KEY UPDATE"
+
+_SELECT_WITH_RULES: Final = """
     SELECT p.programme_id, p.key, p.name, p.version, p.landing_url, p.paused, p.leaderboard,
            p.ended_at, p.created_at, v.rules
       FROM programmes p
       JOIN programme_versions v USING (programme_id, version)
-     WHERE p.key = $1
 """
 
-LOCK: Final = f"""
-    SELECT {_COLUMNS}
-      FROM programmes
-     WHERE key = $1
-       FOR NO KEY UPDATE
-"""
+FIND_WITH_RULES: Final = f"{_SELECT_WITH_RULES} WHERE p.key = $1"
 
-NEWEST: Final = """
-    SELECT p.programme_id, p.key, p.name, p.version, p.landing_url, p.paused, p.leaderboard,
-           p.ended_at, p.created_at, v.rules
-      FROM programmes p
-      JOIN programme_versions v USING (programme_id, version)
+NEWEST: Final = f"""
+    {_SELECT_WITH_RULES}
      WHERE (p.created_at, p.programme_id)
            < (COALESCE($1::timestamptz, 'infinity'), COALESCE($2::uuid, $4))
      ORDER BY p.created_at DESC, p.programme_id DESC
@@ -128,22 +113,18 @@ class ProgrammeRepository(Repository):
         return version
 
     async def find(self, key: str) -> Programme | None:
-        row = await self._connection.fetchrow(FIND, key)
-        return None if row is None else Programme(**row)
+        return await self._one(_programme, FIND, key)
 
     async def find_by_id(self, programme_id: UUID) -> Programme | None:
-        row = await self._connection.fetchrow(FIND_BY_ID, programme_id)
-        return None if row is None else Programme(**row)
+        return await self._one(_programme, FIND_BY_ID, programme_id)
 
     async def find_with_rules(self, key: str) -> tuple[Programme, str] | None:
         """Return a programme and its newest rules."""
-        row = await self._connection.fetchrow(FIND_WITH_RULES, key)
-        return None if row is None else _with_rules(row)
+        return await self._one(_with_rules, FIND_WITH_RULES, key)
 
     async def lock(self, key: str) -> Programme | None:
         """Return a programme that nobody else changes until the transaction ends."""
-        row = await self._connection.fetchrow(LOCK, key)
-        return None if row is None else Programme(**row)
+        return await self._one(_programme, LOCK, key)
 
     async def newest(self, limit: int, after: Cursor | None) -> Sequence[tuple[Programme, str]]:
         """Return up to `limit` programmes with their newest rules, newest first."""
@@ -172,6 +153,10 @@ class ProgrammeRepository(Repository):
         """Return the rules of a version that a referral was made under."""
         rules: str = await self._connection.fetchval(FIND_RULES, programme_id, version)
         return rules
+
+
+def _programme(row: Any) -> Programme:
+    return Programme(**row)
 
 
 def _with_rules(row: Any) -> tuple[Programme, str]:

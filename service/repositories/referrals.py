@@ -219,14 +219,14 @@ class ReferralRepository(Repository):
 
     async def lock(self, referral_id: UUID) -> ProgrammeReferral | None:
         """Return a referral that nobody else decides about until the transaction ends."""
-        return _referral(await self._connection.fetchrow(LOCK, referral_id))
+        return await self._one(_referral, LOCK, referral_id)
 
     async def lock_free(self, referral_id: UUID) -> ProgrammeReferral | None:
         """Like `lock`; None also while somebody else holds the lock."""
-        return _referral(await self._connection.fetchrow(LOCK_FREE, referral_id))
+        return await self._one(_referral, LOCK_FREE, referral_id)
 
     async def find(self, referral_id: UUID) -> ProgrammeReferral | None:
-        return _referral(await self._connection.fetchrow(FIND, referral_id))
+        return await self._one(_referral, FIND, referral_id)
 
     async def page(
         self, programme_id: UUID, wanted: ReferralFilter, limit: int, after: Cursor | None
@@ -251,7 +251,7 @@ class ReferralRepository(Repository):
             wanted.state,
             *more,
         )
-        return [_of_programme(row) for row in rows]
+        return [_referral(row) for row in rows]
 
     async def find_overdue(self, now: datetime, limit: int) -> Sequence[UUID]:
         """Return pending referrals whose window has passed, the longest overdue first."""
@@ -269,8 +269,7 @@ class ReferralRepository(Repository):
 
     async def has_open_review(self, referrer_id: UUID) -> bool:
         """Return whether a referral of the referrer waits for a review."""
-        found: bool = await self._connection.fetchval(HAS_OPEN_REVIEW, referrer_id)
-        return found
+        return bool(await self._connection.fetchval(HAS_OPEN_REVIEW, referrer_id))
 
     async def decide(self, decisions: Sequence[Decision]) -> bool:
         """Write decisions about one referral, and what they make of it.
@@ -330,11 +329,7 @@ def _referrer_referred() -> AlreadyReferred:
     return AlreadyReferred("This participant has referred the owner of the code.", field="code")
 
 
-def _referral(row: Any) -> ProgrammeReferral | None:
-    return None if row is None else _of_programme(row)
-
-
-def _of_programme(row: Any) -> ProgrammeReferral:
+def _referral(row: Any) -> ProgrammeReferral:
     return ProgrammeReferral(
         **{
             **row,

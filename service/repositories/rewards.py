@@ -311,8 +311,7 @@ class RewardRepository(Repository):
 
     async def has_available(self, referral_id: UUID, rules: Sequence[str]) -> bool:
         """Return whether the referral has a reward of these rules that is available."""
-        found: bool = await self._connection.fetchval(HAS_AVAILABLE, referral_id, rules)
-        return found
+        return bool(await self._connection.fetchval(HAS_AVAILABLE, referral_id, rules))
 
     async def change(self, changed: Sequence[Reward]) -> None:
         """Store how much of them is reversed, their states, and when they become available."""

@@ -255,13 +255,11 @@ class SessionRepository(Repository):
         self, session_id: UUID, counter: int, client_id: str, now: datetime
     ) -> tuple[Session, Role] | None:
         """Count one rotation if `counter` is current; return the session as it is then, or None."""
-        row = await self._connection.fetchrow(ROTATE, session_id, counter, now, client_id)
-        return None if row is None else _with_role(row)
+        return await self._one(_with_role, ROTATE, session_id, counter, now, client_id)
 
     async def find_open(self, session_id: UUID, now: datetime) -> tuple[Session, Role] | None:
         """Return an open session of a user who may act, and the user's role."""
-        row = await self._connection.fetchrow(FIND_OPEN, session_id, now)
-        return None if row is None else _with_role(row)
+        return await self._one(_with_role, FIND_OPEN, session_id, now)
 
     async def lock_open(self, session_id: UUID, user_id: UUID, now: datetime) -> bool:
         """Return whether the session is open; it stays so until the transaction ends.
@@ -280,8 +278,7 @@ class SessionRepository(Repository):
 
     async def end(self, session_id: UUID, now: datetime) -> Session | None:
         """End the session; return it if it was open."""
-        row = await self._connection.fetchrow(END, session_id, now)
-        return None if row is None else _session(row)
+        return await self._one(_session, END, session_id, now)
 
     async def shorten(self, session_id: UUID, expires_at: datetime) -> None:
         """Make the session expire at `expires_at` at the latest."""

@@ -12,7 +12,7 @@ from service.domain.fraud import (
     Suspicions,
 )
 from service.domain.referrals import NewReferral
-from service.repositories.connection import Repository
+from service.repositories.connection import Repository, rows_in
 
 NOTE: Final = """
     INSERT INTO signals (participant_id, kind, hash, seen_at)
@@ -95,7 +95,7 @@ class SignalRepository(Repository):
 
     async def compare(self, new: NewReferral, now: datetime) -> Suspicions | None:
         """Return what is suspicious about a sign-up; None: its referrer is trusted."""
-        known = new.referrer_id, new.registered_at, new.mailbox_hash
+        known = new.taken.owner_id, new.registered_at, new.mailbox_hash
         if new.signals:
             row = await self._connection.fetchrow(
                 COMPARE,
@@ -124,5 +124,4 @@ class SignalRepository(Repository):
 
     async def delete_old(self, before: datetime) -> int:
         """Delete up to 1,000 signals seen before then, but no email addresses."""
-        status = await self._connection.execute(DELETE_OLD, before)
-        return int(status.rpartition(" ")[2])
+        return rows_in(await self._connection.execute(DELETE_OLD, before))

@@ -255,8 +255,7 @@ class UserRepository(Repository):
         return {user.user_id: user for user in map(_user, rows)}
 
     async def find_by_email(self, email_key: str) -> User | None:
-        row = await self._connection.fetchrow(FIND_BY_EMAIL, email_key)
-        return None if row is None else _user(row)
+        return await self._one(_user, FIND_BY_EMAIL, email_key)
 
     async def newest(self, limit: int, after: Cursor | None) -> list[User]:
         """Return up to `limit` accounts, newest first, starting after the cursor."""
@@ -264,12 +263,10 @@ class UserRepository(Repository):
         return [_user(row) for row in await self._connection.fetch(NEWEST, limit, at, last_id)]
 
     async def find_credentials_by_email(self, email_key: str) -> Credentials | None:
-        row = await self._connection.fetchrow(FIND_CREDENTIALS_BY_EMAIL, email_key)
-        return None if row is None else _credentials(row)
+        return await self._one(_credentials, FIND_CREDENTIALS_BY_EMAIL, email_key)
 
     async def find_credentials(self, user_id: UUID) -> Credentials | None:
-        row = await self._connection.fetchrow(FIND_CREDENTIALS, user_id)
-        return None if row is None else _credentials(row)
+        return await self._one(_credentials, FIND_CREDENTIALS, user_id)
 
     async def find_email_key(self, user_id: UUID) -> str | None:
         """Return the key of the account's email address; None if it is erased."""
@@ -283,8 +280,7 @@ class UserRepository(Repository):
 
     async def is_unconfirmed(self, user_id: UUID) -> bool:
         """Return whether the account has an email address that was never confirmed."""
-        found: bool = await self._connection.fetchval(IS_UNCONFIRMED, user_id)
-        return found
+        return bool(await self._connection.fetchval(IS_UNCONFIRMED, user_id))
 
     async def replace_password_hash(self, user_id: UUID, old: str, new: str) -> bool:
         """Store `new` where the hash is still `old`; return whether it was."""
@@ -323,22 +319,14 @@ class UserRepository(Repository):
 
     async def lock(self, user_id: UUID) -> LockedUser | None:
         """Return the account as it stays until the transaction ends; None if it is erased."""
-        return await self._locked(LOCK, user_id)
+        return await self._one(_locked, LOCK, user_id)
 
     async def lock_by_email(self, email_key: str) -> LockedUser | None:
-        return await self._locked(LOCK_BY_EMAIL, email_key)
+        return await self._one(_locked, LOCK_BY_EMAIL, email_key)
 
     async def hold(self, user_id: UUID) -> LockedUser | None:
         """Do as `lock`, but without making registrations with the account's code wait."""
-        return await self._locked(HOLD, user_id)
-
-    async def _locked(self, statement: str, key: UUID | str) -> LockedUser | None:
-        row = await self._connection.fetchrow(statement, key)
-        if row is None:
-            return None
-        columns = dict(row)
-        email = Email(columns.pop("email"), columns.pop("email_key"))
-        return LockedUser(**{**columns, "role": Role(row["role"]), "email": email})
+        return await self._one(_locked, HOLD, user_id)
 
     async def lock_admins(self, user_id: UUID) -> list[UUID]:
         """Return all admins who can act, if this is one; all stay so until the transaction ends."""
@@ -386,6 +374,12 @@ def _user(row: Any) -> User:
     columns["role"] = Role(row["role"])
     columns["referral_flags"] = tuple(row["referral_flags"])
     return User(**columns)
+
+
+def _locked(row: Any) -> LockedUser:
+    columns = dict(row)
+    email = Email(columns.pop("email"), columns.pop("email_key"))
+    return LockedUser(**{**columns, "role": Role(row["role"]), "email": email})
 
 
 def _credentials(row: Any) -> Credentials:

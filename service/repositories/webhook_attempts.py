@@ -6,7 +6,7 @@ from typing import Final
 from uuid import UUID
 
 from service.domain.webhook_deliveries import Attempt
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 OF_MESSAGES: Final = """
     SELECT message_id, attempted_at AS at, status, error, milliseconds
@@ -17,11 +17,8 @@ OF_MESSAGES: Final = """
 """
 
 
-class WebhookAttemptRepository:
+class WebhookAttemptRepository(Repository):
     """Attempts, one statement a method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def of_messages(
         self, endpoint_id: UUID, message_ids: Sequence[UUID]

@@ -15,7 +15,7 @@ from service.domain.webhook_deliveries import (
     Outcome,
     ShownDelivery,
 )
-from service.repositories.connection import LAST_ID, Connection, rows_in
+from service.repositories.connection import LAST_ID, Repository, rows_in
 
 REPLAYED_AT_ONCE: Final = 1000
 
@@ -262,11 +262,8 @@ NEWEST_UNDELIVERED: Final = f"""
 """
 
 
-class WebhookDeliveryRepository:
+class WebhookDeliveryRepository(Repository):
     """Webhook deliveries, one statement a method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def claim(
         self, now: datetime, until: datetime, limit: int, places: int, places_of: Mapping[UUID, int]
@@ -331,8 +328,7 @@ class WebhookDeliveryRepository:
 
     async def retry(self, endpoint_id: UUID, message_id: UUID, now: datetime) -> bool:
         """Make a delivery due, whatever became of it; return False if there is none."""
-        found: bool = await self._connection.fetchval(RETRY, endpoint_id, message_id, now, uuid7())
-        return found
+        return bool(await self._connection.fetchval(RETRY, endpoint_id, message_id, now, uuid7()))
 
     async def replay(
         self, endpoint_id: UUID, after: Cursor, now: datetime, *, only_failed: bool

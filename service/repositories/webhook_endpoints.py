@@ -6,7 +6,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from service.domain.webhook_deliveries import DisabledReason, Endpoint, EndpointCounts
-from service.repositories.connection import Connection, rows_in
+from service.repositories.connection import Repository, rows_in
 
 _COLUMNS: Final = """
     endpoint_id, url, types, secret_number, previous_until, failing_since, disabled_at,
@@ -109,11 +109,8 @@ COUNT: Final = """
 """
 
 
-class WebhookEndpointRepository:
+class WebhookEndpointRepository(Repository):
     """Webhook endpoints, one statement a method. Deleted ones are found by none."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def free_slots(self) -> Sequence[int]:
         """Return the places that no endpoint has."""

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from uuid6 import uuid7
 
-from service.repositories.connection import Connection
+from service.repositories.connection import Repository
 
 MOST_ENDPOINTS: Final = 20
 
@@ -60,11 +60,8 @@ class NewMessage:
     body: bytes
 
 
-class WebhookMessageRepository:
+class WebhookMessageRepository(Repository):
     """Webhook messages, one statement a method."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     async def has_listeners(self, types: Collection[str]) -> bool:
         """Whether anybody listens to one of these types."""

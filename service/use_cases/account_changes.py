@@ -37,8 +37,6 @@ async def offer_undo(
 
 
 class AccountChanges:
-    """Undoing changes."""
-
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
 

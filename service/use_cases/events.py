@@ -100,67 +100,39 @@ class Events:
                 outcome = Outcome.ERASED if erased else Outcome.NO_REFERRAL
                 reported = Reported(event=event, outcome=outcome, referral=None, is_new=is_new)
             else:
-                follow = self._assess if is_new else self._recall
-                reported = await follow(repositories, event, referral, now, made_by)
+                reported = await self._follow(
+                    repositories, event, referral, now, made_by, is_new=is_new
+                )
             await once.keep(repositories, reported, None)
         return reported
 
-    async def _assess(
+    async def _follow(
         self,
         repositories: Repositories,
         event: Event,
         referral: ProgrammeReferral,
         now: datetime,
         made_by: str,
-    ) -> Reported:
-        """Return what the event does, and the referral as it then is."""
-        assessed = await self._referrals.assess(
-            repositories, referral, now, made_by=made_by, event=event
-        )
-        settled = assessed.settled
-        given = [one for one in settled.granted if one.referral_id is not None]  # no milestones
-        return await self._report(
-            repositories,
-            event,
-            assessed.referral,
-            assessed.decisions,
-            known=given[::-1] if settled.are_all else None,
-            taken_back=settled.taken_back,
-            is_new=True,
-        )
-
-    async def _recall(
-        self,
-        repositories: Repositories,
-        event: Event,
-        referral: ProgrammeReferral,
-        _now: datetime,
-        _made_by: str,
-    ) -> Reported:
-        """Return what a known event did, and the referral as it is now."""
-        decisions = await repositories.decisions.of_event(referral.referral_id, event.event_id)
-        return await self._report(
-            repositories, event, referral, decisions, known=None, taken_back=None, is_new=False
-        )
-
-    async def _report(
-        self,
-        repositories: Repositories,
-        event: Event,
-        referral: ProgrammeReferral,
-        decisions: Sequence[Decision],
         *,
-        known: Sequence[Reward] | None,
-        taken_back: bool | None,
         is_new: bool,
     ) -> Reported:
-        """`known` are all rewards of the referral, newest first, unless they have to be read."""
-        rules = await self._programmes.rules(repositories, referral.programme_id, referral.version)
-        rewards = known or ()
-        if known is None and rules.rewards:
-            rewards = await repositories.rewards.newest_of_referral(
-                referral.referral_id, MOST_SHOWN
+        """Return what a new event does, or a known one did, and the referral as it then is."""
+        known: list[Reward] | None = None  # all of the referral, unless they have to be read
+        taken_back: bool | None = None
+        if is_new:
+            assessed = await self._referrals.assess(
+                repositories, referral, now, made_by=made_by, event=event
             )
+            referral, decisions, settled = assessed.referral, assessed.decisions, assessed.settled
+            taken_back = settled.taken_back
+            if settled.are_all:  # but for milestones
+                known = [one for one in settled.granted if one.referral_id is not None][::-1]
+        else:
+            decisions = await repositories.decisions.of_event(referral.referral_id, event.event_id)
+        rules = await self._programmes.rules(repositories, referral.programme_id, referral.version)
+        if known is None and rules.rewards:
+            known = await repositories.rewards.newest_of_referral(referral.referral_id, MOST_SHOWN)
+        rewards = known or ()
         if taken_back is None:
             taken_back = await _has_taken_back(repositories, event, rewards)
         outcome = _outcome_of(

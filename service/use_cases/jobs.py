@@ -7,7 +7,7 @@ worker leaves at most one unfinished job of each kind, which is then done again.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final
@@ -34,7 +34,7 @@ LONGEST_PAUSE_SECONDS: Final = 15.0
 _NONE: Final = timedelta()
 Handler = Callable[[Job], Awaitable[None]]
 """Does a job; raises RetryLater, PermanentFailure, or whatever made it fail. May run twice."""
-Loop = Callable[[asyncio.Event], Awaitable[None]]
+Loop = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
 """Works until the event is set, and what it has begun is done."""
 log = logging.getLogger(__name__)
 
@@ -104,30 +104,26 @@ class Worker:
             for kind in self._handlers:
                 tasks.create_task(self._run(kind))
             for loop in self._loops:
-                tasks.create_task(self._run_loop(loop))
+                tasks.create_task(loop(self._stopping))
 
     async def _run(self, kind: JobKind) -> None:
         failures = 0
         while not self._stopping.is_set():
+            done = False
             try:
                 done = await self.work_one(kind)
                 failures = 0
             except Unavailable:
                 # The next job would fail too: let it wait without counting a try.
                 failures += 1
-                done = False
             except Exception:
                 # A bug: it must not stop the other kinds.
                 log.exception("worker crashed; restarting: %s", kind)
                 failures += 1
-                done = False
             if not done:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause_after(failures)):
                         await self._stopping.wait()
-
-    async def _run_loop(self, loop: Loop) -> None:
-        await loop(self._stopping)
 
     async def work_one(self, kind: JobKind) -> bool:
         """Do the job that has been due for longest; return False if there is none.

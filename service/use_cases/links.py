@@ -1,5 +1,6 @@
 """Share links: where they lead."""
 
+from contextlib import suppress
 from urllib.parse import urlsplit, urlunsplit
 
 from service.domain.errors import InvalidInput
@@ -10,8 +11,6 @@ from service.use_cases.shared import Shared
 
 
 class Links:
-    """Share links."""
-
     def __init__(self, shared: Shared, programmes: Programmes) -> None:
         self._shared = shared
         self._programmes = programmes
@@ -25,7 +24,10 @@ class Links:
         shared = self._shared
         async with shared.database.autocommit() as repositories:
             code, programme_id = None, DEFAULT_PROGRAMME_ID
-            if typed := _typed(text):
+            typed = None
+            with suppress(InvalidInput):
+                typed = normalise_code(text)
+            if typed is not None:
                 found = await repositories.referral_code_uses.find_in_programme(
                     typed, shared.clock(), confirmed_only=shared.confirmation_required
                 )
@@ -34,13 +36,6 @@ class Links:
             programme = await self._programmes.find_by_id(repositories, programme_id)
         url = programme.landing_url
         return url if url is None or code is None else _with_code(url, code)
-
-
-def _typed(text: str) -> str | None:
-    try:
-        return normalise_code(text)
-    except InvalidInput:
-        return None
 
 
 def _with_code(url: str, code: str) -> str:

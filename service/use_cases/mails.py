@@ -41,54 +41,41 @@ _CALLS: Final = {
 log = logging.getLogger(__name__)
 
 
+def _job_of(kind: MailKind, **payload: UUID | str) -> dict[JobKind, Any]:
+    return {JobKind.MAIL: {"mail": kind, **{name: str(each) for name, each in payload.items()}}}
+
+
 def mail_to_email(kind: MailKind, email: Email, user_id: UUID | None = None) -> dict[JobKind, Any]:
     """Return the job of a mail to an address, which may have no account, or another one."""
-    payload = {"mail": kind, "email": email.shown, "email_key": email.key}
-    return {JobKind.MAIL: payload if user_id is None else {**payload, "user_id": str(user_id)}}
+    about = {} if user_id is None else {"user_id": user_id}
+    return _job_of(kind, email=email.shown, email_key=email.key, **about)
 
 
 def mail_to_user(kind: MailKind, user_id: UUID) -> dict[JobKind, Any]:
     """Return the job of a mail to an account."""
-    return {JobKind.MAIL: {"mail": kind, "user_id": str(user_id)}}
+    return _job_of(kind, user_id=user_id)
 
 
 def mail_about_change(change: AccountChange) -> dict[JobKind, Any]:
     """Return the job of the mail that offers to undo the change."""
-    return {
-        JobKind.MAIL: {
-            "mail": MailKind.ACCOUNT_CHANGE,
-            "user_id": str(change.user_id),
-            "account_change_id": str(change.account_change_id),
-        }
-    }
+    change_id = change.account_change_id
+    return _job_of(MailKind.ACCOUNT_CHANGE, user_id=change.user_id, account_change_id=change_id)
 
 
 def mail_to_new_email(caller: Caller, email: Email) -> dict[JobKind, Any]:
     """Return the job of a mail to the new email address of the caller's account."""
-    return {
-        JobKind.MAIL: {
-            "mail": MailKind.EMAIL_CHANGE,
-            "user_id": str(caller.user_id),
-            "session_id": str(caller.session_id),
-            "email": email.shown,
-        }
-    }
+    about = {"user_id": caller.user_id, "session_id": caller.session_id}
+    return _job_of(MailKind.EMAIL_CHANGE, email=email.shown, **about)
 
 
 def mail_to_claim(claim_id: UUID) -> dict[JobKind, Any]:
     """Return the job of the mail with a claim's token."""
-    return {JobKind.MAIL: {"mail": MailKind.CLAIM, "claim_id": str(claim_id)}}
+    return _job_of(MailKind.CLAIM, claim_id=claim_id)
 
 
 def mail_about_webhooks(user_id: UUID, endpoint_id: UUID) -> dict[JobKind, Any]:
     """Return the job of the mail that tells an admin about a disabled webhook endpoint."""
-    return {
-        JobKind.MAIL: {
-            "mail": MailKind.WEBHOOK_DISABLED,
-            "user_id": str(user_id),
-            "endpoint_id": str(endpoint_id),
-        }
-    }
+    return _job_of(MailKind.WEBHOOK_DISABLED, user_id=user_id, endpoint_id=endpoint_id)
 
 
 class Mails:
@@ -161,26 +148,24 @@ class Mails:
 
     async def _to_owner(self, job: Job, kind: MailKind, user: User) -> None:
         """Send what somebody, perhaps not the owner, asked to be sent to the address."""
-        email = _email_of(user)
+        email, purpose = _email_of(user), TokenPurpose.RESET_PASSWORD
         match kind:
             case MailKind.CHANGE_UNDONE:
                 mail = mails.change_undone(self._service_name)
-                purpose = TokenPurpose.RESET_PASSWORD
-                await self._send_token(job, purpose, mail, email, user_id=user.user_id)
             case MailKind.REGISTERED_AGAIN if user.email_confirmed:
                 await self._account_exists(job, email)
+                return
             case MailKind.PASSWORD_RESET | MailKind.REGISTERED_AGAIN:
                 mail = mails.password_reset(self._service_name)
-                purpose = TokenPurpose.RESET_PASSWORD
-                await self._send_token(job, purpose, mail, email, user_id=user.user_id)
-            case _ if not user.email_confirmed:
+            case _ if user.email_confirmed:
+                return
+            case _:
+                rivals = await self._claims_of(email, 1)
                 mail = mails.confirmation(
-                    self._service_name,
-                    user.created_at,
-                    has_rivals=bool(await self._claims_of(email, 1)),
+                    self._service_name, user.created_at, has_rivals=bool(rivals)
                 )
                 purpose = TokenPurpose.CONFIRM_EMAIL
-                await self._send_token(job, purpose, mail, email, user_id=user.user_id)
+        await self._send_token(job, purpose, mail, email, user_id=user.user_id)
 
     async def _to_claim(self, job: Job) -> None:
         """Send the claim its token, or notify the owner of the account that already exists."""

@@ -61,7 +61,6 @@ class OAuth:
     def __init__(self, shared: Shared, sessions: Sessions, built_in: Mapping[str, Client]) -> None:
         self._shared = shared
         self._database = database = shared.database
-        self._invalidation = shared.invalidation
         self._sessions = sessions
         self._events = shared.events
         self._clock = shared.clock
@@ -134,7 +133,7 @@ class OAuth:
             ):
                 raise InvalidToken
             keys = [session_key(signed_in.session_id)]
-            await self._invalidation.invalidate(repositories, keys, now)
+            await self._shared.invalidation.invalidate(repositories, keys, now)
         return code
 
     async def find_signed_in(self, token: str) -> AccessToken | None:
@@ -258,38 +257,33 @@ class OAuth:
 
         Does nothing for a token that no longer works, or is another client's.
         """
-        try:
-            access = await self._sessions.authenticate(token)
-            session_id, client_id = access.session_id, access.client_id
-        except InvalidToken:
-            try:
-                session, _ = await self._sessions.find_by_refresh_token(token)
-            except InvalidToken:
-                return
-            session_id, client_id = session.session_id, session.client_id
-        if client_id == client.client_id:
-            await self._sessions.revoke(session_id, reason="token-revoked")
+        found, _ = await self._find(token)
+        if found is not None and found.client_id == client.client_id:
+            await self._sessions.revoke(found.session_id, reason="token-revoked")
 
     async def introspect(self, client: Client, token: str) -> AccessToken | Session | None:
         """Return what a token is good for (RFC 7662); None if it has no effect.
 
         Another client's token has none either, unless a resource server asks.
         """
-        found = await self._find(token)
-        is_its_own = found is not None and found.client_id == client.client_id
-        return found if is_its_own or client.resource_server else None
+        found, works = await self._find(token)
+        if found is None or not works:
+            return None
+        return found if client.resource_server or found.client_id == client.client_id else None
 
-    async def _find(self, token: str) -> AccessToken | Session | None:
-        """Return an access token's claims, or the session of its newest refresh token."""
+    async def _find(self, token: str) -> tuple[AccessToken | Session | None, bool]:
+        """Return an access token's claims, or a refresh token's session, and whether it works.
+
+        An older refresh token of a session does not.
+        """
         try:
-            return await self._sessions.authenticate(token)
+            return await self._sessions.authenticate(token), True
         except InvalidToken:
             pass
         try:
-            session, is_newest = await self._sessions.find_by_refresh_token(token)
+            return await self._sessions.find_by_refresh_token(token)
         except InvalidToken:
-            return None
-        return session if is_newest else None
+            return None, False
 
     async def authenticate(self, client_id: str, secret: str | None) -> Client:
         """Return the client; raise OAuthError unless the secret is its own, or neither has one."""
@@ -322,7 +316,6 @@ class OAuth:
         )
 
     async def find_client(self, client_id: str) -> Client | None:
-        """Return the client of that id."""
         if built_in := self._built_in.get(client_id):
             return built_in
         if not client_id.isascii() or not client_id.isprintable():

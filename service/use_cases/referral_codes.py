@@ -1,7 +1,6 @@
 """What can be done with referral codes."""
 
 from collections.abc import Callable
-from datetime import datetime
 from functools import partial
 from uuid import UUID
 
@@ -21,7 +20,6 @@ from service.domain.referral_codes import (
     ReferralCode,
     ReferralCodeChange,
     change_referral_code,
-    check_expiry,
     issue_referral_code,
     normalise_code,
 )
@@ -53,10 +51,6 @@ class ReferralCodes:
                 )
             )
         )
-
-    def check_expiry(self, expires_at: datetime) -> None:
-        """Raise ExpiryOutOfRange unless a code may expire then."""
-        check_expiry(expires_at, self._clock())
 
     @retried
     async def create(

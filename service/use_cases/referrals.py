@@ -149,9 +149,10 @@ class Referrals:
 
         Raises AlreadyReferred if the referee, or the email address, was referred before.
         """
-        rules = await self._programmes.rules(repositories, new.programme_id, new.version)
-        if not new.is_standing_locked:
-            await lock_standing(repositories, new.referrer_id, new.programme_id, now)
+        taken = new.taken
+        rules = await self._programmes.rules(repositories, taken.programme_id, taken.version)
+        if not taken.is_standing_locked:
+            await lock_standing(repositories, taken.owner_id, taken.programme_id, now)
         suspicions = await repositories.signals.compare(new, now)
         if suspicions is None or rules.fraud.self_referral == "off":
             new = replace(new, mailbox_hash=None)
@@ -289,11 +290,12 @@ class Referrals:
         async with self._database.autocommit() as repositories:
             overdue = await repositories.referrals.find_overdue(now, MOST_OVERDUE)
         for referral_id in overdue:
-            await self._reject_overdue(referral_id, now)
+            await self.follow_time(referral_id, now)
         return len(overdue)
 
     @retried
-    async def _reject_overdue(self, referral_id: UUID, now: datetime) -> None:
+    async def follow_time(self, referral_id: UUID, now: datetime) -> None:
+        """Bring a referral to the state that time alone has led to, unless it is locked."""
         async with self._database.transaction() as repositories:
             referral = await repositories.referrals.lock_free(referral_id)
             if referral is not None:  # otherwise an event, or another sweep, has it

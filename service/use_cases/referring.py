@@ -2,7 +2,7 @@
 
 import secrets
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from uuid6 import uuid7
@@ -30,7 +30,7 @@ async def find_code(
     if code is None:
         return None
     found = await repositories.referral_code_uses.find_usable(
-        _normalise(code), now, confirmed_only=shared.confirmation_required
+        normalise(code), now, confirmed_only=shared.confirmation_required
     )
     if found is None:
         raise ReferralCodeUnusable
@@ -47,7 +47,7 @@ async def refer_by_code(
 ) -> UUID:
     """Take the code and store the referral; return the referrer. Raises ReferralCodeUnusable."""
     taken = await repositories.referral_code_uses.take(
-        _normalise(code), now, confirmed_only=shared.confirmation_required
+        normalise(code), now, confirmed_only=shared.confirmation_required
     )
     return await _store_referral(shared, repositories, user_id, email, taken, now)
 
@@ -117,11 +117,12 @@ async def note_confirmation(
     return referral
 
 
-def _normalise(code: str) -> str:
+def normalise(code: str, field: str = "") -> str:
+    """Return the normalised code; raise ReferralCodeUnusable, about that member of the request."""
     try:
         return normalise_code(code)
     except InvalidInput as error:
-        raise ReferralCodeUnusable from error
+        raise ReferralCodeUnusable(field=field) from error
 
 
 async def _store_referral(
@@ -138,22 +139,7 @@ async def _store_referral(
         or taken.programme_id != DEFAULT_PROGRAMME_ID  # the one that accounts take part in
     ):
         raise ReferralCodeUnusable
-    owner_key = taken.owner_email_key
-    new = NewReferral(
-        referee_id=user_id,
-        referrer_id=taken.owner_id,
-        programme_id=taken.programme_id,
-        programme=taken.programme,
-        version=taken.version,
-        is_standing_locked=taken.is_standing_locked,
-        code=taken.code,
-        registered_at=now,
-        made_by=SYSTEM,
-        email_hash=hash_email(email, DEFAULT_PROGRAMME_ID, shared.hash_key),
-        mailbox_hash=hash_mailbox(email.key, shared.hash_key),
-        flagged=owner_key is not None and fold_mailbox(email.key) == fold_mailbox(owner_key),
-        disposable_email=is_disposable(email),
-    )
+    new = new_referral(shared, taken, user_id, email, registered_at=now, made_by=SYSTEM)
     try:
         referral = await shared.referrals.add(repositories, new, now)
         await note_confirmation(shared, repositories, referral, now)
@@ -166,6 +152,24 @@ async def _store_referral(
         )
     await count_use(shared, repositories, taken, now)
     return taken.owner_id
+
+
+def new_referral(
+    shared: Shared, taken: TakenReferralCode, referee_id: UUID, email: Email | None, **more: Any
+) -> NewReferral:
+    """Return the sign-up with a code that was taken, with what an email address, if known, tells.
+
+    `more` are the other members of NewReferral.
+    """
+    if email is not None:
+        owner_key = taken.owner_email_key
+        more |= {
+            "email_hash": hash_email(email, taken.programme_id, shared.hash_key),
+            "mailbox_hash": hash_mailbox(email.key, shared.hash_key),
+            "flagged": owner_key is not None and fold_mailbox(email.key) == fold_mailbox(owner_key),
+            "disposable_email": is_disposable(email),
+        }
+    return NewReferral(referee_id=referee_id, taken=taken, **more)
 
 
 async def count_use(

@@ -3,16 +3,15 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from service.domain.email_verification import is_disposable
-from service.domain.emails import Email, fold_mailbox, hash_email, hash_mailbox
+from service.domain.emails import Email
 from service.domain.errors import AlreadyReferred, InvalidInput, ReferralCodeUnusable, SelfReferral
 from service.domain.events import check_moment
-from service.domain.referral_codes import TakenReferralCode, are_alike, normalise_code
-from service.domain.referrals import NewReferral, ProgrammeReferral
+from service.domain.referral_codes import TakenReferralCode, are_alike
+from service.domain.referrals import ProgrammeReferral
 from service.postgresql.database import Repositories, retried
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.participants import Participants, Who
-from service.use_cases.referring import count_use, note_confirmation
+from service.use_cases.referring import count_use, new_referral, normalise, note_confirmation
 from service.use_cases.shared import Shared
 
 
@@ -41,8 +40,6 @@ class SignUps:
 
     def __init__(self, shared: Shared, participants: Participants) -> None:
         self._shared = shared
-        self._database = shared.database
-        self._clock = shared.clock
         self._participants = participants
 
     @retried
@@ -54,16 +51,16 @@ class SignUps:
         The code must have lived when its link was followed: `clicked_at`, or now. Raises
         AlreadyReferred, ReferralCodeUnusable, SelfReferral, ProgrammeUnknown or InvalidInput.
         """
-        now = self._clock()
+        now = self._shared.clock()
         sign_up.check(now)
-        async with self._database.transaction() as repositories:
+        async with self._shared.database.transaction() as repositories:
             await once.claim(repositories, now)
             participant = await self._participants.take_part(repositories, sign_up.who, now)
             if participant.erased:
                 raise AlreadyReferred("This participant has been erased.")
             known = await repositories.referrals.lock(participant.participant_id)
             if known is not None:
-                if not are_alike(known.code, _normalise(sign_up.code)):
+                if not are_alike(known.code, normalise(sign_up.code, "code")):
                     raise AlreadyReferred
                 await once.keep(repositories, (known, False), None)
                 return known, False
@@ -75,28 +72,14 @@ class SignUps:
                 raise ReferralCodeUnusable("The code belongs to another programme.", field="code")
             if taken.owner_id == participant.participant_id:
                 raise SelfReferral
-            email = sign_up.email
-            new = NewReferral(
-                referee_id=participant.participant_id,
-                referrer_id=taken.owner_id,
-                programme_id=taken.programme_id,
-                programme=taken.programme,
-                version=taken.version,
-                is_standing_locked=taken.is_standing_locked,
-                code=taken.code,
+            new = new_referral(
+                self._shared,
+                taken,
+                participant.participant_id,
+                sign_up.email,
                 registered_at=sign_up.signed_up_at or now,
                 made_by=made_by,
-                email_hash=None
-                if email is None
-                else hash_email(email, participant.programme_id, self._shared.hash_key),
-                mailbox_hash=None
-                if email is None
-                else hash_mailbox(email.key, self._shared.hash_key),
-                flagged=email is not None
-                and taken.owner_email_key is not None
-                and fold_mailbox(email.key) == fold_mailbox(taken.owner_email_key),
                 signals=signals,
-                disposable_email=email is not None and is_disposable(email),
             )
             referral = await self._shared.referrals.add(repositories, new, now)
             if participant.user_id is not None:
@@ -109,7 +92,7 @@ class SignUps:
         self, repositories: Repositories, sign_up: SignUp, now: datetime
     ) -> TakenReferralCode:
         """Count a use of the code that the link led to; raise ReferralCodeUnusable."""
-        code, uses = _normalise(sign_up.code), repositories.referral_code_uses
+        code, uses = normalise(sign_up.code, "code"), repositories.referral_code_uses
         confirmed_only = self._shared.confirmation_required
         if sign_up.clicked_at is None:
             taken = await uses.take(code, now, confirmed_only=confirmed_only)
@@ -119,10 +102,3 @@ class SignUps:
         if taken is None:
             raise ReferralCodeUnusable(field="code")
         return taken
-
-
-def _normalise(code: str) -> str:
-    try:
-        return normalise_code(code)
-    except InvalidInput as error:
-        raise ReferralCodeUnusable(field="code") from error

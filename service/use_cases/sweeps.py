@@ -48,25 +48,18 @@ class Sweeps:
             some = due[place : place + AT_ONCE]
             # The others of them end before an error is told, or they would outlive the sweep.
             done = await asyncio.gather(
-                *(self._release_of(one, now) for one in some), return_exceptions=True
+                *(self._release(one, now) for one in some), return_exceptions=True
             )
             for error in done:
                 if error is not None:
                     raise error
         return len(due)
 
-    async def _release_of(self, due: Due, now: datetime) -> None:
+    async def _release(self, due: Due, now: datetime) -> None:
         if due.referral_id is not None:
-            await self._release(due.referral_id, now)
+            await self._referrals.follow_time(due.referral_id, now)
         elif due.participant_id is not None:
             await self._release_milestones(due.participant_id, now)
-
-    @retried
-    async def _release(self, referral_id: UUID, now: datetime) -> None:
-        async with self._database.transaction() as repositories:
-            referral = await repositories.referrals.lock_free(referral_id)
-            if referral is not None:
-                await self._referrals.assess(repositories, referral, now)
 
     @retried
     async def _release_milestones(self, participant_id: UUID, now: datetime) -> None:

@@ -44,7 +44,6 @@ class Users:
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._database = database = shared.database
-        self._invalidation = shared.invalidation
         self._events = shared.events
         self._clock = shared.clock
         self._by_id = BatchLoader[UUID, User](
@@ -196,7 +195,7 @@ class Users:
                 raise UserNotFound
             email_key, changed = found
             old_keys = self._shared.keys_of_email(email_key)
-            await self._invalidation.invalidate(repositories, old_keys, now)
+            await self._shared.invalidation.invalidate(repositories, old_keys, now)
             if disabled:
                 await end_sessions(
                     self._shared, repositories, user_id, now, reason="account-disabled"
@@ -326,7 +325,6 @@ class Users:
             )
 
     async def admins(self) -> list[Admin]:
-        """Return all admins."""
         return await self._database.read(lambda stored: stored.users.list_admins())
 
     async def _set_admin(

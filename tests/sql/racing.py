@@ -73,14 +73,21 @@ async def refer_to(
     """Store a referral; it has a mailbox of its own unless one is given."""
     programme = await repositories.programmes.find(DEFAULT_PROGRAMME)
     assert programme is not None
-    new = NewReferral(
-        referee_id=user_id,
-        referrer_id=referrer_id,
+    taken = TakenReferralCode(
+        referral_code_id=user_id,
+        owner_id=referrer_id,
+        owner_email_key=None,
         programme_id=programme.programme_id,
         programme=programme.key,
         version=programme.version,
         is_standing_locked=False,
         code="CODE",
+        max_uses=None,
+        used_up=False,
+    )
+    new = NewReferral(
+        referee_id=user_id,
+        taken=taken,
         registered_at=NOW,
         made_by=SYSTEM,
         email_hash=email_hash,

@@ -42,13 +42,15 @@ def needs(
 ) -> Callable[[Handler[T]], Handler[T]]:
     """Let a handler answer only requests with an access token that has the scope (RFC 6750).
 
-    The scope `own` is enough for what concerns the user alone: see `current_reader`. A
-    `first_party` call refuses the tokens of other applications. RATE_LIMIT_WRITE counts a user's
-    writes unless `limited` is false, and only after the token is accepted: a refused one uses up
-    nobody's limit. RATE_LIMIT_CLIENT counts each call of a client on its own behalf. Raises
-    TokenMissing, InvalidToken, ClientSecretWrong, InsufficientScope, NotAllowed or TooMany, and
-    what `check_no_body` does.
+    With a scope of FOR_CLIENTS a user must also be an admin now, unless the scope `own` is enough
+    for what concerns the user alone: see `current_reader`. A `first_party` call refuses the tokens
+    of other applications. RATE_LIMIT_WRITE counts a user's writes unless `limited` is false, and
+    only after the token is accepted: a refused one uses up nobody's limit. RATE_LIMIT_CLIENT counts
+    each call of a client on its own behalf. Raises TokenMissing, InvalidToken, ClientSecretWrong,
+    InsufficientScope, NotAllowed or TooMany, and what `check_no_body` does.
     """
+
+    for_clients = scope in FOR_CLIENTS and own is None
 
     def decorate(handler: Handler[T]) -> Handler[T]:
         @wraps(handler)
@@ -65,6 +67,8 @@ def needs(
                 await count_write(request, token.user_id)
             request[_TOKEN] = token
             await check_no_body(request)
+            if for_clients:
+                await _check_admin(request)
             return await handler(request)
 
         checked.needs = scope  # type: ignore[attr-defined]
@@ -158,12 +162,9 @@ def check_first_party(token: AccessToken) -> None:
         raise NotAllowed("Only the user can do this, signed in directly, not an application.")
 
 
-async def current_client(request: web.Request) -> str:
-    """Return who makes a client's call, as `client:ID` or, if it is an admin, `user:ID`.
-
-    Raises NotAllowed for any other user.
-    """
-    token = await current_admin(request)
+def current_client(request: web.Request) -> str:
+    """Return who makes a client's call, as `client:ID` or, if it is an admin, `user:ID`."""
+    token = current_token(request)
     return f"client:{token.client_id}" if token.user_id is None else f"user:{token.user_id}"
 
 
@@ -175,7 +176,7 @@ async def is_of_client(request: web.Request, scope: Scope) -> bool:
     try:
         token = request[_TOKEN] = await _authenticate(request)
         if scope in token.scopes:
-            await current_client(request)
+            await _check_admin(request)
     except (NotAuthenticated, NotAllowed):
         return False
     if token.user_id is None:
@@ -193,14 +194,14 @@ async def current_reader(request: web.Request) -> UUID | None:
     if token.user_id is None or needed not in token.scopes:
         return token.user_id
     try:
-        await current_admin(request)
+        await _check_admin(request)
     except NotAllowed:
         return token.user_id
     return None
 
 
-async def current_admin(request: web.Request) -> AccessToken:
-    """Return the token of a client, or of a user who is an admin now; otherwise raise NotAllowed.
+async def _check_admin(request: web.Request) -> None:
+    """Raise NotAllowed unless the token is a client's, or of a user who is an admin now.
 
     A client has the scope because an operator granted it; a user's role is read from the database.
     """
@@ -212,4 +213,3 @@ async def current_admin(request: web.Request) -> AccessToken:
             raise InvalidToken from error
         if user.role is not Role.ADMIN:
             raise NotAllowed("This call is for admins.")
-    return token

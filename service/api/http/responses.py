@@ -52,14 +52,18 @@ def write_items(items: Sequence[Any], next_cursor: Cursor | None) -> bytes:
     return to_json({"items": items, "next_cursor": next_cursor and next_cursor.encode()})
 
 
-def answer(schema: Schema, thing: Any, status: int = 200) -> Answer:
-    """Return `thing` as `schema` writes it, to be sent or kept."""
-    return Answer(status, to_json(schema.dump(thing)))
+def answer(request: web.Request, thing: Any, status: int = 200) -> Answer:
+    """Return `thing` to be sent or kept, as the handler's `@response_schema` of the status has it.
+
+    What is documented is what is sent.
+    """
+    responses = vars(request.match_info.handler)["__apispec__"]["responses"]
+    return Answer(status, to_json(responses[f"{status:d}"]["schema"].dump(thing)))
 
 
-def respond(schema: Schema, thing: Any, status: int = 200) -> web.Response:
-    """Return the response with `thing` as `schema` writes it."""
-    return PrebuiltResponse(to_json(schema.dump(thing)), status=status)
+def respond(request: web.Request, thing: Any, status: int = 200) -> web.Response:
+    """Return the response with `thing`, written as `answer` does."""
+    return PrebuiltResponse(answer(request, thing, status).body, status=status)
 
 
 def no_content() -> web.Response:
