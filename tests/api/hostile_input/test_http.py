@@ -303,6 +303,10 @@ async def test_junk_in_a_query_is_named_or_ignored(api: Api, anna: Person, admin
         "limit=101": "#/limit",
         "limit=1.5": "#/limit",
         "limit=1e1": "#/limit",
+        "limit=1_0": "#/limit",
+        "limit=%2B1": "#/limit",
+        "limit=%201": "#/limit",
+        "limit=%D9%A1%D9%A2": "#/limit",  # Arabic digits
         f"limit={'9' * 5000}": "#/limit",
         "limit=99999999999999999999": "#/limit",
         "cursor=%FF": "#/cursor",
