@@ -154,4 +154,4 @@ def write_rewards(page: Page[Reward]) -> bytes:
         }
         for reward in page.items
     ]
-    return write_items(items, page.next_cursor)
+    return write_items(RewardsSchema, items, page)

@@ -108,8 +108,18 @@ def read_page(request: web.Request) -> tuple[int, Cursor | None]:
     if not request.query_string:
         return _FIRST_PAGE
     query = read_query(request)
-    cursor = query["cursor"]
+    cursor = own_cursor(request, query["cursor"])
     return query["limit"], None if cursor is None else Cursor.decode(cursor)
+
+
+def own_cursor(request: web.Request, cursor: str | None) -> str | None:
+    """Return the cursor without its list's prefix, which stays if that is another list.
+
+    A cursor with a prefix cannot be decoded. One that an older release gave has none, and is taken
+    by every list.
+    """
+    schema = request.match_info.handler.__apispec__["responses"]["200"]["schema"]  # type: ignore[attr-defined]
+    return cursor and cursor.removeprefix(schema.prefix)
 
 
 def find_id(request: web.Request, name: str) -> UUID | None:
