@@ -34,6 +34,7 @@ class InvalidBody(ValidationError):
         self.further = further
 
 
+_QUERY: Final = web.RequestKey("QUERY", dict[str, Any])
 _FIRST_PAGE: Final = (PageQuery().load({})["limit"], None)
 _NO_MEMBERS: Final = RequestSchema()
 
@@ -91,9 +92,10 @@ async def check_no_body(request: web.Request) -> None:
 
 
 def read_query(request: web.Request) -> dict[str, Any]:
-    """Return the query parameters, by the handler's `@querystring_schema`."""
-    loaded: dict[str, Any] = _schema_of(request, "querystring").load(request.query)
-    return loaded
+    """Return the query parameters, by the handler's `@querystring_schema`; validate them once."""
+    if _QUERY not in request:
+        request[_QUERY] = _schema_of(request, "querystring").load(request.query)
+    return request[_QUERY]
 
 
 def _schema_of(request: web.Request, location: str) -> Schema:
