@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any, ClassVar, Final
 
 import orjson
@@ -10,7 +9,7 @@ from aiohttp import web
 from marshmallow import Schema, fields
 
 from service.api.http.prebuilt import PrebuiltResponse
-from service.domain.clock import moment_text
+from service.domain.clock import plain_text
 from service.domain.pages import Page
 from service.repositories.idempotency_keys import Answer
 
@@ -48,14 +47,8 @@ def to_json(document: Any) -> bytes:
     except orjson.JSONEncodeError:
         # Half of a surrogate pair, in the name of a member that a client sent and a problem names:
         # no UTF-8 can have it, and not every client can read its escape. Or a very large number.
-        text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), default=_plain)
+        text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), default=plain_text)
         return text.encode("utf-8", "replace")
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, datetime):
-        return moment_text(value)
-    raise TypeError(type(value))
 
 
 def write_items(schema: type[PageSchema], items: Sequence[Any], page: Page[Any]) -> bytes:
