@@ -40,7 +40,15 @@ class EventMembersSchema(RequestSchema):
             "example": "order-1001",
         },
     )
-    type = EventType(required=True, metadata={"example": "purchase"})
+    type = EventType(
+        required=True,
+        metadata={
+            "description": "The name that rules have for it. There, `signup`, `qualified` and "
+            "`milestone` are not types of events: one that is called so is recorded, and nothing "
+            "follows.",
+            "example": "purchase",
+        },
+    )
     amount = Amount(
         smallest=0, metadata={"description": "In minor units: 4900 for 49 euros.", "example": 4900}
     )

@@ -3,9 +3,7 @@
 import csv
 import io
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Final
-from uuid import UUID
 
 import orjson
 from aiohttp import web
@@ -17,7 +15,7 @@ from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import needs
 from service.api.http.fields import QuerySchema
 from service.api.http.requests import read_query
-from service.domain.clock import moment_text
+from service.domain.clock import plain_text
 from service.domain.errors import NotAllowed, NotFound
 from service.domain.exports import COLUMNS, Exported, Place
 from service.domain.scopes import Scope
@@ -98,11 +96,4 @@ def _cell(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    match value:
-        case datetime():
-            return moment_text(value)
-        case UUID():
-            return str(value)
-        case list():
-            return " ".join(value)
-    raise TypeError(type(value))
+    return " ".join(value) if isinstance(value, list) else plain_text(value)

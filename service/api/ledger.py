@@ -14,7 +14,7 @@ from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_client, needs
 from service.api.http.fields import BETWEEN, Moment, TrimmedText, WholeNumber, readable
 from service.api.http.prebuilt import PrebuiltResponse
-from service.api.http.requests import read_body, read_id, read_page, read_query
+from service.api.http.requests import own_cursor, read_body, read_id, read_page, read_query
 from service.api.http.responses import PageSchema, answer, respond, write_items
 from service.api.rewards import WhoseQuery, whose
 from service.api.rules import Unit, whole
@@ -174,7 +174,7 @@ class LiabilitiesSchema(Schema):
 @needs(Scope.PROGRAMME_READ, own=Scope.REWARDS_READ)
 async def list_balances(request: web.Request) -> web.Response:
     query = read_query(request)
-    cursor = query["cursor"]
+    cursor = own_cursor(request, query["cursor"])
     page = await request.app[SERVICES].ledger.balances(
         await whose(request),
         query["limit"],
@@ -218,7 +218,7 @@ def write_transfers(page: Page[Transfer]) -> bytes:
         }
         for one in page.items
     ]
-    return write_items(items, page.next_cursor)
+    return write_items(TransfersSchema, items, page)
 
 
 @docs(

@@ -115,7 +115,10 @@ class ReferralQuery(PageQuery):
         load_default=None, metadata={"description": "Only those of this referrer."}
     )
     programme = Text(
-        load_default=DEFAULT_PROGRAMME, metadata={"description": "The programme's key."}
+        load_default=DEFAULT_PROGRAMME,
+        metadata={
+            "description": "The programme's key. One programme's are listed: if omitted, `default`."
+        },
     )
     order = Text(
         load_default="newest",

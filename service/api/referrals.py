@@ -79,4 +79,4 @@ def write_page(page: Page[Referral]) -> bytes:
         }
         for user_id, email, registered_at, code, flags, state, state_changed_at in page.items
     ]
-    return write_items(items, page.next_cursor)
+    return write_items(ReferralsSchema, items, page)

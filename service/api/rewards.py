@@ -67,7 +67,11 @@ class WhoseQuery(PageQuery):
         load_default=None, metadata={"description": "Only this participant's."}
     )
     programme = Text(
-        load_default=None, metadata={"description": "The programme's key; `default` if omitted."}
+        load_default=None,
+        metadata={
+            "description": "The programme's key. One programme's are listed: if omitted, that of "
+            "`participant_id`, or else `default`."
+        },
     )
 
     @validates_schema
@@ -154,4 +158,4 @@ def write_rewards(page: Page[Reward]) -> bytes:
         }
         for reward in page.items
     ]
-    return write_items(items, page.next_cursor)
+    return write_items(RewardsSchema, items, page)

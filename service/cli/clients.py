@@ -1,6 +1,7 @@
 """`clients`: the OAuth clients, as operators make, change and delete them."""
 
 import argparse
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -111,7 +112,7 @@ async def _create(parsed: argparse.Namespace, environ: Environment) -> None:
         )
         print(f"client_id={client.client_id}")
         if secret is not None:
-            print(f"client_secret={secret}  # shown this once")
+            _print_secret(secret)
         print(_described(client))
 
 
@@ -178,7 +179,7 @@ async def _rotate_secret(parsed: argparse.Namespace, environ: Environment) -> No
     async with _open_clients(environ) as clients:
         overlap = timedelta(hours=parsed.overlap)
         client, secret = await clients.rotate_secret(parsed.client_id, overlap)
-        print(f"client_secret={secret}  # shown this once")
+        _print_secret(secret)
         until = client.previous_secret_expires_at
         print(
             "The previous secret no longer works."
@@ -206,6 +207,12 @@ async def _open_clients(environ: Environment) -> AsyncIterator["OAuthClients"]:
     set_up_logging("info", "auto")
     async with open_clients(settings) as clients:
         yield clients
+
+
+def _print_secret(secret: str) -> None:
+    """Print the secret on a line that can be copied or evaluated as a whole."""
+    print(f"client_secret={secret}")
+    print("The secret is not shown again.", file=sys.stderr)
 
 
 def _described(client: Client) -> str:

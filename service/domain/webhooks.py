@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
-from service.domain.clock import moment_text
+from service.domain.clock import plain_text
 from service.domain.ledger import Transfer
 from service.domain.programmes import Programme
 from service.domain.referrals import ProgrammeReferral, ReferralState
@@ -95,9 +95,7 @@ class Announcement:
 def _plain(value: object) -> str:
     if isinstance(value, ExternalId):
         return f"participant {value.participant_id}"
-    if isinstance(value, datetime):
-        return moment_text(value)
-    return str(value)
+    return plain_text(value)
 
 
 def participants_in(body: bytes) -> set[UUID]:

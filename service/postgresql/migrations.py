@@ -134,16 +134,17 @@ def _apply(backend: _Backend) -> list[str]:
     migrations = read_migrations(str(FOLDER))
     backend.init_database()
     with backend.lock():
-        pending = [migration.id for migration in backend.to_apply(migrations)]
+        wanted = pending = backend.to_apply(migrations)
         for attempt in range(1, TRIES + 1):
             try:
-                backend.apply_migrations(backend.to_apply(migrations))
+                backend.apply_migrations(pending)
                 break
             except psycopg.errors.DeadlockDetected:
                 if attempt == TRIES:
                     raise
                 log.warning("a migration and a request waited for each other; it is tried again")
-        return pending
+                pending = backend.to_apply(migrations)
+        return [migration.id for migration in wanted]
 
 
 def _check_encoding(connection: Any) -> None:

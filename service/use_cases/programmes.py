@@ -175,8 +175,10 @@ class Programmes:
         """Return a version's rules, and when it was made; raise ProgrammeNotFound."""
         async with self._database.autocommit() as repositories:
             found = await repositories.programmes.find_version(key, version)
-        if found is None:
-            raise ProgrammeNotFound("There is no such programme, or it has no such version.")
+            if found is None:
+                if await repositories.programmes.find(key) is None:
+                    raise ProgrammeNotFound
+                raise ProgrammeNotFound("The programme has no such version of its rules.")
         rules, created_at = found
         return json.loads(rules), created_at
 

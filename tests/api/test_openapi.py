@@ -247,6 +247,16 @@ def test_marshmallow_fields_are_written_as_json_schema(document: Document) -> No
     assert limit["schema"] == {"type": "integer", "default": 20, "minimum": 1, "maximum": 100}
 
 
+@pytest.mark.parametrize("path", ["referrals", "rewards", "balances", "transfers"])
+def test_a_list_says_which_programme_is_listed_if_none_is_named(
+    document: Document, path: str
+) -> None:
+    parameters = document["paths"][f"/api/v1/{path}"]["get"]["parameters"]
+    [programme] = [each for each in parameters if each["name"] == "programme"]
+    assert "One programme's are listed: if omitted, " in programme["description"]
+    assert "`default`" in programme["description"]
+
+
 def test_members_that_an_answer_may_lack_are_not_required(document: Document) -> None:
     schemas = document["components"]["schemas"]
     tokens = schemas["OAuthTokens"]

@@ -96,6 +96,10 @@ async def test_a_version_is_shown_with_the_same_bytes_forever(company: Company) 
     for missing in ("3", "0", "-1", "x", "9" * 30, "²"):
         answer = await company.get(f"/programmes/default/rules/{missing}")
         assert_problem(answer, 404, "programme-not-found")
+        assert "version" in answer.json()["detail"]
+    answer = await company.get("/programmes/nobody/rules/1")
+    assert_problem(answer, 404, "programme-not-found")
+    assert "version" not in answer.json()["detail"]
 
 
 async def test_of_two_who_replace_the_rules_one_succeeds(company: Company) -> None:

@@ -261,6 +261,27 @@ async def test_what_an_account_is_given_waits_while_it_is_disabled(
         assert reward["held"] is disabled
 
 
+async def test_nothing_follows_from_events_called_like_what_rules_are_about(
+    api: Api, company: Company
+) -> None:
+    once = {**FRIEND, "name": "once", "on": "milestone", "at": 1}
+    await use_rewards(company, FRIEND, WELCOME, once)
+    types = ("signup", "qualified", "milestone")
+    schema = (await api.get("//openapi.json")).json()["components"]["schemas"]["EventReport"]
+    described = schema["properties"]["type"]["description"]
+    referee, _, _ = await bought(company, await company.new_referrer())
+    await company.sign_up((await company.new_referrer())["code"], other := new_id("referee"))
+    before = (await company.get("/rewards")).json()
+    given = ["friend", "once", "welcome", "welcome"]
+    assert sorted(one["rule"] for one in before["items"]) == given
+    for kind in types:
+        assert f"`{kind}`" in described
+        for one in (referee, other):
+            answer = await company.report(kind, one, **PAID)
+            assert (answer.status, answer.json()["outcome"]) == (201, "recorded")
+    assert (await company.get("/rewards")).json() == before
+
+
 async def test_rewards_are_listed_newest_first_and_found_by_state_rule_and_participant(
     company: Company,
 ) -> None:

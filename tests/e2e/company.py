@@ -19,7 +19,7 @@ def new_company(service: Service) -> tuple[str, dict[str, Any]]:
     made = run("clients", "create", "Shop", *options, environment=service.environment)
     assert made.returncode == 0, made.stderr
     told = dict(line.split("=", 1) for line in made.stdout.splitlines() if "=" in line)
-    authorization = basic(told["client_id"], told["client_secret"].split()[0])
+    authorization = basic(told["client_id"], told["client_secret"])
 
     def post(path: str, body: Any) -> Any:
         headers = {"Content-Type": "application/json", **authorization}

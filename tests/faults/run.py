@@ -233,7 +233,7 @@ async def _new_client(environment: Mapping[str, str]) -> tuple[str, str]:
     )
     assert made.returncode == 0, made
     found = dict(line.split("=", 1) for line in made.stdout.splitlines() if "=" in line)
-    return found["client_id"], found["client_secret"].split()[0]
+    return found["client_id"], found["client_secret"]
 
 
 async def _wrong_ledger(environment: Mapping[str, str]) -> list[str]:

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 import sqlparse
 from yoyo import get_backend, read_migrations
+from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 
 from service.postgresql.migration_files import FOLDER
 from service.postgresql.migrations import MigrationError, apply_migrations
@@ -388,6 +389,20 @@ def test_a_migration_that_deadlocks_with_the_running_service_is_tried_again(
         assert migrating.result() == NAMES[NAMES.index("0021_programmes") :]
     assert applied(empty_database) == NAMES
     assert "waited for each other" in caplog.text
+
+
+def test_what_is_pending_is_asked_once(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def to_apply(self: PostgresqlPsycopgBackend, migrations: Any) -> Any:
+        asked.append(migrations)
+        return super(PostgresqlPsycopgBackend, self).to_apply(migrations)
+
+    monkeypatch.setattr(PostgresqlPsycopgBackend, "to_apply", to_apply)
+    assert apply_migrations(empty_database) == NAMES
+    assert len(asked) == 1
 
 
 def test_the_standing_of_a_referrer_with_many_referrals_is_counted_when_migrating(

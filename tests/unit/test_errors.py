@@ -1,5 +1,6 @@
 """The errors are as their drawing says, and each of them can be told to a client."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 
@@ -7,6 +8,7 @@ import pytest
 
 from service.api.http import problem_types
 from service.api.http.problem_types import PROBLEM_TYPES, REMEDIES, STATUS_OF_KIND, status_of
+from service.api.http.problems import problem
 from service.domain import errors
 from service.domain.errors import (
     DatabaseUnavailable,
@@ -160,6 +162,14 @@ def test_every_error_can_be_raised_without_words(error: type[ServiceError]) -> N
     assert raised.detail == error.title or "code" not in vars(error)
     assert raised.detail.endswith(".")
     assert raised.title.endswith(".")
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_no_problem_says_its_title_again_as_its_detail(error: type[ServiceError]) -> None:
+    body = problem(error(), "request-id").body
+    assert isinstance(body, bytes)
+    document = json.loads(body)
+    assert document["detail"] != document["title"]
 
 
 def test_words_field_and_waiting_time_can_be_given() -> None:

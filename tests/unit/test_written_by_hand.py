@@ -1,6 +1,7 @@
 """Answers written without their schema, for speed, are what the schema would write."""
 
 from datetime import UTC, datetime
+from uuid import UUID
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,3 +58,10 @@ def test_a_page_of_rewards(items: list[Reward], cursor: Cursor | None) -> None:
 def test_a_page_of_transfers(items: list[Transfer], cursor: Cursor | None) -> None:
     page = Page(items, cursor)
     assert write_transfers(page) == to_json(TransfersSchema().dump(page))
+
+
+@given(st.uuids(), MOMENTS)
+def test_times_and_ids_beside_what_no_utf_8_can_have(row_id: UUID, moment: datetime) -> None:
+    """Which orjson refuses, so json.dumps writes it."""
+    items = {"id": row_id, "at": moment, "name": "?"}
+    assert to_json({**items, "name": "\ud800"}) == to_json(items)

@@ -116,7 +116,12 @@ class ProblemSchema(Schema):
             "example": "validation-failed",
         }
     )
-    detail = fields.String(metadata={"description": "What is wrong with this request."})
+    detail = fields.String(
+        metadata={
+            "description": "What is wrong with this request or, if the title says that, what to do "
+            "about it."
+        }
+    )
     request_id = fields.String(metadata={"description": "The id of the request in the log."})
     errors = fields.List(
         fields.Nested(InvalidMemberSchema),

@@ -190,7 +190,8 @@ class _Writer:
         example = {**request["example"]}
         example.pop("add_to_refs", None)
         content = {"schema": self._refer_to(request["schema"]), "example": example}
-        return {"required": True, "content": {kind: content}}
+        needs_members = bool(request["schema"].validate({}))
+        return {"required": needs_members, "content": {kind: content}}
 
     def _response(self, said: Mapping[str, Any], headers: Iterable[str]) -> dict[str, Any]:
         written = {"description": said["description"], "headers": _refer(headers)}

@@ -222,13 +222,24 @@ class QuerySchema(Schema):
         unknown = EXCLUDE
 
 
+class QueryNumber(fields.Integer):
+    """Decimal digits of ASCII; `int` would also take other scripts' digits, `1_0` and `+1`."""
+
+    default_error_messages = WholeNumber.default_error_messages
+    _DIGITS = re.compile("-?[0-9]+")
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if not self._DIGITS.fullmatch(value):
+            raise self.make_error("invalid")
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
 class PageQuery(QuerySchema):
     """Which page of a list is requested."""
 
-    limit = fields.Integer(
+    limit = QueryNumber(
         load_default=20,
         validate=validate.Range(1, LARGEST_PAGE, error=BETWEEN),
-        error_messages={"invalid": "This is not a whole number."},
         metadata={"description": "The largest number of items to return."},
     )
     cursor = fields.String(

@@ -122,7 +122,7 @@ REMEDIES: Final[Mapping[type[ServiceError], str]] = {
     errors.UserNotFound: "Search for users with `GET /api/v1/admin/users?email=`.",
     errors.TransferNotFound: "List the transfers with `GET /api/v1/transfers`.",
     errors.BalanceTooLow: "Redeem at most what `available` says, or wait until more is.",
-    errors.AlreadyReferred: "Nothing: the first sign-up counts.",
+    errors.AlreadyReferred: "Do nothing: the first sign-up counts.",
     errors.IdReused: "Use a new id, such as that of the order, for each thing you report.",
     errors.ProgrammeKeyTaken: "Choose another key.",
     errors.RotationUnderWay: "Wait until `previous_until`, or send `overlap_hours` 0 if a "

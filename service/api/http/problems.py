@@ -1,7 +1,6 @@
 """Every error response, in one shape (RFC 9457)."""
 
 import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
@@ -52,19 +51,24 @@ def problem(
     errors: Sequence[tuple[str, str]] = (),
     **extensions: Any,
 ) -> web.Response:
-    """Return the response; `errors` are JSON pointers and what is wrong there."""
+    """Return the response; `errors` are JSON pointers and what is wrong there.
+
+    Where nothing more is known than the title, the detail is what a client can do about it.
+    """
     if error.field:
         errors = [(f"#/{error.field}", error.detail)]
     if errors:
         extensions["errors"] = [{"pointer": pointer, "detail": text} for pointer, text in errors]
     if isinstance(error, BalanceTooLow):
         extensions["available"] = error.available
-    status = status_of(type(error))
+    status, detail = status_of(type(error)), error.detail
+    if detail == error.title:
+        detail = PROBLEM_TYPES[error.code].remedy
     if extensions:
-        known = _members(error.code, error.title, status, error.detail, request_id)
+        known = _members(error.code, error.title, status, detail, request_id)
         body = to_json({**known, **extensions})
     else:
-        around = _around_request_id(error.code, error.title, status, error.detail)
+        around = _around_request_id(error.code, error.title, status, detail)
         body = request_id.encode().join(around)
     response = PrebuiltResponse(body, CONTENT_TYPE, status)
     if isinstance(error, InsufficientScope):
@@ -102,23 +106,27 @@ def _members(code: str, title: str, status: int, detail: str, request_id: str) -
 
 def problem_of(error: Exception, request: web.Request) -> web.Response:
     """Return the response to a request that ended with `error`."""
-    request_id = request[CONTEXT].request_id
+    refusal, errors = _refusal_of(error)
+    response = problem(refusal, request[CONTEXT].request_id, errors=errors)
+    if isinstance(error, web.HTTPException) and "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response
+
+
+def _refusal_of(error: Exception) -> tuple[ServiceError, Sequence[tuple[str, str]]]:
+    """Return what is told of `error`, with JSON pointers and what is wrong there."""
     match error:
         case ServiceError():
-            return problem(error, request_id)
+            return error, ()
         case ValidationError():
             errors = list(_flatten(error.normalized_messages()))  # type: ignore[no-untyped-call]
             if isinstance(error, InvalidBody):
                 errors += error.further
-            return problem(InvalidInput(summary_of(errors)), request_id, errors=errors)
+            return InvalidInput(summary_of(errors)), errors
         case web.HTTPException():  # aiohttp's own: no route, another method, too large a body
-            kind = KIND_OF_STATUS.get(HTTPStatus(error.status), BadRequest)
-            response = problem(kind(), request_id)
-            if "Allow" in error.headers:
-                response.headers["Allow"] = error.headers["Allow"]
-            return response
+            return KIND_OF_STATUS.get(HTTPStatus(error.status), BadRequest)(), ()
         case _:
-            return problem(InternalError(), request_id)
+            return InternalError(), ()
 
 
 def oauth_error_of(error: Exception, request: web.Request) -> web.Response:
@@ -133,7 +141,7 @@ def oauth_error_of(error: Exception, request: web.Request) -> web.Response:
         status = HTTPStatus(response.status)
         kept = ("Allow", "Retry-After")
         headers = {name: response.headers[name] for name in kept if name in response.headers}
-        description = json.loads(response.text or "")["detail"]
+        description = _refusal_of(error)[0].detail
         code = _OAUTH_CODE_OF_STATUS.get(status, "invalid_request")
     return web.Response(
         status=status,

@@ -34,6 +34,7 @@ class InvalidBody(ValidationError):
         self.further = further
 
 
+_QUERY: Final = web.RequestKey("QUERY", dict[str, Any])
 _FIRST_PAGE: Final = (PageQuery().load({})["limit"], None)
 _NO_MEMBERS: Final = RequestSchema()
 
@@ -41,15 +42,19 @@ _NO_MEMBERS: Final = RequestSchema()
 async def read_body(request: web.Request, *rules: Rule) -> dict[str, Any]:
     """Return the members of the JSON body, by the handler's `@request_schema`.
 
+    Where no member is needed, no body is as good as `{}`.
+
     Raises InvalidBody with everything that is wrong at once: the schema's errors and the broken
     `rules`. If a single rule is broken and nothing else, the use case refuses instead, and may
     have another answer to give first. Raises BadRequest, RequestTimeout or UnsupportedMediaType
     for a body that cannot be read.
     """
-    document, repeated = await _read_json(request)
+    schema = _schema_of(request, "json")
+    raw = await read_bytes(request)
+    document, repeated = _parse(request, raw) if raw or schema.validate({}) else ({}, [])
     further = [(pointer, "This member appears more than once.") for pointer in repeated]
     try:
-        loaded: dict[str, Any] = _schema_of(request, "json").load(document)
+        loaded: dict[str, Any] = schema.load(document)
     except ValidationError as error:
         members = error.valid_data if isinstance(error.valid_data, dict) else {}
         further += _broken(rules, members)
@@ -81,15 +86,16 @@ async def check_no_body(request: web.Request) -> None:
     """
     if request.method != "POST" or not request.body_exists or _declared(request, "json"):
         return
-    if await read_bytes(request):  # not an empty chunked one
-        document, _ = await _read_json(request)
+    if raw := await read_bytes(request):  # not an empty chunked one
+        document, _ = _parse(request, raw)
         _NO_MEMBERS.load(document)
 
 
 def read_query(request: web.Request) -> dict[str, Any]:
-    """Return the query parameters, by the handler's `@querystring_schema`."""
-    loaded: dict[str, Any] = _schema_of(request, "querystring").load(request.query)
-    return loaded
+    """Return the query parameters, by the handler's `@querystring_schema`; validate them once."""
+    if _QUERY not in request:
+        request[_QUERY] = _schema_of(request, "querystring").load(request.query)
+    return request[_QUERY]
 
 
 def _schema_of(request: web.Request, location: str) -> Schema:
@@ -108,8 +114,18 @@ def read_page(request: web.Request) -> tuple[int, Cursor | None]:
     if not request.query_string:
         return _FIRST_PAGE
     query = read_query(request)
-    cursor = query["cursor"]
+    cursor = own_cursor(request, query["cursor"])
     return query["limit"], None if cursor is None else Cursor.decode(cursor)
+
+
+def own_cursor(request: web.Request, cursor: str | None) -> str | None:
+    """Return the cursor without its list's prefix, which stays if that is another list.
+
+    A cursor with a prefix cannot be decoded. One that an older release gave has none, and is taken
+    by every list.
+    """
+    schema = request.match_info.handler.__apispec__["responses"]["200"]["schema"]  # type: ignore[attr-defined]
+    return cursor and cursor.removeprefix(schema.prefix)
 
 
 def find_id(request: web.Request, name: str) -> UUID | None:
@@ -157,9 +173,8 @@ async def read_bytes(request: web.Request) -> bytes:
     return raw
 
 
-async def _read_json(request: web.Request) -> tuple[Any, list[str]]:
+def _parse(request: web.Request, raw: bytes) -> tuple[Any, list[str]]:
     """Return the body's document, and the JSON pointers of its repeated members."""
-    raw = await read_bytes(request)
     if not raw:
         raise BadRequest("The body is empty; send JSON.")
     charset = "utf-8" if request.charset is None else request.charset.lower()

@@ -2,16 +2,15 @@
 
 import json
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import orjson
 from aiohttp import web
 from marshmallow import Schema, fields
 
 from service.api.http.prebuilt import PrebuiltResponse
-from service.domain.clock import moment_text
-from service.domain.pages import Cursor
+from service.domain.clock import plain_text
+from service.domain.pages import Page
 from service.repositories.idempotency_keys import Answer
 
 JSON: Final = "application/json"
@@ -21,13 +20,24 @@ class PageSchema(Schema):
     """A page of a list. Subclasses say what the items are."""
 
     items: fields.Field[Any] = fields.List(fields.Raw())
-    next_cursor = fields.Function(
-        lambda page: page.next_cursor and page.next_cursor.encode(),
+    next_cursor = fields.Method(
+        "write_cursor",
         metadata={
             "type": ["string", "null"],
             "description": "`cursor` of the next page; null on the last one.",
         },
     )
+
+    prefix: ClassVar[str]
+    """What the list's cursors begin with, so that no other list takes them."""
+
+    def __init_subclass__(cls) -> None:
+        cls.prefix = f"{cls.__name__.removesuffix('Schema')}."
+
+    @classmethod
+    def write_cursor(cls, page: Page[Any]) -> str | None:
+        """Return the cursor of the next page as clients see it."""
+        return None if page.next_cursor is None else cls.prefix + page.next_cursor.encode()
 
 
 def to_json(document: Any) -> bytes:
@@ -37,19 +47,13 @@ def to_json(document: Any) -> bytes:
     except orjson.JSONEncodeError:
         # Half of a surrogate pair, in the name of a member that a client sent and a problem names:
         # no UTF-8 can have it, and not every client can read its escape. Or a very large number.
-        text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), default=_plain)
+        text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), default=plain_text)
         return text.encode("utf-8", "replace")
 
 
-def _plain(value: object) -> str:
-    if isinstance(value, datetime):
-        return moment_text(value)
-    raise TypeError(type(value))
-
-
-def write_items(items: Sequence[Any], next_cursor: Cursor | None) -> bytes:
-    """Return a page of items, which are written already, as it is sent."""
-    return to_json({"items": items, "next_cursor": next_cursor and next_cursor.encode()})
+def write_items(schema: type[PageSchema], items: Sequence[Any], page: Page[Any]) -> bytes:
+    """Return a page as it is sent, of which the items are written already."""
+    return to_json({"items": items, "next_cursor": schema.write_cursor(page)})
 
 
 def answer(request: web.Request, thing: Any, status: int = 200) -> Answer:

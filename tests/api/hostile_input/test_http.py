@@ -3,12 +3,15 @@
 import asyncio
 import gzip
 import json
+from datetime import UTC, datetime
 from typing import Final
+from uuid import UUID
 
 import asyncpg
 import pytest
 
 from service.api.http.problems import CONTENT_TYPE
+from service.domain.pages import Cursor
 from tests.api.assertions import assert_problem
 from tests.api.hostile_input.conftest import API, CALLS, KIB_16, assert_refused, post_text
 from tests.api.wire import json_request, request, send
@@ -303,6 +306,10 @@ async def test_junk_in_a_query_is_named_or_ignored(api: Api, anna: Person, admin
         "limit=101": "#/limit",
         "limit=1.5": "#/limit",
         "limit=1e1": "#/limit",
+        "limit=1_0": "#/limit",
+        "limit=%2B1": "#/limit",
+        "limit=%201": "#/limit",
+        "limit=%D9%A1%D9%A2": "#/limit",  # Arabic digits
         f"limit={'9' * 5000}": "#/limit",
         "limit=99999999999999999999": "#/limit",
         "cursor=%FF": "#/cursor",
@@ -325,6 +332,28 @@ async def test_junk_in_a_query_is_named_or_ignored(api: Api, anna: Person, admin
         credentials = b"Authorization: Bearer " + anna.access_token.encode()
         answer = await send(api, request("GET", f"{API}/referrals/me?{query}", [credentials]))
         assert answer.status == 200, (query, answer.body)
+
+
+async def test_no_list_takes_the_cursor_of_another(api: Api, admin: Person) -> None:
+    """All take one without a prefix: they may come from a release that gave none."""
+    # The bytes are a place in a list of balances, too.
+    place = Cursor(datetime(2026, 11, 21, tzinfo=UTC), UUID(bytes=b"an id and a unit")).encode()
+    document = (await api.get("//openapi.json")).json()
+    prefixes: dict[str, str] = {}
+    for path, operations in document["paths"].items():
+        parameters = operations.get("get", {}).get("parameters", [])
+        if any(parameter["name"] == "cursor" for parameter in parameters):
+            url = "/" + path.format(referrer_id="me", endpoint_id=admin.user_id)
+            schema = operations["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+            prefixes[url] = schema["$ref"].rpartition("/")[2]
+    assert len(set(prefixes.values())) == len(prefixes) > 10
+    for url, own in prefixes.items():
+        for prefix in {*prefixes.values(), ""} - {own}:
+            answer = await api.get(f"{url}?cursor={prefix}.{place}", by=admin)
+            assert_problem(answer, 422, "validation-failed", ["#/cursor"])
+        for cursor in (f"{own}.{place}", place):
+            answer = await api.get(f"{url}?cursor={cursor}", by=admin)
+            assert answer.status == (404 if "deliveries" in url else 200), answer.body
 
 
 async def test_a_cursor_of_any_place_in_time_is_harmless(api: Api, anna: Person) -> None:

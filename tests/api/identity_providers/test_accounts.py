@@ -221,7 +221,7 @@ async def test_one_without_a_password_is_erased_just_after_signing_in(
     )
     issuer.forge = lambda claims: issuer.keys[0].sign({**claims, "exp": claims["exp"] + 3600})
     ada = await signed_in(api, issuer)
-    assert (await api.delete("/users/me", {}, by=ada)).status == 204
+    assert (await api.delete("/users/me", by=ada)).status == 204
     assert await rows(database) == (2, 0)
     assert (await api.get("/users/me", by=ada)).status == 401
 

@@ -145,7 +145,7 @@ async def test_a_secret_is_not_cached_and_rotates_with_an_overlap(
     first = shown.json()
     assert first["secret"].startswith("whsec_")
     assert first["previous"] is None
-    rotated = await company.post(f"{path}/rotate", {})
+    rotated = await company.post(f"{path}/rotate")
     assert rotated.status == 200
     assert rotated.json()["secret_number"] == 2
     assert rotated.json()["previous_until"] is not None
