@@ -226,7 +226,8 @@ async def test_a_failure_that_nobody_foresaw_is_opaque_and_logged(
             connection.execute("ALTER TABLE referral_codes DROP COLUMN max_uses")
         answer = await api.post("/referral-code", {"expires_in_days": 1}, by=person)
         assert_problem(answer, 500, "internal-error")
-        assert answer.json()["detail"] == PROBLEM_TYPES["internal-error"].remedy
+        about = PROBLEM_TYPES["internal-error"]
+        assert answer.json()["detail"] == f"{about.title} {about.remedy}"
         assert b"max_uses" not in answer.body
         [failure] = [record for record in caplog.records if record.exc_info]
         assert failure.levelno == logging.ERROR

@@ -117,10 +117,7 @@ class ProblemSchema(Schema):
         }
     )
     detail = fields.String(
-        metadata={
-            "description": "What is wrong with this request or, if the title says that, what to do "
-            "about it."
-        }
+        metadata={"description": "What is wrong with this request, or what to do about it."}
     )
     request_id = fields.String(metadata={"description": "The id of the request in the log."})
     errors = fields.List(

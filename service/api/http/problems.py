@@ -53,7 +53,7 @@ def problem(
 ) -> web.Response:
     """Return the response; `errors` are JSON pointers and what is wrong there.
 
-    Where nothing more is known than the title, the detail is what a client can do about it.
+    Where nothing more is known than the title, the detail adds what a client can do about it.
     """
     if error.field:
         errors = [(f"#/{error.field}", error.detail)]
@@ -63,7 +63,7 @@ def problem(
         extensions["available"] = error.available
     status, detail = status_of(type(error)), error.detail
     if detail == error.title:
-        detail = PROBLEM_TYPES[error.code].remedy
+        detail += f" {PROBLEM_TYPES[error.code].remedy}"
     if extensions:
         known = _members(error.code, error.title, status, detail, request_id)
         body = to_json({**known, **extensions})
