@@ -1,6 +1,7 @@
 """What a repository works on."""
 
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias, TypeVar
 from uuid import UUID
 
 import asyncpg.pool
@@ -10,6 +11,7 @@ Connection: TypeAlias = (
     "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 )
 
+T = TypeVar("T")
 FIRST_ID: Final = UUID(int=0)
 LAST_ID: Final = UUID(int=2**128 - 1)
 """Comes after every id: where the first page of a list begins that has the newest first."""
@@ -24,6 +26,15 @@ class Repository:
     async def _found(self, statement: str, *arguments: Any) -> bool:
         """Return whether the statement returns a row."""
         return await self._connection.fetchval(statement, *arguments) is not None
+
+    async def _pages(
+        self, count: int, make: Callable[[Any], T], statement: str, *arguments: Any
+    ) -> list[list[T]]:
+        """Return what is made of the rows of each page: their first column is its place, from 1."""
+        found: list[list[T]] = [[] for _ in range(count)]
+        for row in await self._connection.fetch(statement, *arguments):
+            found[row[0] - 1].append(make(row[1:]))
+        return found
 
 
 def unnested(*types: str) -> str:
