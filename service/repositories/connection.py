@@ -30,7 +30,10 @@ class Repository:
     async def _pages(
         self, count: int, make: Callable[[Any], T], statement: str, *arguments: Any
     ) -> list[list[T]]:
-        """Return what is made of the rows of each page: their first column is its place, from 1."""
+        """Return what is made of the rows of each page: their first column is its place, from 1.
+
+        LIMIT is one number for all of them: knowing it, PostgreSQL plans for few rows.
+        """
         found: list[list[T]] = [[] for _ in range(count)]
         for row in await self._connection.fetch(statement, *arguments):
             found[row[0] - 1].append(make(row[1:]))

@@ -151,8 +151,7 @@ DELETE: Final = """
 """
 
 # Referrers see no other flags: they would learn how to avoid them.
-# After `place` the columns of Referral, in its order. LIMIT is one number for the whole statement:
-# knowing it, PostgreSQL plans for few rows.
+# After `place` the columns of Referral, in its order.
 NEWEST_OF_SEVERAL: Final = """
     SELECT wanted.place, page.user_id, page.email, page.registered_at, page.code, page.flags,
            page.state, page.state_changed_at

@@ -13,7 +13,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from marshmallow import Schema, ValidationError
 
 from service.api.http.app_keys import SETTINGS
-from service.api.http.fields import PageQuery, RequestSchema
+from service.api.http.fields import RequestSchema
 from service.api.http.problem_types import BadRequest, RequestTimeout, UnsupportedMediaType
 from service.domain.errors import InvalidInput, ServiceError
 from service.domain.pages import Cursor
@@ -34,7 +34,6 @@ class InvalidBody(ValidationError):
         self.further = further
 
 
-_FIRST_PAGE: Final = (PageQuery().load({})["limit"], None)
 _NO_MEMBERS: Final = RequestSchema()
 
 
@@ -88,8 +87,18 @@ async def check_no_body(request: web.Request) -> None:
 
 def read_query(request: web.Request) -> dict[str, Any]:
     """Return the query parameters, by the handler's `@querystring_schema`."""
-    loaded: dict[str, Any] = _schema_of(request, "querystring").load(request.query)
+    schema = _schema_of(request, "querystring")
+    if not request.query_string:
+        return dict(_defaults(schema))
+    loaded: dict[str, Any] = schema.load(request.query)
     return loaded
+
+
+@functools.cache
+def _defaults(schema: Schema) -> Mapping[str, Any]:
+    """Return what an empty query means: loading it takes as long as a look-up."""
+    defaults: Mapping[str, Any] = schema.load({})
+    return defaults
 
 
 def _schema_of(request: web.Request, location: str) -> Schema:
@@ -105,9 +114,11 @@ def _declared(request: web.Request, location: str) -> list[Schema]:
 
 def read_page(request: web.Request) -> tuple[int, Cursor | None]:
     """Return the requested page size, and the cursor after which the page starts."""
-    if not request.query_string:
-        return _FIRST_PAGE
-    query = read_query(request)
+    return page_in(read_query(request))
+
+
+def page_in(query: Mapping[str, Any]) -> tuple[int, Cursor | None]:
+    """Return the same of a query that has been read."""
     cursor = query["cursor"]
     return query["limit"], None if cursor is None else Cursor.decode(cursor)
 

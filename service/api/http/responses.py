@@ -11,7 +11,7 @@ from marshmallow import Schema, fields
 
 from service.api.http.prebuilt import PrebuiltResponse
 from service.domain.clock import moment_text
-from service.domain.pages import Cursor
+from service.domain.pages import BalanceCursor, Cursor
 from service.repositories.idempotency_keys import Answer
 
 JSON: Final = "application/json"
@@ -47,7 +47,7 @@ def _plain(value: object) -> str:
     raise TypeError(type(value))
 
 
-def write_items(items: Sequence[Any], next_cursor: Cursor | None) -> bytes:
+def write_items(items: Sequence[Any], next_cursor: Cursor | BalanceCursor | None) -> bytes:
     """Return a page of items, which are written already, as it is sent."""
     return to_json({"items": items, "next_cursor": next_cursor and next_cursor.encode()})
 
