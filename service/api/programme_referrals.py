@@ -32,7 +32,7 @@ from service.api.http.fields import (
     readable,
 )
 from service.api.http.prebuilt import PrebuiltResponse
-from service.api.http.requests import find_id, read_body, read_id, read_page, read_query
+from service.api.http.requests import find_id, page_in, read_body, read_id, read_query
 from service.api.http.responses import PageSchema, answer, respond, to_json
 from service.api.users import email_rule
 from service.domain.errors import (
@@ -195,7 +195,7 @@ async def list_programme_referrals(request: web.Request) -> web.Response:
         **{name: query[name] for name in ("state", "review", "referrer_id", "programme")},
         oldest_first=query["order"] == "oldest",
     )
-    page = await request.app[SERVICES].referrals.page_of_all(wanted, *read_page(request))
+    page = await request.app[SERVICES].referrals.page_of_all(wanted, *page_in(request, query))
     return respond(request, page)
 
 

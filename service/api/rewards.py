@@ -12,12 +12,12 @@ from service.api.http.app_keys import SERVICES
 from service.api.http.authentication import current_reader, needs
 from service.api.http.fields import MatchingText, Moment, PageQuery, Text
 from service.api.http.prebuilt import PrebuiltResponse
-from service.api.http.requests import read_page, read_query
+from service.api.http.requests import page_in, read_query
 from service.api.http.responses import PageSchema, write_items
 from service.domain.errors import NotAllowed
 from service.domain.pages import Page
 from service.domain.programmes import DEFAULT_PROGRAMME
-from service.domain.rewards import Reward, RewardState
+from service.domain.rewards import ListedReward, RewardState
 from service.domain.scopes import Scope
 from service.use_cases.ledger import Whose
 from service.use_cases.participants import Who
@@ -97,15 +97,12 @@ class RewardQuery(WhoseQuery):
     )
 
 
-async def whose(request: web.Request) -> Whose:
-    """Return whose things are asked for: the user's own, a participant's, or all.
+async def whose(request: web.Request, query: Mapping[str, Any]) -> Whose:
+    """Return whose things the query asks for: the user's own, a participant's, or all.
 
     Raises NotAllowed for a user who asks for another participant's.
     """
     reader = await current_reader(request)
-    if reader is not None and not request.query_string:
-        return Whose(user_id=reader)
-    query = read_query(request)
     names = {name: query[name] for name in ("external_id", "participant_id", "programme")}
     programme = names["programme"] or DEFAULT_PROGRAMME
     if reader is not None:
@@ -128,34 +125,31 @@ async def whose(request: web.Request) -> Whose:
 @response_schema(RewardsSchema, 200, description="A page of rewards.")
 @needs(Scope.PROGRAMME_READ, own=Scope.REWARDS_READ)
 async def list_rewards(request: web.Request) -> web.Response:
-    state = rule = None
-    if request.query_string:
-        query = read_query(request)
-        state, rule = query["state"], query["rule"]
+    query = read_query(request)
     page = await request.app[SERVICES].ledger.rewards(
-        await whose(request), state, rule, *read_page(request)
+        await whose(request, query), query["state"], query["rule"], *page_in(request, query)
     )
     return PrebuiltResponse(write_rewards(page))
 
 
-def write_rewards(page: Page[Reward]) -> bytes:
+def write_rewards(page: Page[ListedReward]) -> bytes:
     """Return the page as RewardsSchema writes it, in a tenth of the time."""
     items = [
         {
-            "id": str(reward.reward_id),
-            "rule": reward.rule,
-            "version": reward.version,
-            "to": reward.to,
-            "participant_id": str(reward.participant_id),
-            "referral_id": None if reward.referral_id is None else str(reward.referral_id),
-            "unit": reward.unit,
-            "amount": reward.amount,
-            "reversed": reward.reversed,
-            "state": reward.state.value,
-            "held": reward.held,
-            "available_at": reward.available_at,
-            "created_at": reward.created_at,
+            "id": str(one.reward_id),
+            "rule": one.rule,
+            "version": one.version,
+            "to": one.to,
+            "participant_id": str(one.participant_id),
+            "referral_id": None if one.referral_id is None else str(one.referral_id),
+            "unit": one.unit,
+            "amount": one.amount,
+            "reversed": one.reversed,
+            "state": one.state,
+            "held": one.held,
+            "available_at": one.available_at,
+            "created_at": one.created_at,
         }
-        for reward in page.items
+        for one in page.items
     ]
     return write_items(RewardsSchema, items, page)

@@ -22,7 +22,7 @@ from service.api.http.fields import (
     TrueOrFalse,
     WholeNumber,
 )
-from service.api.http.requests import Rule, read_body, read_id, read_page, read_query
+from service.api.http.requests import Rule, page_in, read_body, read_id, read_page, read_query
 from service.api.http.responses import PageSchema, answer, no_content, respond
 from service.domain.errors import (
     Conflict,
@@ -314,9 +314,9 @@ async def replay(request: web.Request) -> web.Response:
 @response_schema(DeliveriesSchema, 200, description="A page of deliveries, newest first.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def list_deliveries(request: web.Request) -> web.Response:
-    state = read_query(request)["state"]
+    query = read_query(request)
     page = await request.app[SERVICES].webhooks.deliveries(
-        _id_in(request), state, *read_page(request)
+        _id_in(request), query["state"], *page_in(request, query)
     )
     return respond(request, page)
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 from uuid import UUID
 
 
@@ -49,8 +50,25 @@ class Transfer:
     cancelled_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Balance:
+class ListedTransfer(NamedTuple):  # which is made in a tenth of a dataclass' time, a hundred a page
+    """A transfer as lists show it."""
+
+    transfer_id: UUID
+    kind: str
+    from_account: str
+    to_account: str
+    participant_id: UUID
+    unit: str
+    amount: int
+    reward_id: UUID | None
+    external_id: str | None
+    cancels: UUID | None
+    cancelled_at: datetime | None
+    note: str | None
+    created_at: datetime
+
+
+class Balance(NamedTuple):
     """The sums of a participant's transfers in a unit.
 
     `available` is below 0 where something was paid out and then taken back: a debt, with which

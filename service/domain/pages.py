@@ -72,10 +72,12 @@ class Page(Generic[T]):
     """Some rows of a list, and the cursor to the next ones; None at the end."""
 
     items: list[T]
-    next_cursor: Cursor | None
+    next_cursor: Cursor | BalanceCursor | None
 
     @classmethod
-    def of(cls, rows: list[T], limit: int, place: Callable[[T], Cursor]) -> "Page[T]":
+    def of(
+        cls, rows: list[T], limit: int, place: Callable[[T], Cursor | BalanceCursor]
+    ) -> "Page[T]":
         """Return a page of `limit` rows, given one more if there is one."""
         more = len(rows) > limit
         items = rows[:limit]

@@ -4,10 +4,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 from uuid import UUID
 
 from service.domain.events import Event
+from service.domain.pages import Cursor
 from service.domain.programmes import (
     CLOCKS_DIFFER_BY,
     HAVE_QUALIFIED,
@@ -242,11 +243,30 @@ def _available_at(rule: RewardRule, at: datetime, now: datetime) -> datetime:
     return at + timedelta(days=rule.hold_days) if rule.hold_days else min(at, now)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RewardFilter:
-    """Which rewards are wanted: a participant's, or else all of a programme; None: any."""
+class ListedReward(NamedTuple):  # which is made in a tenth of a dataclass' time, a hundred a page
+    """A reward as lists show it."""
 
-    programme_id: UUID
-    participant_id: UUID | None = None
-    state: RewardState | None = None
-    rule: str | None = None
+    reward_id: UUID
+    rule: str
+    version: int
+    to: str
+    participant_id: UUID
+    referral_id: UUID | None
+    unit: str
+    amount: int
+    reversed: int
+    state: str
+    held: bool
+    available_at: datetime
+    created_at: datetime
+
+
+class RewardFilter(NamedTuple):
+    """Which rewards of a participant, or of a programme, are wanted after the cursor; None: any."""
+
+    owner_id: UUID
+    state: RewardState | None
+    rule: str | None
+    after: Cursor | None
+    discreet: bool
+    """As the participant may see them."""

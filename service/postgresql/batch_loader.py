@@ -18,6 +18,8 @@ FEW_KEYS: Final = 3
 """So few are read at once; more wait while turns of the loop add to them."""
 MANY_KEYS: Final = 32
 """So many wait no longer: with more, the share of each would hardly become smaller."""
+MOST_PAGES: Final = 50
+"""Pages of one statement; a page has up to a hundred rows."""
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -73,3 +75,23 @@ class BatchLoader(Generic[K, V]):
         finally:
             for _, future in waiting:
                 future.cancel()  # still waiting only if this task was cancelled
+
+
+class PageLoader(Generic[K, V]):
+    """Pages of lists by key: as `read` returns them, given their size, in the order of the keys."""
+
+    def __init__(self, read: Callable[[Sequence[K], int], Awaitable[Sequence[list[V]]]]) -> None:
+        self._read = read
+        self._pages = BatchLoader[tuple[K, int], list[V]](self._read_all, MOST_PAGES)
+
+    async def find(self, key: K, limit: int) -> list[V]:
+        """Return the page of up to `limit` rows; raise what `read` does."""
+        return await self._pages.find((key, limit)) or []
+
+    async def _read_all(self, wanted: Sequence[tuple[K, int]]) -> dict[tuple[K, int], list[V]]:
+        found: dict[tuple[K, int], list[V]] = {}
+        for limit in {limit for _, limit in wanted}:
+            alike = [one for one in wanted if one[1] == limit]
+            pages = await self._read([key for key, _ in alike], limit)
+            found.update(zip(alike, pages, strict=True))
+        return found

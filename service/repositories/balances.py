@@ -1,5 +1,6 @@
 """The SQL of balances, which transfers move."""
 
+from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
@@ -20,13 +21,19 @@ FIND_AVAILABLE: Final = """
        AND unit = $2
 """
 
-OF_PARTICIPANT: Final = """
-    SELECT participant_id, unit, pending, available, redeemed
-      FROM balances
-     WHERE participant_id = $1
-       AND (participant_id, unit) < ($2, $3)
-     ORDER BY unit DESC
-     LIMIT $4
+NEWEST_OF_SEVERAL: Final = """
+    SELECT wanted.place, page.*
+      FROM unnest($1::uuid[], $2::uuid[], $3::text[]) WITH ORDINALITY
+           AS wanted (participant_id, before_id, before_unit, place)
+     CROSS JOIN LATERAL (
+            SELECT participant_id, unit, pending, available, redeemed
+              FROM balances
+             WHERE participant_id = wanted.participant_id
+               AND (participant_id, unit) < (wanted.before_id, wanted.before_unit)
+             ORDER BY unit DESC
+             LIMIT $4
+           ) AS page
+     ORDER BY wanted.place, page.unit DESC
 """
 
 NEWEST: Final = """
@@ -63,21 +70,31 @@ class BalanceRepository(Repository):
         return await self._connection.fetchval(FIND_AVAILABLE, participant_id, unit) or 0
 
     async def newest(
-        self,
-        programme_id: UUID,
-        participant_id: UUID | None,
-        limit: int,
-        after: BalanceCursor | None,
+        self, programme_id: UUID, limit: int, after: BalanceCursor | None
     ) -> list[Balance]:
-        """Return up to `limit` of a participant, or else of a programme, newest ones first."""
+        """Return up to `limit` of a programme, those of the newest participants first."""
         rows = await self._connection.fetch(
-            NEWEST if participant_id is None else OF_PARTICIPANT,
-            participant_id or programme_id,
+            NEWEST,
+            programme_id,
             after.participant_id if after else LAST_ID,
             after.unit if after else "",
             limit,
         )
-        return [Balance(**row) for row in rows]
+        return list(map(Balance._make, rows))
+
+    async def newest_of_several(
+        self, wanted: Sequence[tuple[UUID, BalanceCursor | None]], limit: int
+    ) -> list[list[Balance]]:
+        """Return up to `limit` of each participant after the cursor."""
+        return await self._pages(
+            len(wanted),
+            Balance._make,
+            NEWEST_OF_SEVERAL,
+            [participant_id for participant_id, _ in wanted],
+            [after.participant_id if after else LAST_ID for _, after in wanted],
+            [after.unit if after else "" for _, after in wanted],
+            limit,
+        )
 
     async def liability(self, programme_id: UUID) -> list[Liability]:
         """Return what the programme owes, by unit."""

@@ -32,6 +32,18 @@ class Repository:
         """Return whether the statement returns a row."""
         return await self._connection.fetchval(statement, *arguments) is not None
 
+    async def _pages(
+        self, count: int, make: Callable[[Any], T], statement: str, *arguments: Any
+    ) -> list[list[T]]:
+        """Return what is made of the rows of each page: their first column is its place, from 1.
+
+        LIMIT is one number for all of them: knowing it, PostgreSQL plans for few rows.
+        """
+        found: list[list[T]] = [[] for _ in range(count)]
+        for row in await self._connection.fetch(statement, *arguments):
+            found[row[0] - 1].append(make(row[1:]))
+        return found
+
 
 def unnested(*types: str) -> str:
     """Return `unnest` of the first parameters, arrays of the types, as rows.

@@ -8,13 +8,19 @@ from uuid import UUID
 
 from uuid6 import uuid7
 
-from service.domain.pages import Cursor
-from service.domain.rewards import Reward, RewardFilter, RewardState
+from service.domain.rewards import ListedReward, Reward, RewardFilter, RewardState
 from service.repositories.connection import LAST_ID, Repository, unnested
 
 _COLUMNS: Final = """
     reward_id, programme_id, version, rule, participant_id, referral_id, cause_id, nth, unit,
     amount, reversed, state, held, available_at, created_at
+"""
+
+# In the order of ListedReward.
+_LISTED: Final = """
+    reward_id, rule, version,
+    CASE WHEN participant_id = referral_id THEN 'referee' ELSE 'referrer' END AS "to",
+    participant_id, referral_id, unit, amount, reversed, state, held, available_at, created_at
 """
 
 # fmt: off
@@ -225,19 +231,25 @@ NEWEST_OF_REFERRAL: Final = f"""
      LIMIT $2
 """
 
-NEWEST_OF_PARTICIPANT: Final = f"""
-    SELECT {_COLUMNS}
-      FROM rewards
-     WHERE participant_id = $1
-       AND ($2::text IS NULL OR state = $2)
-       AND ($3::text IS NULL OR rule = $3)
-       AND (created_at, reward_id) < (COALESCE($4::timestamptz, 'infinity'), $5)
-     ORDER BY created_at DESC, reward_id DESC
-     LIMIT $6
+NEWEST_OF_SEVERAL: Final = f"""
+    SELECT wanted.place, page.*
+      FROM unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::uuid[])
+           WITH ORDINALITY AS wanted (participant_id, state, rule, before, before_id, place)
+     CROSS JOIN LATERAL (
+            SELECT {_LISTED}
+              FROM rewards
+             WHERE participant_id = wanted.participant_id
+               AND (wanted.state IS NULL OR state = wanted.state)
+               AND (wanted.rule IS NULL OR rule = wanted.rule)
+               AND (created_at, reward_id) < (COALESCE(wanted.before, 'infinity'), wanted.before_id)
+             ORDER BY created_at DESC, reward_id DESC
+             LIMIT $6
+           ) AS page
+     ORDER BY wanted.place, page.created_at DESC, page.reward_id DESC
 """
 
 NEWEST: Final = f"""
-    SELECT {_COLUMNS}
+    SELECT {_LISTED}
       FROM rewards
      WHERE programme_id = $1
        AND ($2::text IS NULL OR state = $2)
@@ -347,16 +359,33 @@ class RewardRepository(Repository):
     async def newest_of_referral(self, referral_id: UUID, limit: int) -> list[Reward]:
         return await self._rewards(NEWEST_OF_REFERRAL, referral_id, limit)
 
-    async def newest(self, wanted: RewardFilter, limit: int, after: Cursor | None) -> list[Reward]:
-        """Return up to `limit` of the wanted rewards, newest first."""
-        whole = wanted.participant_id is None
-        return await self._rewards(
-            NEWEST if whole else NEWEST_OF_PARTICIPANT,
-            wanted.programme_id if whole else wanted.participant_id,
+    async def newest(self, wanted: RewardFilter, limit: int) -> list[ListedReward]:
+        """Return up to `limit` of the wanted rewards of a programme, newest first."""
+        after = wanted.after
+        rows = await self._connection.fetch(
+            NEWEST,
+            wanted.owner_id,
             wanted.state,
             wanted.rule,
             after and after.at,
             after.row_id if after else LAST_ID,
+            limit,
+        )
+        return list(map(ListedReward._make, rows))
+
+    async def newest_of_several(
+        self, wanted: Sequence[RewardFilter], limit: int
+    ) -> list[list[ListedReward]]:
+        """Return up to `limit` of the wanted rewards of each participant, newest first."""
+        return await self._pages(
+            len(wanted),
+            ListedReward._make,
+            NEWEST_OF_SEVERAL,
+            [one.owner_id for one in wanted],
+            [one.state for one in wanted],
+            [one.rule for one in wanted],
+            [one.after and one.after.at for one in wanted],
+            [one.after.row_id if one.after else LAST_ID for one in wanted],
             limit,
         )
 

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from service.domain.ledger import Account, Transfer, TransferKind
+from service.domain.ledger import Account, ListedTransfer, Transfer, TransferKind
 from service.domain.pages import Cursor
 from service.repositories.connection import LAST_ID, Repository
 
@@ -14,12 +14,16 @@ _COLUMNS: Final = """
     reward_id, external_id, cancels, note, made_by, created_at
 """
 
-# With when it was taken back, which only a redemption can be.
-_SHOWN: Final = f"""
-    {_COLUMNS},
+_CANCELLED_AT: Final = """
     CASE kind WHEN 'redemption'
          THEN (SELECT c.created_at FROM transfers c WHERE c.cancels = transfers.transfer_id)
           END AS cancelled_at
+"""
+
+# In the order of ListedTransfer.
+_LISTED: Final = f"""
+    transfer_id, kind, from_account, to_account, participant_id, unit, amount, reward_id,
+    external_id, cancels, {_CANCELLED_AT}, note, created_at
 """
 
 # What transfers in `posted` add to each account of each balance.
@@ -142,23 +146,30 @@ FIND_CANCELLATION: Final = f"""
 """
 
 FIND_EXTERNAL: Final = f"""
-    SELECT {_SHOWN}, fingerprint
+    SELECT {_COLUMNS}, {_CANCELLED_AT}, fingerprint
       FROM transfers
      WHERE programme_id = $1
        AND external_id = $2
 """
 
-NEWEST_OF_PARTICIPANT: Final = f"""
-    SELECT {_SHOWN}
-      FROM transfers
-     WHERE participant_id = $1
-       AND (created_at, transfer_id) < (COALESCE($2::timestamptz, 'infinity'), $3)
-     ORDER BY created_at DESC, transfer_id DESC
-     LIMIT $4
+NEWEST_OF_SEVERAL: Final = f"""
+    SELECT wanted.place, page.*
+      FROM unnest($1::uuid[], $2::timestamptz[], $3::uuid[]) WITH ORDINALITY
+           AS wanted (participant_id, before, before_id, place)
+     CROSS JOIN LATERAL (
+            SELECT {_LISTED}
+              FROM transfers
+             WHERE participant_id = wanted.participant_id
+               AND (created_at, transfer_id)
+                   < (COALESCE(wanted.before, 'infinity'), wanted.before_id)
+             ORDER BY created_at DESC, transfer_id DESC
+             LIMIT $4
+           ) AS page
+     ORDER BY wanted.place, page.created_at DESC, page.transfer_id DESC
 """
 
 NEWEST: Final = f"""
-    SELECT {_SHOWN}
+    SELECT {_LISTED}
       FROM transfers
      WHERE programme_id = $1
        AND (created_at, transfer_id) < (COALESCE($2::timestamptz, 'infinity'), $3)
@@ -234,17 +245,27 @@ class TransferRepository(Repository):
         return _of(members), fingerprint
 
     async def newest(
-        self, programme_id: UUID, participant_id: UUID | None, limit: int, after: Cursor | None
-    ) -> list[Transfer]:
-        """Return up to `limit` of a participant, or else of the programme, newest first."""
+        self, programme_id: UUID, limit: int, after: Cursor | None
+    ) -> list[ListedTransfer]:
+        """Return up to `limit` of a programme, newest first."""
         rows = await self._connection.fetch(
-            NEWEST if participant_id is None else NEWEST_OF_PARTICIPANT,
-            participant_id or programme_id,
-            after and after.at,
-            after.row_id if after else LAST_ID,
+            NEWEST, programme_id, after and after.at, after.row_id if after else LAST_ID, limit
+        )
+        return list(map(ListedTransfer._make, rows))
+
+    async def newest_of_several(
+        self, wanted: Sequence[tuple[UUID, Cursor | None]], limit: int
+    ) -> list[list[ListedTransfer]]:
+        """Return up to `limit` of each participant after the cursor, newest first."""
+        return await self._pages(
+            len(wanted),
+            ListedTransfer._make,
+            NEWEST_OF_SEVERAL,
+            [participant_id for participant_id, _ in wanted],
+            [after and after.at for _, after in wanted],
+            [after.row_id if after else LAST_ID for _, after in wanted],
             limit,
         )
-        return list(map(_of, rows))
 
 
 def _asked_for(transfer: Transfer, amount: int, fingerprint: bytes) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """What can be done with the ledger: paying out, taking that back, adjusting, looking."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
@@ -14,12 +14,20 @@ from service.domain.errors import (
     ProgrammeNotFound,
     TransferNotFound,
 )
-from service.domain.ledger import Account, Balance, Liability, Transfer, TransferKind
+from service.domain.ledger import (
+    Account,
+    Balance,
+    Liability,
+    ListedTransfer,
+    Transfer,
+    TransferKind,
+)
 from service.domain.pages import BalanceCursor, Cursor, Page
 from service.domain.participants import Participant
 from service.domain.programmes import DEFAULT_PROGRAMME, DEFAULT_PROGRAMME_ID
-from service.domain.rewards import Reward, RewardFilter, RewardState
+from service.domain.rewards import ListedReward, RewardFilter, RewardState
 from service.domain.webhooks import EventType, redemption_announcement
+from service.postgresql.batch_loader import PageLoader
 from service.postgresql.database import Repositories, TryAgain, retried
 from service.use_cases.idempotency import AnswerOnce
 from service.use_cases.participants import Participants, Who
@@ -55,22 +63,25 @@ class Whose:
     programme: str = DEFAULT_PROGRAMME
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BalancePage:
-    """Some balances, and the cursor to the next ones; None at the end."""
-
-    items: list[Balance]
-    next_cursor: BalanceCursor | None
-
-
 class Ledger:
     """The ledger: redemptions, cancellations, adjustments, lists."""
 
     def __init__(self, shared: Shared, programmes: Programmes, participants: Participants) -> None:
-        self._database = shared.database
+        self._database = database = shared.database
         self._clock = shared.clock
         self._programmes = programmes
         self._participants = participants
+        self._rewards = PageLoader[RewardFilter, ListedReward](self._read_rewards)
+        self._transfers = PageLoader[tuple[UUID, Cursor | None], ListedTransfer](
+            lambda places, limit: database.read(
+                lambda stored: stored.transfers.newest_of_several(places, limit)
+            )
+        )
+        self._balances = PageLoader[tuple[UUID, BalanceCursor | None], Balance](
+            lambda places, limit: database.read(
+                lambda stored: stored.balances.newest_of_several(places, limit)
+            )
+        )
 
     @retried
     async def redeem(
@@ -153,40 +164,53 @@ class Ledger:
         rule: str | None,
         limit: int,
         after: Cursor | None,
-    ) -> Page[Reward]:
+    ) -> Page[ListedReward]:
         """Return a page of rewards, newest first; raise ProgrammeUnknown."""
-        async with self._database.autocommit() as repositories:
-            found = await self._resolve(repositories, whose)
-            if found is None:
-                return Page([], None)
-            programme_id, participant_id = found
-            wanted = RewardFilter(
-                programme_id=programme_id, participant_id=participant_id, state=state, rule=rule
+        found = await self._resolve(whose)
+        if found is None:
+            return Page([], None)
+        programme_id, participant_id = found
+        owner_id, is_own = participant_id or programme_id, whose.user_id is not None
+        wanted = RewardFilter(owner_id, state, rule, after, discreet=is_own)
+        if participant_id is None:
+            rewards = await self._database.read(
+                lambda stored: stored.rewards.newest(wanted, limit + 1)
             )
-            rewards = await repositories.rewards.newest(wanted, limit + 1, after)
-            if whose.user_id is not None:
-                rewards = await self._discreet(repositories, rewards)
+        else:
+            rewards = await self._rewards.find(wanted, limit + 1)
         return Page.of(rewards, limit, lambda last: Cursor(last.created_at, last.reward_id))
 
-    async def transfers(self, whose: Whose, limit: int, after: Cursor | None) -> Page[Transfer]:
+    async def transfers(
+        self, whose: Whose, limit: int, after: Cursor | None
+    ) -> Page[ListedTransfer]:
         """Return a page of transfers, newest first; raise ProgrammeUnknown."""
-        async with self._database.autocommit() as repositories:
-            found = await self._resolve(repositories, whose)
-            if found is None:
-                return Page([], None)
-            transfers = await repositories.transfers.newest(*found, limit + 1, after)
+        found = await self._resolve(whose)
+        if found is None:
+            return Page([], None)
+        programme_id, participant_id = found
+        if participant_id is None:
+            transfers = await self._database.read(
+                lambda stored: stored.transfers.newest(programme_id, limit + 1, after)
+            )
+        else:
+            transfers = await self._transfers.find((participant_id, after), limit + 1)
         return Page.of(transfers, limit, lambda last: Cursor(last.created_at, last.transfer_id))
 
-    async def balances(self, whose: Whose, limit: int, after: BalanceCursor | None) -> BalancePage:
+    async def balances(
+        self, whose: Whose, limit: int, after: BalanceCursor | None
+    ) -> Page[Balance]:
         """Return a page of balances, newest participants first; raise ProgrammeUnknown."""
-        async with self._database.autocommit() as repositories:
-            found = await self._resolve(repositories, whose)
-            if found is None:
-                return BalancePage(items=[], next_cursor=None)
-            balances = await repositories.balances.newest(*found, limit + 1, after)
-        items, more = balances[:limit], len(balances) > limit
-        last = BalanceCursor(items[-1].participant_id, items[-1].unit) if more else None
-        return BalancePage(items=items, next_cursor=last)
+        found = await self._resolve(whose)
+        if found is None:
+            return Page([], None)
+        programme_id, participant_id = found
+        if participant_id is None:
+            balances = await self._database.read(
+                lambda stored: stored.balances.newest(programme_id, limit + 1, after)
+            )
+        else:
+            balances = await self._balances.find((participant_id, after), limit + 1)
+        return Page.of(balances, limit, lambda last: BalanceCursor(last.participant_id, last.unit))
 
     async def liability(self, key: str) -> list[Liability]:
         """Return what a programme owes, by unit; raise ProgrammeNotFound."""
@@ -202,42 +226,49 @@ class Ledger:
         programme = await self._programmes.find_by_id(repositories, redemption.programme_id)
         announce(repositories, now, redemption_announcement(kind, programme.key, redemption))
 
+    async def _read_rewards(
+        self, wanted: Sequence[RewardFilter], limit: int
+    ) -> list[list[ListedReward]]:
+        async with self._database.autocommit() as repositories:
+            found = await repositories.rewards.newest_of_several(wanted, limit)
+            return [
+                await self._discreet(repositories, rewards) if one.discreet else rewards
+                for one, rewards in zip(wanted, found, strict=True)
+            ]
+
     async def _discreet(
-        self, repositories: Repositories, rewards: Sequence[Reward]
-    ) -> list[Reward]:
-        """Return rewards as their owner sees them: whose amount a percentage is of is not told."""
+        self, repositories: Repositories, rewards: list[ListedReward]
+    ) -> list[ListedReward]:
+        """Return an account's rewards as it may see them: what a percentage is of is not told."""
         parts = set()
-        for programme_id, version in {(one.programme_id, one.version) for one in rewards}:
-            rules = await self._programmes.rules(repositories, programme_id, version)
+        for version in {one.version for one in rewards}:
+            rules = await self._programmes.rules(repositories, DEFAULT_PROGRAMME_ID, version)
             parts |= {
-                (programme_id, version, rule.name)
-                for rule in rules.rewards
-                if rule.basis_points is not None
+                (version, rule.name) for rule in rules.rewards if rule.basis_points is not None
             }
         if not parts:
-            return list(rewards)
+            return rewards
         return [
-            replace(one, referral_id=None)
-            if one.to == "referrer" and (one.programme_id, one.version, one.rule) in parts
+            one._replace(referral_id=None)
+            if one.to == "referrer" and (one.version, one.rule) in parts
             else one
             for one in rewards
         ]
 
-    async def _resolve(
-        self, repositories: Repositories, whose: Whose
-    ) -> tuple[UUID, UUID | None] | None:
+    async def _resolve(self, whose: Whose) -> tuple[UUID, UUID | None] | None:
         """Return the programme, and whose participant's it is if it is one's.
 
         None: somebody whom nobody has reported, or an account in another programme than its own,
         who have nothing.
         """
-        if whose.who is None:
+        if whose.user_id is not None and whose.programme == DEFAULT_PROGRAMME:
+            return DEFAULT_PROGRAMME_ID, whose.user_id
+        async with self._database.autocommit() as repositories:
+            if whose.who is not None:
+                found = await self._participants.find_known(repositories, whose.who)
+                return None if found is None else (found.programme_id, found.participant_id)
             programme_id = await self._programmes.id_of(repositories, whose.programme)
-            if whose.user_id is not None and programme_id != DEFAULT_PROGRAMME_ID:
-                return None
-            return programme_id, whose.user_id
-        found = await self._participants.find_known(repositories, whose.who)
-        return None if found is None else (found.programme_id, found.participant_id)
+        return None if whose.user_id is not None else (programme_id, None)
 
     async def _find(self, repositories: Repositories, who: Who, now: datetime) -> Participant:
         """Return a participant, an account as one; raise InvalidInput for somebody unknown."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 from uuid import UUID
 
 from service.domain.clock import Clock
@@ -26,7 +26,7 @@ from service.domain.referrals import (
 )
 from service.domain.users import Role
 from service.domain.webhooks import referral_created
-from service.postgresql.batch_loader import BatchLoader
+from service.postgresql.batch_loader import PageLoader
 from service.postgresql.database import Database, Repositories, TryAgain, retried
 from service.repositories.referrals import MailboxJustReferred
 from service.use_cases.decisions import (
@@ -41,8 +41,6 @@ from service.use_cases.locks import lock_standing
 from service.use_cases.programmes import Programmes
 from service.use_cases.webhooks import announce
 
-MOST_PAGES: Final = 50
-"""Pages read by one statement; a page has up to a hundred rows."""
 MOST_SHOWN: Final = 100
 """Of the events and the decisions of one referral the newest are shown."""
 MOST_OVERDUE: Final = 100
@@ -53,12 +51,6 @@ _OF_REVIEWS: Final = frozenset(
     {ReferralReason.REVIEW_APPROVED, *(ReferralReason(flag.value) for flag in ReferralFlag)}
 )
 """Reasons that tell what was suspicious, or that something was."""
-
-
-class _Wanted(NamedTuple):
-    referrer_id: UUID
-    after: Cursor | None
-    limit: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +99,11 @@ class Referrals:
         self._programmes = programmes
         self._decisions = decisions
         self._clock = clock
-        self._pages = BatchLoader[_Wanted, list[Referral]](self._read, MOST_PAGES)
+        self._pages = PageLoader[tuple[UUID, Cursor | None], Referral](
+            lambda places, limit: database.from_standby(
+                lambda stored: stored.referrals.newest_of_several(places, limit)
+            )
+        )
 
     async def page(
         self, caller_id: UUID | None, referrer_id: UUID | None, limit: int, after: Cursor | None
@@ -126,21 +122,8 @@ class Referrals:
                 if referrer_id is None or await repositories.participants.find(referrer_id) is None:
                     raise UserNotFound
         assert referrer_id is not None
-        referrals = await self._pages.find(_Wanted(referrer_id, after, limit + 1)) or []
+        referrals = await self._pages.find((referrer_id, after), limit + 1)
         return Page.of(referrals, limit, lambda last: Cursor(last.registered_at, last.user_id))
-
-    async def _read(self, wanted: Sequence[_Wanted]) -> dict[_Wanted, list[Referral]]:
-        found: dict[_Wanted, list[Referral]] = {}
-        for limit in {one.limit for one in wanted}:
-            alike = [one for one in wanted if one.limit == limit]
-            found.update(zip(alike, await self._newest_of(alike, limit), strict=True))
-        return found
-
-    async def _newest_of(self, wanted: Sequence[_Wanted], limit: int) -> list[list[Referral]]:
-        places = [(one.referrer_id, one.after) for one in wanted]
-        return await self._database.from_standby(
-            lambda stored: stored.referrals.newest_of_several(places, limit)
-        )
 
     async def add(
         self, repositories: Repositories, new: NewReferral, now: datetime

@@ -1,5 +1,6 @@
 """Payouts, adjustments and balances over HTTP."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -219,6 +220,30 @@ async def test_all_balances_are_paged(company: Company) -> None:
     for bad in ("x", "AAAA", "AAAAAAAAAAAAAAAAAAAAAAAA"):
         refused = await company.get(f"/balances?cursor={bad}")
         assert_problem(refused, 422, "validation-failed", ["#/cursor"])
+
+
+async def test_pages_that_are_read_at_once_are_what_each_alone_is(company: Company) -> None:
+    """One statement reads the pages of several participants."""
+    asked: list[str] = []
+    for times in (1, 3):
+        referrer = await company.new_referrer()
+        for _ in range(times):
+            referee, order, _ = await bought(company, referrer)
+            await company.post("/adjustments", payout(referrer, 1, note="x", unit="points"))
+        await refunded(company, referee, order)
+        for query in ("", "&limit=1", "&limit=2"):
+            for path in ("/rewards", "/transfers", "/balances"):
+                asked.append(f"{path}?external_id={referrer['external_id']}{query}")
+                if cursor := (await company.get(asked[-1])).json()["next_cursor"]:
+                    asked.append(f"{asked[-1]}&cursor={cursor}")
+        asked += [
+            f"/rewards?external_id={referrer['external_id']}&{wanted}"
+            for wanted in ("state=reversed", "state=available", "rule=friend", "rule=other")
+        ]
+    alone = [(await company.get(path)).json() for path in asked]
+    assert len({str(page) for page in alone}) > 15
+    answers = await asyncio.gather(*map(company.get, asked))
+    assert [answer.json() for answer in answers] == alone
 
 
 async def test_another_programme_has_its_own_ids_and_balances(company: Company) -> None:

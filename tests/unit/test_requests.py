@@ -7,15 +7,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
-from aiohttp_apispec import querystring_schema, response_schema
 from marshmallow import ValidationError
 from multidict import CIMultiDict
 
 from service.api.http import client_address as client_address_module
 from service.api.http.client_address import CLIENT_ADDRESSES, ClientAddresses, client_address
-from service.api.http.fields import Moment, PageQuery, RequestSchema, Text, TypedCode, WholeNumber
-from service.api.http.requests import read_page, read_query
-from service.api.http.responses import PageSchema
+from service.api.http.fields import Moment, RequestSchema, Text, TypedCode, WholeNumber
 from service.settings import values
 
 CLIENT, OTHER, PROXY, FAR_PROXY = "203.0.113.5", "198.51.100.6", "10.0.0.1", "10.0.0.2"
@@ -240,24 +237,6 @@ class Members(RequestSchema):
     needed = Text(required=True)
     optional = Text()
     usual = WholeNumber(load_default=5)
-
-
-async def test_a_query_is_validated_once() -> None:
-    validated: list[str] = []
-
-    class Query(PageQuery):
-        word = Text(validate=validated.append)
-
-    async def show(_: web.Request) -> web.Response:
-        raise NotImplementedError
-
-    app = web.Application()
-    app.router.add_get("/", response_schema(PageSchema)(querystring_schema(Query)(show)))
-    request = make_mocked_request("GET", "/?word=x&limit=5")
-    request._match_info = await app.router.resolve(request)
-    assert read_query(request)["word"] == "x"
-    assert read_page(request) == (5, None)
-    assert validated == ["x"]
 
 
 def test_null_leaves_an_optional_member_out() -> None:

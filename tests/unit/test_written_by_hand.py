@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api.http.responses import to_json
-from service.api.ledger import TransfersSchema, write_transfers
+from service.api.ledger import BalancesSchema, TransfersSchema, write_balances, write_transfers
 from service.api.referrals import ReferralsSchema, write_page
 from service.api.rewards import RewardsSchema, write_rewards
-from service.domain.ledger import Transfer
-from service.domain.pages import Cursor, Page
+from service.domain.ledger import Account, Balance, ListedTransfer, TransferKind
+from service.domain.pages import BalanceCursor, Cursor, Page
 from service.domain.referrals import Referral, ReferralFlag, ReferralState
-from service.domain.rewards import Reward
+from service.domain.rewards import ListedReward, RewardState
 
 MOMENTS = st.datetimes(
     datetime(1970, 1, 1),  # noqa: DTZ001  # hypothesis adds the zone
@@ -34,10 +34,26 @@ REFERRALS = st.builds(
 
 
 REWARDS = st.builds(
-    Reward, available_at=MOMENTS, created_at=MOMENTS, rule=st.text(), unit=st.text()
+    ListedReward,
+    rule=st.text(),
+    to=st.sampled_from(["referrer", "referee"]),
+    unit=st.text(),
+    state=st.sampled_from(RewardState),
+    available_at=MOMENTS,
+    created_at=MOMENTS,
 )
 TRANSFERS = st.builds(
-    Transfer, created_at=MOMENTS, cancelled_at=st.none() | MOMENTS, note=st.none() | st.text()
+    ListedTransfer,
+    kind=st.sampled_from(TransferKind),
+    from_account=st.sampled_from(Account),
+    to_account=st.sampled_from(Account),
+    created_at=MOMENTS,
+    cancelled_at=st.none() | MOMENTS,
+    note=st.none() | st.text(),
+)
+BALANCES = st.builds(Balance, unit=st.text())
+BALANCE_CURSORS = st.none() | st.builds(
+    BalanceCursor, participant_id=st.uuids(), unit=st.from_regex("[A-Za-z]+", fullmatch=True)
 )
 CURSORS = st.none() | st.builds(Cursor, at=MOMENTS, row_id=st.uuids())
 
@@ -49,15 +65,21 @@ def test_a_page_of_referrals(items: list[Referral], cursor: Cursor | None) -> No
 
 
 @given(st.lists(REWARDS, max_size=3), CURSORS)
-def test_a_page_of_rewards(items: list[Reward], cursor: Cursor | None) -> None:
+def test_a_page_of_rewards(items: list[ListedReward], cursor: Cursor | None) -> None:
     page = Page(items, cursor)
     assert write_rewards(page) == to_json(RewardsSchema().dump(page))
 
 
 @given(st.lists(TRANSFERS, max_size=3), CURSORS)
-def test_a_page_of_transfers(items: list[Transfer], cursor: Cursor | None) -> None:
+def test_a_page_of_transfers(items: list[ListedTransfer], cursor: Cursor | None) -> None:
     page = Page(items, cursor)
     assert write_transfers(page) == to_json(TransfersSchema().dump(page))
+
+
+@given(st.lists(BALANCES, max_size=3), BALANCE_CURSORS)
+def test_a_page_of_balances(items: list[Balance], cursor: BalanceCursor | None) -> None:
+    page = Page(items, cursor)
+    assert write_balances(page) == to_json(BalancesSchema().dump(page))
 
 
 @given(st.uuids(), MOMENTS)

@@ -13,7 +13,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from marshmallow import Schema, ValidationError
 
 from service.api.http.app_keys import SETTINGS
-from service.api.http.fields import PageQuery, RequestSchema
+from service.api.http.fields import RequestSchema
 from service.api.http.problem_types import BadRequest, RequestTimeout, UnsupportedMediaType
 from service.domain.errors import InvalidInput, ServiceError
 from service.domain.pages import Cursor
@@ -34,8 +34,6 @@ class InvalidBody(ValidationError):
         self.further = further
 
 
-_QUERY: Final = web.RequestKey("QUERY", dict[str, Any])
-_FIRST_PAGE: Final = (PageQuery().load({})["limit"], None)
 _NO_MEMBERS: Final = RequestSchema()
 
 
@@ -49,7 +47,7 @@ async def read_body(request: web.Request, *rules: Rule) -> dict[str, Any]:
     have another answer to give first. Raises BadRequest, RequestTimeout or UnsupportedMediaType
     for a body that cannot be read.
     """
-    schema = _schema_of(request, "json")
+    schema = _schema_of(request.match_info.handler, "json")
     raw = await read_bytes(request)
     document, repeated = _parse(request, raw) if raw or schema.validate({}) else ({}, [])
     further = [(pointer, "This member appears more than once.") for pointer in repeated]
@@ -84,7 +82,9 @@ async def check_no_body(request: web.Request) -> None:
     Raises as `read_body` does. A body of GET or DELETE has no meaning, and is not looked at
     (RFC 9110, 9.3).
     """
-    if request.method != "POST" or not request.body_exists or _declared(request, "json"):
+    if request.method != "POST" or not request.body_exists:
+        return
+    if _declared(request.match_info.handler, "json"):
         return
     if raw := await read_bytes(request):  # not an empty chunked one
         document, _ = _parse(request, raw)
@@ -92,28 +92,39 @@ async def check_no_body(request: web.Request) -> None:
 
 
 def read_query(request: web.Request) -> dict[str, Any]:
-    """Return the query parameters, by the handler's `@querystring_schema`; validate them once."""
-    if _QUERY not in request:
-        request[_QUERY] = _schema_of(request, "querystring").load(request.query)
-    return request[_QUERY]
+    """Return the query parameters, by the handler's `@querystring_schema`."""
+    handler = request.match_info.handler
+    if not request.query_string:
+        return dict(_defaults(handler))
+    loaded: dict[str, Any] = _schema_of(handler, "querystring").load(request.query)
+    return loaded
 
 
-def _schema_of(request: web.Request, location: str) -> Schema:
+@functools.cache
+def _defaults(handler: object) -> Mapping[str, Any]:
+    """Return what an empty query means: loading it takes half as long as an empty answer."""
+    defaults: Mapping[str, Any] = _schema_of(handler, "querystring").load({})
+    return defaults
+
+
+def _schema_of(handler: object, location: str) -> Schema:
     """Return what aiohttp-apispec's decorators have declared: what is documented is validated."""
-    [schema] = _declared(request, location)
+    [schema] = _declared(handler, location)
     return schema
 
 
-def _declared(request: web.Request, location: str) -> list[Schema]:
-    declared = getattr(request.match_info.handler, "__schemas__", ())
+def _declared(handler: object, location: str) -> list[Schema]:
+    declared = getattr(handler, "__schemas__", ())
     return [each["schema"] for each in declared if each["location"] == location]
 
 
 def read_page(request: web.Request) -> tuple[int, Cursor | None]:
     """Return the requested page size, and the cursor after which the page starts."""
-    if not request.query_string:
-        return _FIRST_PAGE
-    query = read_query(request)
+    return page_in(request, read_query(request))
+
+
+def page_in(request: web.Request, query: Mapping[str, Any]) -> tuple[int, Cursor | None]:
+    """Return the same of its query, which has been read."""
     cursor = own_cursor(request, query["cursor"])
     return query["limit"], None if cursor is None else Cursor.decode(cursor)
 
