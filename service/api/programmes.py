@@ -70,7 +70,7 @@ def _landing_url(check: Callable[[str], None], more: str = "") -> TrimmedText:
     return TrimmedText(
         validate=by_rule(check),
         metadata={
-            "description": f"Where share links lead, with `ref=CODE` added{more}.",
+            "description": f"Where share links redirect to, with `ref=CODE` added{more}.",
             "example": "https://shop.example/welcome",
         },
     )
@@ -94,12 +94,20 @@ class NewProgrammeSchema(RequestSchema):
 
 class ProgrammeChangeSchema(ChangeSchema):
     name = _name()
-    landing_url = _landing_url(_check_landing_url_or_none, "; an empty text removes it")
+    landing_url = _landing_url(_check_landing_url_or_none, "; an empty string removes it")
     paused = TrueOrFalse(
-        metadata={"description": "Everything is recorded; nothing becomes available."}
+        metadata={
+            "description": "Whether the programme is paused: everything is recorded, but no reward "
+            "becomes available."
+        }
     )
     leaderboard = TrueOrFalse()
-    ended = TrueOrFalse(metadata={"description": "Codes are unusable; referrals go on."})
+    ended = TrueOrFalse(
+        metadata={
+            "description": "Whether the programme has ended: its codes cannot be used, but "
+            "existing referrals continue."
+        }
+    )
 
 
 class NewRulesSchema(RequestSchema):
@@ -107,7 +115,7 @@ class NewRulesSchema(RequestSchema):
         1,
         LARGEST_VERSION,
         required=True,
-        metadata={"description": "The version that these rules replace."},
+        metadata={"description": "The current version, which these rules replace."},
     )
     rules = fields.Nested(RulesSchema, required=True)
 
@@ -120,12 +128,13 @@ class TriedEventSchema(EventMembersSchema):
 
 
 class TriedReferralSchema(RequestSchema):
-    signed_up_at = Moment(metadata={"description": "Now if omitted."})
+    signed_up_at = Moment(metadata={"description": "When the referee signed up; now if omitted."})
     nth = whole(
         1,
         LARGEST_COUNT,
         metadata={
-            "description": "Which of the referrer's qualified referrals it is; 1 if omitted."
+            "description": "The referral's position among the referrer's qualified ones; 1 if "
+            "omitted."
         },
     )
 
@@ -141,12 +150,12 @@ class ProgrammeSchema(Schema):
     name = fields.String(attribute="programme.name")
     version = fields.Integer(attribute="programme.version")
     rules = fields.Dict(
-        metadata={"description": "The newest rules, as they were put.", "example": RULES_EXAMPLE}
+        metadata={"description": "The current rules, as they were sent.", "example": RULES_EXAMPLE}
     )
     effective_rules = fields.Dict(
         metadata={
-            "description": "The same with what applies where they are silent: `hold_days` of each "
-            "reward, and what follows from each sign of fraud.",
+            "description": "The same rules with defaults filled in: the `hold_days` of each reward "
+            "and the action of each fraud rule.",
             "example": in_full(RULES_EXAMPLE),
         }
     )
@@ -176,7 +185,10 @@ class TriedRewardSchema(Schema):
         attribute="cause.external_id",
         dump_default=None,
         allow_none=True,
-        metadata={"description": "The event that it is for; null if it is for the referral."},
+        metadata={
+            "description": "The event that the reward is for; null if it is for the referral "
+            "itself."
+        },
     )
     available_at = Moment()
 
@@ -193,7 +205,7 @@ RULES_VERSION_SCHEMA = RulesVersionSchema()
 ASSESSMENT_SCHEMA = AssessmentSchema()
 
 
-@docs(tags=["Programmes"], summary="List the programmes", refuses=(NotAllowed,))
+@docs(tags=["Programmes"], summary="List programmes", refuses=(NotAllowed,))
 @querystring_schema(PageQuery)
 @response_schema(ProgrammesSchema, 200, description="A page of programmes, newest first.")
 @needs(Scope.PROGRAMME_READ)
@@ -209,7 +221,7 @@ async def list_programmes(request: web.Request) -> web.Response:
     parameters=[_KEY],
     refuses=(ProgrammeNotFound, NotAllowed),
 )
-@response_schema(ProgrammeSchema, 200, description="The programme and its newest rules.")
+@response_schema(ProgrammeSchema, 200, description="The programme and its current rules.")
 @needs(Scope.PROGRAMME_READ)
 async def show_programme(request: web.Request) -> web.Response:
     await current_client(request)
@@ -263,8 +275,9 @@ async def change_programme(request: web.Request) -> web.Response:
 
 @docs(
     tags=["Programmes"],
-    summary="Replace the rules",
-    description="Adds a version. Referrals keep the version they were made under.",
+    summary="Replace a programme's rules",
+    description="Adds a version of the rules, which applies to new referrals. Existing referrals "
+    "keep the version they were made under.",
     parameters=[_KEY],
     refuses=(ProgrammeNotFound, RulesChanged, NotAllowed),
     locates=(201,),
@@ -288,11 +301,11 @@ async def replace_rules(request: web.Request) -> web.Response:
 @docs(
     tags=["Programmes"],
     summary="Show a version of the rules",
-    description="A version never changes.",
+    description="Shows one version of a programme's rules. A version never changes.",
     parameters=[_KEY, _VERSION],
     refuses=(ProgrammeNotFound, NotAllowed),
 )
-@response_schema(RulesVersionSchema, 200, description="The version.")
+@response_schema(RulesVersionSchema, 200, description="The version of the rules.")
 @needs(Scope.PROGRAMME_READ)
 async def show_rules(request: web.Request) -> web.Response:
     await current_client(request)
@@ -307,9 +320,9 @@ async def show_rules(request: web.Request) -> web.Response:
 
 @docs(
     tags=["Programmes"],
-    summary="Try rules",
-    description="Says what rules would make of a sign-up and the events that follow. Nothing is "
-    "stored.",
+    summary="Try out rules",
+    description="Shows what would become of a sign-up and its events under the given rules. "
+    "Nothing is stored.",
     parameters=[_KEY],
     refuses=(ProgrammeNotFound, NotAllowed),
 )
@@ -321,7 +334,11 @@ async def show_rules(request: web.Request) -> web.Response:
         "events": [{"id": "order-1001", "type": "purchase", "amount": 4900, "unit": "EUR"}],
     },
 )
-@response_schema(AssessmentSchema, 200, description="What the referral would be.")
+@response_schema(
+    AssessmentSchema,
+    200,
+    description="The state that the referral would have, and the rewards it would earn.",
+)
 @needs(Scope.PROGRAMME_MANAGE)
 async def try_rules(request: web.Request) -> web.Response:
     await current_client(request)
