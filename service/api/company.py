@@ -32,7 +32,7 @@ class CompanyId(MatchingText):
     """A company's own id of something."""
 
     def __init__(self, **options: Any) -> None:
-        error = f"An id has 1 to {LONGEST_ID} printable ASCII characters and no spaces."
+        error = f"An id must have 1 to {LONGEST_ID} printable ASCII characters and no spaces."
         super().__init__(f"[!-~]{{1,{LONGEST_ID}}}", error, **options)
 
 
@@ -40,7 +40,7 @@ class ParticipantId(fields.UUID):
     """An id of ours."""
 
     default_error_messages = {  # noqa: RUF012  # marshmallow declares it so
-        "invalid_uuid": "This is not an id of this service."
+        "invalid_uuid": "This is not an id of this service, which is a UUID."
     }
 
 

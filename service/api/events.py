@@ -75,14 +75,14 @@ class EventMembersSchema(RequestSchema):
         given = {name for name, value in original.items() if value is not None}
         faults = {}
         if "amount" in given and "unit" not in given:
-            faults["unit"] = ["An amount needs a unit."]
+            faults["unit"] = ["This is required with an amount."]
         if "unit" in given and "amount" not in given:
-            faults["amount"] = ["A unit needs an amount."]
+            faults["amount"] = ["This is required with a unit."]
         is_refund = original.get("type") == REFUND
         if is_refund and "refunds" not in given:
-            faults["refunds"] = ["A refund names the event that it takes back."]
+            faults["refunds"] = ["This is required for a refund: the id of the refunded event."]
         if not is_refund and "refunds" in data:
-            faults["refunds"] = ["Only a refund takes an event back."]
+            faults["refunds"] = ["Only an event of type refund can have this member."]
         if faults:
             raise ValidationError(faults)
 

@@ -31,7 +31,7 @@ _DANGEROUS: Final = ("=", "+", "-", "@", "\t", "\r")
 class ExportQuery(QuerySchema):
     format = fields.String(
         load_default="ndjson",
-        validate=validate.OneOf(["ndjson", "csv"], error="This is ndjson or csv."),
+        validate=validate.OneOf(["ndjson", "csv"], error="This must be ndjson or csv."),
         metadata={
             "description": "`ndjson`: one JSON object per line. `csv`: CSV with a header row."
         },

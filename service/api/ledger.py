@@ -44,7 +44,7 @@ def _note(example: str, **options: Any) -> TrimmedText:
             "example": example,
         },
         validate=[
-            validate.Length(1, LONGEST_NOTE, error="A note has {min} to {max} characters."),
+            validate.Length(1, LONGEST_NOTE, error="A note must have {min} to {max} characters."),
             readable("A note", lines=True),
         ],
         **options,
@@ -79,7 +79,7 @@ class AdjustmentSchema(WhoSchema):
         required=True,
         validate=[
             validate.Range(-LARGEST_AMOUNT, LARGEST_AMOUNT, error=BETWEEN),
-            validate.NoneOf([0], error="Nothing would be moved."),
+            validate.NoneOf([0], error="This must not be 0."),
         ],
         metadata={
             "description": "In minor units. Positive to add to what is available, negative to take "

@@ -58,7 +58,7 @@ class PublicName(TrimmedText):
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         name = super()._deserialize(value, attr, data, **kwargs)
         if len(name) > LONGEST_PUBLIC_NAME:
-            raise ValidationError(f"A name has at most {LONGEST_PUBLIC_NAME} characters.")
+            raise ValidationError(f"A name must have at most {LONGEST_PUBLIC_NAME} characters.")
         readable("A name")(name)
         return name
 

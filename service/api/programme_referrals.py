@@ -128,19 +128,21 @@ class ReferralQuery(PageQuery):
     order = Text(
         load_default="newest",
         metadata={"description": "Which referrals come first."},
-        validate=validate.OneOf(["newest", "oldest"], error="This is newest or oldest."),
+        validate=validate.OneOf(["newest", "oldest"], error="This must be newest or oldest."),
     )
 
 
 class VerdictSchema(RequestSchema):
     decision = Text(
         required=True,
-        validate=validate.OneOf(["approve", "reject"], error="This is approve or reject."),
+        validate=validate.OneOf(["approve", "reject"], error="This must be approve or reject."),
     )
     reason = TrimmedText(
         required=True,
         validate=[
-            validate.Length(1, LONGEST_REASON, error="A reason has {min} to {max} characters."),
+            validate.Length(
+                1, LONGEST_REASON, error="A reason must have {min} to {max} characters."
+            ),
             readable("A reason", lines=True),
         ],
         metadata={"description": "The reason in your own words. The referee cannot see it."},
@@ -226,7 +228,7 @@ async def show_referral(request: web.Request) -> web.Response:
     reader = await current_reader(request)
     referral_id = find_id(request, "referral_id")
     if reader is not None and referral_id != reader:
-        raise NotAllowed("A referral is shown to its referee, to clients and to admins.")
+        raise NotAllowed("Only the referee, clients and admins can see a referral.")
     if referral_id is None:
         raise ReferralNotFound
     history = await request.app[SERVICES].referrals.find(referral_id)

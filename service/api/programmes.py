@@ -59,7 +59,7 @@ _NOBODY: Final = DEFAULT_PROGRAMME_ID
 def _name(**options: Any) -> TrimmedText:
     return TrimmedText(
         validate=[
-            validate.Length(1, 100, error="A name has {min} to {max} characters."),
+            validate.Length(1, 100, error="A name must have {min} to {max} characters."),
             readable("A name"),
         ],
         **options,
@@ -84,7 +84,7 @@ def _check_landing_url_or_none(url: str) -> None:
 class NewProgrammeSchema(RequestSchema):
     key = MatchingText(
         PROGRAMME_KEY.pattern,
-        "A key has 1 to 32 of a-z, 0-9 and -, the first of them a letter.",
+        "A key must be 1 to 32 characters of a-z, 0-9 and -, beginning with a letter.",
         required=True,
     )
     name = _name(required=True)
@@ -374,7 +374,9 @@ def _check_events(events: Sequence[Mapping[str, Any]], now: datetime) -> None:
         at = f"events/{place}"
         check_moment(event.get("occurred_at"), now, f"{at}/occurred_at")
         if known.setdefault(event["id"], event) != event:
-            raise InvalidInput("Another event has this id.", field=f"{at}/id")
+            raise InvalidInput(
+                "Another event in the list has this id, with different content.", field=f"{at}/id"
+            )
     for place, event in enumerate(events):
         refunded = known.get(event.get("refunds", ""))
         if refunded is not None:

@@ -109,7 +109,7 @@ class RewardQuery(WhoseQuery):
     )
     rule = MatchingText(
         "[a-z][a-z0-9-]{0,31}",
-        "This cannot be the name of a rule.",
+        "This is not a valid name of a rule.",
         load_default=None,
         metadata={"description": "Only rewards given by this rule."},
     )
@@ -128,7 +128,7 @@ async def whose(request: web.Request) -> Whose:
     programme = names["programme"] or DEFAULT_PROGRAMME
     if reader is not None:
         if names["external_id"] is not None or names["participant_id"] not in {None, reader}:
-            raise NotAllowed("Users see their own only; leave external_id and participant_id out.")
+            raise NotAllowed("You can see only your own; omit external_id and participant_id.")
         return Whose(user_id=reader, programme=programme)
     if names["external_id"] is None and names["participant_id"] is None:
         return Whose(programme=programme)

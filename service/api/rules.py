@@ -38,7 +38,7 @@ class EventType(MatchingText):
     """The type of an event."""
 
     def __init__(self, **options: Any) -> None:
-        error = "A type has 1 to 64 of a-z, 0-9, _ and ., the first of them a letter."
+        error = "A type must be 1 to 64 characters of a-z, 0-9, _ and ., beginning with a letter."
         super().__init__("[a-z][a-z0-9_.]{0,63}", error, **options)
 
 
@@ -85,11 +85,11 @@ class QualificationSchema(RequestSchema):
     def _check(self, data: Mapping[str, Any], **_: Any) -> None:
         on, faults = data.get("on"), {}
         if on in _NEVER_EVENTS:
-            faults["on"] = ["Nobody can qualify on this."]
+            faults["on"] = ["A referral cannot qualify on this."]
         if "minimum" in data and on in WITHOUT_AMOUNT:
             faults["minimum"] = [f"{on} has no amount."]
         if "within_days" in data and on == SIGN_UP:
-            faults["within_days"] = ["A sign-up qualifies at once."]
+            faults["within_days"] = ["A sign-up qualifies at once; omit this."]
         if faults:
             raise ValidationError(faults)
 
@@ -113,12 +113,12 @@ class TierSchema(RequestSchema):
 class RewardRuleSchema(RequestSchema):
     name = MatchingText(
         "[a-z][a-z0-9-]{0,31}",
-        "A name has 1 to 32 of a-z, 0-9 and -, the first of them a letter.",
+        "A name must be 1 to 32 characters of a-z, 0-9 and -, beginning with a letter.",
         required=True,
     )
     to = Text(
         required=True,
-        validate=validate.OneOf(["referrer", "referee"], error="This is referrer or referee."),
+        validate=validate.OneOf(["referrer", "referee"], error="This must be referrer or referee."),
     )
     on = EventType(
         required=True,
@@ -160,7 +160,7 @@ class RewardRuleSchema(RequestSchema):
     )
     tiers = fields.List(
         fields.Nested(TierSchema),
-        validate=validate.Length(max=MOST_REWARDS, error="There are at most {max} tiers."),
+        validate=validate.Length(max=MOST_REWARDS, error="There can be at most {max} tiers."),
         metadata={
             "description": "Different amounts that apply from a given one of the referrer's "
             "qualified referrals on, in ascending order of `from`."
@@ -230,7 +230,7 @@ _DEFAULT: Final = FraudRules()
 def _action(sign: str, default: FraudAction) -> Text:
     actions = get_args(FraudAction)
     return Text(
-        validate=validate.OneOf(actions, error="This is off, flag, hold or reject."),
+        validate=validate.OneOf(actions, error="This must be off, flag, hold or reject."),
         metadata={"description": f"What to do if {sign}; `{default}` if omitted."},
     )
 
@@ -260,7 +260,7 @@ class RulesSchema(RequestSchema):
     qualify = fields.Nested(QualificationSchema, required=True)
     rewards = fields.List(
         fields.Nested(RewardRuleSchema),
-        validate=validate.Length(max=MOST_REWARDS, error="There are at most {max} rewards."),
+        validate=validate.Length(max=MOST_REWARDS, error="There can be at most {max} rewards."),
     )
     fraud = fields.Nested(
         FraudRulesSchema,
@@ -302,7 +302,7 @@ def _faults_of_percentage(
     if qualify.get("on") in WITHOUT_AMOUNT:
         yield "basis_points", [f"{qualify['on']} has no amount."]
     elif "unit" in reward and unit not in {None, reward["unit"]}:
-        yield "unit", ["What qualifies is in another unit."]
+        yield "unit", ["This must be the unit of qualify.minimum."]
 
 
 def _faults_of_reward(
@@ -315,7 +315,7 @@ def _faults_of_reward(
     on, by_percentage = reward.get("on"), "basis_points" in has
     milestone = on == MILESTONE
     wrong = {
-        "on": on == REFUND and "A refund gives nothing.",
+        "on": on == REFUND and "A refund cannot earn a reward.",
         "amount": by_percentage is ("amount" in has)
         and "Give exactly one of amount and basis_points.",
         "basis_points": by_percentage
@@ -323,16 +323,18 @@ def _faults_of_reward(
         and f"{on} has no amount.",
         "max_amount": "max_amount" in reward
         and not by_percentage
-        and "Only basis_points need a largest amount.",
+        and "This applies only to basis_points.",
         "at": milestone
         and ("at" in has) is ("every" in has)
         and "Give exactly one of at and every.",
-        "to": milestone and reward.get("to") == "referee" and "A milestone is the referrer's.",
+        "to": milestone
+        and reward.get("to") == "referee"
+        and "A milestone can only reward the referrer.",
     }
     only = [("at", not milestone), ("every", not milestone)]
     only += [("times", on in WITHOUT_AMOUNT), ("within_days", on in WITHOUT_AMOUNT)]
     wrong |= {
-        name: "Rewards on this have no such member."
+        name: "This does not apply to rewards of this kind; omit it."
         for name, fault in only
         if fault and name in reward
     }
@@ -342,13 +344,14 @@ def _faults_of_reward(
 def _faults_of_tiers(reward: Mapping[str, Any], given: Sequence[Any], worth: str) -> Iterator[str]:
     """Yield what contradicts itself in a reward's tiers; what they hold is checked already."""
     if reward.get("on") in {SIGN_UP, EMAIL_CONFIRMED, MILESTONE}:
-        yield "A referral has no place among those that have qualified yet."
+        yield "Tiers apply only to referrals that have qualified, not to signup, email_confirmed "
+        "or milestone."
     starts = [tier["from"] for tier in reward.get("tiers", ()) if "from" in tier]
     if any(later <= earlier for earlier, later in pairwise(starts)):
-        yield "Each tier starts at a higher referral than the one before."
+        yield "Each tier must have a higher `from` than the one before."
     tiers = [_given(tier) for tier in given if isinstance(tier, dict)]
     if any(members & {"amount", "basis_points"} != {worth} for members in tiers):
-        yield f"Each tier has `from` and, like the reward, {worth}."
+        yield f"Each tier must have `from` and, like the reward, {worth}."
 
 
 def _given(document: Mapping[str, Any]) -> set[str]:

@@ -63,7 +63,11 @@ class _Types(fields.List[EventType]):
 
 def _types() -> _Types:
     return _Types(
-        fields.Enum(EventType, by_value=True, error_messages={"unknown": "There is no such type."}),
+        fields.Enum(
+            EventType,
+            by_value=True,
+            error_messages={"unknown": "There is no such type of message."},
+        ),
         metadata={
             "description": "The types of messages to send to the endpoint. An empty list means all "
             "types."
