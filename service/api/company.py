@@ -105,14 +105,21 @@ class SignalsSchema(RequestSchema):
 
 
 class EventSchema(Schema):
-    id = fields.String(attribute="external_id", metadata={"example": "order-1001"})
+    id = fields.String(
+        attribute="external_id",
+        metadata={"description": "Your own id for the event.", "example": "order-1001"},
+    )
     type = fields.String(metadata={"example": "purchase"})
     participant_id = fields.UUID()
-    amount = fields.Integer(allow_none=True)
+    amount = fields.Integer(
+        allow_none=True, metadata={"description": "In minor units; null if none was reported."}
+    )
     unit = fields.String(allow_none=True)
-    refunds = fields.String(allow_none=True)
-    occurred_at = Moment()
-    received_at = Moment()
+    refunds = fields.String(
+        allow_none=True, metadata={"description": "The id of the refunded event; null otherwise."}
+    )
+    occurred_at = Moment(metadata={"description": "When the event happened."})
+    received_at = Moment(metadata={"description": "When the event was first reported."})
 
 
 class ProgrammeReferralSchema(Schema):
@@ -125,8 +132,10 @@ class ProgrammeReferralSchema(Schema):
             "description": "The version of the programme's rules that applies to the referral."
         }
     )
-    referrer_id = fields.UUID()
-    code = fields.String(metadata={"example": "7GXKQ2MPRT"})
+    referrer_id = fields.UUID(metadata={"description": "The referrer's `participant_id`."})
+    code = fields.String(
+        metadata={"description": "The code that the referee used.", "example": "7GXKQ2MPRT"}
+    )
     state = fields.Enum(
         ReferralState,
         by_value=True,

@@ -61,7 +61,12 @@ class RedemptionSchema(WhoSchema):
         },
     )
     unit = Unit(required=True, metadata={"example": "EUR"})
-    amount = whole(1, LARGEST_AMOUNT, required=True, metadata={"example": 500})
+    amount = whole(
+        1,
+        LARGEST_AMOUNT,
+        required=True,
+        metadata={"description": "In minor units; at most what is available.", "example": 500},
+    )
     note = _note("Bank transfer")
 
 
@@ -112,10 +117,17 @@ class TransferSchema(Schema):
             "participant's."
         },
     )
-    to = fields.Enum(Account, by_value=True, attribute="to_account")
+    to = fields.Enum(
+        Account,
+        by_value=True,
+        attribute="to_account",
+        metadata={"description": "The account that the amount went to."},
+    )
     participant_id = fields.UUID()
     unit = fields.String(metadata={"example": "EUR"})
-    amount = fields.Integer(metadata={"example": 500})
+    amount = fields.Integer(
+        metadata={"description": "In minor units; always positive.", "example": 500}
+    )
     reward_id = fields.UUID(
         allow_none=True,
         metadata={
@@ -156,7 +168,9 @@ class TransfersSchema(PageSchema):
 class BalanceSchema(Schema):
     participant_id = fields.UUID()
     unit = fields.String(metadata={"example": "EUR"})
-    pending = fields.Integer(metadata={"description": "Given, but not yet available."})
+    pending = fields.Integer(
+        metadata={"description": "Given, but not yet available; like all amounts, in minor units."}
+    )
     available = fields.Integer(
         metadata={
             "description": "What can be redeemed. Negative if rewards were reversed after they had "
@@ -322,6 +336,7 @@ async def cancel_redemption(request: web.Request) -> web.Response:
 @docs(
     tags=["Rewards"],
     summary="Show a programme's liability",
+    description="Shows what is pending, available, owed by participants, and redeemed, by unit.",
     parameters=[in_path("key", "The programme's key.", "default")],
     refuses=(ProgrammeNotFound, NotAllowed),
 )

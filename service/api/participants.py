@@ -119,7 +119,11 @@ class ParticipantSchema(Schema):
         },
     )
     share_url = fields.String(
-        allow_none=True, metadata={"example": "https://referrals.example.com/r/7GXKQ2MPRT"}
+        allow_none=True,
+        metadata={
+            "description": "The link that shares the code; null without a live code.",
+            "example": "https://referrals.example.com/r/7GXKQ2MPRT",
+        },
     )
     trusted = fields.Boolean(attribute="participant.trusted")
     blocked = fields.Boolean(attribute="participant.blocked")

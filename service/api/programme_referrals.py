@@ -58,7 +58,10 @@ LONGEST_REASON = 500
 
 
 class SignUpSchema(WhoSchema, SignalsSchema):
-    code = TrimmedText(required=True, metadata={"example": "7GXKQ2MPRT"})
+    code = TrimmedText(
+        required=True,
+        metadata={"description": "The code that the user signed up with.", "example": "7GXKQ2MPRT"},
+    )
     clicked_at = Moment(
         metadata={
             "description": "When the share link was clicked; now if omitted. The code must have "
@@ -127,7 +130,7 @@ class ReferralQuery(PageQuery):
     )
     order = Text(
         load_default="newest",
-        metadata={"description": "Which referrals come first."},
+        metadata={"description": "Whether the newest or the oldest referrals come first."},
         validate=validate.OneOf(["newest", "oldest"], error="This must be newest or oldest."),
     )
 
@@ -219,7 +222,7 @@ async def list_programme_referrals(request: web.Request) -> web.Response:
     tags=["Programmes"],
     summary="Show a referral",
     description="Shows what became of a sign-up, and why. Referees can see their own referral, "
-    "without `review`, `flags` and anything else about suspected fraud.",
+    "without `review`, `flags` or anything else about suspected fraud.",
     refuses=(ReferralNotFound, NotAllowed),
 )
 @response_schema(ReferralHistorySchema, 200, description="The referral.")
@@ -251,7 +254,7 @@ async def show_referral(request: web.Request) -> web.Response:
 @response_schema(
     ReferralHistorySchema,
     200,
-    description="The referral, about which this had already been decided.",
+    description="The referral, for which the same decision had already been made.",
 )
 @response_schema(ReferralHistorySchema, 201, description="The referral after the decision.")
 @needs(Scope.PROGRAMME_MANAGE)

@@ -132,10 +132,7 @@ class TriedReferralSchema(RequestSchema):
     nth = whole(
         1,
         LARGEST_COUNT,
-        metadata={
-            "description": "The referral's position among the referrer's qualified ones; 1 if "
-            "omitted."
-        },
+        metadata={"description": "Its position among the referrer's qualified ones; 1 if omitted."},
     )
 
 
@@ -180,17 +177,14 @@ class TriedRewardSchema(Schema):
     rule = fields.String(attribute="rule.name", metadata={"example": "friend"})
     to = fields.String(attribute="rule.to", metadata={"example": "referrer"})
     unit = fields.String(metadata={"example": "EUR"})
-    amount = fields.Integer(metadata={"example": 500})
+    amount = fields.Integer(metadata={"description": "In minor units.", "example": 500})
     event_id = fields.String(
         attribute="cause.external_id",
         dump_default=None,
         allow_none=True,
-        metadata={
-            "description": "The event that the reward is for; null if it is for the referral "
-            "itself."
-        },
+        metadata={"description": "The event it is for; null if it is for the referral itself."},
     )
-    available_at = Moment()
+    available_at = Moment(metadata={"description": "When the reward's hold would end."})
 
 
 class AssessmentSchema(Schema):
@@ -260,6 +254,7 @@ async def create_programme(request: web.Request) -> web.Response:
 @docs(
     tags=["Programmes"],
     summary="Change a programme",
+    description="Changes the members that are sent.",
     parameters=[_KEY],
     refuses=(ProgrammeNotFound, NotAllowed),
 )

@@ -106,8 +106,10 @@ class TierSchema(RequestSchema):
             "which the tier applies, such as 6 for the sixth."
         },
     )
-    amount = Amount()
-    basis_points = whole(1, 10_000)
+    amount = Amount(metadata={"description": "Replaces the reward's `amount`."})
+    basis_points = whole(
+        1, 10_000, metadata={"description": "Replaces the reward's `basis_points`."}
+    )
 
 
 class RewardRuleSchema(RequestSchema):
@@ -115,10 +117,12 @@ class RewardRuleSchema(RequestSchema):
         "[a-z][a-z0-9-]{0,31}",
         "A name must be 1 to 32 characters of a-z, 0-9 and -, beginning with a letter.",
         required=True,
+        metadata={"description": "The name of the rule, unique within these rules."},
     )
     to = Text(
         required=True,
         validate=validate.OneOf(["referrer", "referee"], error="This must be referrer or referee."),
+        metadata={"description": "Who gets the reward: `referrer` or `referee`."},
     )
     on = EventType(
         required=True,

@@ -63,11 +63,7 @@ class _Types(fields.List[EventType]):
 
 def _types() -> _Types:
     return _Types(
-        fields.Enum(
-            EventType,
-            by_value=True,
-            error_messages={"unknown": "There is no such type of message."},
-        ),
+        fields.Enum(EventType, by_value=True, error_messages={"unknown": "There is no such type."}),
         metadata={
             "description": "The types of messages to send to the endpoint. An empty list means all "
             "types."
@@ -223,8 +219,7 @@ _REFUSES: Final = (WebhookEndpointNotFound, NotAllowed)
 @docs(
     tags=["Webhooks"],
     summary="Create a webhook endpoint",
-    description="Creates an endpoint, which is sent messages from then on. There can be at most "
-    "20.",
+    description="Creates an endpoint for messages from now on. There can be at most 20.",
     parameters=[IDEMPOTENCY_KEY],
     refuses=(WebhookUrlRefused, NotAllowed),
     locates=(201,),
