@@ -42,13 +42,7 @@ class EventMembersSchema(RequestSchema):
             "example": "order-1001",
         },
     )
-    type = EventType(
-        required=True,
-        metadata={
-            "description": "What happened, as your rules name it. `refund` takes an event back.",
-            "example": "purchase",
-        },
-    )
+    type = EventType(required=True, metadata={"example": "purchase"})
     amount = Amount(
         smallest=0,
         metadata={

@@ -36,7 +36,7 @@ _JSON: Final = {"application/json": {"schema": {"type": "object"}}}
 @docs(
     tags=["Operating"],
     summary="Is the process alive?",
-    description="Touches no dependency: a failure means that the process has to be restarted.",
+    description="Touches no dependency: a failure means that the process is to be restarted.",
     responses={200: {"description": "The process is alive.", "content": _JSON}},
 )
 async def live(request: web.Request) -> web.Response:
@@ -47,8 +47,8 @@ async def live(request: web.Request) -> web.Response:
     tags=["Operating"],
     summary="Can the process answer?",
     description=(
-        "It cannot without PostgreSQL, on a schema that is older than the release, or while it is "
-        "stopping. Without Redis it can, from PostgreSQL."
+        "It cannot without PostgreSQL, on a schema that is older than the release, and once it "
+        "is told to end; without Redis it can, from PostgreSQL."
     ),
     responses={
         200: {

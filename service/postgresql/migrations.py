@@ -142,7 +142,7 @@ def _apply(backend: _Backend) -> list[str]:
             except psycopg.errors.DeadlockDetected:
                 if attempt == TRIES:
                     raise
-                log.warning("a migration and a request deadlocked; retrying")
+                log.warning("a migration and a request waited for each other; it is tried again")
         return pending
 
 

@@ -121,7 +121,7 @@ REMEDIES: Final[Mapping[type[ServiceError], str]] = {
     errors.UserNotFound: "Search for users with `GET /api/v1/admin/users?email=`.",
     errors.TransferNotFound: "List the transfers with `GET /api/v1/transfers`.",
     errors.BalanceTooLow: "Redeem at most `available`, or wait until more becomes available.",
-    errors.AlreadyReferred: "There is nothing to do: the first sign-up counts.",
+    errors.AlreadyReferred: "Do nothing: the first sign-up counts.",
     errors.IdReused: "Use a new id, such as an order number, for each thing you report. To retry a "
     "call, send the same body.",
     errors.ProgrammeKeyTaken: "Choose another key.",
