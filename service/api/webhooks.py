@@ -219,7 +219,8 @@ _REFUSES: Final = (WebhookEndpointNotFound, NotAllowed)
 @docs(
     tags=["Webhooks"],
     summary="Create a webhook endpoint",
-    description="Creates an endpoint for messages from now on. There can be at most 20.",
+    description="Creates an endpoint for messages from now on, of all types unless `types` lists "
+    "some. There can be at most 20.",
     parameters=[IDEMPOTENCY_KEY],
     refuses=(WebhookUrlRefused, NotAllowed),
     locates=(201,),
