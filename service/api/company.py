@@ -32,7 +32,7 @@ class CompanyId(MatchingText):
     """A company's own id of something."""
 
     def __init__(self, **options: Any) -> None:
-        error = f"An id has 1 to {LONGEST_ID} printable ASCII characters and no spaces."
+        error = f"An id must have 1 to {LONGEST_ID} printable ASCII characters and no spaces."
         super().__init__(f"[!-~]{{1,{LONGEST_ID}}}", error, **options)
 
 
@@ -40,7 +40,7 @@ class ParticipantId(fields.UUID):
     """An id of ours."""
 
     default_error_messages = {  # noqa: RUF012  # marshmallow declares it so
-        "invalid_uuid": "This is not an id of this service."
+        "invalid_uuid": "This is not an id of this service, which is a UUID."
     }
 
 
@@ -54,9 +54,14 @@ class WhoSchema(RequestSchema):
     """A participant, named by exactly one of two ids."""
 
     external_id = CompanyId(
-        metadata={"description": "Your own id of the participant.", "example": "u-2"}
+        metadata={"description": "Your own id for the participant.", "example": "u-2"}
     )
-    participant_id = ParticipantId(metadata={"description": "This service's id instead."})
+    participant_id = ParticipantId(
+        metadata={
+            "description": "This service's id for the participant. Send either this or "
+            "`external_id`."
+        }
+    )
     programme = ProgrammeKey()
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
@@ -81,26 +86,38 @@ class SignalsSchema(RequestSchema):
 
     email = TrimmedText(
         metadata={
-            "description": "Kept as a keyed hash, to recognize the person.",
+            "description": "The user's email address, used to recognize the person. Only a keyed "
+            "hash is stored.",
             "example": "a@b.example",
         }
     )
     ip = Text(
         validate=_check_ip,
-        metadata={"description": "The user's address, not your server's. Kept as a hash."},
+        metadata={
+            "description": "The user's IP address, not your server's. Only a keyed hash is stored."
+        },
     )
-    device_id = CompanyId(metadata={"description": "Your own id of the device. Kept as a hash."})
+    device_id = CompanyId(
+        metadata={"description": "Your own id for the user's device. Only a keyed hash is stored."}
+    )
 
 
 class EventSchema(Schema):
-    id = fields.String(attribute="external_id", metadata={"example": "order-1001"})
+    id = fields.String(
+        attribute="external_id",
+        metadata={"description": "Your own id for the event.", "example": "order-1001"},
+    )
     type = fields.String(metadata={"example": "purchase"})
     participant_id = fields.UUID()
-    amount = fields.Integer(allow_none=True)
+    amount = fields.Integer(
+        allow_none=True, metadata={"description": "In minor units; null if none was reported."}
+    )
     unit = fields.String(allow_none=True)
-    refunds = fields.String(allow_none=True)
-    occurred_at = Moment()
-    received_at = Moment()
+    refunds = fields.String(
+        allow_none=True, metadata={"description": "The id of the refunded event; null otherwise."}
+    )
+    occurred_at = Moment(metadata={"description": "When the event happened."})
+    received_at = Moment(metadata={"description": "When the event was first reported."})
 
 
 class ProgrammeReferralSchema(Schema):
@@ -108,41 +125,56 @@ class ProgrammeReferralSchema(Schema):
         attribute="referral_id", metadata={"description": "The referee's `participant_id`."}
     )
     programme = fields.String(metadata={"example": "default"})
-    version = fields.Integer(metadata={"description": "The version of the rules it follows."})
-    referrer_id = fields.UUID()
-    code = fields.String(metadata={"example": "7GXKQ2MPRT"})
+    version = fields.Integer(
+        metadata={
+            "description": "The version of the programme's rules that applies to the referral."
+        }
+    )
+    referrer_id = fields.UUID(metadata={"description": "The referrer's `participant_id`."})
+    code = fields.String(
+        metadata={"description": "The code that the referee used.", "example": "7GXKQ2MPRT"}
+    )
     state = fields.Enum(
         ReferralState,
         by_value=True,
         metadata={
-            "description": "`pending`: nothing has made it count yet. `qualified`: it counts. "
-            "`rewarded`: and something that it earned, other than for signing up, is available. "
-            "`reversed`: it counted, and does not any more. `rejected`: it does not count."
+            "description": "`pending`: it has not qualified yet. `qualified`: it has qualified. "
+            "`rewarded`: it has qualified, and one of its rewards, other than those for signing "
+            "up, has become available. `reversed`: it had qualified, but no longer does. "
+            "`rejected`: it does not count."
         },
     )
     # No enum: a client generated today must accept reasons added tomorrow.
     reason = fields.String(
         metadata={
-            "description": "Why it is in this state; more reasons may be added.",
+            "description": "Why the referral is in this state; more reasons may be added.",
             "example": ReferralReason.QUALIFIED,
         }
     )
     review = fields.Enum(
         Review,
         by_value=True,
-        metadata={"description": "`open`: what it earns is held until a person decides."},
+        metadata={
+            "description": "Whether the referral needs a review, or how one ended. While it is "
+            "`open`, the referral's rewards are held."
+        },
     )
     flags = fields.List(
         fields.String(metadata={"example": ReferralFlag.SELF_REFERRAL}),
-        metadata={"description": "What is suspicious about the sign-up; more may be added."},
+        metadata={"description": "The fraud rules that the sign-up matched; more may be added."},
     )
     sequence = fields.Integer(
-        metadata={"description": "Grows with each decision: of two answers the higher is newer."}
+        metadata={
+            "description": "Increases with each decision: of two responses, the one with the "
+            "higher number is newer."
+        }
     )
     registered_at = Moment()
     window_ends_at = Moment(
         allow_none=True,
-        metadata={"description": "Until when it can qualify; null if there is no limit."},
+        metadata={
+            "description": "The time by which the referral must qualify; null if there is no limit."
+        },
     )
 
 

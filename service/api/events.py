@@ -35,31 +35,44 @@ class EventMembersSchema(RequestSchema):
     id = CompanyId(
         required=True,
         metadata={
-            "description": "Your own id of the event, such as that of the order. It counts once, "
-            "forever: send the same one when you repeat the call.",
+            "description": "Your own id for the event, such as an order number. An id counts only "
+            "once, ever: to retry a call, send the same id.",
             "example": "order-1001",
         },
     )
     type = EventType(
         required=True,
         metadata={
-            "description": "The name that rules have for it. There, `signup`, `qualified` and "
-            "`milestone` are not types of events: one that is called so is recorded, and nothing "
-            "follows.",
+            "description": "What happened, as your rules name it. An event called `signup`, "
+            "`qualified` or `milestone` is recorded but has no effect, because rules use these "
+            "names for something else.",
             "example": "purchase",
         },
     )
     amount = Amount(
-        smallest=0, metadata={"description": "In minor units: 4900 for 49 euros.", "example": 4900}
+        smallest=0,
+        metadata={
+            "description": "In minor units, such as 4900 for 49 euros; requires `unit`. A `refund` "
+            "without an amount refunds all of the event.",
+            "example": 4900,
+        },
     )
     unit = Unit(
         metadata={
-            "description": "An ISO 4217 code, or your own unit in lower case.",
+            "description": "An ISO 4217 code, or a unit of your own in lower case, such as "
+            "`points`.",
             "example": "EUR",
         }
     )
-    occurred_at = Moment(metadata={"description": "When it happened; now if omitted."})
-    refunds = CompanyId(metadata={"description": "The id of the event that a `refund` takes back."})
+    occurred_at = Moment(
+        metadata={"description": "When the event happened, at most 366 days ago; now if omitted."}
+    )
+    refunds = CompanyId(
+        metadata={
+            "description": "Required for a `refund`, and only allowed there: the id of the "
+            "refunded event."
+        }
+    )
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
     def _check_members(self, data: Mapping[str, Any], original: Any, **_: Any) -> None:
@@ -68,14 +81,14 @@ class EventMembersSchema(RequestSchema):
         given = {name for name, value in original.items() if value is not None}
         faults = {}
         if "amount" in given and "unit" not in given:
-            faults["unit"] = ["An amount needs a unit."]
+            faults["unit"] = ["This is required with an amount."]
         if "unit" in given and "amount" not in given:
-            faults["amount"] = ["A unit needs an amount."]
+            faults["amount"] = ["This is required with a unit."]
         is_refund = original.get("type") == REFUND
         if is_refund and "refunds" not in given:
-            faults["refunds"] = ["A refund names the event that it takes back."]
+            faults["refunds"] = ["This is required for a refund: the id of the refunded event."]
         if not is_refund and "refunds" in data:
-            faults["refunds"] = ["Only a refund takes an event back."]
+            faults["refunds"] = ["Only an event of type refund can have this member."]
         if faults:
             raise ValidationError(faults)
 
@@ -90,11 +103,11 @@ class ReportedSchema(Schema):
         Outcome,
         by_value=True,
         metadata={
-            "description": "What followed from the event. `qualified`: the referral counts now, "
-            "and what that earns is given; `referral.state` is `rewarded` already if some of it "
-            "has no hold. `rewarded`: a rule gave something for the event itself. `reversed`: the "
-            "referral no longer counts. `changed`: rewards were taken back, in whole or in part. "
-            "The others say why nothing follows, or what it waits for."
+            "description": "What followed from the event. `qualified`: the referral has qualified, "
+            "and its rewards have been given; `referral.state` is already `rewarded` if one of "
+            "them has no hold. `rewarded`: a rule gave a reward for the event itself. `reversed`: "
+            "the referral no longer qualifies. `changed`: rewards were reversed, in whole or in "
+            "part. The other values say why nothing followed, or what the event is waiting for."
         },
     )
     referral = fields.Nested(
@@ -104,16 +117,16 @@ class ReportedSchema(Schema):
     )
     rewards = fields.List(
         fields.Nested(RewardSchema),
-        metadata={"description": "The newest 100 of the referral, as they are now."},
+        metadata={"description": "The referral's newest 100 rewards, as they are now."},
     )
 
 
 @docs(
     tags=["Programmes"],
     summary="Report an event",
-    description="What a participant did: a purchase, a subscription, a refund. The answer says "
-    "what followed. Events may come late, repeatedly, in any order, and before the sign-up: the "
-    "result is the same.",
+    description="Reports something that a participant did, such as a purchase, a subscription or a "
+    "refund. The response says what followed. Events can be reported late, more than once, in any "
+    "order, and before the sign-up: the result is the same.",
     parameters=[IDEMPOTENCY_KEY],
     refuses=(IdReused, NotAllowed),
 )
@@ -127,8 +140,12 @@ class ReportedSchema(Schema):
         "unit": "EUR",
     },
 )
-@response_schema(ReportedSchema, 200, description="The event was known; how things stand now.")
-@response_schema(ReportedSchema, 201, description="The event, and what followed.")
+@response_schema(
+    ReportedSchema,
+    200,
+    description="The event, which had already been reported, and the referral as it is now.",
+)
+@response_schema(ReportedSchema, 201, description="The new event, and what followed from it.")
 @needs(Scope.EVENTS_WRITE)
 async def report_event(request: web.Request) -> web.Response:
     made_by = current_client(request)

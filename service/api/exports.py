@@ -29,12 +29,16 @@ _DANGEROUS: Final = ("=", "+", "-", "@", "\t", "\r")
 class ExportQuery(QuerySchema):
     format = fields.String(
         load_default="ndjson",
-        validate=validate.OneOf(["ndjson", "csv"], error="This is ndjson or csv."),
-        metadata={"description": "One JSON object a line, or CSV with the names of its columns."},
+        validate=validate.OneOf(["ndjson", "csv"], error="This must be ndjson or csv."),
+        metadata={
+            "description": "`ndjson`: one JSON object per line. `csv`: CSV with a header row."
+        },
     )
     after = fields.String(
         load_default=None,
-        metadata={"description": "The `id` of the last row that arrived: go on after it."},
+        metadata={
+            "description": "The `id` of the last row you received: the export continues after it."
+        },
     )
 
 
@@ -44,9 +48,9 @@ _TEXT: Final = {"schema": {"type": "string"}}
 @docs(
     tags=["Rewards"],
     summary="Export a table",
-    description="All rows of all programmes in the order of their ids, as a stream. If it breaks "
-    "off, go on after the last row that arrived. In CSV, text that a spreadsheet would take for a "
-    "formula begins with an apostrophe.",
+    description="Streams all rows of all programmes, ordered by id. If the stream breaks off, "
+    "resume it with `after`. In CSV, text that a spreadsheet would read as a formula is prefixed "
+    "with an apostrophe.",
     parameters=[in_path("table", f"One of {', '.join(Exported)}.", Exported.REWARDS)],
     responses={200: {"description": "The rows.", "content": {NDJSON: _TEXT, CSV: _TEXT}}},
     refuses=(NotAllowed,),

@@ -34,7 +34,7 @@ class ContinueQuery(QuerySchema):
 class PasswordFormSchema(RequestSchema):
     step = Text(metadata={"enum": ["ask", "reset"]})
     email = Text(metadata={"description": "Where the token is sent."})
-    token = Text(metadata={"description": "From the email."})
+    token = Text(metadata={"description": "The token from the email."})
     new_password = Text()
     csrf = Text(required=True)
 

@@ -47,7 +47,7 @@ async def live(request: web.Request) -> web.Response:
     tags=["Operating"],
     summary="Can the process answer?",
     description="It cannot without PostgreSQL, on a schema that is older than the release, and "
-    "once it is told to end; without Redis it can, from PostgreSQL.",
+    "while it is stopping; without Redis it can, from PostgreSQL.",
     responses={200: json_of("The process can answer; `checks` has the state of its servers.")},
     refuses=(DatabaseUnavailable, MigrationsPending, Unavailable),
 )

@@ -100,7 +100,9 @@ async def list_providers(request: web.Request) -> web.Response:
     description="To be opened in a browser: a script cannot follow it. A referral code counts if "
     "the sign-in creates an account.",
     parameters=[_PROVIDER],
-    responses={303: {"description": "To the issuer, with a cookie that identifies the browser."}},
+    responses={
+        303: {"description": "A redirect to the issuer, with a cookie that identifies the browser."}
+    },
     refuses=(ProviderNotFound, ReferralCodeUnusable, TooMany, ProviderUnavailable),
 )
 @querystring_schema(StartQuery)
@@ -128,8 +130,8 @@ async def start_sign_in(request: web.Request) -> web.Response:
     "the identity belongs to, otherwise of the account with the same email address if the issuer "
     "has verified it, otherwise of a new account without a password. When an identity is first "
     "linked to an account, the account's other sessions end, and its owner gets an email with a "
-    "token for `/auth/undo`. If the account has never confirmed the address, whoever registered it "
-    "loses it: its password, sessions, code and referral end.",
+    "token for `/auth/undo`. If the account has never confirmed the address, the person who "
+    "registered it loses it: its password, sessions, code and referral end.",
     parameters=[_PROVIDER],
     refuses=(
         ProviderNotFound,

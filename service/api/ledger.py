@@ -39,11 +39,12 @@ LONGEST_NOTE: Final = 500
 def _note(example: str, **options: Any) -> TrimmedText:
     return TrimmedText(
         metadata={
-            "description": "In your own words. The participant can read it: see *List transfers*.",
+            "description": "A note in your own words. The participant can read it with *List "
+            "transfers*.",
             "example": example,
         },
         validate=[
-            validate.Length(1, LONGEST_NOTE, error="A note has {min} to {max} characters."),
+            validate.Length(1, LONGEST_NOTE, error="A note must have {min} to {max} characters."),
             readable("A note", lines=True),
         ],
         **options,
@@ -54,29 +55,42 @@ class RedemptionSchema(WhoSchema):
     id = CompanyId(
         required=True,
         metadata={
-            "description": "Your own id of the payout. It is paid once, forever: send the same one "
-            "when you repeat the call.",
+            "description": "Your own id for the redemption, such as a payout number. An id is "
+            "redeemed only once, ever: to retry a call, send the same id.",
             "example": "payout-7",
         },
     )
     unit = Unit(required=True, metadata={"example": "EUR"})
-    amount = whole(1, LARGEST_AMOUNT, required=True, metadata={"example": 500})
+    amount = whole(
+        1,
+        LARGEST_AMOUNT,
+        required=True,
+        metadata={"description": "In minor units; at most what is available.", "example": 500},
+    )
     note = _note("Bank transfer")
 
 
 class AdjustmentSchema(WhoSchema):
     id = CompanyId(
         required=True,
-        metadata={"description": "Your own id of the adjustment.", "example": "goodwill-3"},
+        metadata={
+            "description": "Your own id for the adjustment. An id counts only once, ever: to retry "
+            "a call, send the same id.",
+            "example": "goodwill-3",
+        },
     )
     unit = Unit(required=True, metadata={"example": "EUR"})
     amount = WholeNumber(
         required=True,
         validate=[
             validate.Range(-LARGEST_AMOUNT, LARGEST_AMOUNT, error=BETWEEN),
-            validate.NoneOf([0], error="Nothing would be moved."),
+            validate.NoneOf([0], error="This must not be 0."),
         ],
-        metadata={"description": "Below 0 to take something away.", "example": 250},
+        metadata={
+            "description": "In minor units. Positive to add to what is available, negative to take "
+            "from it.",
+            "example": 250,
+        },
     )
     note = _note("Goodwill", required=True)
 
@@ -87,9 +101,10 @@ class TransferSchema(Schema):
         TransferKind,
         by_value=True,
         metadata={
-            "description": "Of a reward: it was given (`grant`), became available (`release`), or "
-            "was taken back, maybe in part (`reversal`). Of a payout: `redemption`, and its "
-            "`cancellation`. `adjustment`: what no rule gave or took."
+            "description": "`grant`: a reward was given. `release`: a reward became available. "
+            "`reversal`: all or part of a reward was taken back. `redemption`: an amount was paid "
+            "out or spent. `cancellation`: a redemption was cancelled. `adjustment`: an amount was "
+            "added or taken away by hand."
         },
     )
     from_ = fields.Enum(
@@ -97,30 +112,51 @@ class TransferSchema(Schema):
         by_value=True,
         attribute="from_account",
         data_key="from",
-        metadata={"description": "`programme`, or where in the participant's balance it was."},
+        metadata={
+            "description": "The account that the amount came from: `programme`, or one of the "
+            "participant's."
+        },
     )
-    to = fields.Enum(Account, by_value=True, attribute="to_account")
+    to = fields.Enum(
+        Account,
+        by_value=True,
+        attribute="to_account",
+        metadata={"description": "The account that the amount went to."},
+    )
     participant_id = fields.UUID()
     unit = fields.String(metadata={"example": "EUR"})
-    amount = fields.Integer(metadata={"example": 500})
+    amount = fields.Integer(
+        metadata={"description": "In minor units; always positive.", "example": 500}
+    )
     reward_id = fields.UUID(
         allow_none=True,
-        metadata={"description": "The reward that was given, released or taken back."},
+        metadata={
+            "description": "The reward that was given, released or reversed; otherwise null."
+        },
     )
     external_id = fields.String(
         allow_none=True,
-        metadata={"description": "Your own id of the payout or adjustment.", "example": "payout-7"},
+        metadata={
+            "description": "Your own id for the redemption or adjustment; otherwise null.",
+            "example": "payout-7",
+        },
     )
     cancels = fields.UUID(
-        allow_none=True, metadata={"description": "The payout that a cancellation takes back."}
+        allow_none=True,
+        metadata={"description": "The redemption that a cancellation undoes; otherwise null."},
     )
     cancelled_at = Moment(
         allow_none=True,
-        metadata={"description": "When a payout was taken back: it is not paid then."},
+        metadata={
+            "description": "When the redemption was cancelled; null if it was not. Do not pay out "
+            "a cancelled redemption."
+        },
     )
     note = fields.String(
         allow_none=True,
-        metadata={"description": "Your words about it, which the participant can read."},
+        metadata={
+            "description": "Your note, which the participant can read; null if there is none."
+        },
     )
     created_at = Moment()
 
@@ -132,14 +168,16 @@ class TransfersSchema(PageSchema):
 class BalanceSchema(Schema):
     participant_id = fields.UUID()
     unit = fields.String(metadata={"example": "EUR"})
-    pending = fields.Integer(metadata={"description": "Given, and not yet available."})
+    pending = fields.Integer(
+        metadata={"description": "Given, but not yet available; like all amounts, in minor units."}
+    )
     available = fields.Integer(
         metadata={
-            "description": "Can be paid out. Below 0 where something was paid out and then taken "
-            "back: what comes next is netted with it."
+            "description": "What can be redeemed. Negative if rewards were reversed after they had "
+            "been paid out: later rewards are offset against the debt."
         }
     )
-    redeemed = fields.Integer(metadata={"description": "Paid out."})
+    redeemed = fields.Integer(metadata={"description": "Paid out or spent."})
 
 
 class BalancesSchema(PageSchema):
@@ -149,10 +187,13 @@ class BalancesSchema(PageSchema):
 class LiabilitySchema(Schema):
     unit = fields.String(metadata={"example": "EUR"})
     pending = fields.Integer()
-    available = fields.Integer(metadata={"description": "The sum of all balances above 0."})
+    available = fields.Integer(
+        metadata={"description": "The sum of all positive available balances."}
+    )
     debts = fields.Integer(
         metadata={
-            "description": "What is owed: the sum of all balances below 0, as a positive number."
+            "description": "What participants owe: the sum of all negative available balances, as "
+            "a positive number."
         }
     )
     redeemed = fields.Integer()
@@ -165,12 +206,14 @@ class LiabilitiesSchema(Schema):
 @docs(
     tags=["Rewards"],
     summary="List balances",
-    description="Users see their own, and may not name anyone else; clients and admins see a "
-    "participant's, or all of a programme, those of the newest participants first.",
+    description="Lists balances, those of the newest participants first. Users see only their own; "
+    "clients and admins see one participant's, or all of a programme.",
     refuses=(NotAllowed,),
 )
 @querystring_schema(WhoseQuery)
-@response_schema(BalancesSchema, 200, description="A page of balances, one for each unit.")
+@response_schema(
+    BalancesSchema, 200, description="A page of balances, one per participant and unit."
+)
 @needs(Scope.PROGRAMME_READ, own=Scope.REWARDS_READ)
 async def list_balances(request: web.Request) -> web.Response:
     query = read_query(request)
@@ -201,8 +244,9 @@ def write_balances(page: Page[Balance]) -> bytes:
 @docs(
     tags=["Rewards"],
     summary="List transfers",
-    description="Newest first. All that ever moved: a balance is the sum of its transfers. Users "
-    "see their own, notes included, and may not name anyone else.",
+    description="Lists every transfer ever made, newest first: a balance is the sum of its "
+    "transfers. Users see only their own, including the notes; clients and admins see one "
+    "participant's, or all of a programme.",
     refuses=(NotAllowed,),
 )
 @querystring_schema(WhoseQuery)
@@ -241,18 +285,18 @@ def write_transfers(page: Page[ListedTransfer]) -> bytes:
 
 @docs(
     tags=["Rewards"],
-    summary="Pay out",
-    description="Moves what is available to what is redeemed: a payout, or the use of credit. The "
-    "same id and content gets the first transfer again, with `cancelled_at` if it has been taken "
-    "back: pay it again under a new id.",
+    summary="Redeem an amount",
+    description="Moves an amount from `available` to `redeemed`, because it is paid out or spent. "
+    "Repeating the call returns the first transfer. If that has a `cancelled_at`, redeem the "
+    "amount again under a new id.",
     parameters=[IDEMPOTENCY_KEY],
     refuses=(BalanceTooLow, IdReused, NotAllowed),
 )
 @request_schema(
     RedemptionSchema, example={"id": "payout-7", "external_id": "u-1", "unit": "EUR", "amount": 500}
 )
-@response_schema(TransferSchema, 200, description="The transfer, made before.")
-@response_schema(TransferSchema, 201, description="The transfer.")
+@response_schema(TransferSchema, 200, description="The transfer, which had already been made.")
+@response_schema(TransferSchema, 201, description="The new transfer.")
 @needs(Scope.REWARDS_WRITE)
 async def redeem(request: web.Request) -> web.Response:
     return await _move(request, request.app[SERVICES].ledger.redeem)
@@ -261,7 +305,8 @@ async def redeem(request: web.Request) -> web.Response:
 @docs(
     tags=["Rewards"],
     summary="Adjust a balance",
-    description="Gives or takes an amount that no rule does. What is available may fall below 0.",
+    description="Adds an amount to what is available, or takes it away, independently of the "
+    "rules. What is available can become negative.",
     parameters=[IDEMPOTENCY_KEY],
     refuses=(IdReused, NotAllowed),
 )
@@ -275,8 +320,8 @@ async def redeem(request: web.Request) -> web.Response:
         "note": "Sorry for the delay",
     },
 )
-@response_schema(TransferSchema, 200, description="The transfer, made before.")
-@response_schema(TransferSchema, 201, description="The transfer.")
+@response_schema(TransferSchema, 200, description="The transfer, which had already been made.")
+@response_schema(TransferSchema, 201, description="The new transfer.")
 @needs(Scope.REWARDS_WRITE)
 async def adjust(request: web.Request) -> web.Response:
     return await _move(request, request.app[SERVICES].ledger.adjust)
@@ -284,12 +329,15 @@ async def adjust(request: web.Request) -> web.Response:
 
 @docs(
     tags=["Rewards"],
-    summary="Cancel a payout",
-    description="Moves a payout that failed back to what is available, once.",
+    summary="Cancel a redemption",
+    description="Makes the amount of a redemption available again, such as after a failed payout. "
+    "Repeating the call changes nothing.",
     refuses=(TransferNotFound, NotAllowed),
 )
-@response_schema(TransferSchema, 200, description="The transfer back, made before.")
-@response_schema(TransferSchema, 201, description="The transfer back.")
+@response_schema(TransferSchema, 200, description="The cancellation, which had already been made.")
+@response_schema(
+    TransferSchema, 201, description="The cancellation: a transfer back to `available`."
+)
 @needs(Scope.REWARDS_WRITE)
 async def cancel_redemption(request: web.Request) -> web.Response:
     made_by = current_client(request)
@@ -300,11 +348,12 @@ async def cancel_redemption(request: web.Request) -> web.Response:
 
 @docs(
     tags=["Rewards"],
-    summary="Show what a programme owes",
+    summary="Show a programme's liability",
+    description="Shows what is pending, available, owed by participants, and redeemed, by unit.",
     parameters=[in_path("key", "The programme's key.", "default")],
     refuses=(ProgrammeNotFound, NotAllowed),
 )
-@response_schema(LiabilitiesSchema, 200, description="The sums of all balances, by unit.")
+@response_schema(LiabilitiesSchema, 200, description="The sums of all balances, one item per unit.")
 @needs(Scope.PROGRAMME_READ)
 async def show_liability(request: web.Request) -> web.Response:
     key = request.match_info["key"]

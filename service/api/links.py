@@ -11,9 +11,15 @@ from service.api.http.requests import public_path
 @docs(
     tags=["Programmes"],
     summary="Follow a share link",
-    description="Leads to the programme's landing page, with `ref=CODE` added if the code is live.",
+    description="Redirects to the programme's landing page, with `ref=CODE` added if the code is "
+    "live.",
     parameters=[in_path("code", "The referral code.", "7GXKQ2MPRT")],
-    responses={302: {"description": "To the landing page."}},
+    responses={
+        302: {
+            "description": "A redirect to the landing page, or to this service's start page if "
+            "there is none."
+        }
+    },
 )
 async def follow_link(request: web.Request) -> web.Response:
     landing = await request.app[SERVICES].links.follow(request.match_info["code"])

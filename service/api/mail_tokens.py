@@ -38,7 +38,7 @@ class EmailSchema(RequestSchema):
 
 
 class TokenSchema(RequestSchema):
-    token = TrimmedText(required=True, metadata={"description": "From the email."})
+    token = TrimmedText(required=True, metadata={"description": "The token from the email."})
 
 
 class PasswordResetSchema(TokenSchema):
@@ -62,7 +62,9 @@ class AcceptedSchema(Schema):
     refuses=(TooMany,),
 )
 @request_schema(EmailSchema, example={"email": EXAMPLE_EMAIL})
-@response_schema(AcceptedSchema, 202, description="Whether or not the account exists.")
+@response_schema(
+    AcceptedSchema, 202, description="The same response whether or not the account exists."
+)
 async def forgot_password(request: web.Request) -> web.Response:
     body = await read_body(request, email_rule("email"))
     await count_request(request, MAIL)
@@ -91,8 +93,9 @@ async def reset_password(request: web.Request) -> web.Response:
 @docs(
     tags=["Email"],
     summary="Confirm an email address",
-    description="With the token that was sent to it, after registering or for a change. The same "
-    "token gets the same response again for as long as the account has this email address.",
+    description="Confirms it with the token that was sent to it, after registering or for a "
+    "change. The same token gets the same response again for as long as the account has this email "
+    "address.",
     responses={204: {"description": "The email address is confirmed, and is the account's."}},
     refuses=(TokenUnusable,),
 )
@@ -111,7 +114,9 @@ async def confirm_email(request: web.Request) -> web.Response:
     refuses=(TooMany,),
 )
 @request_schema(EmailSchema, example={"email": EXAMPLE_EMAIL})
-@response_schema(AcceptedSchema, 202, description="Whether or not the account exists.")
+@response_schema(
+    AcceptedSchema, 202, description="The same response whether or not the account exists."
+)
 async def resend_confirmation(request: web.Request) -> web.Response:
     body = await read_body(request, email_rule("email"))
     await count_request(request, MAIL)

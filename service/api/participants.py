@@ -53,32 +53,44 @@ class PublicName(TrimmedText):
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         name = super()._deserialize(value, attr, data, **kwargs)
         if len(name) > LONGEST_PUBLIC_NAME:
-            raise ValidationError(f"A name has at most {LONGEST_PUBLIC_NAME} characters.")
+            raise ValidationError(f"A name must have at most {LONGEST_PUBLIC_NAME} characters.")
         readable("A name")(name)
         return name
 
 
 class NewParticipantSchema(SignalsSchema):
     external_id = CompanyId(
-        required=True, metadata={"description": "Your own id of the participant.", "example": "u-1"}
+        required=True,
+        metadata={"description": "Your own id for the participant.", "example": "u-1"},
     )
     programme = ProgrammeKey()
     code = fields.Nested(
         ReferralCodeWishSchema,
-        metadata={"description": "Create a referral code too, unless one is live."},
+        metadata={
+            "description": "Creates a referral code as well, unless the participant already has a "
+            "live one."
+        },
     )
 
 
 class ParticipantChangeSchema(ChangeSchema):
-    trusted = TrueOrFalse(metadata={"description": "Whether fraud rules ignore the participant."})
+    trusted = TrueOrFalse(
+        metadata={
+            "description": "Whether sign-ups with the participant's code are exempt from the fraud "
+            "rules."
+        }
+    )
     blocked = TrueOrFalse(
         metadata={
-            "description": "Whether the code is unusable and rewards stay pending. What is "
-            "available can still be paid out."
+            "description": "Whether the participant is blocked: the code cannot be used, and "
+            "pending rewards are held. What is already available can still be redeemed."
         }
     )
     public_name = PublicName(
-        metadata={"description": "For the leaderboard; an empty text removes it."}
+        metadata={
+            "description": "The name shown on leaderboards, of at most 40 characters. An empty "
+            "string removes it."
+        }
     )
 
 
@@ -87,19 +99,26 @@ class ParticipantSchema(Schema):
     external_id = fields.String(
         attribute="participant.external_id",
         allow_none=True,
-        metadata={"description": "Null for an account of this service.", "example": "u-1"},
+        metadata={
+            "description": "Your own id for the participant; null for an account of this service.",
+            "example": "u-1",
+        },
     )
     programme = fields.String(metadata={"example": "default"})
     code = fields.String(
         allow_none=True,
         metadata={
-            "description": "The live referral code; none is live of a blocked participant, or in a "
-            "programme that has ended.",
+            "description": "The live referral code; null if there is none, the participant is "
+            "blocked, or the programme has ended.",
             "example": "7GXKQ2MPRT",
         },
     )
     share_url = fields.String(
-        allow_none=True, metadata={"example": "https://referrals.example.com/r/7GXKQ2MPRT"}
+        allow_none=True,
+        metadata={
+            "description": "The link that shares the code; null without a live code.",
+            "example": "https://referrals.example.com/r/7GXKQ2MPRT",
+        },
     )
     trusted = fields.Boolean(attribute="participant.trusted")
     blocked = fields.Boolean(attribute="participant.blocked")
@@ -113,7 +132,7 @@ class ParticipantsSchema(PageSchema):
 
 class ParticipantQuery(QuerySchema):
     external_id = CompanyId(
-        required=True, metadata={"description": "Your own id of the participant."}
+        required=True, metadata={"description": "Your own id for the participant."}
     )
     programme = Text(
         load_default=None, metadata={"description": "The programme's key; `default` if omitted."}
@@ -123,8 +142,9 @@ class ParticipantQuery(QuerySchema):
 @docs(
     tags=["Programmes"],
     summary="Create a participant",
-    description="A person whom only you know, by your own id; with `code`, also a referral code to "
-    "share. Accounts of this service take part in the programme `default` without this call.",
+    description="Creates a participant for one of your users, identified by your own id. With "
+    "`code`, also creates a referral code to share. Accounts of this service take part in the "
+    "programme `default` without this call.",
     parameters=[IDEMPOTENCY_KEY],
     refuses=(ReferralCodeTaken(field="code/code"), ParticipantErased, NotAllowed),
     locates=(201,),
@@ -132,7 +152,7 @@ class ParticipantQuery(QuerySchema):
 @request_schema(
     NewParticipantSchema, example={"external_id": "u-1", "code": {"expires_in_days": 365}}
 )
-@response_schema(ParticipantSchema, 200, description="The participant, known before.")
+@response_schema(ParticipantSchema, 200, description="The participant, who already existed.")
 @response_schema(ParticipantSchema, 201, description="The new participant.")
 @needs(Scope.EVENTS_WRITE)
 async def create_participant(request: web.Request) -> web.Response:
@@ -154,7 +174,7 @@ async def create_participant(request: web.Request) -> web.Response:
 
 @docs(tags=["Programmes"], summary="Find a participant by your own id", refuses=(NotAllowed,))
 @querystring_schema(ParticipantQuery)
-@response_schema(ParticipantsSchema, 200, description="A list of one or none.")
+@response_schema(ParticipantsSchema, 200, description="A list of one participant, or an empty one.")
 @needs(Scope.PROGRAMME_READ)
 async def find_participants(request: web.Request) -> web.Response:
     found = await request.app[SERVICES].participants.find_external(Who(**read_query(request)))
@@ -172,7 +192,7 @@ async def show_participant(request: web.Request) -> web.Response:
 @docs(
     tags=["Programmes"],
     summary="Trust, block or name a participant",
-    description="A blocked participant's code is not live.",
+    description="Changes the members that are sent. The code of a blocked participant is not live.",
     refuses=(ParticipantNotFound, NotAllowed),
 )
 @request_schema(ParticipantChangeSchema, example={"blocked": True})
@@ -187,7 +207,8 @@ async def change_participant(request: web.Request) -> web.Response:
 @docs(
     tags=["Programmes"],
     summary="Create or replace a participant's code",
-    description="A live code ends immediately; a sign-up whose click came before still counts.",
+    description="Ends the live code, if there is one, immediately. A sign-up still counts if its "
+    "link was clicked before that.",
     refuses=(ParticipantNotFound, ReferralCodeTaken, NotAllowed),
 )
 @request_schema(ReferralCodeWishSchema, example={"expires_in_days": 90})
@@ -215,9 +236,10 @@ async def delete_participant_code(request: web.Request) -> web.Response:
 @docs(
     tags=["Programmes"],
     summary="Erase a participant",
-    description="Forgets your id, the public name and what was known for fraud rules, and ends the "
-    "code. Amounts and decisions stay, without a person. The same id is never a new referral. "
-    "Accounts erase themselves.",
+    description="Erases your id, the public name and the hashes used by fraud rules, and ends the "
+    "code. Amounts and decisions are kept, but no longer identify a person. Signing up again under "
+    "the same id never makes a new referral. An account of this service is erased by its owner or "
+    "an admin instead.",
     responses={204: {"description": "The participant is erased."}},
     refuses=(ParticipantNotFound, NotAllowed),
 )

@@ -59,17 +59,21 @@ LONGEST_REASON = 500
 
 
 class SignUpSchema(WhoSchema, SignalsSchema):
-    code = TrimmedText(required=True, metadata={"example": "7GXKQ2MPRT"})
+    code = TrimmedText(
+        required=True,
+        metadata={"description": "The code that the user signed up with.", "example": "7GXKQ2MPRT"},
+    )
     clicked_at = Moment(
         metadata={
-            "description": "When the link was followed; now if omitted. A code that has been "
-            "replaced or has expired since then still counts."
+            "description": "When the share link was clicked; now if omitted. The code must have "
+            "been live then; it still counts if it has since been replaced or expired."
         }
     )
     signed_up_at = Moment(
         metadata={
-            "description": "Now if omitted. Say it if you report the sign-up later: events that "
-            "occurred more than 5 minutes before it never count."
+            "description": "When the referee signed up, not before `clicked_at`; now if omitted. "
+            "Send it if you report the sign-up late: events more than 5 minutes older than the "
+            "sign-up never count."
         }
     )
 
@@ -83,14 +87,22 @@ class DecisionSchema(Schema):
     state = fields.Enum(ReferralState, by_value=True)
     review = fields.Enum(Review, by_value=True)
     reason = fields.String(metadata={"example": ReferralReason.QUALIFIED})
-    made_by = fields.String(metadata={"description": "`system`, `client:ID` or `user:ID`."})
+    made_by = fields.String(
+        metadata={"description": "Who made the decision: `system`, `client:ID` or `user:ID`."}
+    )
     event_id = fields.String(
         attribute="event_external_id",
         allow_none=True,
-        metadata={"description": "The event that led to it.", "example": "order-1001"},
+        metadata={
+            "description": "Your own id for the event that led to the decision; null if none did.",
+            "example": "order-1001",
+        },
     )
     detail = fields.String(
-        allow_none=True, metadata={"description": "The reason in the reviewer's own words."}
+        allow_none=True,
+        metadata={
+            "description": "The reason in the reviewer's own words; null unless a review decided."
+        },
     )
     decided_at = Moment()
     optional = frozenset({"review", "made_by", "detail"})
@@ -106,13 +118,13 @@ class ReferralHistorySchema(ProgrammeReferralSchema):
 
 class ReferralQuery(PageQuery):
     state = OneOf(
-        ReferralState, load_default=None, metadata={"description": "Only those in this state."}
+        ReferralState, load_default=None, metadata={"description": "Only referrals in this state."}
     )
     review = OneOf(
-        Review, load_default=None, metadata={"description": "Only those with this review."}
+        Review, load_default=None, metadata={"description": "Only referrals with this review."}
     )
     referrer_id = ParticipantId(
-        load_default=None, metadata={"description": "Only those of this referrer."}
+        load_default=None, metadata={"description": "Only referrals by this referrer."}
     )
     programme = Text(
         load_default=DEFAULT_PROGRAMME,
@@ -122,23 +134,25 @@ class ReferralQuery(PageQuery):
     )
     order = Text(
         load_default="newest",
-        metadata={"description": "Which come first."},
-        validate=validate.OneOf(["newest", "oldest"], error="This is newest or oldest."),
+        metadata={"description": "Whether the newest or the oldest referrals come first."},
+        validate=validate.OneOf(["newest", "oldest"], error="This must be newest or oldest."),
     )
 
 
 class VerdictSchema(RequestSchema):
     decision = Text(
         required=True,
-        validate=validate.OneOf(["approve", "reject"], error="This is approve or reject."),
+        validate=validate.OneOf(["approve", "reject"], error="This must be approve or reject."),
     )
     reason = TrimmedText(
         required=True,
         validate=[
-            validate.Length(1, LONGEST_REASON, error="A reason has {min} to {max} characters."),
+            validate.Length(
+                1, LONGEST_REASON, error="A reason must have {min} to {max} characters."
+            ),
             readable("A reason", lines=True),
         ],
-        metadata={"description": "In your own words. Referees do not see it."},
+        metadata={"description": "The reason in your own words. The referee cannot see it."},
     )
 
 
@@ -150,14 +164,15 @@ OWN_REFERRAL_SCHEMA = ReferralHistorySchema(
 @docs(
     tags=["Programmes"],
     summary="Report a sign-up",
-    description="A participant of yours signed up with a code. Events that were reported before "
-    "count from now on. The same sign-up again gets the referral as it is.",
+    description="Reports that one of your users signed up with a referral code. Events of the user "
+    "that you have already reported count from now on. Repeating the call returns the referral as "
+    "it is.",
     parameters=[IDEMPOTENCY_KEY],
     refuses=(AlreadyReferred, ReferralCodeUnusable(field="code"), SelfReferral, NotAllowed),
     locates=(201,),
 )
 @request_schema(SignUpSchema, example={"code": "7GXKQ2MPRT", "external_id": "u-2"})
-@response_schema(ProgrammeReferralSchema, 200, description="The referral, known before.")
+@response_schema(ProgrammeReferralSchema, 200, description="The referral, which already existed.")
 @response_schema(ProgrammeReferralSchema, 201, description="The new referral.")
 @needs(Scope.EVENTS_WRITE)
 async def report_sign_up(request: web.Request) -> web.Response:
@@ -183,7 +198,8 @@ async def report_sign_up(request: web.Request) -> web.Response:
 @docs(
     tags=["Programmes"],
     summary="List a programme's referrals",
-    description="Newest first, unless `order=oldest`. `review=open` lists those to review.",
+    description="Lists the referrals of a programme, newest first unless `order` is `oldest`. Use "
+    "`review=open` to find those that are waiting for a review.",
     refuses=(NotAllowed,),
 )
 @querystring_schema(ReferralQuery)
@@ -202,8 +218,8 @@ async def list_programme_referrals(request: web.Request) -> web.Response:
 @docs(
     tags=["Programmes"],
     summary="Show a referral",
-    description="What became of a sign-up, and why. Referees see their own, without `review` and "
-    "`flags`, and without what was suspicious.",
+    description="Shows what became of a sign-up, and why. Referees can see their own referral, "
+    "without `review`, `flags` or anything else about suspected fraud.",
     refuses=(ReferralNotFound, NotAllowed),
 )
 @response_schema(ReferralHistorySchema, 200, description="The referral.")
@@ -212,7 +228,7 @@ async def show_referral(request: web.Request) -> web.Response:
     reader = await current_reader(request)
     referral_id = find_id(request, "referral_id")
     if reader is not None and referral_id != reader:
-        raise NotAllowed("A referral is shown to its referee, to clients and to admins.")
+        raise NotAllowed("Only the referee, clients and admins can see a referral.")
     if referral_id is None:
         raise ReferralNotFound
     history = await request.app[SERVICES].referrals.find(referral_id)
@@ -225,14 +241,20 @@ async def show_referral(request: web.Request) -> web.Response:
 @docs(
     tags=["Programmes"],
     summary="Review a referral",
-    description="Approving lifts flags and a rejection; rejecting takes back what can be.",
+    description="Approves or rejects a referral. Approving removes its flags and undoes a "
+    "rejection; rejecting reverses its rewards.",
     refuses=(ReferralNotFound, NotAllowed),
 )
 @request_schema(
-    VerdictSchema, example={"decision": "reject", "reason": "The same person, says support."}
+    VerdictSchema,
+    example={"decision": "reject", "reason": "Support found that both are the same person."},
 )
-@response_schema(ReferralHistorySchema, 200, description="That was decided before.")
-@response_schema(ReferralHistorySchema, 201, description="The referral as decided.")
+@response_schema(
+    ReferralHistorySchema,
+    200,
+    description="The referral, for which the same decision had already been made.",
+)
+@response_schema(ReferralHistorySchema, 201, description="The referral after the decision.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def review_referral(request: web.Request) -> web.Response:
     made_by = current_client(request)

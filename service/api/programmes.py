@@ -59,7 +59,7 @@ _NOBODY: Final = DEFAULT_PROGRAMME_ID
 def _name(**options: Any) -> TrimmedText:
     return TrimmedText(
         validate=[
-            validate.Length(1, 100, error="A name has {min} to {max} characters."),
+            validate.Length(1, 100, error="A name must have {min} to {max} characters."),
             readable("A name"),
         ],
         **options,
@@ -70,7 +70,7 @@ def _landing_url(check: Callable[[str], None], more: str = "") -> TrimmedText:
     return TrimmedText(
         validate=by_rule(check),
         metadata={
-            "description": f"Where share links lead, with `ref=CODE` added{more}.",
+            "description": f"Where share links redirect to, with `ref=CODE` added{more}.",
             "example": "https://shop.example/welcome",
         },
     )
@@ -84,7 +84,7 @@ def _check_landing_url_or_none(url: str) -> None:
 class NewProgrammeSchema(RequestSchema):
     key = MatchingText(
         PROGRAMME_KEY.pattern,
-        "A key has 1 to 32 of a-z, 0-9 and -, the first of them a letter.",
+        "A key must be 1 to 32 characters of a-z, 0-9 and -, beginning with a letter.",
         required=True,
     )
     name = _name(required=True)
@@ -94,12 +94,20 @@ class NewProgrammeSchema(RequestSchema):
 
 class ProgrammeChangeSchema(ChangeSchema):
     name = _name()
-    landing_url = _landing_url(_check_landing_url_or_none, "; an empty text removes it")
+    landing_url = _landing_url(_check_landing_url_or_none, "; an empty string removes it")
     paused = TrueOrFalse(
-        metadata={"description": "Everything is recorded; nothing becomes available."}
+        metadata={
+            "description": "Whether the programme is paused: everything is recorded, but no reward "
+            "becomes available."
+        }
     )
     leaderboard = TrueOrFalse()
-    ended = TrueOrFalse(metadata={"description": "Codes are unusable; referrals go on."})
+    ended = TrueOrFalse(
+        metadata={
+            "description": "Whether the programme has ended: its codes cannot be used, but "
+            "existing referrals continue."
+        }
+    )
 
 
 class NewRulesSchema(RequestSchema):
@@ -107,7 +115,7 @@ class NewRulesSchema(RequestSchema):
         1,
         LARGEST_VERSION,
         required=True,
-        metadata={"description": "The version that these rules replace."},
+        metadata={"description": "The current version, which these rules replace."},
     )
     rules = fields.Nested(RulesSchema, required=True)
 
@@ -120,13 +128,11 @@ class TriedEventSchema(EventMembersSchema):
 
 
 class TriedReferralSchema(RequestSchema):
-    signed_up_at = Moment(metadata={"description": "Now if omitted."})
+    signed_up_at = Moment(metadata={"description": "When the referee signed up; now if omitted."})
     nth = whole(
         1,
         LARGEST_COUNT,
-        metadata={
-            "description": "Which of the referrer's qualified referrals it is; 1 if omitted."
-        },
+        metadata={"description": "Its position among the referrer's qualified ones; 1 if omitted."},
     )
 
 
@@ -141,12 +147,12 @@ class ProgrammeSchema(Schema):
     name = fields.String(attribute="programme.name")
     version = fields.Integer(attribute="programme.version")
     rules = fields.Dict(
-        metadata={"description": "The newest rules, as they were put.", "example": RULES_EXAMPLE}
+        metadata={"description": "The current rules, as they were sent.", "example": RULES_EXAMPLE}
     )
     effective_rules = fields.Dict(
         metadata={
-            "description": "The same with what applies where they are silent: `hold_days` of each "
-            "reward, and what follows from each sign of fraud.",
+            "description": "The same rules with defaults filled in: the `hold_days` of each reward "
+            "and the action of each fraud rule.",
             "example": in_full(RULES_EXAMPLE),
         }
     )
@@ -171,14 +177,14 @@ class TriedRewardSchema(Schema):
     rule = fields.String(attribute="rule.name", metadata={"example": "friend"})
     to = fields.String(attribute="rule.to", metadata={"example": "referrer"})
     unit = fields.String(metadata={"example": "EUR"})
-    amount = fields.Integer(metadata={"example": 500})
+    amount = fields.Integer(metadata={"description": "In minor units.", "example": 500})
     event_id = fields.String(
         attribute="cause.external_id",
         dump_default=None,
         allow_none=True,
-        metadata={"description": "The event that it is for; null if it is for the referral."},
+        metadata={"description": "The event it is for; null if it is for the referral itself."},
     )
-    available_at = Moment()
+    available_at = Moment(metadata={"description": "When the reward's hold would end."})
 
 
 class AssessmentSchema(Schema):
@@ -187,7 +193,7 @@ class AssessmentSchema(Schema):
     rewards = fields.List(fields.Nested(TriedRewardSchema))
 
 
-@docs(tags=["Programmes"], summary="List the programmes", refuses=(NotAllowed,))
+@docs(tags=["Programmes"], summary="List programmes", refuses=(NotAllowed,))
 @querystring_schema(PageQuery)
 @response_schema(ProgrammesSchema, 200, description="A page of programmes, newest first.")
 @needs(Scope.PROGRAMME_READ)
@@ -202,7 +208,7 @@ async def list_programmes(request: web.Request) -> web.Response:
     parameters=[_KEY],
     refuses=(ProgrammeNotFound, NotAllowed),
 )
-@response_schema(ProgrammeSchema, 200, description="The programme and its newest rules.")
+@response_schema(ProgrammeSchema, 200, description="The programme and its current rules.")
 @needs(Scope.PROGRAMME_READ)
 async def show_programme(request: web.Request) -> web.Response:
     found = await request.app[SERVICES].programmes.find(_key_in(request))
@@ -235,6 +241,7 @@ async def create_programme(request: web.Request) -> web.Response:
 @docs(
     tags=["Programmes"],
     summary="Change a programme",
+    description="Changes the members that are sent.",
     parameters=[_KEY],
     refuses=(ProgrammeNotFound, NotAllowed),
 )
@@ -249,8 +256,9 @@ async def change_programme(request: web.Request) -> web.Response:
 
 @docs(
     tags=["Programmes"],
-    summary="Replace the rules",
-    description="Adds a version. Referrals keep the version they were made under.",
+    summary="Replace a programme's rules",
+    description="Adds a version of the rules, which applies to new referrals. Existing referrals "
+    "keep the version they were made under.",
     parameters=[_KEY],
     refuses=(ProgrammeNotFound, RulesChanged, NotAllowed),
     locates=(201,),
@@ -274,11 +282,11 @@ async def replace_rules(request: web.Request) -> web.Response:
 @docs(
     tags=["Programmes"],
     summary="Show a version of the rules",
-    description="A version never changes.",
+    description="Shows one version of a programme's rules. A version never changes.",
     parameters=[_KEY, _VERSION],
     refuses=(ProgrammeNotFound, NotAllowed),
 )
-@response_schema(RulesVersionSchema, 200, description="The version.")
+@response_schema(RulesVersionSchema, 200, description="The version of the rules.")
 @needs(Scope.PROGRAMME_READ)
 async def show_rules(request: web.Request) -> web.Response:
     version = request.match_info["version"]
@@ -292,9 +300,9 @@ async def show_rules(request: web.Request) -> web.Response:
 
 @docs(
     tags=["Programmes"],
-    summary="Try rules",
-    description="Says what rules would make of a sign-up and the events that follow. Nothing is "
-    "stored.",
+    summary="Try out rules",
+    description="Shows what would become of a sign-up and its events under the given rules. "
+    "Nothing is stored.",
     parameters=[_KEY],
     refuses=(ProgrammeNotFound, NotAllowed),
 )
@@ -306,7 +314,11 @@ async def show_rules(request: web.Request) -> web.Response:
         "events": [{"id": "order-1001", "type": "purchase", "amount": 4900, "unit": "EUR"}],
     },
 )
-@response_schema(AssessmentSchema, 200, description="What the referral would be.")
+@response_schema(
+    AssessmentSchema,
+    200,
+    description="The state that the referral would have, and the rewards it would earn.",
+)
 @needs(Scope.PROGRAMME_MANAGE)
 async def try_rules(request: web.Request) -> web.Response:
     body = await read_body(request)
@@ -341,7 +353,9 @@ def _check_events(events: Sequence[Mapping[str, Any]], now: datetime) -> None:
         at = f"events/{place}"
         check_moment(event.get("occurred_at"), now, f"{at}/occurred_at")
         if known.setdefault(event["id"], event) != event:
-            raise InvalidInput("Another event has this id.", field=f"{at}/id")
+            raise InvalidInput(
+                "Another event in the list has this id, with different content.", field=f"{at}/id"
+            )
     for place, event in enumerate(events):
         refunded = known.get(event.get("refunds", ""))
         if refunded is not None:

@@ -114,8 +114,8 @@ class OwnReferralCodeSchema(ReferralCodeSchema):
         ReferralCodeState,
         by_value=True,
         metadata={
-            "description": "`live`, or why it ended. While a company has blocked the user or ended "
-            "the programme, a live one is not found and cannot be used."
+            "description": "`live`, or why the code ended. While the user is blocked or the "
+            "programme has ended, a live code cannot be found or used."
         },
     )
     ended_at = Moment(allow_none=True, metadata={"description": "Null while it is live."})
@@ -134,7 +134,11 @@ class CheckedReferralCodeSchema(Schema):
     code = fields.String(attribute="code.code", metadata={"example": "ANNA-2026"})
     expires_at = Moment(attribute="code.expires_at")
     programme = fields.String(
-        attribute="owner.programme", metadata={"description": "This and the rest for clients only."}
+        attribute="owner.programme",
+        metadata={
+            "description": "The programme's key. This and the following members are for clients "
+            "only."
+        },
     )
     participant_id = fields.UUID(attribute="owner.participant.participant_id")
     external_id = fields.String(attribute="owner.participant.external_id", allow_none=True)
@@ -222,7 +226,8 @@ async def change_referral_code(request: web.Request) -> web.Response:
 @docs(
     tags=["Referral codes"],
     summary="Show my referral code",
-    description="None is live while a company has blocked the user or ended the programme.",
+    description="Shows the live code. There is none while the user is blocked or the programme has "
+    "ended.",
     refuses=(ReferralCodeNotFound,),
 )
 @response_schema(ReferralCodeSchema, 200, description="The caller's live code.")
@@ -265,8 +270,8 @@ async def list_referral_codes(request: web.Request) -> web.Response:
     summary="Check a referral code",
     parameters=[in_path("code", "The code as it was typed.", "ANNA-2026")],
     description="For anyone, for example before registering with the code. Case does not matter, "
-    "nor do look-alikes (0 O, 1 I L). A client with the scope `events:write` also sees whose it "
-    "is.",
+    "nor do look-alikes (0 O, 1 I L). A client with the scope `events:write` also sees whose code "
+    "it is.",
     refuses=(ReferralCodeNotFound, TooMany),
 )
 @response_schema(CheckedReferralCodeSchema, 200, description="The live code.")

@@ -22,7 +22,8 @@ class ReferralSchema(Schema):
     email = fields.Email(
         allow_none=True,
         metadata={
-            "description": "Null once the account is erased, or if only a company knows the person."
+            "description": "Null once the account is erased, and for a participant without an "
+            "account of this service."
         },
     )
     registered_at = Moment()
@@ -30,13 +31,13 @@ class ReferralSchema(Schema):
     flags = fields.List(
         fields.String(metadata={"example": ReferralFlag.SELF_REFERRAL}),
         metadata={
-            "description": "What is suspicious: `self-referral` if its mailbox is the "
-            "referrer's, or that of another referral of theirs. What follows from it is for the "
-            "programme's rules to say."
+            "description": "What is suspicious: `self-referral` if the email address leads to the "
+            "mailbox of the referrer or of another of their referrals. The programme's rules "
+            "decide what follows."
         },
     )
     state = fields.Enum(
-        ReferralState, by_value=True, metadata={"description": "What has become of it."}
+        ReferralState, by_value=True, metadata={"description": "The state of the referral."}
     )
     state_changed_at = Moment()
 

@@ -25,31 +25,48 @@ from service.use_cases.participants import Who
 
 class RewardSchema(Schema):
     id = fields.UUID(attribute="reward_id")
-    rule = fields.String(metadata={"description": "The name of the rule.", "example": "friend"})
-    version = fields.Integer(metadata={"description": "The version of the rules."})
-    to = fields.String(metadata={"description": "`referrer` or `referee`.", "example": "referrer"})
+    rule = fields.String(
+        metadata={"description": "The name of the rule that gave the reward.", "example": "friend"}
+    )
+    version = fields.Integer(
+        metadata={"description": "The version of the rules that the reward was given under."}
+    )
+    to = fields.String(
+        metadata={
+            "description": "Who gets the reward: `referrer` or `referee`.",
+            "example": "referrer",
+        }
+    )
     participant_id = fields.UUID()
     referral_id = fields.UUID(
         allow_none=True,
         metadata={
-            "description": "Null for a milestone, and for a percentage that is shown to its "
-            "referrer: it would tell what a friend has spent."
+            "description": "The referral that earned the reward. Null for a milestone and, when "
+            "referrers see it, for a percentage, which would reveal how much a friend has spent."
         },
     )
     unit = fields.String(metadata={"example": "EUR"})
-    amount = fields.Integer(metadata={"description": "As it was given.", "example": 500})
+    amount = fields.Integer(
+        metadata={"description": "In minor units, as originally given.", "example": 500}
+    )
     reversed = fields.Integer(
-        metadata={"description": "How much of it has been taken back.", "example": 0}
+        metadata={"description": "How much of `amount` has been taken back.", "example": 0}
     )
     state = fields.Enum(
         RewardState,
         by_value=True,
-        metadata={"description": "`reversed`: all of it has been taken back."},
+        metadata={
+            "description": "`pending` until the hold ends, then `available`; `reversed` once all "
+            "of it has been taken back."
+        },
     )
     held = fields.Boolean(
-        metadata={"description": "Whether a review or a block keeps it from becoming available."}
+        metadata={
+            "description": "Whether an open review or a block keeps the reward from becoming "
+            "available."
+        }
     )
-    available_at = Moment(metadata={"description": "When its hold ends, or ended."})
+    available_at = Moment(metadata={"description": "When the reward's hold ends or ended."})
     created_at = Moment()
 
 
@@ -61,10 +78,15 @@ class WhoseQuery(PageQuery):
     """Whose rewards or transfers are wanted: a user may only name themselves."""
 
     external_id = CompanyId(
-        load_default=None, metadata={"description": "Only this participant's, by your own id."}
+        load_default=None,
+        metadata={
+            "description": "Only this participant's, by your own id. Send either this or "
+            "`participant_id`, or neither."
+        },
     )
     participant_id = ParticipantId(
-        load_default=None, metadata={"description": "Only this participant's."}
+        load_default=None,
+        metadata={"description": "Only this participant's, by this service's id."},
     )
     programme = Text(
         load_default=None,
@@ -87,13 +109,13 @@ class RewardQuery(WhoseQuery):
         RewardState,
         by_value=True,
         load_default=None,
-        metadata={"description": "Only those in this state."},
+        metadata={"description": "Only rewards in this state."},
     )
     rule = MatchingText(
         "[a-z][a-z0-9-]{0,31}",
-        "This cannot be the name of a rule.",
+        "This is not a valid name of a rule.",
         load_default=None,
-        metadata={"description": "Only those of this rule."},
+        metadata={"description": "Only rewards given by this rule."},
     )
 
 
@@ -107,7 +129,7 @@ async def whose(request: web.Request, query: Mapping[str, Any]) -> Whose:
     programme = names["programme"] or DEFAULT_PROGRAMME
     if reader is not None:
         if names["external_id"] is not None or names["participant_id"] not in {None, reader}:
-            raise NotAllowed("Users see their own only; leave external_id and participant_id out.")
+            raise NotAllowed("You can see only your own; omit external_id and participant_id.")
         return Whose(user_id=reader, programme=programme)
     if names["external_id"] is None and names["participant_id"] is None:
         return Whose(programme=programme)
@@ -117,8 +139,8 @@ async def whose(request: web.Request, query: Mapping[str, Any]) -> Whose:
 @docs(
     tags=["Rewards"],
     summary="List rewards",
-    description="Newest first. Users see their own, and may not name anyone else; clients and "
-    "admins see a participant's, or all of a programme.",
+    description="Lists rewards, newest first. Users see only their own; clients and admins see one "
+    "participant's, or all of a programme.",
     refuses=(NotAllowed,),
 )
 @querystring_schema(RewardQuery)

@@ -36,7 +36,7 @@ _NEVER_EVENTS: Final = frozenset({QUALIFIED, MILESTONE, REFUND})
 
 class EventType(MatchingText):
     def __init__(self, **options: Any) -> None:
-        error = "A type has 1 to 64 of a-z, 0-9, _ and ., the first of them a letter."
+        error = "A type must be 1 to 64 characters of a-z, 0-9, _ and ., beginning with a letter."
         super().__init__("[a-z][a-z0-9_.]{0,63}", error, **options)
 
 
@@ -61,28 +61,33 @@ class QualificationSchema(RequestSchema):
     on = EventType(
         required=True,
         metadata={
-            "description": "`signup`, `email_confirmed`, or the type of an event.",
+            "description": "What makes a referral qualify: `signup`, `email_confirmed`, or the "
+            "type of an event.",
             "example": "purchase",
         },
     )
     minimum = fields.Nested(
-        MinimumSchema, metadata={"description": "What the event must be worth, after its refunds."}
+        MinimumSchema,
+        metadata={"description": "The least that the event must be worth, net of its refunds."},
     )
     within_days = whole(
         1,
         LONGEST_WINDOW_DAYS,
-        metadata={"description": "How long after the sign-up it can qualify; forever if omitted."},
+        metadata={
+            "description": "How many days after the sign-up the referral can qualify; no limit if "
+            "omitted."
+        },
     )
 
     @validates_schema(skip_on_field_errors=False)
     def _check(self, data: Mapping[str, Any], **_: Any) -> None:
         on, faults = data.get("on"), {}
         if on in _NEVER_EVENTS:
-            faults["on"] = ["Nobody can qualify on this."]
+            faults["on"] = ["A referral cannot qualify on this."]
         if "minimum" in data and on in WITHOUT_AMOUNT:
             faults["minimum"] = [f"{on} has no amount."]
         if "within_days" in data and on == SIGN_UP:
-            faults["within_days"] = ["A sign-up qualifies at once."]
+            faults["within_days"] = ["A sign-up qualifies at once; omit this."]
         if faults:
             raise ValidationError(faults)
 
@@ -94,72 +99,118 @@ class TierSchema(RequestSchema):
         data_key="from",
         attribute="from",
         required=True,
-        metadata={"description": "From the referrer's n-th qualified referral on."},
+        metadata={
+            "description": "The position of the first of the referrer's qualified referrals to "
+            "which the tier applies, such as 6 for the sixth."
+        },
     )
-    amount = Amount()
-    basis_points = whole(1, 10_000)
+    amount = Amount(metadata={"description": "Replaces the reward's `amount`."})
+    basis_points = whole(
+        1, 10_000, metadata={"description": "Replaces the reward's `basis_points`."}
+    )
 
 
 class RewardRuleSchema(RequestSchema):
     name = MatchingText(
         "[a-z][a-z0-9-]{0,31}",
-        "A name has 1 to 32 of a-z, 0-9 and -, the first of them a letter.",
+        "A name must be 1 to 32 characters of a-z, 0-9 and -, beginning with a letter.",
         required=True,
+        metadata={"description": "The name of the rule, unique within these rules."},
     )
     to = Text(
         required=True,
-        validate=validate.OneOf(["referrer", "referee"], error="This is referrer or referee."),
+        validate=validate.OneOf(["referrer", "referee"], error="This must be referrer or referee."),
+        metadata={"description": "Who gets the reward: `referrer` or `referee`."},
     )
     on = EventType(
         required=True,
         metadata={
-            "description": "`signup`, `qualified`, `milestone`, or the type of an event: then each "
-            "such event since the sign-up of a referral that has qualified."
+            "description": "What earns the reward: `signup`, `qualified`, `milestone`, or the type "
+            "of an event. With an event type, every such event since the sign-up earns it once the "
+            "referral has qualified."
         },
     )
     unit = Unit(required=True)
-    amount = Amount(metadata={"description": "Exactly one of amount and basis_points."})
+    amount = Amount(
+        metadata={
+            "description": "In minor units. Exactly one of `amount` and `basis_points` is required."
+        }
+    )
     basis_points = whole(
         1,
         10_000,
         metadata={
-            "description": "Hundredths of a per cent of the event's net amount, rounded down."
+            "description": "The reward in hundredths of a percent of the event's net amount, "
+            "rounded down: 1000 is 10%."
         },
     )
-    max_amount = Amount(metadata={"description": "The most that basis_points can give."})
+    max_amount = Amount(
+        metadata={
+            "description": "The most that `basis_points` can give, in minor units; no limit if "
+            "omitted."
+        }
+    )
     hold_days = whole(
         0,
         366,
         metadata={
-            "description": "How long after the event the reward stays pending; 0 if omitted: what "
-            "has been paid out by the time of a refund is a debt. If a refund makes a referral "
-            "qualify by a later event, the hold is that event's, even if the first one's had ended."
+            "description": "How many days after the event the reward stays pending; 0 if omitted. "
+            "Cover your refund period: a reward that was already paid out when the refund arrives "
+            "leaves a debt. If a refund makes a later event the one that qualifies the referral, "
+            "the hold counts from that event, even if the first hold had ended."
         },
     )
     tiers = fields.List(
         fields.Nested(TierSchema),
-        validate=validate.Length(max=MOST_REWARDS, error="There are at most {max} tiers."),
-        metadata={"description": "Other amounts from the referrer's n-th qualified referral on."},
+        validate=validate.Length(max=MOST_REWARDS, error="There can be at most {max} tiers."),
+        metadata={
+            "description": "Different amounts that apply from a given one of the referrer's "
+            "qualified referrals on, in ascending order of `from`."
+        },
     )
     max_per_referrer = whole(
         1,
         LARGEST_COUNT,
         metadata={
-            "description": "How many of these rewards there can be for the referrals of one "
-            "referrer. One that is taken back makes room for the next."
+            "description": "The most of these rewards that one referrer's referrals can earn; no "
+            "limit if omitted. A reversed reward makes room for another."
         },
     )
     max_total = whole(
-        1, LARGEST_COUNT, metadata={"description": "The same for the whole programme."}
+        1, LARGEST_COUNT, metadata={"description": "The same limit for the whole programme."}
     )
     times = whole(
-        1, LARGEST_COUNT, metadata={"description": "Only the first so many events of a referral."}
+        1,
+        LARGEST_COUNT,
+        metadata={
+            "description": "How many events of a referral earn the reward, counted from the first; "
+            "no limit if omitted."
+        },
     )
     within_days = whole(
-        1, LONGEST_WINDOW_DAYS, metadata={"description": "Only events so long after the sign-up."}
+        1,
+        LONGEST_WINDOW_DAYS,
+        metadata={
+            "description": "How many days after the sign-up events earn the reward; no limit if "
+            "omitted."
+        },
     )
-    at = whole(1, LARGEST_COUNT, metadata={"description": "The referrals that a milestone needs."})
-    every = whole(1, LARGEST_COUNT, metadata={"description": "A milestone each time so many more."})
+    at = whole(
+        1,
+        LARGEST_COUNT,
+        metadata={
+            "description": "For a milestone: how many qualified referrals it takes. Exactly one of "
+            "`at` and `every` is required."
+        },
+    )
+    every = whole(
+        1,
+        LARGEST_COUNT,
+        metadata={
+            "description": "For a milestone that repeats: how many more qualified referrals it "
+            "takes each time."
+        },
+    )
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
     def _check(self, data: Mapping[str, Any], original: Any, **_: Any) -> None:
@@ -181,42 +232,44 @@ _DEFAULT: Final = FraudRules()
 def _action(sign: str, default: FraudAction) -> Text:
     actions = get_args(FraudAction)
     return Text(
-        validate=validate.OneOf(actions, error="This is off, flag, hold or reject."),
-        metadata={"description": f"If {sign}. `{default}` if omitted."},
+        validate=validate.OneOf(actions, error="This must be off, flag, hold or reject."),
+        metadata={"description": f"What to do if {sign}; `{default}` if omitted."},
     )
 
 
 class FraudRulesSchema(RequestSchema):
     self_referral = _action(
-        "the email address is of the referrer's mailbox, or of that of another referee of theirs",
+        "the email address leads to the mailbox of the referrer or of another of their referees",
         _DEFAULT.self_referral,
     )
     same_device = _action(
-        "the referrer, or another referee of theirs, has the device", _DEFAULT.same_device
+        "the referrer or another of their referees has used the device", _DEFAULT.same_device
     )
     same_ip = _action(
-        "the referrer had the network address within 30 days, or two other referees of theirs "
-        "within 7",
+        "the referrer has used the IP address in the last 30 days, or two other of their referees "
+        "in the last 7",
         _DEFAULT.same_ip,
     )
     disposable_email = _action(
-        "the email address is of a service of throw-away ones", _DEFAULT.disposable_email
+        "the email address is from a disposable email service", _DEFAULT.disposable_email
     )
-    velocity = _action("the referrer has more than 20 sign-ups within an hour", _DEFAULT.velocity)
+    velocity = _action(
+        "the referrer has had more than 20 sign-ups within an hour", _DEFAULT.velocity
+    )
 
 
 class RulesSchema(RequestSchema):
     qualify = fields.Nested(QualificationSchema, required=True)
     rewards = fields.List(
         fields.Nested(RewardRuleSchema),
-        validate=validate.Length(max=MOST_REWARDS, error="There are at most {max} rewards."),
+        validate=validate.Length(max=MOST_REWARDS, error="There can be at most {max} rewards."),
     )
     fraud = fields.Nested(
         FraudRulesSchema,
         metadata={
-            "description": "What follows from signs of fraud at a sign-up: nothing (`off`), it is "
-            "shown (`flag`), its rewards also wait for a review (`hold`), or it is rejected "
-            "(`reject`). A referrer who is trusted is not looked at."
+            "description": "What to do when a sign-up matches a fraud rule: ignore it (`off`), "
+            "show it (`flag`), also hold the rewards for a review (`hold`), or reject the referral "
+            "(`reject`). Sign-ups with the code of a trusted referrer are exempt."
         },
     )
 
@@ -251,7 +304,7 @@ def _faults_of_percentage(
     if qualify.get("on") in WITHOUT_AMOUNT:
         yield "basis_points", [f"{qualify['on']} has no amount."]
     elif "unit" in reward and unit not in {None, reward["unit"]}:
-        yield "unit", ["What qualifies is in another unit."]
+        yield "unit", ["This must be the unit of qualify.minimum."]
 
 
 def _faults_of_reward(
@@ -264,7 +317,7 @@ def _faults_of_reward(
     on, by_percentage = reward.get("on"), "basis_points" in has
     milestone = on == MILESTONE
     wrong = {
-        "on": on == REFUND and "A refund gives nothing.",
+        "on": on == REFUND and "A refund cannot earn a reward.",
         "amount": by_percentage is ("amount" in has)
         and "Give exactly one of amount and basis_points.",
         "basis_points": by_percentage
@@ -272,16 +325,18 @@ def _faults_of_reward(
         and f"{on} has no amount.",
         "max_amount": "max_amount" in reward
         and not by_percentage
-        and "Only basis_points need a largest amount.",
+        and "This applies only to basis_points.",
         "at": milestone
         and ("at" in has) is ("every" in has)
         and "Give exactly one of at and every.",
-        "to": milestone and reward.get("to") == "referee" and "A milestone is the referrer's.",
+        "to": milestone
+        and reward.get("to") == "referee"
+        and "A milestone can only reward the referrer.",
     }
     only = [("at", not milestone), ("every", not milestone)]
     only += [("times", on in WITHOUT_AMOUNT), ("within_days", on in WITHOUT_AMOUNT)]
     wrong |= {
-        name: "Rewards on this have no such member."
+        name: "This does not apply to rewards of this kind; omit it."
         for name, fault in only
         if fault and name in reward
     }
@@ -291,13 +346,14 @@ def _faults_of_reward(
 def _faults_of_tiers(reward: Mapping[str, Any], given: Sequence[Any], worth: str) -> Iterator[str]:
     """Yield what contradicts itself in a reward's tiers; what they hold is checked already."""
     if reward.get("on") in {SIGN_UP, EMAIL_CONFIRMED, MILESTONE}:
-        yield "A referral has no place among those that have qualified yet."
+        yield "Tiers apply only to referrals that have qualified, not to signup, email_confirmed "
+        "or milestone."
     starts = [tier["from"] for tier in reward.get("tiers", ()) if "from" in tier]
     if any(later <= earlier for earlier, later in pairwise(starts)):
-        yield "Each tier starts at a higher referral than the one before."
+        yield "Each tier must have a higher `from` than the one before."
     tiers = [_given(tier) for tier in given if isinstance(tier, dict)]
     if any(members & {"amount", "basis_points"} != {worth} for members in tiers):
-        yield f"Each tier has `from` and, like the reward, {worth}."
+        yield f"Each tier must have `from` and, like the reward, {worth}."
 
 
 def _given(document: Mapping[str, Any]) -> set[str]:

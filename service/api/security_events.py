@@ -17,7 +17,10 @@ class ActivitySchema(Schema):
     at = Moment(attribute="occurred_at")
     address = fields.String(
         allow_none=True,
-        metadata={"description": "The client's /24 or /64.", "example": "203.0.113.0/24"},
+        metadata={
+            "description": "The client's network: its /24 or /64.",
+            "example": "203.0.113.0/24",
+        },
     )
     user_agent = fields.String(allow_none=True)
 

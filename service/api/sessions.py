@@ -44,7 +44,7 @@ class TokensSchema(Schema):
     access_token = fields.String(metadata={"description": "A JWT (RFC 9068): send it as Bearer."})
     token_type = fields.Constant("Bearer")
     expires_in = fields.Integer(
-        metadata={"description": "Life of the access token, in seconds.", "example": 600}
+        metadata={"description": "The lifetime of the access token, in seconds.", "example": 600}
     )
     refresh_token = fields.String(metadata={"description": "Valid for one refresh."})
     user_id = fields.UUID()
@@ -60,7 +60,9 @@ class SessionSchema(Schema):
     created_at = Moment()
     refreshed_at = Moment()
     expires_at = Moment()
-    current = fields.Boolean(metadata={"description": "Whether this request belongs to it."})
+    current = fields.Boolean(
+        metadata={"description": "Whether this request was made with the session."}
+    )
 
 
 class SessionsSchema(PageSchema):

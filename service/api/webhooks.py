@@ -45,7 +45,8 @@ _URL: Final = "https://hooks.example.com/referrals"
 def _url(**options: Any) -> Text:
     return Text(
         metadata={
-            "description": "Begins with `https://`, has a public host, no user and no fragment.",
+            "description": "An `https://` URL with a public host, and without a user, a password "
+            "or a fragment.",
             "example": _URL,
         },
         **options,
@@ -62,7 +63,10 @@ class _Types(fields.List[EventType]):
 def _types() -> _Types:
     return _Types(
         fields.Enum(EventType, by_value=True, error_messages={"unknown": "There is no such type."}),
-        metadata={"description": "What it is sent. All types if there are none."},
+        metadata={
+            "description": "The types of messages to send to the endpoint. An empty list means all "
+            "types."
+        },
     )
 
 
@@ -76,8 +80,8 @@ class EndpointChangeSchema(ChangeSchema):
     types = _types()
     disabled = TrueOrFalse(
         metadata={
-            "description": "Once a request that disables it is answered, nothing more is sent; "
-            "what waits has failed."
+            "description": "Whether the endpoint is disabled. Once you have the response to a "
+            "request that disables it, nothing more is sent, and pending deliveries have failed."
         }
     )
 
@@ -87,16 +91,25 @@ class RotationSchema(RequestSchema):
         load_default=24,
         validate=validate.Range(0, LONGEST_OVERLAP_HOURS, error=BETWEEN),
         metadata={
-            "description": "How long the previous secret signs along. 0, if one has leaked: only "
-            "the new one signs from now on."
+            "description": "How many hours messages are signed with the previous secret as well. "
+            "Send 0 if a secret has leaked: from then on, only the new one signs."
         },
     )
 
 
 class ReplaySchema(RequestSchema):
-    since = Moment(required=True, metadata={"description": "Messages are kept for 30 days."})
+    since = Moment(
+        required=True,
+        metadata={
+            "description": "Only messages created at or after this time. They are kept for 30 days."
+        },
+    )
     only_failed = TrueOrFalse(
-        load_default=True, metadata={"description": "`false` sends again what was delivered, too."}
+        load_default=True,
+        metadata={
+            "description": "Whether to send only messages that could not be delivered; `false` "
+            "also repeats those that were."
+        },
     )
 
 
@@ -108,16 +121,23 @@ class EndpointSchema(Schema):
     disabled_reason = fields.String(
         allow_none=True,
         metadata={
-            "description": "`requested`; `gone`: it answered 410; `failing`: every attempt failed "
-            "for five days."
+            "description": "Why the endpoint is disabled; null if it is not. `requested`: by a "
+            "request. `gone`: it responded with 410. `failing`: every attempt failed for five days."
         },
     )
     failing_since = Moment(
-        allow_none=True, metadata={"description": "Null if the last attempt succeeded."}
+        allow_none=True,
+        metadata={
+            "description": "Since when attempts have been failing; null if the last one succeeded."
+        },
     )
-    secret_number = fields.Integer(metadata={"description": "Grows with each rotation."})
+    secret_number = fields.Integer(metadata={"description": "Increases with each rotation."})
     previous_until = Moment(
-        allow_none=True, metadata={"description": "Until when the previous secret signs along."}
+        allow_none=True,
+        metadata={
+            "description": "When the previous secret stops signing, which may be in the past. Null "
+            "if the endpoint has never been rotated, or was last rotated without an overlap."
+        },
     )
     created_at = Moment()
 
@@ -129,25 +149,31 @@ class EndpointsSchema(PageSchema):
 class SecretsSchema(Schema):
     secret = fields.String(metadata={"example": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"})
     previous = fields.String(
-        allow_none=True, metadata={"description": "The previous secret while it signs along."}
+        allow_none=True,
+        metadata={"description": "The previous secret while it still signs; otherwise null."},
     )
 
 
 class MessageSchema(Schema):
-    message_id = fields.UUID(metadata={"description": "What the receiver sees as `webhook-id`."})
+    message_id = fields.UUID(metadata={"description": "The `webhook-id` of the message."})
 
 
 class ReplayedSchema(Schema):
-    messages = fields.Integer(metadata={"description": "How many are sent again."})
+    messages = fields.Integer(metadata={"description": "How many messages will be sent again."})
 
 
 class AttemptSchema(Schema):
     at = Moment()
     status = fields.Integer(
-        allow_none=True, metadata={"description": "Of the answer; null without one."}
+        allow_none=True,
+        metadata={"description": "The status of the response; null if there was none."},
     )
     error = fields.String(
-        allow_none=True, metadata={"description": "Why there was no answer.", "example": "timeout"}
+        allow_none=True,
+        metadata={
+            "description": "Why there was no response; otherwise null.",
+            "example": "timeout",
+        },
     )
     milliseconds = fields.Integer()
 
@@ -158,12 +184,13 @@ class DeliverySchema(Schema):
     state = fields.Enum(DeliveryState, by_value=True)
     reason = fields.String(
         allow_none=True,
-        metadata={"description": "Why it failed: `gave-up` after ten attempts, or `disabled`."},
+        metadata={
+            "description": "Why the delivery failed: `gave-up` after ten attempts, or `disabled` "
+            "with the endpoint. Otherwise null."
+        },
     )
     created_at = Moment()
-    attempts = fields.List(
-        fields.Nested(AttemptSchema), metadata={"description": "The oldest first."}
-    )
+    attempts = fields.List(fields.Nested(AttemptSchema), metadata={"description": "Oldest first."})
 
 
 class DeliveriesSchema(PageSchema):
@@ -184,8 +211,9 @@ _REFUSES: Final = (WebhookEndpointNotFound, NotAllowed)
 
 @docs(
     tags=["Webhooks"],
-    summary="Create an endpoint",
-    description="There can be twenty.",
+    summary="Create a webhook endpoint",
+    description="Creates an endpoint for messages from now on, of all types unless `types` lists "
+    "some. There can be at most 20.",
     parameters=[IDEMPOTENCY_KEY],
     refuses=(WebhookUrlRefused, NotAllowed),
     locates=(201,),
@@ -205,7 +233,7 @@ async def create_endpoint(request: web.Request) -> web.Response:
     return locate(request, response, "webhook-endpoints", "id")
 
 
-@docs(tags=["Webhooks"], summary="List the endpoints", refuses=(NotAllowed,))
+@docs(tags=["Webhooks"], summary="List webhook endpoints", refuses=(NotAllowed,))
 @querystring_schema(PageQuery)
 @response_schema(EndpointsSchema, 200, description="A page of endpoints, newest first.")
 @needs(Scope.PROGRAMME_MANAGE)
@@ -214,7 +242,7 @@ async def list_endpoints(request: web.Request) -> web.Response:
     return respond(request, page)
 
 
-@docs(tags=["Webhooks"], summary="Show an endpoint", refuses=_REFUSES)
+@docs(tags=["Webhooks"], summary="Show a webhook endpoint", refuses=_REFUSES)
 @response_schema(EndpointSchema, 200, description="The endpoint.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def show_endpoint(request: web.Request) -> web.Response:
@@ -223,9 +251,9 @@ async def show_endpoint(request: web.Request) -> web.Response:
 
 @docs(
     tags=["Webhooks"],
-    summary="Change, disable or enable an endpoint",
-    description="To send what it missed while it was disabled, enable it and *Send messages "
-    "again*.",
+    summary="Change, disable or enable a webhook endpoint",
+    description="Changes the members that are sent. To deliver what an endpoint has missed while "
+    "it was disabled, enable it and *Replay messages*.",
     refuses=(WebhookUrlRefused, *_REFUSES),
 )
 @request_schema(EndpointChangeSchema, example={"disabled": True})
@@ -239,8 +267,8 @@ async def change_endpoint(request: web.Request) -> web.Response:
 
 @docs(
     tags=["Webhooks"],
-    summary="Delete an endpoint",
-    responses={204: {"description": "It is deleted, and is sent nothing more."}},
+    summary="Delete a webhook endpoint",
+    responses={204: {"description": "The endpoint is deleted, and nothing more is sent to it."}},
     refuses=_REFUSES,
 )
 @needs(Scope.PROGRAMME_MANAGE)
@@ -251,11 +279,13 @@ async def delete_endpoint(request: web.Request) -> web.Response:
 
 @docs(
     tags=["Webhooks"],
-    summary="Show the secret of an endpoint",
-    description="Give it to a library for Standard Webhooks, which checks signatures with it.",
+    summary="Show an endpoint's signing secret",
+    description="Shows the secret with which a Standard Webhooks library verifies signatures.",
     refuses=_REFUSES,
 )
-@response_schema(SecretsSchema, 200, description="The secret.")
+@response_schema(
+    SecretsSchema, 200, description="The signing secret, and the previous one while it still signs."
+)
 @needs(Scope.PROGRAMME_MANAGE)
 async def show_secret(request: web.Request) -> web.Response:
     secrets = await request.app[SERVICES].webhooks.secrets_of(_id_in(request))
@@ -264,13 +294,13 @@ async def show_secret(request: web.Request) -> web.Response:
 
 @docs(
     tags=["Webhooks"],
-    summary="Rotate the secret of an endpoint",
-    description="The previous secret signs along for a while, so that no receiver refuses anything "
-    "meanwhile.",
+    summary="Rotate an endpoint's signing secret",
+    description="Replaces the signing secret. For `overlap_hours`, messages are signed with both "
+    "the new and the previous secret, so that a receiver that knows either can verify them.",
     refuses=(RotationUnderWay, *_REFUSES),
 )
 @request_schema(RotationSchema, example={"overlap_hours": 24})
-@response_schema(EndpointSchema, 200, description="The endpoint, with another secret.")
+@response_schema(EndpointSchema, 200, description="The endpoint after the rotation.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def rotate_secret(request: web.Request) -> web.Response:
     overlap = timedelta(hours=(await read_body(request))["overlap_hours"])
@@ -280,11 +310,11 @@ async def rotate_secret(request: web.Request) -> web.Response:
 
 @docs(
     tags=["Webhooks"],
-    summary="Send a test",
-    description="A message of the type `webhook.test`, whatever the endpoint's types are.",
+    summary="Send a test message",
+    description="Sends a message of the type `webhook.test`, whatever the endpoint's types.",
     refuses=(Conflict, *_REFUSES),
 )
-@response_schema(MessageSchema, 202, description="The test will be sent.")
+@response_schema(MessageSchema, 202, description="The message will be sent.")
 @needs(Scope.PROGRAMME_MANAGE)
 async def send_test(request: web.Request) -> web.Response:
     message_id = await request.app[SERVICES].webhooks.test(_id_in(request))
@@ -293,9 +323,9 @@ async def send_test(request: web.Request) -> web.Response:
 
 @docs(
     tags=["Webhooks"],
-    summary="Send messages again",
-    description="What failed since then, under the same ids. What nobody listened to at the time "
-    "was not kept.",
+    summary="Replay messages",
+    description="Sends failed messages again, under the same ids. Messages that no endpoint was "
+    "subscribed to when they were created are not kept.",
     refuses=(Conflict, *_REFUSES),
 )
 @request_schema(ReplaySchema, example={"since": "2026-11-21T09:30:00Z"})
@@ -309,7 +339,7 @@ async def replay(request: web.Request) -> web.Response:
     return respond(request, {"messages": messages}, 202)
 
 
-@docs(tags=["Webhooks"], summary="List the deliveries to an endpoint", refuses=_REFUSES)
+@docs(tags=["Webhooks"], summary="List an endpoint's deliveries", refuses=_REFUSES)
 @querystring_schema(DeliveryQuery)
 @response_schema(DeliveriesSchema, 200, description="A page of deliveries, newest first.")
 @needs(Scope.PROGRAMME_MANAGE)
@@ -323,8 +353,9 @@ async def list_deliveries(request: web.Request) -> web.Response:
 
 @docs(
     tags=["Webhooks"],
-    summary="Send a message again",
-    description="Now, whatever became of it.",
+    summary="Retry a delivery",
+    description="Sends the message to the endpoint again now, whether or not it was delivered "
+    "before.",
     refuses=(NotFound, Conflict, *_REFUSES),
 )
 @response_schema(MessageSchema, 202, description="The message will be sent.")

@@ -24,27 +24,29 @@ if TYPE_CHECKING:
 _USUAL: Final = scopes_of(Role.USER) - {Scope.REWARDS_READ}
 """What users can allow a client unless an operator says otherwise: nothing about money."""
 _KEPT: Final = "unchanged if omitted"
-_RESOURCE_SERVER: Final = "it may introspect the tokens of all clients"
+_RESOURCE_SERVER: Final = "the client may introspect the tokens of all clients"
 
 
 def add_commands(commands: Commands) -> None:
     clients = commands.group("clients", "Manage the OAuth clients.")
     create = clients.add("create", _create)
-    create.add_argument("name", help="what users are shown")
+    create.add_argument("name", help="the name that users see")
     create.add_argument(
-        "--confidential", action="store_true", help="it runs on a server, and can keep a secret"
+        "--confidential",
+        action="store_true",
+        help="the client runs on a server and can keep a secret",
     )
     _add_rights(
         create,
         redirect_uri="may be repeated",
         scope=f'default with a redirect URI: "{to_text(_USUAL)}"; without: nothing',
-        own_scope=f'of "{to_text(OF_CLIENTS)}"',
+        own_scope=f'from "{to_text(OF_CLIENTS)}"',
     )
     create.add_argument("--resource-server", action="store_true", help=_RESOURCE_SERVER)
     clients.add("list", _list)
     update = clients.add("update", _update)
     update.add_argument("client_id")
-    update.add_argument("--name", help=f"what users are shown ({_KEPT})")
+    update.add_argument("--name", help=f"the name that users see ({_KEPT})")
     _add_rights(update, redirect_uri=f"replaces all; {_KEPT}", scope=_KEPT, own_scope=_KEPT)
     update.add_argument(
         "--resource-server",
@@ -58,7 +60,7 @@ def add_commands(commands: Commands) -> None:
         type=between(0, 24 * 30),
         default=24,
         metavar="HOURS",
-        help="how long the present secret goes on working (default: 24; 0: it stops at once)",
+        help="how long the current secret keeps working (default: 24; 0: it stops at once)",
     )
     clients.add("delete", _delete).add_argument("client_id")
 
@@ -70,20 +72,20 @@ def _add_rights(
         "--redirect-uri",
         action="append",
         metavar="URI",
-        help=f"where browsers come back to ({redirect_uri})",
+        help=f"where browsers are redirected to ({redirect_uri})",
     )
     parser.add_argument(
         "--scope",
         type=_scopes,
         metavar='"SCOPE …"',
-        help="with a redirect URI: what users can allow the client; without: what it may do itself "
-        f"({scope})",
+        help="with a redirect URI: what users can allow the client; without: what it may do on its "
+        f"own behalf ({scope})",
     )
     parser.add_argument(
         "--own-scope",
         type=_scopes,
         metavar='"SCOPE …"',
-        help=f"what it may do itself, without a user ({own_scope})",
+        help=f"what it may do on its own behalf, without a user ({own_scope})",
     )
 
 
@@ -151,7 +153,7 @@ async def _list(_: argparse.Namespace, environ: Environment) -> None:
 
 
 async def _update(parsed: argparse.Namespace, environ: Environment) -> None:
-    """Change what is given, and leave the rest."""
+    """Change a client; whatever is not given stays as it is."""
     given = (parsed.name, parsed.redirect_uri, parsed.scope, parsed.own_scope)
     if all(one is None for one in (*given, parsed.resource_server)):
         raise OperatorError("There is nothing to change: see `clients update --help`.")

@@ -14,7 +14,7 @@ from service.settings.settings import read_settings
 
 
 def dev(_: argparse.Namespace, environ: Environment) -> None:
-    """Serve with servers and secrets of its own, in .data."""
+    """Serve with its own PostgreSQL, Valkey and secrets, kept in .data."""
     from service import embedded  # not there in production
 
     DATA.mkdir(exist_ok=True)

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 def add_commands(commands: Commands) -> None:
     jobs = commands.group("jobs", "List and retry jobs.")
     listing = jobs.add("list", _list)
-    listing.add_argument("--parked", action="store_true", help="only those that were given up")
+    listing.add_argument("--parked", action="store_true", help="only jobs that were given up")
     listing.add_argument(
         "--limit",
         type=between(1, 1_000_000),
         default=100,
         metavar="N",
-        help="at most so many (default: 100)",
+        help="how many jobs to list at most (default: 100)",
     )
     retry = jobs.add("retry", _retry)
     which = retry.add_mutually_exclusive_group(required=True)
     which.add_argument("job_id", type=UUID, nargs="?", metavar="JOB_ID")
-    which.add_argument("--all", action="store_true", help="all that are parked")
+    which.add_argument("--all", action="store_true", help="all parked jobs")
     retry.usage = "%(prog)s [-h] (JOB_ID | --all)"
 
 
@@ -46,12 +46,12 @@ async def _list(parsed: argparse.Namespace, environ: Environment) -> None:
 
 
 async def _retry(parsed: argparse.Namespace, environ: Environment) -> None:
-    """Try parked jobs again."""
+    """Retry parked jobs."""
     async with _open_jobs(environ) as jobs:
         retried = await jobs.retry(parsed.job_id)
     if parsed.job_id and not retried:
         raise OperatorError(f"There is no parked job {parsed.job_id}.")
-    print(f"{retried} to be tried again")
+    print(f"{retried} job{'' if retried == 1 else 's'} will be retried.")
 
 
 @asynccontextmanager

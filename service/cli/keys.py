@@ -17,9 +17,9 @@ from service.settings.settings import KeySettings
 
 
 def add_commands(commands: Commands) -> None:
-    keys = commands.group("keys", "Make and rotate the secrets.")
+    keys = commands.group("keys", "Generate and rotate secrets.")
     generate = keys.add("generate", _generate)
-    generate.add_argument("--file", type=Path, help="write them there, unless the file exists")
+    generate.add_argument("--file", type=Path, help="write them to this file, unless it exists")
     # It may be what makes the file that ENV_FILE names.
     generate.set_defaults(reads_settings=False)
     keys.add("rotate", _rotate).add_argument(
@@ -34,7 +34,7 @@ def _generate(parsed: argparse.Namespace, _: Environment) -> None:
     elif write_secrets(parsed.file):
         print(f"New secrets are in {parsed.file}.")
     else:
-        print(f"{parsed.file} exists and is left as it is.")
+        print(f"{parsed.file} already exists; it was not changed.")
 
 
 def _rotate(parsed: argparse.Namespace, environ: Environment) -> None:

@@ -15,9 +15,10 @@ def add_commands(commands: Commands) -> None:
 
 
 async def _check(parsed: argparse.Namespace, environ: Environment) -> None:
-    """Prove that balances, rewards, standings and caps are right; exit with 1 if one is not.
+    """Check that balances, rewards, standings and caps are right; exit with status 1 if not.
 
-    Every difference is a line: whose it is, and what is wrong. Nothing is changed.
+    Prints a line for each difference: the participant or programme, and what is wrong. Changes
+    nothing.
     """
     from service.postgresql import database
     from service.postgresql.startup_check import check_database
@@ -33,4 +34,4 @@ async def _check(parsed: argparse.Namespace, environ: Environment) -> None:
             print(subject_id, difference, sep="\t")
     if found:
         raise OperatorError(f"{found} difference{'' if found == 1 else 's'} found.")
-    print("the ledger is right")
+    print("No differences found.")

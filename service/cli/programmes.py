@@ -24,7 +24,7 @@ def add_commands(commands: Commands) -> None:
     _add_key(programmes.add("show", _show))
     create = programmes.add("create", _create)
     _add_key(create)
-    create.add_argument("name", metavar="NAME", help="what people call it")
+    create.add_argument("name", metavar="NAME", help="the name that people see")
     _add_rules(create)
     rules = programmes.add("rules", _replace_rules)
     _add_key(rules)
@@ -38,7 +38,7 @@ def _add_key(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_rules(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="RULES.json", help="a file with the rules")
+    parser.add_argument("file", type=Path, metavar="RULES.json", help="a JSON file with the rules")
 
 
 async def _list(_: argparse.Namespace, environ: Environment) -> None:
@@ -55,7 +55,7 @@ async def _list(_: argparse.Namespace, environ: Environment) -> None:
 
 
 async def _show(parsed: argparse.Namespace, environ: Environment) -> None:
-    """Show a programme with its newest rules."""
+    """Show a programme and its current rules."""
     async with open_services(environ) as services:
         _print(await services.programmes.find(parsed.key))
 
@@ -74,7 +74,7 @@ async def _create(parsed: argparse.Namespace, environ: Environment) -> None:
 
 
 async def _replace_rules(parsed: argparse.Namespace, environ: Environment) -> None:
-    """Replace the newest rules; referrals keep those they were made under."""
+    """Replace the rules; existing referrals keep those they were made under."""
     from service.api.rules import RulesSchema
 
     rules = _validated(RulesSchema(), _read(parsed.file))
@@ -86,17 +86,17 @@ async def _replace_rules(parsed: argparse.Namespace, environ: Environment) -> No
 
 
 async def _pause(parsed: argparse.Namespace, environ: Environment) -> None:
-    """Pause a programme: everything is recorded, nothing becomes available."""
+    """Pause a programme: everything is recorded, but no reward becomes available."""
     await _change(parsed.key, environ, paused=True)
 
 
 async def _resume(parsed: argparse.Namespace, environ: Environment) -> None:
-    """Go on with a paused programme."""
+    """Resume a paused programme."""
     await _change(parsed.key, environ, paused=False)
 
 
 async def _end(parsed: argparse.Namespace, environ: Environment) -> None:
-    """End a programme: its codes become unusable, its referrals go on."""
+    """End a programme: its codes can no longer be used; its referrals continue."""
     await _change(parsed.key, environ, ended=True)
 
 

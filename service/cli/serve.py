@@ -19,7 +19,7 @@ log = logging.getLogger("service")
 
 
 def serve(_: argparse.Namespace, environ: Environment) -> None:
-    """Serve the API, on all cores."""
+    """Serve the API on all cores."""
     settings = read_settings(environ)
     with listening(settings) as listeners:
         from service.postgresql.startup_check import check_database

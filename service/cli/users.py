@@ -36,7 +36,9 @@ def add_commands(commands: Commands) -> None:
     promote = admin.add("promote", _promote)
     promote.add_argument("email")
     promote.add_argument(
-        "--unconfirmed", action="store_true", help="even if nobody has confirmed the email address"
+        "--unconfirmed",
+        action="store_true",
+        help="promote even if nobody has confirmed the email address",
     )
     promote.add_argument("--yes", action="store_true", help="do not ask")
     admin.add("demote", _demote).add_argument("email")
@@ -44,7 +46,7 @@ def add_commands(commands: Commands) -> None:
 
 
 async def _find(parsed: argparse.Namespace, environ: Environment) -> None:
-    """Show accounts, and what stands for them in the log."""
+    """Show accounts, with the hash that stands for each in the log."""
     missing = []
     async with open_services(environ) as services:
         for which in parsed.which:
@@ -111,7 +113,7 @@ def _plain(value: Any) -> str:
 
 
 async def _create_admin(parsed: argparse.Namespace, environ: Environment) -> None:
-    """Make an admin; the password is ADMIN_PASSWORD, or asked for, or read from a pipe."""
+    """Create an admin; the password is ADMIN_PASSWORD, prompted for, or read from a pipe."""
     if (password := environ.get("ADMIN_PASSWORD")) is None:
         interactive = sys.stdin.isatty()
         password = getpass.getpass("Password: ") if interactive else sys.stdin.readline().strip()
@@ -121,7 +123,7 @@ async def _create_admin(parsed: argparse.Namespace, environ: Environment) -> Non
 
 
 async def _promote(parsed: argparse.Namespace, environ: Environment) -> None:
-    """Give an account the role admin; ends its sessions."""
+    """Give an account the role admin, and end its sessions."""
     async with open_services(environ) as services:
         try:
             promoted = await services.users.promote(parsed.email)
@@ -142,7 +144,7 @@ async def _promote(parsed: argparse.Namespace, environ: Environment) -> None:
 
 
 async def _demote(parsed: argparse.Namespace, environ: Environment) -> None:
-    """Take the role admin from an account; ends its sessions."""
+    """Take the role admin from an account, and end its sessions."""
     async with open_services(environ) as services:
         await services.users.demote(parsed.email)
         print(f"{parsed.email} is no longer an admin, and has to sign in again.")

@@ -26,9 +26,9 @@ def add_commands(commands: Commands) -> None:
         type=_moment,
         required=True,
         metavar="TIME",
-        help="such as 2026-11-26T09:30:00Z; messages are kept for 30 days",
+        help="messages from this time on, such as 2026-11-26T09:30:00Z; they are kept for 30 days",
     )
-    replay.add_argument("--all", action="store_true", help="what was delivered, too")
+    replay.add_argument("--all", action="store_true", help="also messages that were delivered")
 
 
 def _moment(text: str) -> datetime:
@@ -37,7 +37,7 @@ def _moment(text: str) -> datetime:
     except ValueError as error:
         raise argparse.ArgumentTypeError("must be a time such as 2026-11-26T09:30:00Z") from error
     if moment.tzinfo is None:
-        raise argparse.ArgumentTypeError("must have a zone: Z, or +02:00")
+        raise argparse.ArgumentTypeError("must have a UTC offset, such as Z or +02:00")
     return moment.astimezone(UTC)
 
 
@@ -64,25 +64,25 @@ def _state(endpoint: "Endpoint") -> str:
 
 
 async def _test(parsed: argparse.Namespace, environ: Environment) -> None:
-    """Send a test to an endpoint."""
+    """Send a test message to an endpoint."""
     async with open_services(environ) as services:
         message_id = await services.webhooks.test(parsed.endpoint_id)
     print(f"webhook-id={message_id}")
 
 
 async def _enable(parsed: argparse.Namespace, environ: Environment) -> None:
-    """Enable an endpoint that was disabled."""
+    """Enable a disabled endpoint."""
     from service.use_cases.webhooks import EndpointChange
 
     async with open_services(environ) as services:
         await services.webhooks.change(parsed.endpoint_id, EndpointChange(disabled=False))
-    print(f"{parsed.endpoint_id} is enabled; `webhooks replay` sends what it missed.")
+    print(f"{parsed.endpoint_id} is enabled. To send what it missed, use `webhooks replay`.")
 
 
 async def _replay(parsed: argparse.Namespace, environ: Environment) -> None:
-    """Send again what failed since a time."""
+    """Send messages again that could not be delivered."""
     async with open_services(environ) as services:
         messages = await services.webhooks.replay(
             parsed.endpoint_id, parsed.since, only_failed=not parsed.all
         )
-    print(f"{messages} to be sent again")
+    print(f"{messages} message{'' if messages == 1 else 's'} will be sent again.")

@@ -10,7 +10,7 @@ from service.telemetry.logs import set_up_logging
 
 
 def work(_: argparse.Namespace, environ: Environment) -> None:
-    """Do the jobs (webhooks, mails, verifications), and serve nothing."""
+    """Run jobs (webhooks, mails, verifications) without serving the API."""
     settings = settings_beside_dev(environ)
     import uvloop
 

@@ -162,7 +162,7 @@ class ReferralCodeUnusable(InvalidInput):
 
 class SelfReferral(InvalidInput):
     code = "self-referral"
-    title = "Nobody refers themselves."
+    title = "A participant cannot refer themselves."
     field = "code"
 
 
@@ -185,7 +185,7 @@ class WebhookUrlRefused(InvalidInput):
 
 
 class ClientSecretWrong(NotAuthenticated):
-    detail = "The Authorization header is not `Bearer TOKEN`, nor a known client's credentials."
+    detail = "The Authorization header is not `Bearer TOKEN` or a known client's credentials."
 
 
 class InvalidCredentials(NotAuthenticated):
@@ -224,7 +224,7 @@ class EmailWithheld(NotAllowed):
 
 class InsufficientScope(NotAllowed):
     code = "insufficient-scope"
-    title = "The caller lacks a scope."
+    title = "A required scope is missing."
 
     def __init__(self, scope: str = "") -> None:
         super().__init__(f"This call needs the scope {scope}." if scope else "")
@@ -268,7 +268,7 @@ class ReferralCodeNotFound(NotFound):
 
 class ReferralNotFound(NotFound):
     code = "referral-not-found"
-    title = "Nobody has referred this participant."
+    title = "This participant has not been referred."
 
 
 class SessionNotFound(NotFound):
@@ -293,12 +293,12 @@ class WebhookEndpointNotFound(NotFound):
 
 class AlreadyReferred(Conflict):
     code = "already-referred"
-    title = "This participant has been referred before."
+    title = "This participant has already been referred."
 
 
 class BalanceTooLow(Conflict):
     code = "balance-too-low"
-    title = "Less is available than is to be redeemed."
+    title = "The available balance is too low."
     field = "amount"
 
     def __init__(self, available: int = 0) -> None:
@@ -314,7 +314,7 @@ class EmailTaken(Conflict):
 
 class IdReused(Conflict):
     code = "id-reused"
-    title = "This id belongs to something else that you have reported."
+    title = "This id has already been used with different content."
     field = "id"
 
 
@@ -339,7 +339,7 @@ class LiveReferralCodeExists(Conflict):
 
 
 class ParticipantErased(Conflict):
-    detail = "The participant with this id has been erased, and the id stays used."
+    detail = "The participant with this id has been erased; the id cannot be used again."
     field = "external_id"
 
 
@@ -357,12 +357,12 @@ class ReferralCodeTaken(Conflict):
 
 class RotationUnderWay(Conflict):
     code = "rotation-under-way"
-    title = "The previous secret of the endpoint still signs."
+    title = "The endpoint's previous secret is still in use."
 
 
 class RulesChanged(Conflict):
     code = "rules-changed"
-    title = "The rules have been replaced by another version."
+    title = "The rules have been replaced since this version."
     field = "version"
 
 

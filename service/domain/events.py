@@ -22,9 +22,9 @@ def check_moment(moment: datetime | None, now: datetime, field: str) -> None:
     if moment is None:
         return
     if moment > now + AHEAD:
-        raise InvalidInput("This lies more than 5 minutes ahead.", field=field)
+        raise InvalidInput("This is more than 5 minutes in the future.", field=field)
     if moment < now - BACK:
-        raise InvalidInput("This lies more than 366 days back.", field=field)
+        raise InvalidInput("This is more than 366 days in the past.", field=field)
 
 
 def check_refund(
@@ -34,7 +34,7 @@ def check_refund(
     if refunded_type == REFUND:
         raise InvalidInput("A refund cannot be refunded.", field=f"{parent}refunds")
     if unit is not None and unit != refunded_unit:
-        raise InvalidInput("The event is in another unit.", field=f"{parent}unit")
+        raise InvalidInput("This must be the unit of the refunded event.", field=f"{parent}unit")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

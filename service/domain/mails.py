@@ -200,13 +200,13 @@ def promoted(service: str) -> Mail:
 def webhook_disabled(service: str, url: str, *, gone: bool) -> Mail:
     """Only the host of the URL is shown: the rest may be a secret."""
     reason = (
-        "it answered 410 (Gone)"
+        "it responded with 410 (Gone)"
         if gone
         else "every attempt to deliver a webhook has failed for five days"
     )
     return _mail(
         f"{service} no longer sends webhooks to {urlsplit(url).hostname}",
         f"The webhook endpoint at {urlsplit(url).hostname} was disabled, because {reason}.",
-        "Once it works again, enable it, and have the messages that it missed sent again with "
+        "Once it works again, enable it, and replay the messages that it missed with "
         "POST /api/v1/webhook-endpoints/{id}/replay.",
     )

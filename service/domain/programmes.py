@@ -47,7 +47,7 @@ def check_landing_url(url: str) -> None:
         or not parts.hostname
         or "@" in parts.netloc
     ):
-        raise InvalidInput("This is not an http or https address.", field="landing_url")
+        raise InvalidInput("This is not an http or https URL.", field="landing_url")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

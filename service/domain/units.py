@@ -30,6 +30,7 @@ def check_unit(unit: str, field: str = "unit") -> None:
         return
     if not _OWN.fullmatch(unit) or unit.upper() in CURRENCIES:
         raise InvalidInput(
-            "A unit is an ISO 4217 code such as EUR, or your own in lower case such as points.",
+            "A unit must be an ISO 4217 code, such as EUR, or your own in lower case, such as "
+            "points.",
             field=field,
         )

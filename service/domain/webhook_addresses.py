@@ -73,11 +73,11 @@ def check_url(url: str, networks: Networks) -> None:
     A name is looked up only when something is sent: it may lead elsewhere by then.
     """
     if len(url) > LONGEST_URL:
-        raise WebhookUrlRefused(f"A URL has at most {LONGEST_URL:,} characters.")
+        raise WebhookUrlRefused(f"The URL must have at most {LONGEST_URL:,} characters.")
     if not _PRINTABLE.fullmatch(url) or "\\" in url:
         raise WebhookUrlRefused(
-            "A URL is printable ASCII without spaces and backslashes; write an international "
-            "host name as xn--…"
+            "The URL must be printable ASCII without spaces and backslashes; write an "
+            "international host name as xn--…"
         )
     try:
         parts = urlsplit(url)
@@ -86,13 +86,13 @@ def check_url(url: str, networks: Networks) -> None:
         raise WebhookUrlRefused("This is not a URL.") from None
     encrypted = parts.scheme == "https"
     if not encrypted and not (parts.scheme == "http" and networks):
-        raise WebhookUrlRefused("A URL must begin with https://.")
+        raise WebhookUrlRefused("The URL must begin with https://.")
     if "@" in parts.netloc:
-        raise WebhookUrlRefused("A URL must not contain a user or a password.")
+        raise WebhookUrlRefused("The URL must not contain a user or a password.")
     if "#" in url:
-        raise WebhookUrlRefused("A URL must have no fragment.")
+        raise WebhookUrlRefused("The URL must not have a fragment.")
     if port == 0:
-        raise WebhookUrlRefused("There is no port 0.")
+        raise WebhookUrlRefused("The port must not be 0.")
     _check_host(host, networks, is_ipv6="[" in parts.netloc, encrypted=encrypted)
 
 
@@ -100,6 +100,6 @@ def _check_host(host: str, networks: Networks, *, is_ipv6: bool, encrypted: bool
     last_label = host.rstrip(".").rpartition(".")[2]
     if is_ipv6 or _NUMBER.fullmatch(last_label):  # an address, however it is written
         if not may_connect(host, networks, encrypted=encrypted):
-            raise WebhookUrlRefused("This address is not public, or not written as usual.")
+            raise WebhookUrlRefused("The host is not a public IP address in the usual notation.")
     elif not _NAME.fullmatch(host) or len(host) > 253:
         raise WebhookUrlRefused("The host must be a full name such as hooks.example.com.")

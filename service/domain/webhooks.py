@@ -52,21 +52,25 @@ class EventType(StrEnum):
 
 
 _MEANINGS: Final[Mapping[EventType, str]] = {
-    EventType.PARTICIPANT_CREATED: "A participant whom only the company knows was created.",
-    EventType.REFERRAL_CREATED: "Somebody signed up with a referral code.",
+    EventType.PARTICIPANT_CREATED: "A participant was created for one of the company's own users.",
+    EventType.REFERRAL_CREATED: "Someone signed up with a referral code.",
     EventType.REFERRAL_QUALIFIED: "A referral qualified.",
-    EventType.REFERRAL_REWARDED: "A reward of a qualified referral became available.",
-    EventType.REFERRAL_REJECTED: "A referral will not qualify, for the `reason` given.",
-    EventType.REFERRAL_REVERSED: "A referral no longer qualifies, for the `reason` given.",
-    EventType.REFERRAL_FLAGGED: "Something about a referral is suspicious.",
-    EventType.REWARD_CREATED: "A reward was given. Without a hold its `state` is `available`.",
-    EventType.REWARD_AVAILABLE: "The hold of a reward ended: it became available.",
-    EventType.REWARD_REVERSED: "A reward, or `reversed` of its `amount`, was taken back.",
-    EventType.REDEMPTION_CREATED: "An available amount was paid out or used.",
-    EventType.REDEMPTION_CANCELLED: "A redemption was cancelled, and its amount given back.",
-    EventType.PROGRAMME_CHANGED: "A programme was changed, or has a new version of its rules.",
+    EventType.REFERRAL_REWARDED: "A reward for a qualified referral became available.",
+    EventType.REFERRAL_REJECTED: "A referral was rejected, for the `reason` given.",
+    EventType.REFERRAL_REVERSED: "A referral that had qualified no longer does, for the `reason` "
+    "given.",
+    EventType.REFERRAL_FLAGGED: "A sign-up matched the fraud rules listed in `flags`.",
+    EventType.REWARD_CREATED: "A reward was given. If it has no hold, its `state` is already "
+    "`available`.",
+    EventType.REWARD_AVAILABLE: "A reward's hold ended, and it became available.",
+    EventType.REWARD_REVERSED: "A reward was reversed: `reversed` is how much of `amount` has been "
+    "taken back so far.",
+    EventType.REDEMPTION_CREATED: "An available amount was paid out or spent.",
+    EventType.REDEMPTION_CANCELLED: "A redemption was cancelled, and its amount is available "
+    "again.",
+    EventType.PROGRAMME_CHANGED: "A programme was changed, or its rules were replaced.",
     EventType.ENDPOINT_DISABLED: "Another endpoint was disabled because its deliveries failed.",
-    EventType.TEST: "Somebody asked for a test of the endpoint.",
+    EventType.TEST: "A test of the endpoint was requested.",
 }
 
 

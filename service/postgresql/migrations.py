@@ -93,7 +93,7 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no t
 
     def _try_to_lock(self, pid: int) -> None:
         if self.execute(_TRY_TO_BE_THE_ONE).fetchone() != (True,):
-            raise LockTimeout("Another migrator is at work.")
+            raise LockTimeout("Another migrator is running.")
         for (dead,) in self.execute(_BREAK_STALE_LOCK).fetchall():
             log.warning("broke the stale lock of migrator %s", abs(dead))
         super()._insert_lock_row(-pid, _POLL_SECONDS)
@@ -122,7 +122,7 @@ def apply_migrations(database_url: str) -> list[str]:
         ) from error
     except psycopg.errors.DeadlockDetected as error:
         raise MigrationError(
-            "A migration and requests keep waiting for each other: migrate when there are fewer."
+            "A migration and requests keep deadlocking: migrate when there are fewer requests."
         ) from error
     except psycopg.OperationalError as error:
         raise MigrationError(f"PostgreSQL cannot be reached: {_first_line(error)}") from error

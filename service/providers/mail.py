@@ -118,7 +118,7 @@ class _Smtp:
         except (OSError, ValueError, aiosmtplib.SMTPException) as error:
             codes = _codes(error)
             reason = " ".join([type(error).__name__, *map(str, codes)])
-            log.warning("a mail was not taken: %s", reason)
+            log.warning("the mail server did not accept a mail: %s", reason)
             # A server that wants a password or TLS first says so (530) when it hears the sender.
             final = codes and not isinstance(error, _OURS) and all(500 <= c < 600 for c in codes)
             PROVIDER_CALLS.labels(_PROVIDER, "refused" if final else "failed").inc()

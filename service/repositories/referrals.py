@@ -317,12 +317,16 @@ def _arguments(decisions: Sequence[Decision]) -> Sequence[Any]:
 
 def _email_referred() -> AlreadyReferred:
     return AlreadyReferred(
-        "Somebody with this email address has been referred before.", field="email"
+        "Someone with this email address has already been referred.", field="email"
     )
 
 
 def _referrer_referred() -> AlreadyReferred:
-    return AlreadyReferred("This participant has referred the owner of the code.", field="code")
+    return AlreadyReferred(
+        "This participant referred the owner of the code, and two participants cannot refer each "
+        "other.",
+        field="code",
+    )
 
 
 def _referral(row: Any) -> ProgrammeReferral:

@@ -23,7 +23,7 @@ EARLY_SECONDS: Final = 5.0
 TRIES: Final = 3
 """After so many early deaths in a row, more would follow, and clients would only wait."""
 _HOPELESS: Final = (
-    f"{TRIES} workers in a row have ended as soon as they were started; the lines above say why."
+    f"{TRIES} workers in a row ended right after they had started; see the lines above."
 )
 log = logging.getLogger(__name__)
 

@@ -108,6 +108,6 @@ async def work_off_jobs(settings: Settings) -> None:
         worker = make_worker(services)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.stop)
-        log.info("doing jobs")
+        log.info("running jobs")
         await worker.run()
         log.info("stopping")

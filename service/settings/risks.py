@@ -28,7 +28,7 @@ def risks_of(settings: Settings) -> list[str]:
     if not any(cost.memory_kib >= kib and cost.passes >= passes for kib, passes in OWASP_ARGON2):
         risks.append(
             "ARGON2_MEMORY_KIB and ARGON2_PASSES are below OWASP's minimum, 19456 and 2: "
-            "passwords in a stolen database are found sooner."
+            "passwords in a stolen database are easier to crack."
         )
     delivery = settings.mail.delivery if settings.mail else None
     if isinstance(delivery, SmtpSettings) and not (
@@ -40,8 +40,9 @@ def risks_of(settings: Settings) -> list[str]:
         )
     if any(map(_leads_inside, settings.webhook_networks)):
         risks.append(
-            "WEBHOOK_NETWORKS has loopback or link-local addresses: who manages webhooks can send "
-            "requests to the services of this machine, and to what its cloud tells about it."
+            "WEBHOOK_NETWORKS includes loopback or link-local addresses: anyone who manages "
+            "webhooks can send requests to services on this machine and to its cloud's metadata "
+            "service."
         )
     return risks
 

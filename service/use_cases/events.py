@@ -233,7 +233,7 @@ async def _check_refund(repositories: Repositories, refund: Event) -> None:
         return
     refunded, _ = found
     if refunded.participant_id != refund.participant_id:
-        raise InvalidInput("This is another participant's event.", field="refunds")
+        raise InvalidInput("The refunded event is another participant's.", field="refunds")
     check_refund(refunded.type, refunded.unit, refund.unit)
 
 

@@ -56,7 +56,7 @@ class MailTokens:
     @retried
     async def _mail(self, kind: MailKind, email: Email, head_start: timedelta) -> None:
         if not self._jobs.include(JobKind.MAIL):
-            log.warning("cannot send a mail that was asked for: set SMTP_URL")
+            log.warning("cannot send a requested mail: set SMTP_URL")
         async with self._database.transaction() as repositories:
             await self._jobs.plan(repositories, mail_to_email(kind, email), head_start)
 

@@ -312,7 +312,7 @@ class Mails:
             if not await repositories.mailboxes.count(
                 mailbox_hash, job.job_id, share, self._clock()
             ):
-                log.info("mail not sent, its mailbox has no budget left: %s", job.job_id)
+                log.info("mail not sent, its mailbox has reached its limit: %s", job.job_id)
                 return False
         try:
             await self._mailer.send(mail, to, str(job.job_id))

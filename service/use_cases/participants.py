@@ -246,7 +246,9 @@ class Participants:
             if not locked or locked.erased:
                 raise ParticipantNotFound
             if locked.user_id is not None:
-                raise ParticipantNotFound("This is an account, which its owner or an admin erases.")
+                raise ParticipantNotFound(
+                    "This is an account, which only its owner or an admin can erase."
+                )
             participant_id = locked.participant_id
             await repositories.participant_codes.end(participant_id, now)
             await repositories.referral_codes.disown_names(participant_id)

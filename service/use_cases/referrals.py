@@ -118,7 +118,7 @@ class Referrals:
             async with self._database.autocommit() as repositories:
                 caller = caller_id and await repositories.users.find(caller_id)
                 if caller_id and (not caller or caller.role is not Role.ADMIN):
-                    raise NotAllowed("Referrals are shown to their referrer alone.")
+                    raise NotAllowed("Only the referrer and admins can see these referrals.")
                 if referrer_id is None or await repositories.participants.find(referrer_id) is None:
                     raise UserNotFound
         assert referrer_id is not None

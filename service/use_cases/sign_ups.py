@@ -32,7 +32,7 @@ class SignUp:
         check_moment(self.clicked_at, now, "clicked_at")
         check_moment(self.signed_up_at, now, "signed_up_at")
         if self.clicked_at and self.signed_up_at and self.signed_up_at < self.clicked_at:
-            raise InvalidInput("The sign-up lies before the click.", field="signed_up_at")
+            raise InvalidInput("This must not be before clicked_at.", field="signed_up_at")
 
 
 class SignUps:

@@ -131,7 +131,7 @@ class WebhookDeliveries:
             await self._deliver(delivery, claimed_at)
         except Unavailable:
             # It is sent again once the claim is over: at least once, not exactly once.
-            log.warning("how a delivery ended is not known: %s", delivery.job_id)
+            log.warning("the outcome of a delivery is unknown: %s", delivery.job_id)
         except Exception:
             log.exception("delivering failed: %s", delivery.job_id)
         finally:

@@ -111,7 +111,7 @@ class Webhooks:
                     break
             else:
                 raise WebhookUrlRefused(
-                    "There are twenty endpoints, which is the most there can be."
+                    "There are already 20 endpoints, the most there can be. Delete one first."
                 )
             await once.keep(repositories, endpoint, None)
         return endpoint
@@ -256,7 +256,7 @@ class Webhooks:
         async with self._database.autocommit() as repositories:
             await _find_enabled(repositories, endpoint_id)
             if not await repositories.webhook_deliveries.retry(endpoint_id, message_id, now):
-                raise NotFound("The endpoint has no delivery of this message.")
+                raise NotFound("This message has no delivery to this endpoint.")
 
     async def count(self) -> EndpointCounts:
         """Return how many endpoints are live, rest and are disabled."""
@@ -283,4 +283,4 @@ async def _find(repositories: Repositories, endpoint_id: UUID) -> Endpoint:
 async def _find_enabled(repositories: Repositories, endpoint_id: UUID) -> None:
     """Raise what `_find` does, or Conflict if the endpoint is disabled: nothing would be sent."""
     if (await _find(repositories, endpoint_id)).disabled_at is not None:
-        raise Conflict("The endpoint is disabled, and is sent nothing until it is enabled.")
+        raise Conflict("The endpoint is disabled. Enable it first.")

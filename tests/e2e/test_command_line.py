@@ -307,7 +307,7 @@ def test_new_secrets_are_written_once_for_their_owner_alone(tmp_path: Path) -> N
     written = file.read_text()
     assert file.stat().st_mode & 0o777 == 0o600
     again = run("keys", "generate", "--file", str(file), environment={})
-    assert "left as it is" in again.stdout
+    assert "already exists; it was not changed" in again.stdout
     assert file.read_text() == written
     assert run("keys", "generate", environment={}).stdout.count("\n") == 3
 
@@ -447,7 +447,7 @@ async def test_the_ledger_is_checked_and_each_difference_told(
     environment: dict[str, str], database: asyncpg.Connection
 ) -> None:
     checked = await asyncio.to_thread(run, "ledger", "check", environment=environment)
-    assert (checked.returncode, checked.stdout) == (0, "the ledger is right\n")
+    assert (checked.returncode, checked.stdout) == (0, "No differences found.\n")
     participant_id = uuid4()
     await database.execute(
         "INSERT INTO participants (participant_id, programme_id, external_hash, created_at)"
@@ -497,7 +497,7 @@ async def test_jobs_are_done_by_a_worker_and_what_it_gives_up_is_listed_and_trie
                 missed = await command("jobs", "retry", nobodys)
                 assert missed.returncode == 1
                 assert missed.stderr == f"There is no parked job {nobodys}.\n"
-                assert (await command("jobs", "retry", job_id)).stdout == "1 to be tried again\n"
+                assert (await command("jobs", "retry", job_id)).stdout == "1 job will be retried.\n"
                 await smtp.wait_for(1, timeout=10)
                 worker.send_signal(signal.SIGTERM)
                 assert await asyncio.to_thread(worker.wait, ENDS_WITHIN) == 0

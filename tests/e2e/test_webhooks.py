@@ -140,12 +140,12 @@ async def test_an_operator_lists_tests_enables_and_replays(service: Service) -> 
         receiver.status = 204
         assert does("enable", endpoint_id).startswith(f"{endpoint_id} is enabled")
         assert does("replay", endpoint_id, "--since", "2020-01-01T00:00:00Z") == (
-            "1 to be sent again\n"
+            "1 message will be sent again.\n"
         )
         await until(lambda: receiver.has_got(3))
         assert receiver.got[1].message_id == receiver.got[2].message_id
         again = does("replay", endpoint_id, "--since", "2020-01-01T00:00:00Z", "--all")
-        assert again == "2 to be sent again\n"
+        assert again == "2 messages will be sent again.\n"
     nobody = run("webhooks", "test", str(uuid4()), environment=service.environment)
     assert (nobody.returncode, nobody.stderr) == (1, "There is no such webhook endpoint.\n")
     naive = ("replay", endpoint_id, "--since", "2020-01-01T00:00:00")

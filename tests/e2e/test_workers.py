@@ -67,9 +67,7 @@ def test_workers_that_die_at_once_end_the_parent_after_a_few_tries(
     deaths = [line for line in lines if "worker died, starting another: " in line]
     assert deaths
     assert all(f", {ending}" in line for line in deaths)
-    assert last == (
-        "3 workers in a row have ended as soon as they were started; the lines above say why."
-    )
+    assert last == ("3 workers in a row ended right after they had started; see the lines above.")
     assert status_of(f"http://{LOOPBACK}:{told['PORT']}/health/live") is None
 
 

@@ -8,8 +8,8 @@ from service.domain.scopes import Scope
 
 VERSION: Final = "1.0.0"
 DESCRIPTION: Final = """
-Users register, create a referral code, and see who registered with it. A company with accounts of
-its own reports who signed up and what followed: see *Programmes*.
+Users register, create a referral code, and see who registered with it. A company with
+accounts of its own reports sign-ups and the events that follow them: see *Programmes*.
 
 **To try it in Swagger UI, which is at [/docs](/docs):**
 
@@ -22,7 +22,7 @@ its own reports who signed up and what followed: see *Programmes*.
    for `me`.
 
 Every error, except under `/oauth`, is a problem document (RFC 9457, `application/problem+json`)
-whose `type` links to a page that explains it. Unknown members in a body are refused, also where a
+whose `type` links to a page that explains it. Unknown members in a body are refused, even if the
 call takes none; unknown query parameters are ignored. Times are in UTC (RFC 3339). Lists are paged:
 send the `next_cursor` of one page as `cursor` to get the next.
 """.strip()
@@ -33,16 +33,18 @@ TAGS: Final = {
     "Referrals": "The users who registered with a referrer's code.",
     "Sessions": "Sign in, stay signed in, sign out, change the password.",
     "Email": "Confirm, change or verify an email address; reset a password.",
-    "Programmes": "For a company with its own accounts, in five calls: *Create a participant* with "
-    "a code, *Report a sign-up* with that code, *Report an event* such as a purchase, another one "
-    "for its refund, and *Show a referral* to see what followed. Clients send their id and secret "
-    "with each call (Basic), or an access token of their own. Admins can make these calls too.",
-    "Rewards": "What rules gave, what is available, and what has been paid out. Nothing is ever "
-    "changed: what was wrong is moved back by another transfer.",
-    "Webhooks": "Where a company is told what has happened: signed as Standard Webhooks 1.0 says, "
-    "sent at least once, in no particular order. `webhook-id` is the same for each repetition; a "
-    "referral's `sequence` only grows, so drop what is not newer. Any status from 200 to 299 "
-    "within 15 s is a success; otherwise there are ten attempts within 76 hours.",
+    "Programmes": "For companies with accounts of their own. Five calls are enough: *Create a "
+    "participant* with a code, *Report a sign-up* with that code, *Report an event* such as a "
+    "purchase, *Report an event* again for its refund, and *Show a referral* to see the result. "
+    "Clients authenticate each call with their id and secret (Basic) or with an access token of "
+    "their own. Admins can make these calls too.",
+    "Rewards": "What participants have earned, what is available, and what has been paid out. "
+    "Transfers never change: a mistake is corrected by another transfer.",
+    "Webhooks": "Notify a company of what has happened. Messages are signed according to Standard "
+    "Webhooks 1.0 and delivered at least once, in no particular order. All attempts to deliver a "
+    "message have the same `webhook-id`; a referral's `sequence` only increases, so ignore a "
+    "message that is older than what you have. An attempt succeeds if a response with a status "
+    "from 200 to 299 arrives within 15 s; otherwise up to ten attempts are made within 76 hours.",
     "OAuth 2.0": "Access for other applications with the user's consent. Errors follow RFC 6749.",
     "Admin": "For users with the role `admin`.",
     "Operating": "For operators and their tools.",
@@ -60,7 +62,7 @@ SECURITY_SCHEMES: Final[dict[str, dict[str, Any]]] = {
     CLIENT_SECRET: {
         "type": "http",
         "scheme": "basic",
-        "description": "The id and the secret of a client that acts on its own behalf.",
+        "description": "The id and secret of a client that acts on its own behalf.",
     },
     "oauth2": {
         "type": "oauth2",
@@ -79,10 +81,11 @@ SECURITY_SCHEMES: Final[dict[str, dict[str, Any]]] = {
 HEADERS: Final = {
     "Location": "Where to go next, or the address of the new resource.",
     "X-Request-Id": "The id of the request: the client's, if it sent a valid one.",
-    "Idempotency-Replayed": "`true` if this is the first response to the key, sent again.",
-    "RateLimit": "What remains of the limits (draft-ietf-httpapi-ratelimit-headers).",
-    "RateLimit-Policy": "The limits that count the request.",
-    "Retry-After": "The seconds after which another try may succeed.",
+    "Idempotency-Replayed": "`true` if this is the stored response to an earlier request with the "
+    "same key.",
+    "RateLimit": "What is left of each limit (draft-ietf-httpapi-ratelimit-headers).",
+    "RateLimit-Policy": "The limits that the request counts towards.",
+    "Retry-After": "The number of seconds to wait before retrying.",
     "WWW-Authenticate": "`Bearer`, with `error` if a token was sent (RFC 6750); "
     "`Basic` if a client has to authenticate.",
 }
@@ -91,7 +94,7 @@ HEADERS: Final = {
 class InvalidMemberSchema(Schema):
     pointer = fields.String(
         metadata={
-            "description": "The member at fault, as a JSON pointer (RFC 6901).",
+            "description": "The invalid member, as a JSON pointer (RFC 6901).",
             "example": "#/expires_at",
         }
     )
@@ -122,10 +125,16 @@ class ProblemSchema(Schema):
     request_id = fields.String(metadata={"description": "The id of the request in the log."})
     errors = fields.List(
         fields.Nested(InvalidMemberSchema),
-        metadata={"description": "What is wrong with members of the request, if anything is."},
+        metadata={
+            "description": "The invalid members of the request, if any, and what is wrong with "
+            "each."
+        },
     )
     available = fields.Integer(
-        metadata={"description": "Of `balance-too-low`: what could be redeemed at that moment."}
+        metadata={
+            "description": "Only for `balance-too-low`: the amount that could be redeemed at that "
+            "moment."
+        }
     )
     optional = frozenset({"errors", "available"})
 

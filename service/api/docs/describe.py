@@ -10,9 +10,9 @@ from typing import Any, Final
 IDEMPOTENCY_KEY: Final = {
     "in": "header",
     "name": "Idempotency-Key",
-    "description": "A text unique to the request, such as a random UUID. Within 24 hours, the same "
-    "key with the same body gets the first response again. Keys belong to the user or the "
-    "client that calls or, before sign-in, to the client's address.",
+    "description": "A string unique to the request, such as a random UUID. For 24 hours, a request "
+    "with the same key and body gets the first response again. A key belongs to the user or client "
+    "that makes the call or, before sign-in, to the client's IP address.",
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
 }
 EXAMPLE_ID: Final = "01980c2e-6f52-7b1a-8e4d-5a9b0c1d2e3f"

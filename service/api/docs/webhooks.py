@@ -30,10 +30,10 @@ _HEADERS: Final = """
 
 | header | |
 |---|---|
-| `webhook-id` | The message's id, the same at each attempt. |
-| `webhook-timestamp` | When this attempt was made, in seconds since 1970. |
-| `webhook-signature` | `v1,` and the base64 of HMAC-SHA256(secret, `id.timestamp.body`); while a \
-secret is being rotated, another one after a space. |"""
+| `webhook-id` | The message's id, the same for every attempt. |
+| `webhook-timestamp` | The Unix time of this attempt, in seconds. |
+| `webhook-signature` | `v1,` followed by the base64 of HMAC-SHA256(secret, `id.timestamp.body`). \
+While the previous secret still signs, too, its signature follows after a space. |"""
 _STATE_OF: Final = {
     EventType.REFERRAL_CREATED: (ReferralState.PENDING, ReferralReason.SIGNED_UP, 1),
     EventType.REFERRAL_FLAGGED: (ReferralState.PENDING, ReferralReason.SIGNED_UP, 1),
@@ -164,9 +164,12 @@ def _operation(announced: Announcement) -> dict[str, Any]:
             },
         },
         "responses": {
-            "2XX": {"description": "It has arrived. The body of the answer is ignored."},
-            "410": {"description": "The endpoint is disabled at once."},
-            "default": {"description": "It is sent again later. A redirect is not followed."},
+            "2XX": {"description": "Delivered. The body of the response is ignored."},
+            "410": {"description": "Disables the endpoint at once."},
+            "default": {
+                "description": "A failed attempt: the message is sent again later. Redirects are "
+                "not followed."
+            },
         },
     }
 

@@ -159,7 +159,9 @@ def check_first_party(token: AccessToken) -> None:
     Such an application may be anyone's: it must not take the account away from its owner.
     """
     if token.user_id is not None and token.client_id not in OURS:
-        raise NotAllowed("Only the user can do this, signed in directly, not an application.")
+        raise NotAllowed(
+            "Only the user can do this, signed in directly rather than through an application."
+        )
 
 
 def current_client(request: web.Request) -> str:

@@ -87,7 +87,7 @@ def _parse(text: str) -> IPv4Address | IPv6Address | None:
 def _warn_once(part: str) -> None:
     if next(_unreadable) == 0:
         log.warning(
-            "A trusted proxy has sent an X-Forwarded-For that cannot be read (%.100r): "
-            "where it does, its own address counts for all its clients.",
+            "A trusted proxy sent an X-Forwarded-For that cannot be read (%.100r): "
+            "in that case, the proxy's own address counts as the client's.",
             part,
         )

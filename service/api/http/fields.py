@@ -21,7 +21,7 @@ from service.domain.errors import InvalidInput
 from service.domain.events import LARGEST_AMOUNT
 
 LARGEST_PAGE: Final = 100
-BETWEEN: Final = "This must lie between {min} and {max}."
+BETWEEN: Final = "This must be between {min} and {max}."
 _JOINERS: Final = "\u200c\u200d"
 """Some scripts need them, Persian for one, and so do emoji of several people."""
 _IN_NAMES: Final = str.maketrans("", "", _JOINERS)
@@ -48,7 +48,9 @@ def readable(what: str, *, lines: bool = False) -> Callable[[str], None]:
 
     def validator(text: str) -> None:
         if not text.translate(_IN_LINES if lines else _IN_NAMES).isprintable():
-            raise ValidationError(f"{what} has no control characters and no bidirectional marks.")
+            raise ValidationError(
+                f"{what} must not have control characters or bidirectional marks."
+            )
 
     return validator
 
@@ -88,7 +90,7 @@ class ChangeSchema(RequestSchema):
     @validates_schema(pass_original=True, skip_on_field_errors=False)
     def _something(self, data: Any, original: Any, **_: Any) -> None:
         if isinstance(original, dict) and all(original.get(name) is None for name in self.fields):
-            raise ValidationError("Give something to change.")
+            raise ValidationError("Send at least one member to change.")
 
 
 class Text(fields.String):
@@ -201,7 +203,7 @@ class Moment(fields.AwareDateTime):
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         if not isinstance(value, str) or not self._RFC_3339.fullmatch(value):
-            raise ValidationError("This is not a time with its zone (RFC 3339).")
+            raise ValidationError("This is not a time with a UTC offset (RFC 3339).")
         moment = super()._deserialize(value.upper(), attr, data, **kwargs)
         try:
             return moment.astimezone(UTC)

@@ -77,24 +77,23 @@ KIND_OF_STATUS: Final = {status: kind for kind, status in STATUS_OF_KIND.items()
 
 REMEDIES: Final[Mapping[type[ServiceError], str]] = {
     errors.InvalidInput: "Correct the members that `errors` points to, and send the request again.",
-    errors.NotAuthenticated: "Sign in, and send the access token as "
-    "`Authorization: Bearer <token>`. A client that acts for itself can send its id and secret "
-    "instead (Basic).",
+    errors.NotAuthenticated: "Sign in, and send the access token as `Authorization: Bearer "
+    "<token>`. A client acting on its own behalf can send its id and secret instead (Basic).",
     errors.NotAllowed: "Use an account that owns the resource or has the role the call requires.",
     errors.NotFound: "Check the address against /docs.",
     errors.Conflict: "Fetch the current state and retry.",
     errors.TooMany: "Wait for the number of seconds in `Retry-After`.",
     errors.Unavailable: "Retry after the number of seconds in `Retry-After`.",
     errors.IdempotencyKeyReused: "Use a new key, such as a random UUID, for each new request.",
-    errors.SelfReferral: "Send the code of another participant.",
+    errors.SelfReferral: "Send another participant's code.",
     errors.ReferralCodeUnusable: "Use another referral code, or none.",
     errors.SignInUnusable: "Start again at the provider's `start_url`, and stay in one browser.",
     errors.TokenUnusable: "Request a new email with `/auth/email/resend` or "
     "`/auth/password/forgot`. A token for `/auth/undo` is sent only once: without it, set a new "
     "password and change the account back.",
-    errors.WebhookUrlRefused: "Send an https:// URL with a public host, or delete an endpoint that "
-    "is no longer needed.",
-    errors.InvalidCredentials: "Check both, and look for an email asking you to confirm the "
+    errors.WebhookUrlRefused: "Send an https:// URL with a public host. If there are already 20 "
+    "endpoints, delete one first.",
+    errors.InvalidCredentials: "Check both, and look for an email that asks you to confirm the "
     "address.",
     errors.ClientSecretWrong: "Check the client's id and secret. An operator can replace the "
     "secret with `python -m service clients rotate-secret CLIENT_ID`.",
@@ -121,14 +120,15 @@ REMEDIES: Final[Mapping[type[ServiceError], str]] = {
     errors.SessionNotFound: "List your sessions with `GET /api/v1/auth/sessions`.",
     errors.UserNotFound: "Search for users with `GET /api/v1/admin/users?email=`.",
     errors.TransferNotFound: "List the transfers with `GET /api/v1/transfers`.",
-    errors.BalanceTooLow: "Redeem at most what `available` says, or wait until more is.",
+    errors.BalanceTooLow: "Redeem at most `available`, or wait until more becomes available.",
     errors.AlreadyReferred: "Do nothing: the first sign-up counts.",
-    errors.IdReused: "Use a new id, such as that of the order, for each thing you report.",
+    errors.IdReused: "Use a new id, such as an order number, for each thing you report. To retry a "
+    "call, send the same body.",
     errors.ProgrammeKeyTaken: "Choose another key.",
-    errors.RotationUnderWay: "Wait until `previous_until`, or send `overlap_hours` 0 if a "
-    "secret has leaked.",
-    errors.RulesChanged: "Fetch the programme, apply your change to its newest rules, and send "
-    "them with their `version`.",
+    errors.RotationUnderWay: "Wait until `previous_until` or, if a secret has leaked, send "
+    "`overlap_hours` 0.",
+    errors.RulesChanged: "Fetch the programme, apply your change to its current rules, and send "
+    "them with its `version`.",
     errors.WebhookEndpointNotFound: "List the endpoints with `GET /api/v1/webhook-endpoints`.",
     errors.EmailTaken: "Sign in to it, or register with another email address.",
     errors.IdentityNotLinked: "Sign in as before, for example with the password. An identity is "

@@ -26,7 +26,9 @@ class ClientFormSchema(OAuthRequestSchema):
     """How a client authenticates in the body (RFC 6749, 2.3.1)."""
 
     client_id = Text()
-    client_secret = Text(metadata={"description": "Unless the client is public or uses Basic."})
+    client_secret = Text(
+        metadata={"description": "Required unless the client is public or uses Basic."}
+    )
 
 
 class TokenFormSchema(ClientFormSchema):

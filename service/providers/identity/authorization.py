@@ -70,7 +70,7 @@ class AuthorizationCodeFlow:
             raise SignInRefused("The issuer does not accept the code.")
         if error is not None or reply.status != 200:
             known = error if error and _ERROR_CODE.fullmatch(error) else "no known error"
-            log.error("%s gives no tokens: %s", self._settings.name, known)
+            log.error("%s did not issue tokens: %s", self._settings.name, known)
             raise ProviderUnavailable
         return reply
 

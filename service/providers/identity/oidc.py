@@ -116,10 +116,10 @@ class OidcProvider:
                 and (claims["aud"] in (self._client_id, [self._client_id]) or "azp" in claims)
             )
         except (*_MALFORMED, RecursionError) as error:
-            log.warning("%s: an ID token is refused: %s", self.name, type(error).__name__)
+            log.warning("%s: an ID token was refused: %s", self.name, type(error).__name__)
             raise SignInRefused("The issuer's ID token is not valid.") from error
         if not good:
-            log.warning("%s: an ID token is refused for its claims", self.name)
+            log.warning("%s: an ID token was refused for its claims", self.name)
             raise SignInRefused("The issuer's ID token is not valid.")
         return claims
 

@@ -83,7 +83,7 @@ async def test_admins_are_mailed_about_an_endpoint_that_was_disabled(
 
             [mail] = await until(about_webhooks)
             assert mail.rcpt_tos == (admin.email,)
-            assert "127.0.0.1 was disabled, because it answered 410 (Gone)" in " ".join(
+            assert "127.0.0.1 was disabled, because it responded with 410 (Gone)" in " ".join(
                 mail.text.split()
             )
             assert receiver.url not in mail.text
