@@ -50,8 +50,11 @@ faults: $(VENV)/test  ## kill, suspend and cut off everything under load; check 
 sabotage: $(VENV)/test  ## break the service on purpose: would make faults notice? (5 minutes)
 	$(BIN)/python -m tests.faults --sabotage --seconds 5 $(if $(SEED),--seed $(SEED)) $(FAULTS)
 
-hostile: $(VENV)/test tests/faults/requirements.txt  ## thousands of requests made from the OpenAPI document (2 minutes, SEED=…)
+$(VENV)/hostile: $(VENV)/test tests/faults/requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/faults/requirements.txt
+	@touch $@
+
+hostile: $(VENV)/hostile  ## thousands of requests made from the OpenAPI document (2 minutes, SEED=…)
 	$(BIN)/python -m tests.faults.hostile $(if $(SEED),--seed $(SEED)) $(HOSTILE)
 
 fuzz: $(VENV)/test  ## mangled requests for ten minutes (FUZZ_SEED=…)

@@ -57,7 +57,7 @@ def breaking_changes(was: Document, now: Document) -> list[str]:
         for name in was["components"]["schemas"]
         if name not in now["components"]["schemas"]
     ]
-    was, now = _resolved(was, was), _resolved(now, now)
+    was, now = _resolved(was, was, {}), _resolved(now, now, {})
     changes += [
         f"{method.upper()} {path}: {change}"
         for path, operations in was["paths"].items()
@@ -148,6 +148,8 @@ def _of_schema(was: Schema, now: Schema, *, sent: bool, at: str = "#") -> Iterat
 
     What they send must fit what the service accepts now; what they are sent, what they know.
     """
+    if was == now:  # as nearly all are, and comparing them is fifty times as fast as the rest
+        return
     narrow, wide = (was, now) if sent else (now, was)
     for keyword, fits in _FITS.items():
         if not fits(narrow, wide):
@@ -223,20 +225,25 @@ def _without_prose(thing: Any, *, names: bool = False) -> Any:
     }
 
 
-def _resolved(thing: Any, document: Document) -> Any:
-    """Return a part of a document with no references, and with constants as lists of one value."""
+def _resolved(thing: Any, document: Document, known: dict[str, Any]) -> Any:
+    """Return a part of a document with no references, and with constants as lists of one value.
+
+    `known` keeps what each reference leads to, which is shared.
+    """
     if isinstance(thing, list):
-        return [_resolved(part, document) for part in thing]
+        return [_resolved(part, document, known) for part in thing]
     if not isinstance(thing, dict):
         return thing
-    if "$ref" in thing:
-        found: Any = document
-        for name in thing["$ref"].removeprefix("#/").split("/"):
-            found = found[name]
-        return _resolved(found, document)
+    if reference := thing.get("$ref"):
+        if reference not in known:
+            found: Any = document
+            for name in reference.removeprefix("#/").split("/"):
+                found = found[name]
+            known[reference] = _resolved(found, document, known)
+        return known[reference]
     if isinstance(thing.get("const"), str):
         thing = {**thing, "enum": [thing["const"]]}
-    return {name: _resolved(part, document) for name, part in thing.items()}
+    return {name: _resolved(part, document, known) for name, part in thing.items()}
 
 
 def _written(thing: Any, depth: int = 0) -> str:

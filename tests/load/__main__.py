@@ -300,6 +300,7 @@ def main() -> int:
         bench = Bench(data, Secrets(scopes), folder, parsed.pairs, parsed.seconds, parsed.against)
         if parsed.smoke:
             bench.pairs, bench.seconds, bench.tries, bench.starts = 1, 0.5, 1, 1
+            bench.warmed = 0
             bench.refused, bench.requests_before_memory = 1.0, 0
         for name in parsed.only:
             if not parsed.smoke or name in SMOKE:

@@ -24,6 +24,10 @@ BUYERS: Final = range(1001, 7001)
 FEW, MANY = range(7001, 7101), range(7101, 7201)
 NOBODYS: Final = range(8001, 9001)
 """The participants of events.sql by their numbers, which are their company's ids too."""
+KEPT: Final = 10_000
+"""How many events each of MANY has."""
+FEW_KEPT: Final = 100
+"""For --smoke."""
 OF_MANY: Final = row_id(1, 3)
 """The referrer of ten million others."""
 REFERRED_BY: Final = """
@@ -56,6 +60,8 @@ def measure(bench: Bench) -> None:
     with ExitStack() as stack:
         database = stack.enter_context(psycopg.connect(bench.data.database_url, autocommit=True))
         numbers = itertools.chain(REFERRERS, BUYERS, FEW, MANY, NOBODYS)
+        kept = KEPT if bench.pairs > 1 else FEW_KEPT
+        database.execute(f"SET bench.kept = {kept}".encode())
         make_data(bench, database, EVENTS_SQL, PROGRAMME, numbers)
         pair = stack.enter_context(bench.pair())
 
@@ -84,7 +90,7 @@ def measure(bench: Bench) -> None:
         repeated = events_of(BUYERS[:1000], "bought")
         closed_loop(bench, pair, "a repeated event", 0.06, repeated)
         row("an event without a referral", events_of(NOBODYS, "new-{n}"), 0.05)
-        bought = events_of(BUYERS, "bought")
+        bought = events_of(BUYERS if bench.pairs > 1 else BUYERS[:300], "bought")
         refer(*(row_id(6, number) for number in REFERRERS))
         spread = row("an event that qualifies, of 1,000 referrers", bought, 0.025)
         refer(row_id(6, 1))

@@ -1,6 +1,7 @@
 -- What the benchmark of events begins with, on the data set of data.sql: a programme of its own, in
 -- which 6,000 people were referred and 1,000 others were not, and two kinds of 100 regular customers
--- with 10 and with 10,000 events each. `people` holds the hash of each company's id.
+-- with 10 events each and as many as the setting bench.kept says. `people` holds the hash of each
+-- company's id.
 
 CREATE OR REPLACE FUNCTION pg_temp.id(kind integer, n bigint) RETURNS uuid LANGUAGE sql IMMUTABLE
 AS $$
@@ -65,5 +66,5 @@ SELECT pg_temp.id(7, number * 100000 + event), pg_temp.id(5, 1),
        'kept-' || number || '-' || event, pg_temp.id(6, number), 'purchase', 4900, 'EUR',
        now() - interval '1 day' + event * interval '1 s', now(), ''
   FROM generate_series(7001, 7200) AS number
- CROSS JOIN generate_series(1, 10000) AS event
+ CROSS JOIN generate_series(1, current_setting('bench.kept')::int) AS event
  WHERE number > 7100 OR event <= 10;

@@ -32,6 +32,8 @@ class Bench:
     """Another checkout of the project, whose service takes turns too."""
     tries: int = 4
     """Rounds for each pair that is wanted, at most."""
+    warmed: float = 1.2
+    """How often each request is sent before anything is measured, at least."""
     refused: float = 0.01
     """How far the share of refused requests may be from what a workload expects."""
     requests_before_memory: int = 1_000_000
@@ -109,10 +111,10 @@ class Pair:
         return done
 
     def warm_up(self, name: str, file: Path) -> None:
-        """Send each request once or more, to fill every cache."""
-        requests, sent = len(file.read_text().splitlines()), 0
-        while sent < requests * 1.2:
-            sent += self.load(name, file, 2, sent).requests
+        """Send each request once or more, to fill every cache; with --smoke, for a moment."""
+        enough, sent = len(file.read_text().splitlines()) * self.bench.warmed, 0
+        while not sent or sent < enough:
+            sent += self.load(name, file, min(2, 2 * self.bench.seconds), sent).requests
 
     def measure(
         self, row: Row, workload: Workload, *, refused: float, prepare: Callable[[], None] | None

@@ -7,6 +7,7 @@ import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
+from urllib.error import HTTPError
 
 import psycopg
 
@@ -28,6 +29,7 @@ READERS: Final = range(1, 101)
 DUE: Final = 100_000
 FEW_DUE: Final = 2_000
 """For --smoke."""
+BUSY_SECONDS: Final = 10.0
 LOOK_UPS: Final = 500.0
 """A second, while rewards are released."""
 SHARED_AMONG: Final = """
@@ -132,12 +134,23 @@ def _reviews(bench: Bench, pair: Pair) -> None:
 
 
 def _check(pair: Pair, workload: Workload) -> None:
-    """Raise HTTPError unless the first request is answered well."""
+    """Raise HTTPError unless the first request is answered well.
+
+    What wrk has left under way may still keep the service busy: a 503 is asked again.
+    """
     first = pair.requests(workload)[0]
     headers = {"Authorization": first.authorization}
     request = urllib.request.Request(f"{pair.service.url}{first.path}", headers=headers)
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        found = json.loads(answer.read())["items"]
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                found = json.loads(answer.read())["items"]
+            break
+        except HTTPError as error:
+            if error.code != 503 or time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
     assert found, f"{first.path} finds nothing"
 
 

@@ -92,8 +92,18 @@ async def _measure(bench: Bench) -> None:
         await _to_one(bench, database)
         await _beside_hanging_ones(bench, database)
     finally:
-        await database.execute(NOTHING)
+        await _remove_all(database)
         await database.close()
+
+
+async def _remove_all(database: Database) -> None:
+    """Remove endpoints and messages, though the worker may be about to deliver some."""
+    while True:
+        try:
+            await database.execute(NOTHING)
+        except asyncpg.DeadlockDetectedError:
+            continue
+        break
 
 
 async def _to_one(bench: Bench, database: Database) -> None:
@@ -158,7 +168,7 @@ async def _deliver(
     committed: dict[str, float] = {}
     announced = example_of(EventType.REFERRAL_QUALIFIED)
     async with AsyncExitStack() as stack:
-        await database.execute(NOTHING)
+        await _remove_all(database)
         for slot, receiver in enumerate(receivers, 1):
             await stack.enter_async_context(receiver.serving())
             endpoint = Endpoint(
