@@ -1,31 +1,22 @@
 """PostgreSQL understands every statement, on the schema as the migrations leave it."""
 
-import importlib
-import pkgutil
 import re
 
 import asyncpg
 import pytest
 
-from service import repositories
 from service.postgresql.hosts import PREPARED_STATEMENTS
+from tests.sql.plans import statements
 
-MODULES = [
-    importlib.import_module(f"{repositories.__name__}.{module.name}")
-    for module in pkgutil.iter_modules(repositories.__path__)
-]
 STATEMENTS = [
-    pytest.param(text, id=f"{module.__name__.rpartition('.')[2]}.{name}")
-    for module in MODULES
-    for name, text in vars(module).items()
-    if name.isupper() and not name.startswith("_") and isinstance(text, str)
+    pytest.param(text, id=f"{module}.{name}") for (module, name), text in statements().items()
 ]
 
 
 def test_every_table_has_its_statements() -> None:
     """Otherwise a module that is not found would pass without a word."""
     tested = {str(param.id).partition(".")[0] for param in STATEMENTS}
-    assert tested == {
+    named = {
         "account_changes",
         "authorization_codes",
         "balances",
@@ -65,6 +56,8 @@ def test_every_table_has_its_statements() -> None:
         "webhook_endpoints",
         "webhook_messages",
     }
+    assert tested - named == set(), "New modules: name them here."
+    assert named - tested == set(), "No statements are found in these: remove or rename them here."
 
 
 def test_a_connection_keeps_all_of_them_prepared() -> None:
