@@ -1,13 +1,16 @@
 """Participants: people whom only a company knows."""
 
-from typing import Any
+from typing import Any, Final
+from uuid import UUID
 
 import pytest
 
+from service.api.http.app_keys import SERVICES
+from service.api.referral_codes import ReferralCodeSchema, ReferralCodeWishSchema
 from service.domain.scopes import Scope
 from tests.api.assertions import assert_problem
 from tests.company import Company, new_company, new_id
-from tests.factories import Api
+from tests.factories import Api, Person
 
 
 @pytest.fixture
@@ -115,6 +118,46 @@ async def test_a_code_is_replaced_and_deleted(company: Company) -> None:
     assert_problem(await company.delete(f"{path}/code"), 404, "referral-code-not-found")
     assert (await company.get(path)).json()["code"] is None
     assert (await company.put(f"{path}/code", {"expires_in_days": 3})).status == 201
+
+
+WISH: Final[dict[str, Any]] = {"expires_in_days": 9, "code": "ANNA-2026", "max_uses": 3}
+WISHED: Final = {name: value for name, value in WISH.items() if name != "expires_in_days"}
+
+
+def test_all_that_can_be_wished_of_a_code_is_tried_below() -> None:
+    wishes = set(ReferralCodeWishSchema().fields) - {"expires_at"}
+    assert set(WISH) == wishes, "Give the new member a value in WISH: do companies' calls store it?"
+
+
+async def stored_code(api: Api, owner_id: str) -> Any:
+    """Return an owner's live code as its owner would see it."""
+    async with api.app[SERVICES].database.autocommit() as repositories:
+        code = await repositories.referral_codes.find_live(UUID(owner_id), api.clock())
+    return ReferralCodeSchema().dump(code)
+
+
+async def test_a_new_participants_code_is_stored_as_it_was_wished(
+    company: Company, api: Api
+) -> None:
+    referrer = await company.new_referrer(code=WISH)
+    stored = await stored_code(api, referrer["participant_id"])
+    assert {name: stored[name] for name in WISHED} == WISHED
+
+
+async def test_what_is_answered_about_a_code_is_what_is_stored(
+    company: Company, api: Api, anna: Person
+) -> None:
+    """Accounts and other participants have statements of their own: repositories/referral_codes.py
+    and participant_codes.py."""
+    nobodys = await company.post("/participants", {"external_id": "u-1"})
+    for owner_id in (anna.user_id, nobodys.json()["participant_id"]):
+        for status, name in ((201, "FIRST"), (200, "SECOND")):
+            code = f"{name}-{owner_id[-6:]}".upper()
+            answered = await company.put(f"/participants/{owner_id}/code", WISH | {"code": code})
+            assert answered.status == status
+            assert answered.json().items() >= (WISHED | {"code": code}).items()
+            assert answered.json() == await stored_code(api, owner_id)
+    assert (await api.get("/referral-code", by=anna)).json() == await stored_code(api, anna.user_id)
 
 
 async def test_a_blocked_participants_code_is_not_live(company: Company, api: Api) -> None:
