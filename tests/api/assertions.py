@@ -21,4 +21,6 @@ def assert_problem(answer: Answer, status: int, code: str, pointers: Sequence[st
     errors = problem.get("errors", [])
     assert set(problem) == PROBLEM_MEMBERS | ({"errors"} if errors else set())
     assert {error["pointer"] for error in errors} == set(pointers), errors
-    assert all(set(error) == {"pointer", "detail"} and error["detail"] for error in errors)
+    for error in errors:
+        assert set(error) == {"pointer", "detail"}
+        assert error["detail"]

@@ -32,7 +32,8 @@ async def test_the_accounts_are_listed_newest_first(api: Api, anna: Person, admi
     assert answer.status == 200
     assert set(answer.json()) == {"items", "next_cursor"}
     assert [user["id"] for user in answer.json()["items"]] == [admin.user_id, anna.user_id]
-    assert all(set(user) == MEMBERS for user in answer.json()["items"])
+    for user in answer.json()["items"]:
+        assert set(user) == MEMBERS
     assert [user["role"] for user in answer.json()["items"]] == ["admin", "user"]
 
 
