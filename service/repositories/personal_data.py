@@ -16,7 +16,7 @@ ACCOUNT: Final = """
 """
 
 IDENTITIES: Final = """
-    SELECT issuer, subject, created_at
+    SELECT issuer, subject, email, created_at
       FROM identities
      WHERE user_id = $1
      ORDER BY created_at, issuer, subject
