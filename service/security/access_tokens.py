@@ -1,4 +1,7 @@
-"""Access tokens: ES256 JWTs after RFC 9068."""
+"""Access tokens: ES256 JWTs after RFC 9068.
+
+They can be revoked: whether the session is still open is checked on every request, and cached.
+"""
 
 import hashlib
 from collections.abc import Iterable

@@ -1,5 +1,9 @@
 """The authorization server: what users grant to clients, and the tokens that clients get.
 
+It is ours, on plain SQL: of the two Python libraries tried, one redeemed a code twenty times in
+parallel and accepted a request without PKCE, the other refreshed a token six times. In the tests,
+certified clients verify it.
+
 It refuses with OAuthError, as RFC 6749 defines.
 """
 
