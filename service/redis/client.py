@@ -116,8 +116,8 @@ class _Lane:
 
     batch: _Batch = field(default_factory=_Batch)
     task: asyncio.Task[None] | None = None
-    asked: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set while the batch asks for something."""
+    asked: asyncio.Future[None] | None = None
+    """What the task waits for while nothing is asked for."""
 
 
 class RedisClient:
@@ -257,22 +257,26 @@ class RedisClient:
             if not self._topology.is_believed:  # nor is it used if this ends before the exchange
                 raise RedisAway
             batch.generation = self.generation
-            lane.asked.set()
         self._waiting += 1
         if lane.task is None:
             lane.task = asyncio.create_task(self._run(lane))
+        elif lane.asked is not None:
+            lane.asked.set_result(None)
+            lane.asked = None
         batch.size += 1
         # asyncio.get_running_loop() would ask the system for the process id each time.
         return lane.task.get_loop().create_future()
 
     async def _run(self, lane: _Lane) -> None:
         """Make one exchange after another, for ever."""
+        loop = asyncio.get_running_loop()
         try:
             while True:
-                await lane.asked.wait()
+                if not lane.batch.size:
+                    lane.asked = loop.create_future()
+                    await lane.asked
                 await _hold_back(lane)
                 batch, lane.batch = lane.batch, _Batch()
-                lane.asked.clear()
                 try:
                     await self._exchange(batch)
                 except RedisAway as error:
@@ -283,7 +287,7 @@ class RedisClient:
                 finally:
                     self._waiting -= batch.size
         finally:
-            lane.task = None
+            lane.task = lane.asked = None
 
     async def _exchange(self, batch: _Batch) -> None:
         """Send the batch and resolve its futures.
@@ -292,13 +296,12 @@ class RedisClient:
         """
         if batch.generation and not (self.answers and self._topology.is_believed):
             raise RedisAway
-        loop = asyncio.get_running_loop()
         connection: AbstractConnection | None = None
         try:
             async with asyncio.timeout(None) as limit:
-                self._limits[limit] = overdue_at = loop.time() + TIMEOUT_SECONDS
+                self._limits[limit] = monotonic() + TIMEOUT_SECONDS
                 if self._timer is None:
-                    self._timer = loop.call_at(overdue_at, self._end_overdue)
+                    self._watch_limits(TIMEOUT_SECONDS)
                 try:
                     commands = batch.commands()
                     async with self._sending:
@@ -323,18 +326,20 @@ class RedisClient:
                 raise RedisAway(f"{type(error).__name__}: {reason}") from error
             raise
 
+    def _watch_limits(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._end_overdue)
+
     def _end_overdue(self) -> None:
         """Give overdue exchanges a last chance, and look again when the next one is overdue."""
         self._timer = None
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = monotonic()
         for limit, overdue_at in self._limits.items():
             if overdue_at > now:
-                self._timer = loop.call_at(overdue_at, self._end_overdue)
+                self._watch_limits(overdue_at - now)
                 break
             if limit.when() is None:
                 # If it was this process that was held up, replies may have arrived unread.
-                limit.reschedule(now + LAST_CHANCE_SECONDS)
+                limit.reschedule(asyncio.get_running_loop().time() + LAST_CHANCE_SECONDS)
 
     async def _connected(self) -> AbstractConnection:
         """Return the connection; make it if there is none, or if it was lost while idle."""

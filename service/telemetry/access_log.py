@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-FLUSH_SECONDS: Final = 0.05
+FLUSH_SECONDS: Final = 0.1
 MOST_REQUESTS: Final = 500
 """How many are kept: with one more they are written at once."""
 log = logging.getLogger("service.access")
