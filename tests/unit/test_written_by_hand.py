@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from service.api.http.responses import to_json
 from service.api.ledger import BalancesSchema, TransfersSchema, write_balances, write_transfers
+from service.api.referral_codes import PublicReferralCodeSchema, write_public
 from service.api.referrals import ReferralsSchema, write_page
 from service.api.rewards import RewardsSchema, write_rewards
 from service.domain.ledger import Account, Balance, ListedTransfer, TransferKind
 from service.domain.pages import BalanceCursor, Cursor, Page
+from service.domain.referral_codes import PublicReferralCode
 from service.domain.referrals import Referral, ReferralFlag, ReferralState
 from service.domain.rewards import ListedReward, RewardState
 
@@ -56,6 +58,11 @@ BALANCE_CURSORS = st.none() | st.builds(
     BalanceCursor, participant_id=st.uuids(), unit=st.from_regex("[A-Za-z]+", fullmatch=True)
 )
 CURSORS = st.none() | st.builds(Cursor, at=MOMENTS, row_id=st.uuids())
+
+
+@given(st.builds(PublicReferralCode, expires_at=MOMENTS))
+def test_a_referral_code_for_anyone(code: PublicReferralCode) -> None:
+    assert write_public(code) == to_json(PublicReferralCodeSchema().dump(code))
 
 
 @given(st.lists(REFERRALS, max_size=3), CURSORS)
