@@ -99,8 +99,9 @@ async def valkey_killed(world: World) -> None:
         killed = monotonic()
         await world.valkey.kill()
         await asyncio.sleep(world.seconds_until_next())
+        back = monotonic()  # clients may reach it before this process has noticed
         await world.valkey.start()
-        world.may_be_stale(since=killed)
+        world.may_be_stale(begin=back, since=killed)
         await asyncio.sleep(world.seconds_until_next())
 
 
@@ -123,8 +124,9 @@ async def valkey_with_old_data(world: World) -> None:
         await asyncio.sleep(world.seconds_until_next())
         killed = monotonic()
         await world.valkey.kill()
+        back = monotonic()  # clients may reach it before this process has noticed
         await world.valkey.start()
-        world.may_be_stale(since=killed)
+        world.may_be_stale(begin=back, since=killed)
         await asyncio.sleep(STALE_SECONDS + world.seconds_until_next())
 
 
